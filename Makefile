@@ -1,0 +1,48 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first.
+# TORCH_INDEX is where the CPU build of torch lives when pip's own places do not have it; `make GPU=1 ...` takes
+# the build with CUDA from PyPI instead (several GB).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test lint types soak bench clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -U pip
+ifdef GPU
+	$(PIP) install "torch==$(TORCH)"
+else
+	$(PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install "torch==$(TORCH)+cpu" --extra-index-url $(TORCH_INDEX)
+endif
+	$(PIP) install -c constraints.txt -e ".[dev,bench]"
+	touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/python examples/demo.py
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# mypy does not follow the editable install's finder, so it reads a plain copy.
+types: $(STAMP)
+	rm -rf build/types
+	mkdir -p build/types/source
+	cp -r pyproject.toml README.md LICENSE epistream sharding cache loader configs build/types/source/
+	$(PIP) install --no-deps --target build/types/site build/types/source
+	cd build/types && MYPYPATH=site ../../$(VENV)/bin/python -m mypy --config-file ../../pyproject.toml -p epistream
+
+soak: $(STAMP)
+	$(VENV)/bin/python -m pytest -m soak --timeout 3600
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out

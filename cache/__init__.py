@@ -1,0 +1,1 @@
+"""One copy of a shard per node: budget, leases, single-flight fills, eviction, fetching."""

@@ -1,0 +1,1 @@
+"""Presets, their schema, and the tuner that chooses one."""

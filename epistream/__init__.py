@@ -1,0 +1,55 @@
+"""epistream: windows of robot-learning episodes, streamed from tar shards into torch.
+
+Names are imported on first use, so that ``epistream pack`` and its worker processes never pay for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from epistream._version import __version__
+from epistream.errors import EpistreamError
+
+if TYPE_CHECKING:
+    from epistream.cache.node import CacheOptions
+    from epistream.loader.loader import StreamingLoader
+    from epistream.loader.stream import EpisodeStream
+    from epistream.loader.window import Window
+    from epistream.loader.world import World
+    from epistream.sharding.dataset import Dataset, open_dataset
+    from epistream.sharding.pack import pack
+
+_HOME = {
+    "CacheOptions": "epistream.cache.node",
+    "Dataset": "epistream.sharding.dataset",
+    "EpisodeStream": "epistream.loader.stream",
+    "StreamingLoader": "epistream.loader.loader",
+    "Window": "epistream.loader.window",
+    "World": "epistream.loader.world",
+    "open_dataset": "epistream.sharding.dataset",
+    "pack": "epistream.sharding.pack",
+}
+
+__all__ = [
+    "CacheOptions",
+    "Dataset",
+    "EpisodeStream",
+    "EpistreamError",
+    "StreamingLoader",
+    "Window",
+    "World",
+    "__version__",
+    "open_dataset",
+    "pack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'epistream' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

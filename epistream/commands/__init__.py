@@ -1,0 +1,52 @@
+"""The command line: one module a command, imported only when that command runs."""
+
+import sys
+from importlib import import_module
+
+import click
+from rich.console import Console
+
+from epistream._version import __version__
+from epistream.errors import EpistreamError
+
+_HELP = {
+    "bench": "Measure windows/s on a dataset, beside the bound of this machine.",
+    "cache": "List, clear and warm the node's shard cache.",
+    "index": "Write indexes and a manifest for tar shards that have none.",
+    "inspect": "Show what a dataset holds.",
+    "pack": "Pack HDF5 episodes into tar shards.",
+    "verify": "Check a dataset's bytes, indexes and frames.",
+}
+
+
+class _Commands(click.Group):
+    """Finds a command's module by the command's name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_HELP)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _HELP:
+            return None
+        command: click.Command = import_module(f"epistream.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Help lines are kept here so that `epistream --help` imports neither torch nor h5py.
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_HELP.items()))
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="epistream")
+def cli() -> None:
+    """Pack robot-learning episodes into tar shards and stream windows from them."""
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit code 1."""
+    try:
+        cli()
+    except EpistreamError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)

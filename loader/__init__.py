@@ -1,0 +1,1 @@
+"""Windows out: world, plan, reader, batch ring, stream, loader."""

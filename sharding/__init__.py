@@ -1,0 +1,1 @@
+"""Episodes in, shards out: HDF5 layouts, frame codecs, tar writer, indexes, manifest, packing."""

@@ -1,0 +1,1 @@
+"""HDF5 layouts: one module a layout, found by what a file holds."""
