@@ -1,0 +1,172 @@
+"""What one feature of a dataset is: its name, the shape of one step, and how its bytes are stored."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from epistream.errors import FormatError
+
+Kind = Literal["frames", "array"]
+Codec = Literal["jpeg", "png", "raw", "npy"]
+Channels = Literal["rgb", "bgr"]
+
+_KINDS_OF_NUMBERS = "int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
+DTYPES = ("bool", *_KINDS_OF_NUMBERS.split())
+SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "raw": ".npy", "npy": ".npy"}
+
+# Lower case, because two tar members that differ in case only overwrite each other on some file systems.
+_NAME = re.compile(r"[a-z0-9_][a-z0-9_.\-]{0,79}")
+_RESERVED = frozenset({"meta", "__key__", "__url__", "episode_index", "step_index", "task"})
+# A step larger than this is nonsense or an attack: a 16,384 x 16,384 RGB frame of bytes is 0.8 GB.
+MAX_STEP_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named quantity that every step of every episode has.
+
+    Args:
+        name: LeRobot's name, for example ``observation.images.top``, ``observation.state`` or ``action``.
+        kind: ``frames`` for camera pictures, ``array`` for everything stored as one array an episode.
+        dtype: numpy name of what the source holds, one of `DTYPES`.
+        shape: of one step: (H, W, C) for frames, any shape of at most four axes for arrays.
+        codec: ``jpeg``, ``png`` or ``raw`` for frames, ``npy`` for arrays.
+        jpeg_channels: channel order in which to decode a JPEG to get back the array its writer had.
+        rotate: degrees that turn the picture upright; recorded, and applied on request only.
+        fps: steps per second, if known.
+        units: of an array's values, if known.
+        source_path: where in the source file the values were.
+
+    Raises:
+        FormatError: If any of these, or their combination, cannot be.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+    codec: Codec
+    jpeg_channels: Channels | None = None
+    rotate: Literal[0, 180] = 0
+    fps: float | None = None
+    units: str | None = None
+    source_path: str = ""
+
+    def __post_init__(self) -> None:
+        problem = next(_problems(self), None)
+        if problem:
+            raise FormatError(f"feature {self.name!r}: {problem}.")
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step, decoded."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def suffix(self) -> str:
+        """What the names of this feature's tar members end with."""
+        return SUFFIXES[self.codec]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and msgpack."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+def _problems(feature: Feature) -> Iterator[str]:
+    """What is wrong with `feature`; the checks later in the list rely on the earlier ones."""
+    if not isinstance(feature.name, str) or not _NAME.fullmatch(feature.name) or feature.name in _RESERVED:
+        yield (
+            "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-' "
+            f"and none of {', '.join(sorted(_RESERVED))}. Rename it with --rename"
+        )
+    if feature.dtype not in DTYPES:
+        yield f"dtype {feature.dtype!r}, wanted one of {', '.join(DTYPES)}"
+    shape = feature.shape
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > 4
+        or not all(type(size) is int and 0 < size < 1 << 31 for size in shape)
+        or feature.step_bytes > MAX_STEP_BYTES
+    ):
+        yield f"shape {shape!r} of {feature.dtype}, wanted at most 4 axes of at least 1 and 1 GiB a step"
+    if feature.kind == "frames":
+        yield from _frames_problems(feature)
+    elif feature.kind != "array" or feature.codec != "npy":
+        yield f"kind {feature.kind!r} with codec {feature.codec!r}, wanted frames, or array with npy"
+    elif feature.jpeg_channels is not None or feature.rotate:
+        yield "jpeg_channels or rotate on an array, wanted on frames only"
+    fps = feature.fps
+    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < 1e9):
+        yield f"fps {fps!r}, wanted a positive number or null"
+    if not (feature.units is None or isinstance(feature.units, str)) or not isinstance(
+        feature.source_path, str
+    ):
+        yield "units or source_path that is no text"
+
+
+def _frames_problems(feature: Feature) -> Iterator[str]:
+    if feature.codec not in ("jpeg", "png", "raw"):
+        yield f"codec {feature.codec!r} of frames, wanted jpeg, png or raw"
+    if len(feature.shape) != 3:
+        yield f"shape {feature.shape} of frames, wanted (height, width, channels)"
+    if feature.codec == "jpeg" and (feature.dtype != "uint8" or feature.shape[2] not in (1, 3)):
+        yield f"{feature.dtype} {feature.shape} as JPEG, wanted uint8 with 1 or 3 channels"
+    if feature.codec == "png" and feature.dtype not in ("uint8", "uint16"):
+        yield f"{feature.dtype} as PNG, wanted uint8 or uint16"
+    if feature.jpeg_channels not in (None, *get_args(Channels)):
+        yield f"jpeg_channels {feature.jpeg_channels!r}, wanted rgb, bgr or null"
+    if feature.codec == "jpeg" and feature.shape[2] == 3 and feature.jpeg_channels is None:
+        yield "no jpeg_channels, wanted rgb or bgr: a JPEG does not say which array its writer had"
+    if feature.rotate not in (0, 180):
+        yield f"rotate {feature.rotate!r}, wanted 0 or 180"
+
+
+def feature_from_dict(value: object, where: str) -> Feature:
+    """The inverse of `Feature.to_dict`, for values from a file.
+
+    Unknown keys are an error: a later release that adds one raises the format's version.
+
+    Raises:
+        FormatError: If `value` does not describe a feature; the message begins with `where`.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("shape"), list | tuple):
+        raise FormatError(
+            f"{where}: a feature is {value!r:.200}, wanted a map with name, kind, dtype, shape, codec."
+        )
+    try:
+        return Feature(**{**value, "shape": tuple(value["shape"])})
+    except (FormatError, TypeError, ValueError) as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def features_from_list(values: object, where: str) -> dict[str, Feature]:
+    """Features by name, in the order of `values`.
+
+    Raises:
+        FormatError: If one is wrong, or two have the same name.
+    """
+    if not isinstance(values, list | tuple):
+        raise FormatError(f"{where}: features are a {type(values).__name__}, wanted a list of maps.")
+    features = [feature_from_dict(value, where) for value in values]
+    by_name = {feature.name: feature for feature in features}
+    if len(by_name) != len(features):
+        raise FormatError(
+            f"{where}: {len(features)} features with {len(by_name)} names, wanted each name once."
+        )
+    return by_name
+
+
+def describe_difference(left: Mapping[str, Feature], right: Mapping[str, Feature]) -> str | None:
+    """How two sets of features differ where a reader would notice, or None. Source paths may differ."""
+    if left.keys() != right.keys():
+        return f"features {sorted(left)} against {sorted(right)}"
+    for name, one in left.items():
+        other = right[name]
+        for field in ("kind", "dtype", "shape", "codec", "jpeg_channels", "rotate", "fps", "units"):
+            if getattr(one, field) != getattr(other, field):
+                return f"{name}: {field} {getattr(one, field)!r} against {getattr(other, field)!r}"
+    return None

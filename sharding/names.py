@@ -1,0 +1,18 @@
+"""Which file names a dataset may use: what a hostile manifest must not be able to do is leave its folder."""
+
+import re
+
+# No slash, no leading dot, nothing that a URL, a shell or a brace pattern would read as something else.
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-+=@,]{0,199}\.tar")
+
+
+def shard_name_problem(name: str) -> str | None:
+    """What is wrong with the file name of a shard, or None."""
+    if _SHARD.fullmatch(name):
+        return None
+    return f"shard name {name!r:.120}, wanted letters, digits and _.-+=@, '.tar' at the end, no folder"
+
+
+def index_name(shard_name: str) -> str:
+    """``shard-000012.tar`` -> ``shard-000012.index``."""
+    return shard_name.removesuffix(".tar") + ".index"
