@@ -1,0 +1,48 @@
+"""`epistream bench`: windows/s of a dataset on this machine, beside the bound."""
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+
+def _offsets(text: str) -> range:
+    first, _, last = text.partition(":")
+    try:
+        return range(int(first), int(last))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}, wanted START:STOP, for example 0:100") from None
+
+
+@click.command()
+@click.argument("url")
+@click.option("--batch-size", default=32, show_default=True, help="Windows per batch.")
+@click.option("--obs", default="0:1", show_default=True, help="Step offsets of observations, START:STOP.")
+@click.option("--action", default="0:100", show_default=True, help="Step offsets of actions, START:STOP.")
+@click.option("--parallel", default=2, show_default=True, help="Worker processes, or threads.")
+@click.option("--cache", default="auto", show_default=True, type=click.Choice(["auto", "shm", "disk", "off"]))
+@click.option("--rounds", default=5, show_default=True, help="Interleaved rounds; medians are shown.")
+@click.option("--seconds", default=2.0, show_default=True, help="Length of each measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
+def command(as_json: bool, **options: Any) -> None:
+    """Measure how fast URL streams, beside the bound of this machine.
+
+    Every round measures, one after the other: the bare decode of the dataset's own frames by as many processes
+    (nothing else), the loader with worker processes, and the loader with threads.
+    """
+    from epistream.loader.bench import BenchOptions, run_bench
+
+    for name in ("obs", "action"):
+        options[name] = _offsets(options[name])
+    result = run_bench(options.pop("url"), BenchOptions(**options))
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
+        return
+    table = Table(title=result.title, caption=result.machine)
+    for heading in ("", "windows/s", "spread", "of bound", "CPU s / 1,000", "first batch", "memory (PSS)"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in result.rows:
+        table.add_row(*row.cells(result.bound))
+    Console().print(table)

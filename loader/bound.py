@@ -1,0 +1,162 @@
+"""The bound: how fast this machine could go if the loader itself cost nothing.
+
+``decode``: processes that only decode the run's own frames, in place, into memory they reuse. ``copy``: one process
+that only copies batches into warm memory. What a loader reaches is quoted as a share of the smaller of the two.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import DeadlineError
+from epistream.loader.job import ReadJob
+from epistream.loader.reader import BatchWindows, shard_entry
+from epistream.sharding.codecs import decode_into
+from epistream.sharding.features import Feature
+from epistream.sharding.index import ShardIndex
+
+# Compressed frames are read into memory first; a few hundred MB stand for the run well enough.
+_SAMPLE_BYTES = 256 << 20
+_START_S = 120.0
+
+Frames = list[tuple[Feature, bytes]]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Windows per second of each term; infinite where the run does nothing of the kind."""
+
+    decode: float
+    copy: float
+
+    @property
+    def windows_per_s(self) -> float:
+        """The smaller term."""
+        return min(self.decode, self.copy)
+
+    @property
+    def binding(self) -> str:
+        """The name of the smaller term."""
+        return "decode" if self.decode <= self.copy else "copy"
+
+
+def measure_bound(job: ReadJob, num_processes: int, seconds: float) -> Bound:
+    """Measure both terms on the first batches of the job's current data.
+
+    Args:
+        job: the run whose frames are decoded.
+        num_processes: processes that decode at the same time.
+        seconds: how long each term is measured.
+
+    Raises:
+        DeadlineError: a measuring process did not answer.
+    """
+    sample, num_windows = _sample(job)
+    decode = _measure_decode(job, sample, num_windows, num_processes, seconds) if sample else float("inf")
+    return Bound(decode, _measure_copy(job, seconds))
+
+
+def _sample(job: ReadJob) -> tuple[Frames, int]:
+    """The frames that the job's first batches decode, each with its bytes, and how many windows these batches have."""
+    frames: Frames = []
+    num_windows = num_bytes = 0
+    schedule, order = job.schedule(0, 0), job.plan.epoch(0)
+    for batch_index in range(schedule.num_batches):
+        windows = job.windows(order, schedule, batch_index)
+        for feature, data in _batch_frames(job, windows):
+            frames.append((feature, data))
+            num_bytes += len(data)
+        num_windows += len(windows.step)
+        if num_bytes > _SAMPLE_BYTES:
+            break
+    return frames, num_windows
+
+
+def _batch_frames(job: ReadJob, windows: BatchWindows) -> Iterator[tuple[Feature, bytes]]:
+    compressed = [f for f in job.features.values() if f.kind == "frames" and f.codec != "raw"]
+    length = job.dataset.episode_length[windows.episode_index]
+    for shard in np.unique(windows.shard) if compressed else ():
+        rows = np.flatnonzero(windows.shard == shard)
+        with job.cache.open(shard_entry(job.dataset, int(shard))) as entry:
+            blob = entry.blobs[1]
+            index = ShardIndex.parse(bytes(blob.read(0, blob.size)), job.dataset.index_url[int(shard)])
+            first_row = index.first_row[windows.episode_in_shard[rows]][:, None]
+            for feature in compressed:
+                steps, _ = job.window.steps(feature.name, windows.step[rows], length[rows])
+                offsets, sizes = index.frame_offset[feature.name], index.frame_size[feature.name]
+                for frame in np.unique(steps + first_row).tolist():
+                    yield feature, bytes(entry.blobs[0].read(int(offsets[frame]), int(sizes[frame])))
+
+
+def _measure_decode(
+    job: ReadJob, sample: Frames, num_windows: int, num_processes: int, seconds: float
+) -> float:
+    # Fork, so that the sample is shared and not sent.
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(num_processes)]
+    processes = [
+        context.Process(target=_decode_process, args=(sample, job.batch_size, seconds, theirs), daemon=True)
+        for _, theirs in pipes
+    ]
+    for process in processes:
+        process.start()
+    try:
+        answers = [_answer(ours) for ours, _ in pipes]  # ready
+        for ours, _ in pipes:
+            ours.send("go")
+        answers = [_answer(ours) for ours, _ in pipes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return sum(answers) * num_windows / len(sample)
+
+
+def _answer(pipe: Connection) -> float:
+    if not pipe.poll(_START_S):
+        raise DeadlineError(f"bound: a decoding process said nothing for {_START_S:g} s. Is the machine overloaded?")
+    answer: float = pipe.recv()
+    return answer
+
+
+def _decode_process(sample: Frames, batch_size: int, seconds: float, pipe: Connection) -> None:
+    """Decode frames round and round; answers with frames per second."""
+    shapes = {feature.name: (batch_size, *feature.shape) for feature, _ in sample}
+    dtypes = {feature.name: np.dtype(feature.dtype) for feature, _ in sample}
+    buffers = {name: np.zeros(shape, dtypes[name]) for name, shape in shapes.items()}
+    pipe.send(0.0)
+    pipe.recv()
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        feature, data = sample[count % len(sample)]
+        decode_into(feature, data, buffers[feature.name][count % batch_size], feature.name)
+        count += 1
+
+    pipe.send(_rate(step, seconds))
+
+
+def _measure_copy(job: ReadJob, seconds: float) -> float:
+    source: NDArray[np.uint8] = np.ones(job.layout.num_bytes, np.uint8)
+    target: NDArray[np.uint8] = np.ones(job.layout.num_bytes, np.uint8)
+
+    def step() -> None:
+        target[:] = source
+
+    return _rate(step, seconds) * job.batch_size
+
+
+def _rate(step: Callable[[], None], seconds: float) -> float:
+    """Calls of `step` per second, over at least `seconds` and after one call to warm up."""
+    step()
+    count, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds or count == 0:
+        step()
+        count += 1
+    return count / max(elapsed, 1e-9)

@@ -1,0 +1,150 @@
+"""The workers of a loader: started once, told epochs, listened to, stopped; dead ones are reported."""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Literal
+
+from epistream.errors import DeadlineError, WorkerError
+from epistream.loader.channel import Kind, Record, RecordPipe
+from epistream.loader.job import ReadJob
+from epistream.loader.ring import Ring
+from epistream.loader.worker import Message, WorkerSeat, run_process, run_worker
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+# Workers finish the batch in hand before they leave; one that is stuck in a fetch is killed after this.
+_STOP_S = 5.0
+
+
+@dataclass
+class _Member:
+    seat: WorkerSeat
+    messages: Connection
+    process: BaseProcess | None
+    thread: threading.Thread | None
+
+
+class Crew:
+    """`num_workers` processes (or threads, with `start_method` None), each with slots of its own in one ring.
+
+    Args:
+        job: what to read.
+        num_workers: how many.
+        slots_per_worker: batches that each may have in flight or in the consumer's hands.
+        start_method: how processes are started; None makes threads.
+    """
+
+    def __init__(
+        self, job: ReadJob, num_workers: int, slots_per_worker: int, start_method: StartMethod | None
+    ) -> None:
+        self.num_workers = num_workers
+        self.ring = Ring(num_workers * slots_per_worker, job.layout.num_bytes)
+        self._members: list[_Member] = []
+        # Every pipe exists before the first fork, and every fork happens before any thread starts.
+        pipes = [multiprocessing.Pipe(duplex=False) for _ in range(num_workers)]
+        for index, (messages, outbox) in enumerate(pipes):
+            slots = range(index * slots_per_worker, (index + 1) * slots_per_worker)
+            seat = WorkerSeat(index, num_workers, slots, RecordPipe(), outbox, job, self.ring)
+            self._members.append(_Member(seat, messages, None, None))
+        for member in self._members:
+            self._start(member, start_method)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that are processes."""
+        return [member.process.pid for member in self._members if member.process and member.process.pid]
+
+    def run(self, serial: int, epoch: int, start: int) -> None:
+        """Let all workers begin at position `start` of `epoch`; what they were doing is abandoned."""
+        for member in self._members:
+            member.seat.inbox.send(Record(Kind.RUN, serial, epoch, start))
+
+    def give_back(self, worker_index: int) -> Callable[[int], None]:
+        """What to call with a slot number when the consumer is done with the slot."""
+        inbox = self._members[worker_index].seat.inbox
+        return lambda slot: inbox.send(Record(Kind.SLOT, slot))
+
+    def receive(self, worker_index: int, timeout_s: float) -> Message:
+        """The next message of a worker.
+
+        Raises:
+            WorkerError: a worker died; the message says which and of what.
+            DeadlineError: nothing came within `timeout_s`.
+        """
+        member = self._members[worker_index]
+        sentinels = {m.process.sentinel: m for m in self._members if m.process is not None}
+        ready = wait([member.messages, *sentinels], timeout_s)
+        # What a worker sent before it died is still good.
+        if member.messages in ready or member.messages.poll():
+            with suppress(EOFError):
+                message: Message = member.messages.recv()
+                return message
+            ready = [member.process.sentinel] if member.process else []
+        dead = [sentinels[item] for item in ready if isinstance(item, int)]
+        if dead:
+            raise WorkerError(_obituary(dead[0]))
+        raise DeadlineError(
+            f"worker {worker_index}: no batch within {timeout_s:g} s. Look at the fetch errors in the log, or raise "
+            "StreamingLoader(timeout_s=...)."
+        )
+
+    def stop(self) -> None:
+        """Stop all workers, by force if they do not come. Batches that the consumer holds stay valid."""
+        for member in self._members:
+            member.seat.inbox.send(Record(Kind.STOP))
+        deadline = time.monotonic() + _STOP_S
+        for member in self._members:
+            self._join(member, deadline)
+            member.messages.close()
+            if member.process is not None:
+                member.seat.inbox.close()
+        self.ring.close()
+
+    def _start(self, member: _Member, start_method: StartMethod | None) -> None:
+        name = f"epistream-worker-{member.seat.worker_index}"
+        if start_method is None:
+            member.thread = threading.Thread(target=run_worker, args=(member.seat,), name=name, daemon=True)
+            member.thread.start()
+            return
+        context = multiprocessing.get_context(start_method)
+        process = context.Process(target=run_process, args=(member.seat,), name=name, daemon=True)  # type: ignore[attr-defined]
+        process.start()
+        member.process = process
+        # Only the worker may hold the sending end, or its death would not end the stream of messages.
+        member.seat.outbox.close()
+
+    @staticmethod
+    def _join(member: _Member, deadline: float) -> None:
+        remaining_s = max(0.1, deadline - time.monotonic())
+        if member.thread is not None:
+            member.thread.join(remaining_s)
+        if member.process is not None:
+            member.process.join(remaining_s)
+            for end in (member.process.terminate, member.process.kill):
+                if member.process.is_alive():
+                    end()
+                    member.process.join(_STOP_S)
+            member.process.close()
+
+
+def _obituary(member: _Member) -> str:
+    process = member.process
+    assert process is not None
+    process.join(1.0)
+    code = process.exitcode
+    where = f"worker {member.seat.worker_index} (pid {process.pid})"
+    if code == -9:
+        return (
+            f"{where}: killed by SIGKILL. Usually the kernel, out of memory: look into 'dmesg', lower the cache budget, "
+            "the batch size or num_workers."
+        )
+    if code == -7:
+        return f"{where}: killed by SIGBUS. A file or memory mapping shrank under it; is /dev/shm full?"
+    how = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
+    return f"{where}: {how}, without a word. Its own output, above, may say why."

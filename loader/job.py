@@ -1,0 +1,62 @@
+"""All that reading a stream needs, free of torch: what worker processes receive."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from epistream.cache.node import NodeCache
+from epistream.loader.anchors import Anchors
+from epistream.loader.batch import BatchLayout
+from epistream.loader.plan import EpochOrder, Plan
+from epistream.loader.reader import BatchWindows, EpisodeReader
+from epistream.loader.schedule import Remainder, Schedule
+from epistream.loader.window import Window
+from epistream.loader.world import World
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.features import Feature
+
+
+@dataclass(frozen=True)
+class ReadJob:
+    """What to read, in which order, for which rank. Picklable; opens nothing until a reader reads."""
+
+    dataset: Dataset
+    features: dict[str, Feature]
+    window: Window
+    anchors: Anchors
+    plan: Plan
+    world: World
+    batch_size: int
+    remainder: Remainder
+    cache: NodeCache = field(repr=False)
+
+    @cached_property
+    def layout(self) -> BatchLayout:
+        """How one batch of this job lies in memory."""
+        return BatchLayout.plan(self.features, self.window, self.batch_size)
+
+    def schedule(self, epoch: int, start: int) -> Schedule:
+        """Which positions of an epoch this rank takes, from position `start` on."""
+        return Schedule(
+            self.anchors.num_windows,
+            num_lanes=self.plan.num_lanes,
+            seed=self.plan.options.seed,
+            epoch=epoch,
+            start=start,
+            world=self.world,
+            batch_size=self.batch_size,
+            remainder=self.remainder,
+        )
+
+    def reader(self) -> EpisodeReader:
+        """A reader for one thread or process."""
+        # Room for the shards of the segments in flight: a batch may reach into the next segment of each lane.
+        return EpisodeReader(
+            self.dataset, self.features, self.window, self.cache, self.plan.resident_shards + self.plan.num_lanes
+        )
+
+    def windows(self, order: EpochOrder, schedule: Schedule, batch_index: int) -> BatchWindows:
+        """The windows of this rank's batch, in batch order."""
+        positions, is_repeat = schedule.positions(batch_index)
+        shard, k = order.windows(positions)
+        episode_index, episode_in_shard, step = self.anchors.locate(shard, k)
+        return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat)

@@ -1,0 +1,238 @@
+"""StreamingLoader: the fast way to run a stream, with workers that fill recycled memory ahead of the training loop."""
+
+import os
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from epistream.errors import OptionError, StateError
+from epistream.loader.crew import Crew, StartMethod
+from epistream.loader.schedule import Schedule
+from epistream.loader.state import make_state
+from epistream.loader.stats import LoaderStats, StatsRecorder
+from epistream.loader.stream import EpisodeStream
+from epistream.loader.worker import Message
+
+
+class StreamingLoader:
+    """Iterates an `EpisodeStream`, one epoch per ``for`` loop, with batches prepared ahead.
+
+    Three ways to run, the same batches: worker processes (the default), threads in this process
+    (``num_workers=0``, best for a few cores or where processes are unwelcome), or nothing at all
+    (``num_workers=0, num_threads=0``, for a debugger).
+
+    Batches are views of recycled memory: no copy is made. A batch stays as it is for as long as anything refers
+    to it; a loop that keeps more batches than there are slots gets copies from then on
+    (`LoaderStats.num_copied_batches` counts them).
+
+    Args:
+        stream: what to read.
+        num_workers: worker processes.
+        num_threads: threads, when there are no worker processes; 2 by default.
+        prefetch: batches that each worker prepares ahead.
+        start_method: how processes are started. ``"fork"`` is fast and shares memory; take ``"spawn"`` or
+            ``"forkserver"`` where threads of other libraries do not survive a fork.
+        timeout_s: how long to wait for a batch before giving up with an error, in seconds.
+
+    Raises:
+        OptionError: numbers that cannot work.
+    """
+
+    def __init__(
+        self,
+        stream: EpisodeStream,
+        *,
+        num_workers: int = 2,
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        start_method: StartMethod = "fork",
+        timeout_s: float = 600.0,
+    ) -> None:
+        if num_threads is None:
+            num_threads = 0 if num_workers else 2
+        if min(num_workers, num_threads) < 0 or (num_workers and num_threads):
+            raise OptionError(
+                f"StreamingLoader: num_workers={num_workers} and num_threads={num_threads}, wanted one of them above 0 "
+                "or both 0. Leave num_threads out when there are worker processes."
+            )
+        if prefetch < 1 or timeout_s <= 0:
+            raise OptionError(f"StreamingLoader: prefetch={prefetch}, timeout_s={timeout_s}, wanted 1 or more, above 0.")
+        self.stream = stream
+        self._num_workers = num_workers or num_threads
+        self._start_method: StartMethod | None = start_method if num_workers else None
+        self._slots_per_worker = prefetch + 2
+        self._timeout_s = timeout_s
+        self._crew: Crew | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        # Identifies an iteration in messages. The next number belongs to the next epoch, which workers begin by
+        # themselves; every other continuation skips it.
+        self._serial = 0
+        self._ran_out = False
+        self._last_epoch = -1
+        self._held: list[set[int]] = [set() for _ in range(self._num_workers)]
+        self._recorder = StatsRecorder()
+        # Where the training loop is: set while an iteration runs, None before and after.
+        self._consumed: tuple[int, int] | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that this rank gets from the next iteration."""
+        return self.stream.num_batches
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch, over all ranks."""
+        return self.stream.num_windows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be `epoch`. Not needed in ordinary loops: the loader counts epochs by itself."""
+        self._consumed = None
+        self.stream.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training loop is: a few numbers and names, under 1 kB.
+
+        It counts windows that the loop has been given, not those that workers have prepared. Any number of ranks,
+        workers and any batch size may load it.
+        """
+        return make_state(self.stream.job, *(self._consumed or self.stream.cursor))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where `state` was taken.
+
+        Raises:
+            StateError: the state belongs to another dataset, window, seed or plan; both values are named.
+        """
+        self.stream.load_state_dict(state)
+        self._consumed = None
+
+    def stats(self) -> LoaderStats:
+        """Counts and times of this rank so far."""
+        return self._recorder.snapshot(shared_cache=self._start_method is None)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Start the next epoch (or go on after `load_state_dict`); filling begins now, not at the first ``next``."""
+        job = self.stream.job
+        epoch, start = self.stream.cursor
+        schedule = job.schedule(epoch, start)
+        # A loop that breaks off has spent this epoch; the next loop is the next epoch.
+        self.stream.set_epoch(epoch + 1)
+        self._consumed = (epoch, start) if schedule.num_batches else None
+        goes_on = self._ran_out and (epoch, start) == (self._last_epoch + 1, 0)
+        self._serial += 1 if goes_on else 2
+        self._ran_out, self._last_epoch = False, epoch
+        self._recorder.begin()
+        if self._num_workers == 0:
+            return self._track(self._read_here(epoch, schedule), epoch, schedule)
+        self._hire().run(self._serial, epoch, start)
+        return self._track(self._collect(schedule), epoch, schedule)
+
+    def close(self) -> None:
+        """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
+        if self._finalizer is not None:
+            self._finalizer()
+            self._finalizer = self._crew = None
+        self.stream.job.cache.close()
+
+    def __enter__(self) -> "StreamingLoader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _hire(self) -> Crew:
+        if self._crew is None:
+            self._held = [set() for _ in range(self._num_workers)]
+            self._crew = Crew(self.stream.job, self._num_workers, self._slots_per_worker, self._start_method)
+            # Also when the loader is dropped or the interpreter ends, but never in a forked child.
+            self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._crew)
+        return self._crew
+
+    def _track(self, batches: Iterator[Any], epoch: int, schedule: Schedule) -> Iterator[Any]:
+        """Hand out batches, keeping `_consumed` true; the last batch of an epoch is the beginning of the next."""
+        serial = self._serial
+        for batch_index, batch in enumerate(batches):
+            is_last = batch_index + 1 == schedule.num_batches
+            if serial == self._serial:
+                self._consumed = None if is_last else (epoch, schedule.position_after(batch_index))
+            yield batch
+
+    def _collect(self, schedule: Schedule) -> Iterator[Any]:
+        serial, crew = self._serial, self._hire()
+        for batch_index in range(schedule.num_batches):
+            worker_index = batch_index % self._num_workers
+            started = time.perf_counter()
+            message = self._receive(crew, worker_index, serial)
+            waited_s = time.perf_counter() - started
+            views, copied = self._take(crew, worker_index, message)
+            self._recorder.receive(worker_index, message, waited_s, copied)
+            self._ran_out = batch_index + 1 == schedule.num_batches
+            yield self.stream.finish(views)
+
+    def _receive(self, crew: Crew, worker_index: int, serial: int) -> Message:
+        while True:
+            if serial != self._serial or crew is not self._crew:
+                raise StateError(
+                    "StreamingLoader: this iteration was ended by a later iter(loader) or by close(). Iterate one at a "
+                    "time, or make a second loader."
+                )
+            try:
+                message = crew.receive(worker_index, self._timeout_s)
+            except BaseException:
+                self.close()
+                raise
+            if message.serial == serial:
+                if message.error is not None:
+                    raise message.error
+                return message
+            if message.slot >= 0:  # left over from an iteration that was broken off
+                crew.give_back(worker_index)(message.slot)
+
+    def _take(self, crew: Crew, worker_index: int, message: Message) -> tuple[dict[str, np.ndarray], bool]:
+        """The arrays of a filled slot: the slot itself, or a copy when the consumer already holds all but one."""
+        held, send = self._held[worker_index], crew.give_back(worker_index)
+
+        def give_back(slot: int) -> None:
+            held.discard(slot)
+            send(slot)
+
+        layout = self.stream.job.layout
+        must_copy = len(held) + 1 >= self._slots_per_worker
+        if must_copy:
+            block = crew.ring.slot(message.slot).copy()
+            send(message.slot)
+        else:
+            held.add(message.slot)
+            block = crew.ring.hand_out(message.slot, give_back)
+        views = {name: view[: message.num_windows] for name, view in layout.views(block).items()}
+        return views, must_copy
+
+    def _read_here(self, epoch: int, schedule: Schedule) -> Iterator[Any]:
+        """The same batches without workers, each in fresh memory."""
+        job = self.stream.job
+        order, reader = job.plan.epoch(epoch), job.reader()
+        for batch_index in range(schedule.num_batches):
+            started = time.perf_counter()
+            windows = job.windows(order, schedule, batch_index)
+            views = {name: view[: len(windows.step)] for name, view in job.layout.allocate().items()}
+            try:
+                reader.read(windows, views)
+            finally:
+                reader.release()
+            busy_s = time.perf_counter() - started
+            message = Message(
+                self._serial, batch_index, -1, len(windows.step), busy_s=busy_s, cache=job.cache.stats()
+            )
+            self._recorder.receive(0, message, busy_s, copied=False)
+            yield self.stream.finish(views)
+
+
+def _stop_in(pid: int, crew: Crew) -> None:
+    if os.getpid() == pid:
+        crew.stop()

@@ -1,0 +1,212 @@
+"""Fills whole batches: low-dimensional rows gathered, each frame decoded once, straight into the batch."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.cache.blob import Blob
+from epistream.cache.entry import Entry, Part
+from epistream.cache.node import NodeCache, OpenEntry
+from epistream.errors import FormatError
+from epistream.loader.window import Window
+from epistream.sharding.codecs import decode_into
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.features import Feature
+from epistream.sharding.index import ShardIndex
+
+
+@dataclass(frozen=True)
+class BatchWindows:
+    """The windows of one batch, in batch order; every array is (B,) int64 but `is_repeat`, (B,) bool."""
+
+    shard: NDArray[np.int64]
+    episode_index: NDArray[np.int64]
+    episode_in_shard: NDArray[np.int64]
+    step: NDArray[np.int64]
+    is_repeat: NDArray[np.bool_]
+
+
+@dataclass
+class _OpenShard:
+    entry: OpenEntry
+    index: ShardIndex
+
+    @property
+    def tar(self) -> Blob:
+        return self.entry.blobs[0]
+
+
+class EpisodeReader:
+    """Reads windows of a dataset into given arrays. One per thread or process; not shared between threads.
+
+    It keeps the shards of its recent batches open, because mapping them afresh costs page faults. Whoever
+    is about to wait for anything calls `release` first: a shard held while waiting cannot be evicted, and
+    ranks that wait for each other would hold each other's shards out of the cache.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        features: Mapping[str, Feature],
+        window: Window,
+        cache: NodeCache,
+        max_open_shards: int = 64,
+    ) -> None:
+        self._dataset = dataset
+        self._features = dict(features)
+        self._window = window
+        self._cache = cache
+        self._max_open_shards = max_open_shards
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        # Shards never change once published, so an index is checked once per process and then only viewed.
+        self._checked: set[int] = set()
+
+    def read(self, windows: BatchWindows, out: Mapping[str, NDArray]) -> None:
+        """Fill the arrays of one batch.
+
+        Args:
+            windows: what to read.
+            out: the arrays of `BatchLayout`, with a batch axis of at least B rows; the first B are written.
+
+        Raises:
+            FormatError: an index or frame that is torn or does not match the manifest.
+            FetchError, SourceChangedError, CacheError: from the cache, see `NodeCache.open`.
+        """
+        num_windows = len(windows.step)
+        length = self._dataset.episode_length[windows.episode_index]
+        out["episode_index"][:num_windows] = windows.episode_index
+        out["step_index"][:num_windows] = windows.step
+        out["task_index"][:num_windows] = self._first_task(windows.episode_index)
+        out["is_repeat"][:num_windows] = windows.is_repeat
+        steps = {}
+        for name in self._features:
+            steps[name], is_pad = self._window.steps(name, windows.step, length)
+            out[f"{name}_is_pad"][:num_windows] = is_pad
+        # Shards in ascending order, not batch order: which shard comes first must not matter, and a
+        # common order lets ranks that miss the same shards at the same time share the fills.
+        for shard in np.unique(windows.shard):
+            rows = np.flatnonzero(windows.shard == shard)
+            self._read_shard(int(shard), rows, windows.episode_in_shard[rows], steps, out)
+        if self._window.pad == "zero":
+            for name in self._features:
+                out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
+
+    def release(self) -> None:
+        """Give up every shard that is held open. Call before any wait."""
+        while self._open:
+            self._open.popitem()[1].entry.close()
+
+    def _read_shard(
+        self,
+        shard: int,
+        rows: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        steps: Mapping[str, NDArray[np.int64]],
+        out: Mapping[str, NDArray],
+    ) -> None:
+        opened = self._shard(shard)
+        for name, feature in self._features.items():
+            if feature.kind == "array":
+                self._gather(opened, feature, episodes, steps[name][rows], out[name], rows)
+            else:
+                needed = steps[name][rows] + opened.index.first_row[episodes][:, None]
+                if self._window.pad == "zero":
+                    skip = out[f"{name}_is_pad"][rows]
+                else:
+                    skip = np.zeros(needed.shape, dtype=np.bool_)
+                self._decode(opened, feature, needed, skip, out[name], rows)
+
+    @staticmethod
+    def _gather(
+        opened: _OpenShard,
+        feature: Feature,
+        episodes: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        out: NDArray,
+        rows: NDArray[np.int64],
+    ) -> None:
+        dtype = np.dtype(feature.dtype)
+        width = int(np.prod(feature.shape, dtype=np.int64)) * dtype.itemsize
+        starts = opened.index.array_offset[feature.name][episodes].astype(np.int64)[:, None] + steps * width
+        raw = np.empty((starts.size, width), dtype=np.uint8)
+        opened.tar.gather(starts.reshape(-1), raw)
+        # Assignment casts float64 to the float32 that a stream yields.
+        out[rows] = raw.view(dtype).reshape(*steps.shape, *feature.shape)
+
+    @staticmethod
+    def _decode(
+        opened: _OpenShard,
+        feature: Feature,
+        needed: NDArray[np.int64],
+        skip: NDArray[np.bool_],
+        out: NDArray,
+        rows: NDArray[np.int64],
+    ) -> None:
+        """Decode frames `needed` (R, n) of the shard into `out[rows]`, each frame once; `skip` (R, n) are left."""
+        offsets, sizes = opened.index.frame_offset[feature.name], opened.index.frame_size[feature.name]
+        done: dict[int, NDArray] = {}
+        tar = opened.tar
+        for row, frames, skipped in zip(rows.tolist(), needed.tolist(), skip.tolist(), strict=True):
+            for position, frame in enumerate(frames):
+                if skipped[position]:
+                    continue
+                image = out[row, position]
+                twin = done.get(frame)
+                if twin is not None:
+                    image[...] = twin
+                elif feature.codec == "raw":
+                    tar.read_into(int(offsets[frame]), image.reshape(-1).view(np.uint8))
+                    done[frame] = image
+                else:
+                    data = tar.read(int(offsets[frame]), int(sizes[frame]))
+                    try:
+                        decode_into(feature, data, image, feature.name)
+                    except FormatError as error:
+                        raise FormatError(f"{_where(opened.index, frame)}: {error}") from error
+                    done[frame] = image
+
+    def _shard(self, shard: int) -> _OpenShard:
+        opened = self._open.get(shard)
+        if opened is not None:
+            self._open.move_to_end(shard)
+            return opened
+        while len(self._open) >= self._max_open_shards:
+            self._open.popitem(last=False)[1].entry.close()
+        entry = self._cache.open(shard_entry(self._dataset, shard), before_wait=self.release)
+        try:
+            blob = entry.blobs[1]
+            index = ShardIndex.parse(
+                blob.read(0, blob.size), self._dataset.index_url[shard], validate=shard not in self._checked
+            )
+        except BaseException:
+            entry.close()
+            raise
+        self._checked.add(shard)
+        self._open[shard] = opened = _OpenShard(entry, index)
+        return opened
+
+    def _first_task(self, episode_index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Task id of each episode's first instruction, -1 where it has none."""
+        offsets, task_ids = self._dataset.episode_tasks
+        first, has_task = offsets[episode_index], offsets[episode_index] < offsets[episode_index + 1]
+        tasks = np.full(len(episode_index), -1, dtype=np.int64)
+        tasks[has_task] = task_ids[first[has_task]]
+        return tasks
+
+
+def _where(index: ShardIndex, row: int) -> str:
+    episode = int(np.searchsorted(index.first_row, row, side="right")) - 1
+    return f"{index.shard_name}, {index.keys[episode]}, step {row - int(index.first_row[episode])}"
+
+
+def shard_entry(dataset: Dataset, shard: int) -> Entry:
+    """The cache entry of a shard: its tar and its index, so that one fill brings both to every rank."""
+    return Entry(
+        (
+            Part(dataset.shard_url[shard], int(dataset.shard_bytes[shard]), dataset.shard_checksum[shard]),
+            Part(dataset.index_url[shard], int(dataset.index_bytes[shard]), dataset.index_checksum[shard]),
+        )
+    )

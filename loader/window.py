@@ -1,0 +1,91 @@
+"""What one training sample reads: step offsets about an anchor, per feature."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import OptionError
+
+Pad = Literal["edge", "zero"]
+
+
+def _offsets(name: str, steps: Iterable[int]) -> tuple[int, ...]:
+    offsets = tuple(int(step) for step in steps)
+    if not offsets:
+        raise OptionError(f"Window.{name}: no step offsets. Give at least one, for example [0].")
+    if any(b <= a for a, b in zip(offsets, offsets[1:], strict=False)):
+        raise OptionError(
+            f"Window.{name}: {list(offsets)[:8]} does not ascend. Give each step offset once, oldest first."
+        )
+    return offsets
+
+
+@dataclass(frozen=True)
+class Window:
+    """Step offsets relative to the anchor step t, and what stands where the episode does not reach.
+
+    For an episode of 4 steps, ``Window(obs=range(-1, 1), action=range(0, 3))`` reads
+
+    | anchor t | observations | actions | action_is_pad      |
+    | -------- | ------------ | ------- | ------------------ |
+    | 0        | 0* 0         | 0 1 2   | False False False  |
+    | 3        | 2 3          | 3 3* 3* | False True True    |
+
+    where ``*`` marks a padded entry (``pad="edge"`` repeats the nearest step, ``"zero"`` writes zeros).
+
+    Args:
+        obs: offsets of every feature but actions, ascending.
+        action: offsets of features called ``action`` or ``action.<name>``, ascending.
+        overrides: offsets for single features, by feature name; they win over `obs` and `action`.
+        pad: what padded entries hold.
+        drop_incomplete: leave out anchors whose window does not lie wholly inside the episode.
+
+    Raises:
+        OptionError: offsets that are empty, repeated or not ascending, or an unknown `pad`.
+    """
+
+    obs: Iterable[int] = (0,)
+    action: Iterable[int] = (0,)
+    overrides: Mapping[str, Iterable[int]] = field(default_factory=dict)
+    pad: Pad = "edge"
+    drop_incomplete: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "obs", _offsets("obs", self.obs))
+        object.__setattr__(self, "action", _offsets("action", self.action))
+        overrides = {name: _offsets(f"overrides[{name!r}]", steps) for name, steps in self.overrides.items()}
+        object.__setattr__(self, "overrides", overrides)
+        if self.pad not in ("edge", "zero"):
+            raise OptionError(f"Window.pad: {self.pad!r}, wanted 'edge' or 'zero'.")
+
+    def offsets(self, feature: str) -> tuple[int, ...]:
+        """The ascending step offsets that `feature` is read at."""
+        steps = self.overrides.get(feature)
+        if steps is None:
+            steps = self.action if feature == "action" or feature.startswith("action.") else self.obs
+        return tuple(steps)
+
+    def reach(self, features: Iterable[str]) -> tuple[int, int]:
+        """Lowest and highest offset (both included) over `features`."""
+        spans = [self.offsets(feature) for feature in features]
+        return min(span[0] for span in spans), max(span[-1] for span in spans)
+
+    def steps(
+        self, feature: str, anchor: NDArray[np.int64], length: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Steps to read for a batch of anchors.
+
+        Args:
+            feature: feature name.
+            anchor: anchor step of each window, (B,).
+            length: length in steps of each window's episode, (B,).
+
+        Returns:
+            The steps (B, n), clipped into the episode, and the mask (B, n): True where padded.
+        """
+        wanted = anchor[:, None] + np.asarray(self.offsets(feature), dtype=np.int64)
+        inside = np.clip(wanted, 0, length[:, None] - 1)
+        return inside, inside != wanted
