@@ -1,0 +1,103 @@
+"""Reads what an adapter described: arrays whole, camera frames in slabs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
+from epistream.sharding.codecs import jpeg_shape
+from epistream.sharding.layouts.base import Field, dataset
+from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
+
+# Frames are read at least one and at most this many bytes at a time: 18 raw 480x640 frames.
+SLAB_BYTES = 16 << 20
+
+
+@contextmanager
+def open_source(path: str | Path) -> Iterator[h5py.File]:
+    """An HDF5 file for reading; whatever h5py raises while it is open becomes an error that names it.
+
+    Raises:
+        SourceError: If it is missing or unreadable, also half way through.
+        LayoutError: If the body raises it; the path is put in front.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise SourceError(f"{path}: {found}, wanted an HDF5 file.")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except LayoutError as error:
+        raise LayoutError(f"{path}: {error}") from error
+    except EpistreamError:
+        raise
+    except (OSError, RuntimeError, KeyError) as error:
+        raise SourceError(
+            f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. "
+            "Copy or record it again, or leave it out with --skip-bad."
+        ) from error
+
+
+def read_array(file: h5py.File, field: Field, length: int) -> NDArray[Any]:
+    """The values of an array feature, (length, ...), C order, little endian."""
+    values = dataset(file, field.path)[field.first_row : field.first_row + length]
+    return np.ascontiguousarray(values, np.dtype(field.feature.dtype).newbyteorder("<"))
+
+
+def read_jpegs(file: h5py.File, field: Field, length: int, slab_bytes: int = SLAB_BYTES) -> Iterator[bytes]:
+    """The JPEG files of a camera, verbatim, without padding.
+
+    Raises:
+        LayoutError: At a frame that is cut off, is no JPEG or has another size than the first.
+    """
+    announced = _announced_lengths(file, field)
+    num_channels = field.feature.shape[2]
+    for step, row in _rows(dataset(file, field.path), field.first_row, length, slab_bytes):
+        where = f"{field.path}, step {step}"
+        data = row_bytes(row)
+        candidates = () if announced is None or step >= announced.shape[1] else announced[:, step].tolist()
+        data = data[: true_end(data, candidates, where)]
+        try:
+            height, width, channels = jpeg_shape(data, where)
+        except FormatError as error:
+            raise LayoutError(str(error)) from error
+        if (height, width) != field.feature.shape[:2] or channels > num_channels:
+            raise LayoutError(f"{where}: a JPEG of {(height, width, channels)}, wanted {field.feature.shape}")
+        yield data
+
+
+def read_frames(
+    file: h5py.File, field: Field, length: int, slab_bytes: int = SLAB_BYTES
+) -> Iterator[NDArray[Any]]:
+    """The frames of a raw camera, each (H, W, C), valid until the next one is asked for."""
+    for _, row in _rows(dataset(file, field.path), field.first_row, length, slab_bytes):
+        yield row.reshape(field.feature.shape)
+
+
+def _rows(found: h5py.Dataset, first_row: int, length: int, slab_bytes: int) -> Iterator[tuple[int, Any]]:
+    row_size = max(1, found.nbytes // max(1, len(found)))
+    slab = max(1, slab_bytes // row_size)
+    for start in range(0, length, slab):
+        stop = min(start + slab, length)
+        rows = found[first_row + start : first_row + stop]
+        yield from enumerate(rows, start)
+
+
+def _announced_lengths(file: h5py.File, field: Field) -> NDArray[np.int64] | None:
+    """(cameras, T) lengths; the files hold them as float32."""
+    if field.lengths_path is None:
+        return None
+    values = np.asarray(dataset(file, field.lengths_path)[()])
+    if values.ndim != 2:
+        raise LayoutError(f"{field.lengths_path}: shape {values.shape}, wanted (cameras, steps)")
+    return np.nan_to_num(values).astype(np.int64)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip("'\"").splitlines()[0]

@@ -1,0 +1,119 @@
+"""Every known layout, in the order in which they are tried, and the scan of one source file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from epistream.errors import EpistreamError, FormatError, LayoutError, OptionError
+from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
+from epistream.sharding.layouts.base import Layout, SourceEpisode
+from epistream.sharding.layouts.libero import LiberoLayout
+from epistream.sharding.layouts.reading import open_source
+from epistream.sharding.layouts.robomimic import RobomimicLayout
+
+# The more particular come first.
+LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), *ALOHA_LAYOUTS)
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class SourceScan:
+    """What one source file holds.
+
+    Args:
+        path: The file.
+        layout: The layout's name, empty if none fits.
+        num_bytes: Size of the file.
+        mtime_ns: When it was last changed.
+        episodes: Those that can be packed.
+        faults: One message for each that cannot; one in all if the file itself cannot be read.
+    """
+
+    path: str
+    layout: str
+    num_bytes: int
+    mtime_ns: int
+    episodes: tuple[SourceEpisode, ...]
+    faults: tuple[str, ...]
+
+
+def layout_by_name(name: str) -> Layout:
+    """The layout that ``--layout`` asks for.
+
+    Raises:
+        OptionError: If there is none of that name.
+    """
+    for layout in LAYOUTS:
+        if layout.name == name:
+            return layout
+    raise OptionError(
+        f"layout {name!r}: unknown, wanted one of {', '.join(layout.name for layout in LAYOUTS)}."
+    )
+
+
+def detect(file: h5py.File) -> Layout:
+    """The layout of an open file.
+
+    Raises:
+        LayoutError: If it fits none; the message lists what was looked for and what was found.
+    """
+    for layout in LAYOUTS:
+        if layout.matches(file):
+            return layout
+    wanted = "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS)
+    raise LayoutError(f"found {_contents(file)}. That fits no known layout; looked for: {wanted}")
+
+
+def scan_source(path: str | Path, layout_name: str | None = None) -> SourceScan:
+    """Describe every episode of a file. Faults of its contents are reported, not raised.
+
+    Args:
+        path: An HDF5 file.
+        layout_name: Insist on this layout instead of finding it.
+    """
+    path = Path(path)
+    episodes: list[SourceEpisode] = []
+    faults: list[str] = []
+    found = ""
+    num_bytes = mtime_ns = 0
+    try:
+        with open_source(path) as file:
+            status = path.stat()
+            num_bytes, mtime_ns = status.st_size, status.st_mtime_ns
+            layout = layout_by_name(layout_name) if layout_name else detect(file)
+            found = layout.name
+            if layout_name and not layout.matches(file):
+                raise LayoutError(f"found {_contents(file)}, wanted {found}: {layout.looks_for}")
+            for group in layout.groups(file):
+                try:
+                    episodes.append(layout.episode(file, group))
+                except (LayoutError, FormatError, KeyError, OSError, RuntimeError) as error:
+                    faults.append(f"{path}: {_sentence(error)}")
+    except OptionError:
+        raise
+    except EpistreamError as error:
+        faults.append(_sentence(error))
+    return SourceScan(str(path), found, num_bytes, mtime_ns, tuple(episodes), tuple(faults))
+
+
+def _contents(file: h5py.File) -> str:
+    """The first names in a file, for a message."""
+    names: list[str] = []
+
+    def visit(name: str, node: h5py.Group | h5py.Dataset) -> bool | None:
+        if isinstance(node, h5py.Dataset):
+            names.append(f"/{name} {node.dtype} {node.shape}")
+        return True if len(names) > _MAX_LISTED else None
+
+    try:
+        file.visititems(visit)
+    except (KeyError, OSError, RuntimeError) as error:
+        names.append(f"an object that cannot be opened ({str(error).strip(chr(39))})")
+    listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
+    return listed or "no datasets"
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip("'\"")
+    return text if text.endswith(".") else f"{text}."
