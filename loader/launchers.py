@@ -1,0 +1,167 @@
+"""What launchers say about a process: torch.distributed, torchrun, Slurm, Open MPI, read into the fields of a World.
+
+Which rank sits on which node must come out the same on all ranks: where a launcher does not say it, the world is
+``uneven`` (every rank counts as a node), which is always correct and at worst fetches more.
+
+Source: the variables are those of torchrun's and Open MPI's documentation and of srun(1), 'OUTPUT ENVIRONMENT VARIABLES'.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import TypedDict
+
+from epistream.errors import OptionError
+
+# Step ids from here up are Slurm's own (batch script, interactive shell, extern): not steps that srun started.
+_FIRST_RESERVED_STEP = 0xFFFFFFF0
+
+
+class WorldFields(TypedDict):
+    """The keyword arguments of a World."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    node: int
+    num_nodes: int
+    uneven: bool
+
+
+def detect_fields(environ: Mapping[str, str]) -> WorldFields:
+    """The world of this process; one process alone if nobody says otherwise.
+
+    Raises:
+        OptionError: if variables are no integers or contradict each other.
+    """
+    initialised = _torch_distributed()
+    if initialised is not None:
+        rank, size = initialised
+        # A launcher's idea of nodes holds only if it speaks of the same ranks (a user may have regrouped them).
+        for launcher in (_torchrun, _slurm, _open_mpi):
+            found = launcher(environ)
+            if found is not None and (found["rank"], found["size"]) == (rank, size):
+                return found
+        return _nodes_unknown(rank, size)
+    return _torchrun(environ) or _slurm(environ) or _open_mpi(environ) or _nodes_unknown(0, 1)
+
+
+def _torch_distributed() -> tuple[int, int] | None:
+    # Looking it up, not importing it: a process without torch.distributed has not initialised it.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _torchrun(environ: Mapping[str, str]) -> WorldFields | None:
+    """torchrun, and those who set the same names; Ray Train and Lightning call the node NODE_RANK."""
+    if "RANK" not in environ or "WORLD_SIZE" not in environ:
+        return None
+    rank, size = _integer(environ, "RANK"), _integer(environ, "WORLD_SIZE")
+    _check("RANK", rank, "WORLD_SIZE", size)
+    node_variable = "GROUP_RANK" if "GROUP_RANK" in environ else "NODE_RANK"
+    if "LOCAL_RANK" not in environ or "LOCAL_WORLD_SIZE" not in environ:
+        return _nodes_unknown(rank, size)
+    local_rank, local_size = _integer(environ, "LOCAL_RANK"), _integer(environ, "LOCAL_WORLD_SIZE")
+    _check("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size)
+    if local_size == size:
+        return _even(rank, size, local_rank, local_size, 0)
+    # These launchers number ranks node after node: any disagreement means nodes of different sizes.
+    node = _integer(environ, node_variable) if node_variable in environ else -1
+    if size % local_size or rank != node * local_size + local_rank:
+        return _nodes_unknown(rank, size, local_rank, local_size)
+    return _even(rank, size, local_rank, local_size, node)
+
+
+def _slurm(environ: Mapping[str, str]) -> WorldFields | None:
+    """A task of an srun step. A batch script has SLURM_PROCID=0 and SLURM_NTASKS=8 too, and is one process."""
+    needed = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    if any(name not in environ for name in needed):
+        return None
+    if _integer(environ, "SLURM_STEP_ID") >= _FIRST_RESERVED_STEP:
+        return None
+    rank, size = _integer(environ, "SLURM_PROCID"), _integer(environ, "SLURM_STEP_NUM_TASKS")
+    _check("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", size)
+    per_node = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if "SLURM_LOCALID" not in environ or "SLURM_NODEID" not in environ or sum(per_node) != size:
+        return _nodes_unknown(rank, size)
+    local_rank, node = _integer(environ, "SLURM_LOCALID"), _integer(environ, "SLURM_NODEID")
+    _check("SLURM_NODEID", node, "SLURM_STEP_TASKS_PER_NODE", len(per_node))
+    _check("SLURM_LOCALID", local_rank, "SLURM_STEP_TASKS_PER_NODE", per_node[node])
+    if len(set(per_node)) > 1:
+        fields = _nodes_unknown(rank, size, local_rank, per_node[node])
+        fields.update(node=node, num_nodes=len(per_node))
+        return fields
+    return _even(rank, size, local_rank, per_node[node], node)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expand Slurm's "2(x3),1" into [2, 2, 2, 1]; an empty list if it is anything else."""
+    counts: list[int] = []
+    for item in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
+        if match is None:
+            return []
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _open_mpi(environ: Mapping[str, str]) -> WorldFields | None:
+    """mpirun. It numbers no nodes (OMPI_COMM_WORLD_NODE_RANK counts processes of a node), so several are unknown."""
+    if "OMPI_COMM_WORLD_RANK" not in environ or "OMPI_COMM_WORLD_SIZE" not in environ:
+        return None
+    rank, size = _integer(environ, "OMPI_COMM_WORLD_RANK"), _integer(environ, "OMPI_COMM_WORLD_SIZE")
+    _check("OMPI_COMM_WORLD_RANK", rank, "OMPI_COMM_WORLD_SIZE", size)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" not in environ or "OMPI_COMM_WORLD_LOCAL_SIZE" not in environ:
+        return _nodes_unknown(rank, size)
+    local_rank = _integer(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
+    local_size = _integer(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    _check("OMPI_COMM_WORLD_LOCAL_RANK", local_rank, "OMPI_COMM_WORLD_LOCAL_SIZE", local_size)
+    if local_size == size:
+        return _even(rank, size, local_rank, local_size, 0)
+    return _nodes_unknown(rank, size, local_rank, local_size)
+
+
+def _even(rank: int, size: int, local_rank: int, local_size: int, node: int) -> WorldFields:
+    return WorldFields(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        node=node,
+        num_nodes=size // local_size,
+        uneven=False,
+    )
+
+
+def _nodes_unknown(rank: int, size: int, local_rank: int = 0, local_size: int = 1) -> WorldFields:
+    """Every rank counts as a node; what is known of the node itself is kept for devices and reports."""
+    return WorldFields(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        node=rank,
+        num_nodes=size,
+        uneven=size > 1,
+    )
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise OptionError(
+            f"environment variable {name}: {environ[name]!r}, wanted an integer. "
+            "Correct it, or pass world=World.of(rank, size, local_size)."
+        ) from None
+
+
+def _check(name: str, position: int, count_name: str, count: int) -> None:
+    if count < 1 or not 0 <= position < count:
+        raise OptionError(
+            f"environment variables: {name}={position} does not fit {count_name} ({count}). "
+            "Correct them, or pass world=World.of(rank, size, local_size)."
+        )

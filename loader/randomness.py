@@ -1,0 +1,60 @@
+"""Random integers that never change: seeded permutations and draws, the same on every machine and numpy release.
+
+numpy keeps its bit generators stable but not ``Generator.permutation`` or ``Generator.integers``, so everything here is
+``SeedSequence`` -> ``Philox`` -> ``random_raw`` -> a stable sort, and tests hold golden values.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import OptionError
+
+_MAX_SEED = 2**64
+
+
+class Purpose(IntEnum):
+    """What a stream of random integers is for: two purposes never share a stream."""
+
+    SHARDS = 1
+    PIECES = 2
+    WINDOWS = 3
+    SEGMENT = 4
+    DEAL = 5
+    QUALITY = 6
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed outside [0, 2**64): a larger one would be cut off without a word.
+
+    Raises:
+        OptionError: if it is not an integer in that range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < _MAX_SEED:
+        raise OptionError(f"seed: {seed!r}, wanted an integer in [0, 2**64). Use for example seed=0.")
+
+
+def stream(purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0) -> np.random.Philox:
+    """The bit generator that belongs to these numbers.
+
+    Every number takes two 32-bit words, so no two tuples give the same entropy: adding numbers, or leaving their
+    width to numpy, makes (0, 1) and (2**32,) the same stream.
+    """
+    words = [int(purpose)]
+    for number in (seed, epoch, first, second):
+        words += [int(number) & 0xFFFFFFFF, int(number) >> 32]
+    return np.random.Philox(np.random.SeedSequence(words))
+
+
+def permutation(
+    count: int, purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0
+) -> NDArray[np.int64]:
+    """A permutation of range(count), int64 (count,): the stable argsort of `count` raw 64-bit integers."""
+    raw = stream(purpose, seed, epoch, first, second).random_raw(count)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+
+
+def draw(bound: int, purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0) -> int:
+    """One integer in [0, bound); the bias of the modulo is below bound / 2**64."""
+    return int(stream(purpose, seed, epoch, first, second).random_raw()) % bound
