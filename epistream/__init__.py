@@ -12,6 +12,7 @@ from epistream.errors import EpistreamError
 if TYPE_CHECKING:
     from epistream.cache.node import CacheOptions
     from epistream.loader.loader import StreamingLoader
+    from epistream.loader.plan import OrderOptions
     from epistream.loader.stream import EpisodeStream
     from epistream.loader.window import Window
     from epistream.loader.world import World
@@ -22,6 +23,7 @@ _HOME = {
     "CacheOptions": "epistream.cache.node",
     "Dataset": "epistream.sharding.dataset",
     "EpisodeStream": "epistream.loader.stream",
+    "OrderOptions": "epistream.loader.plan",
     "StreamingLoader": "epistream.loader.loader",
     "Window": "epistream.loader.window",
     "World": "epistream.loader.world",
@@ -34,6 +36,7 @@ __all__ = [
     "Dataset",
     "EpisodeStream",
     "EpistreamError",
+    "OrderOptions",
     "StreamingLoader",
     "Window",
     "World",

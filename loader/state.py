@@ -26,17 +26,7 @@ def _span(steps: tuple[int, ...]) -> str:
 
 def _identity(job: ReadJob) -> dict[str, Any]:
     """Everything that the order of an epoch is a function of, but the epoch."""
-    options = job.plan.options
-    return {
-        "dataset": job.dataset.fingerprint,
-        "window": describe_window(job.window),
-        "num_windows": job.anchors.num_windows,
-        "shuffle": options.shuffle,
-        "seed": options.seed,
-        "lanes": job.plan.num_lanes,
-        "resident_shards": job.plan.resident_shards,
-        "reshuffle_lanes": options.reshuffle_lanes,
-    }
+    return {"dataset": job.dataset.fingerprint, "window": describe_window(job.window), **job.plan.describe()}
 
 
 def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
@@ -66,6 +56,6 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
                 "value, or start a new run without this state."
             )
     epoch, position = int(state["epoch"]), int(state["position"])
-    if epoch < 0 or not 0 <= position <= job.anchors.num_windows + job.batch_size * job.world.size:
+    if epoch < 0 or not 0 <= position <= job.anchors.num_windows:
         raise StateError(f"state: epoch {epoch}, position {position} of {job.anchors.num_windows} windows.")
     return epoch, position

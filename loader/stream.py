@@ -5,7 +5,6 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
@@ -97,12 +96,13 @@ class EpisodeStream(IterableDataset[Batch]):
         chosen = choose_features(dataset.features, features)
         unknown = sorted(set(window.overrides) - set(chosen))
         if unknown:
-            raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(chosen)}.")
+            raise OptionError(
+                f"Window.overrides: {unknown} not among the streamed features {sorted(chosen)}."
+            )
         if split == "auto":
             split = "train" if "train" in dataset.splits else None
         anchors = Anchors(dataset, split, window.reach(chosen), window.drop_incomplete)
-        shard_episodes = np.bincount(dataset.episode_shard, minlength=len(dataset.shard_url))
-        plan = Plan(anchors.per_shard, dataset.shard_bytes, shard_episodes, _order(order, shuffle, seed))
+        plan = Plan.of(anchors, dataset, replace(order or OrderOptions(), shuffle=shuffle, seed=seed))
         self._job = ReadJob(
             dataset=dataset,
             features=chosen,
@@ -188,10 +188,6 @@ class EpisodeStream(IterableDataset[Batch]):
                 yield self.finish(views)
         finally:
             reader.release()
-
-
-def _order(order: OrderOptions | None, shuffle: bool, seed: int) -> OrderOptions:
-    return replace(order or OrderOptions(), shuffle=shuffle, seed=seed)
 
 
 def _cache_options(cache: CacheMode | CacheOptions) -> CacheOptions:

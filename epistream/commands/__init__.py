@@ -48,5 +48,7 @@ def main() -> None:
     try:
         cli()
     except EpistreamError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        Console(stderr=True, highlight=False).print(
+            f"error: {error}", style="red", markup=False, soft_wrap=True
+        )
         sys.exit(1)

@@ -1,0 +1,5 @@
+"""``python -m epistream.commands``: the command line where the ``epistream`` script is not on the PATH."""
+
+from epistream.commands import main
+
+main()
