@@ -45,25 +45,21 @@ class EpisodeMeta:
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
         if problem:
-            raise FormatError(
-                f"episode {self.episode_index!r} of {self.source or 'no named source'}: {problem}."
-            )
+            raise FormatError(f"episode {self.episode_index!r} of {self.source or 'no named source'}: {problem}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The short form of the index: no attributes, nothing that is the default."""
-        ranges = None if self.valid_ranges is None else [list(pair) for pair in self.valid_ranges]
-        full = {
+        short: dict[str, Any] = {
             "length": self.length,
             "episode_index": self.episode_index,
             "split": self.split,
-            "tasks": list(self.tasks),
-            "valid_ranges": ranges,
-            "source": self.source,
-            "source_path": self.source_path,
-            "layout": self.layout,
         }
-        always = ("length", "episode_index", "split")
-        return {name: value for name, value in full.items() if name in always or value not in (None, "", [])}
+        if self.tasks:
+            short["tasks"] = list(self.tasks)
+        if self.valid_ranges is not None:  # no range at all is something else than every step
+            short["valid_ranges"] = [list(pair) for pair in self.valid_ranges]
+        texts = {"source": self.source, "source_path": self.source_path, "layout": self.layout}
+        return {**short, **{name: text for name, text in texts.items() if text}}
 
     def to_json(self, features: Mapping[str, Feature]) -> bytes:
         """The contents of ``<key>.meta.json``: one line; the same input gives the same bytes."""

@@ -102,9 +102,7 @@ def _problems(feature: Feature) -> Iterator[str]:
     fps = feature.fps
     if fps is not None and not (isinstance(fps, int | float) and 0 < fps < 1e9):
         yield f"fps {fps!r}, wanted a positive number or null"
-    if not (feature.units is None or isinstance(feature.units, str)) or not isinstance(
-        feature.source_path, str
-    ):
+    if not (feature.units is None or isinstance(feature.units, str)) or not isinstance(feature.source_path, str):
         yield "units or source_path that is no text"
 
 
@@ -134,9 +132,7 @@ def feature_from_dict(value: object, where: str) -> Feature:
         FormatError: If `value` does not describe a feature; the message begins with `where`.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("shape"), list | tuple):
-        raise FormatError(
-            f"{where}: a feature is {value!r:.200}, wanted a map with name, kind, dtype, shape, codec."
-        )
+        raise FormatError(f"{where}: a feature is {value!r:.200}, wanted a map with name, kind, dtype, shape, codec.")
     try:
         return Feature(**{**value, "shape": tuple(value["shape"])})
     except (FormatError, TypeError, ValueError) as error:
@@ -154,9 +150,7 @@ def features_from_list(values: object, where: str) -> dict[str, Feature]:
     features = [feature_from_dict(value, where) for value in values]
     by_name = {feature.name: feature for feature in features}
     if len(by_name) != len(features):
-        raise FormatError(
-            f"{where}: {len(features)} features with {len(by_name)} names, wanted each name once."
-        )
+        raise FormatError(f"{where}: {len(features)} features with {len(by_name)} names, wanted each name once.")
     return by_name
 
 

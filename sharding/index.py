@@ -188,15 +188,12 @@ def _count(meta: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _table(
-    arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, rows: int | None, where: str
-) -> NDArray[Any]:
+def _table(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, rows: int | None, where: str) -> NDArray[Any]:
     array = arrays[name]
     wanted = array.shape if rows is None else (rows,)
     if array.dtype != np.dtype(dtype) or array.shape != wanted or array.ndim != 1:
         raise FormatError(
-            f"{where}: table {name!r} is {array.dtype} {array.shape}, wanted {np.dtype(dtype)} {wanted}. "
-            f"{_REMEDY}"
+            f"{where}: table {name!r} is {array.dtype} {array.shape}, wanted {np.dtype(dtype)} {wanted}. {_REMEDY}"
         )
     return array
 
@@ -209,9 +206,7 @@ def check(index: ShardIndex, where: str) -> None:
     """
     problem = shard_name_problem(index.shard_name) or _shape_problem(index) or _block_problem(index)
     if problem is None:
-        problem = next(
-            filter(None, (_range_problem(index, feature) for feature in index.features.values())), None
-        )
+        problem = next(filter(None, (_range_problem(index, feature) for feature in index.features.values())), None)
     if problem:
         raise FormatError(f"{where}: {problem}. {_REMEDY}")
 
@@ -258,9 +253,7 @@ def _range_problem(index: ShardIndex, feature: Feature) -> str | None:
         offset = index.array_offset[feature.name]
         rows = len(index.length)
         if int(index.length.max()) > index.shard_bytes // feature.step_bytes:
-            return (
-                f"{feature.name}: {index.length.max()} steps of {feature.step_bytes} bytes, more than the tar"
-            )
+            return f"{feature.name}: {index.length.max()} steps of {feature.step_bytes} bytes, more than the tar"
         size = index.length.astype(np.uint64) * np.uint64(feature.step_bytes)
         unit = "episode"
     else:

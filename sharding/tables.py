@@ -36,9 +36,7 @@ MAX_HEADER_BYTES = 1 << 20
 # msgpack allocates a list as soon as its length is announced; 4,096 x 1,024 levels of nesting is 32 MB.
 _MAX_ITEMS = 4096
 _MAX_AXES = 4
-_DTYPES = {
-    name: np.dtype(name) for name in ("<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8", "<f4", "<f8")
-}
+_DTYPES = {name: np.dtype(name) for name in ("<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8", "<f4", "<f8")}
 # numpy drops the byte order of single bytes ("|u1"), so names are made here.
 _DTYPE_NAMES = {dtype.newbyteorder("<"): name for name, dtype in _DTYPES.items()}
 
@@ -83,9 +81,7 @@ def write_tables(kind: str, meta: Mapping[str, Any], arrays: Mapping[str, Array]
     return b"".join([prefix, digest, header, bytes(start - _PREFIX_BYTES - len(header)), body])
 
 
-def parse_tables(
-    buffer: memoryview | bytes, kind: str, where: str, remedy: str, *, verify_body: bool = True
-) -> Tables:
+def parse_tables(buffer: memoryview | bytes, kind: str, where: str, remedy: str, *, verify_body: bool = True) -> Tables:
     """Views of the tables in `buffer`.
 
     Args:
@@ -141,9 +137,7 @@ def _read_header(view: memoryview, where: str, remedy: str) -> tuple[dict[Any, A
     (wanted,) = struct.unpack_from("<Q", view, _PREFIX.size)
     found = xxhash.xxh3_64_intdigest(bytes(view[: _PREFIX.size]) + bytes(raw))
     if found != wanted:
-        raise FormatError(
-            f"{where}: a header with checksum {found:016x}, wanted {wanted:016x}: torn. {remedy}"
-        )
+        raise FormatError(f"{where}: a header with checksum {found:016x}, wanted {wanted:016x}: torn. {remedy}")
     try:
         header = msgpack.unpackb(
             raw, strict_map_key=True, ext_hook=_refuse, max_array_len=_MAX_ITEMS, max_map_len=_MAX_ITEMS
@@ -171,12 +165,7 @@ def _view(view: memoryview, entry: object, start: int) -> Array:
     dtype = _DTYPES[name]
     count = math.prod(shape)
     body_bytes = len(view) - start
-    if (
-        type(offset) is not int
-        or offset < 0
-        or offset % ALIGNMENT
-        or offset + count * dtype.itemsize > body_bytes
-    ):
+    if type(offset) is not int or offset < 0 or offset % ALIGNMENT or offset + count * dtype.itemsize > body_bytes:
         raise ValueError(
             f"{count * dtype.itemsize:,} bytes at {offset!r:.40}, wanted a multiple of {ALIGNMENT} within "
             f"{body_bytes:,} bytes"

@@ -1,0 +1,181 @@
+"""Small files of a dataset, wherever they are: read whole, written atomically, listed for error messages."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import tenacity
+
+from epistream.errors import OptionError, SourceError
+
+Options = Mapping[str, Any] | None
+
+# Here a reader can see a file that is half written. Everything else that fsspec offers publishes an object when its
+# upload is complete, and has no rename that is cheaper or safer than that.
+_NEEDS_RENAME = frozenset({"sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
+_NOT_TRANSIENT = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ImportError,
+    ValueError,
+)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
+
+
+def protocol_of(url: str) -> str:
+    """``s3`` for ``s3://bucket/x``, ``file`` for a path."""
+    return url.split("://", 1)[0].split("::", 1)[0] if "://" in url else "file"
+
+
+def local_path(url: str) -> Path | None:
+    """The path behind a path or ``file://`` URL; None for anything remote."""
+    if protocol_of(url) not in ("file", "local"):
+        return None
+    return Path(url.split("://", 1)[-1]).expanduser()
+
+
+def join(url: str, name: str) -> str:
+    """The URL of `name` in the folder `url`. Of a chained URL (``a://b::c://d``) the first part is the folder."""
+    head, chain, rest = url.partition("::")
+    return f"{head.rstrip('/')}/{name}{chain}{rest}"
+
+
+def parent_and_name(url: str) -> tuple[str, str]:
+    """The inverse of `join`."""
+    head, chain, rest = url.partition("::")
+    folder, slash, name = head.rpartition("/")
+    return f"{folder or slash or '.'}{chain}{rest}", name
+
+
+def read_bytes(url: str, options: Options = None) -> bytes | None:
+    """The contents of `url`; None when there is no such file.
+
+    Raises:
+        OptionError: If the URL's scheme is unknown, or its package is not installed.
+        SourceError: If it cannot be read, after three tries when remote.
+    """
+    path = local_path(url)
+    try:
+        if path is not None:
+            return path.read_bytes()
+        return _retry(lambda: _file_system(url, options)[0].cat_file(_file_system(url, options)[1]))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except OptionError:
+        raise
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise SourceError(
+            f"{url}: {type(error).__name__}: {error}, wanted to read it. Check access and storage_options."
+        ) from error
+
+
+def write_atomic(url: str, data: bytes, options: Options = None) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one, also after a crash.
+
+    Raises:
+        OptionError: As `read_bytes`.
+        SourceError: If it cannot be written; nothing is left behind.
+    """
+    path = local_path(url)
+    try:
+        if path is not None:
+            _write_local(path, data)
+            return
+        file_system, target = _file_system(url, options)
+        if protocol_of(url) in _NEEDS_RENAME:
+            temporary = f"{target}.{os.getpid()}.tmp"
+            file_system.pipe_file(temporary, data)
+            file_system.mv(temporary, target)
+        else:
+            _retry(lambda: file_system.pipe_file(target, data))
+    except OptionError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{url}: {type(error).__name__}: {error}, wanted to write {len(data):,} bytes. Check room and permissions."
+        ) from error
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself is only safe once the folder is on disk too.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def list_names(url: str, options: Options = None) -> list[str] | None:
+    """File names in the folder `url`, sorted; None when it does not exist or cannot be listed."""
+    path = local_path(url)
+    try:
+        if path is not None:
+            return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else None
+        file_system, target = _file_system(url, options)
+        listed = file_system.ls(target, detail=False)
+        return sorted(name for name in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed) if name)
+    except Exception:  # only ever used to say more in a message
+        return None
+
+
+def remove_quietly(url: str, options: Options = None) -> None:
+    """Remove a file that nothing refers to; failing to is harmless."""
+    with contextlib.suppress(Exception):
+        file_system, target = _file_system(url, options)
+        file_system.rm_file(target)
+
+
+def file_bytes(url: str, options: Options = None) -> int | None:
+    """Size of a file; None when there is none, or it cannot be told.
+
+    Raises:
+        OptionError: As `read_bytes`.
+    """
+    path = local_path(url)
+    try:
+        if path is not None:
+            return path.stat().st_size
+        file_system, target = _file_system(url, options)
+        size = file_system.info(target).get("size")
+        return int(size) if size is not None else None
+    except OptionError:
+        raise
+    except Exception:
+        return None
+
+
+def _file_system(url: str, options: Options) -> tuple[Any, str]:
+    try:
+        return fsspec.core.url_to_fs(url, **dict(options or {}))  # type: ignore[no-any-return]
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol_of(url))
+        remedy = f"Run: pip install 'epistream[{extra}]'." if extra else f"{error}."
+        raise OptionError(f"{url}: the package for {protocol_of(url)}:// is not installed. {remedy}") from error
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{url}: {error}. Check the URL and storage_options.") from error
+
+
+def _retry(action: Any) -> Any:
+    """Run `action` up to three times; what cannot change by waiting is raised at once."""
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(3),
+        wait=tenacity.wait_exponential_jitter(initial=0.2, max=2.0),
+        retry=tenacity.retry_if_not_exception_type((*_NOT_TRANSIENT, OptionError)),
+        reraise=True,
+    )
+    return retrying(action)
