@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Anchors:
     """The anchors of one split of a dataset for windows of one reach.
 
-    Anchor k of a shard counts its episodes in the order of the shard, their valid ranges in order, and the steps of
-    each. Memory is O(valid ranges), nothing is O(windows).
+    Anchor k of a shard counts its episodes in the order of the shard, their valid ranges in order, and the
+    steps of each. Memory is O(valid ranges), nothing is O(windows).
 
     Attributes:
         per_shard: (S,) int64, anchors of each shard; 0 where the shard is of another split.
@@ -39,10 +39,12 @@ class Anchors:
             split: a name of `dataset.splits`, or None for all episodes.
             reach: lowest and highest step offset of the window about its anchor.
             drop_incomplete: leave out anchors whose window would leave the episode.
-            repetitions: (E,) how often each episode's anchors stand in an epoch, 0 for not at all; once if left out.
+            repetitions: (E,) how often each episode's anchors stand in an epoch, 0 for not at all; once if
+                left out.
 
         Raises:
-            OptionError: if the split is unknown, or no anchor is left; the message says what would leave some.
+            OptionError: if the split is unknown, or no anchor is left; the message says what would leave
+                some.
             FormatError: if valid ranges overlap or leave their episode.
         """
         self._length = dataset.episode_length
@@ -126,9 +128,7 @@ class Anchors:
         if not wanted.any():
             counts = np.bincount(dataset.episode_split, minlength=len(dataset.splits))
             found = ", ".join(f"{name} {count}" for name, count in zip(dataset.splits, counts, strict=True))
-            return (
-                f"{where}: no episode. Episodes by split: {found or 'none'}. Use one of these, or split=None."
-            )
+            return f"{where}: no episode. Episodes by split: {found or 'none'}. Use one of these, or split=None."
         longest = int(self._length[wanted].max())
         low, high = self._reach
         if self._drop_incomplete:
@@ -161,8 +161,9 @@ def _valid_ranges(dataset: "Dataset") -> tuple[NDArray[np.int64], NDArray[np.int
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise FormatError(
-            f"{dataset.url}, episode {episode[row]}: valid range {start[row]} to {stop[row]} overlaps another or leaves "
-            f"the episode of {dataset.episode_length[episode[row]]} steps. Write the manifest again with 'epistream index'."
+            f"{dataset.url}, episode {episode[row]}: valid range {start[row]} to {stop[row]} overlaps another or "
+            f"leaves the episode of {dataset.episode_length[episode[row]]} steps. "
+            "Write the manifest again with 'epistream index'."
         )
     return episode, start, stop
 

@@ -37,9 +37,7 @@ class EpochOrder(ABC):
         """
         positions = np.asarray(positions, np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self.num_windows:
-            raise OptionError(
-                f"position: {positions.min()} to {positions.max()}, wanted 0 to {self.num_windows - 1}."
-            )
+            raise OptionError(f"position: {positions.min()} to {positions.max()}, wanted 0 to {self.num_windows - 1}.")
         return self._windows(positions)
 
     def shards_from(self, position: int, lanes: Sequence[int] | None = None) -> Iterator[int]:

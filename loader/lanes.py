@@ -27,14 +27,16 @@ class Pieces:
 class Lanes:
     """`num_lanes` runs over the windows of the shards in a given order; lengths differ by at most one, longer first.
 
-    A shard at a cut belongs to two or more lanes. Memory is O(shards); nothing depends on the number of windows.
+    A shard at a cut belongs to two or more lanes. Memory is O(shards); nothing depends on the number of
+    windows.
     """
 
     def __init__(self, shard_order: NDArray[np.int64], per_shard: NDArray[np.int64], num_lanes: int) -> None:
         """Cut.
 
         Args:
-            shard_order: (S',) shards in the order they are laid out; shards without windows may be among them.
+            shard_order: (S',) shards in the order they are laid out; shards without windows may be among
+                them.
             per_shard: (S,) windows of each shard.
             num_lanes: at most the number of windows.
         """
@@ -55,13 +57,22 @@ class Lanes:
         start, stop = self.bounds(lane)
         return stop - start
 
+    def num_pieces(self, lane: int) -> int:
+        """Pieces of the lane."""
+        low, high = self._rows(lane)
+        return high - low
+
     def pieces(self, lane: int) -> Pieces:
         """The lane's pieces."""
         start, stop = self.bounds(lane)
-        low = int(np.searchsorted(self._stop, start, side="right"))
-        high = int(np.searchsorted(self._stop, stop, side="left")) + 1
+        low, high = self._rows(lane)
         stops, counts = self._stop[low:high], self._count[low:high]
         begins = stops - counts
         first = np.maximum(start - begins, 0)
         last = np.minimum(stop, stops) - begins
         return Pieces(self._shard[low:high], first, last - first)
+
+    def _rows(self, lane: int) -> tuple[int, int]:
+        start, stop = self.bounds(lane)
+        low = int(np.searchsorted(self._stop, start, side="right"))
+        return low, int(np.searchsorted(self._stop, stop, side="left")) + 1

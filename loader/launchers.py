@@ -1,9 +1,10 @@
 """What launchers say about a process: torch.distributed, torchrun, Slurm, Open MPI, read into the fields of a World.
 
-Which rank sits on which node must come out the same on all ranks: where a launcher does not say it, the world is
-``uneven`` (every rank counts as a node), which is always correct and at worst fetches more.
+Which rank sits on which node must come out the same on all ranks: where a launcher does not say it, the world
+is ``uneven`` (every rank counts as a node), which is always correct and at worst fetches more.
 
-Source: the variables are those of torchrun's and Open MPI's documentation and of srun(1), 'OUTPUT ENVIRONMENT VARIABLES'.
+Source: the variables are those of torchrun's and Open MPI's documentation and of srun(1), 'OUTPUT ENVIRONMENT
+    VARIABLES'.
 """
 
 import re
@@ -13,7 +14,8 @@ from typing import TypedDict
 
 from epistream.errors import OptionError
 
-# Step ids from here up are Slurm's own (batch script, interactive shell, extern): not steps that srun started.
+# Step ids from here up are Slurm's own (batch script, interactive shell, extern): not steps that srun
+# started.
 _FIRST_RESERVED_STEP = 0xFFFFFFF0
 
 
@@ -38,7 +40,8 @@ def detect_fields(environ: Mapping[str, str]) -> WorldFields:
     initialised = _torch_distributed()
     if initialised is not None:
         rank, size = initialised
-        # A launcher's idea of nodes holds only if it speaks of the same ranks (a user may have regrouped them).
+        # A launcher's idea of nodes holds only if it speaks of the same ranks (a user may have regrouped
+        # them).
         for launcher in (_torchrun, _slurm, _open_mpi):
             found = launcher(environ)
             if found is not None and (found["rank"], found["size"]) == (rank, size):
@@ -109,7 +112,7 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def _open_mpi(environ: Mapping[str, str]) -> WorldFields | None:
-    """mpirun. It numbers no nodes (OMPI_COMM_WORLD_NODE_RANK counts processes of a node), so several are unknown."""
+    """Open MPI numbers no nodes (OMPI_COMM_WORLD_NODE_RANK counts processes of one), so several are unknown."""
     if "OMPI_COMM_WORLD_RANK" not in environ or "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
     rank, size = _integer(environ, "OMPI_COMM_WORLD_RANK"), _integer(environ, "OMPI_COMM_WORLD_SIZE")

@@ -15,13 +15,16 @@ from epistream.loader.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
 from epistream.loader.lanes import Lanes, Pieces
 from epistream.loader.randomness import Purpose, check_seed, permutation
 
+__all__ = ["ORDER_VERSION", "EpochOrder", "OrderOptions", "Plan", "default_resident_shards"]
+
 if TYPE_CHECKING:
     from epistream.loader.anchors import Anchors
     from epistream.sharding.dataset import Dataset
 
 # Raised whenever the same inputs would give another order: saved states of other versions are refused.
 ORDER_VERSION = 1
-# The default K holds as many episodes as keep a batch of 64 varied, within memory that a training node can spare.
+# The default K holds as many episodes as keep a batch of 64 varied, within memory that a training node can
+# spare.
 _DEFAULT_EPISODES = 256
 _DEFAULT_BYTES = 4 * 2**30
 
@@ -33,9 +36,12 @@ class OrderOptions:
     Attributes:
         shuffle: False gives dataset order (and then one lane).
         seed: any integer in [0, 2**64).
-        lanes: L, the shards are dealt to this many independent runs; keep it a multiple of the number of nodes.
-        resident_shards: K, shards that an epoch draws from at any time over all lanes; a default from the manifest.
-        reshuffle_lanes: permute the shards over the lanes anew in each epoch, at the price of fetching them anew.
+        lanes: L, the shards are dealt to this many independent runs; keep it a multiple of the number of
+            nodes.
+        resident_shards: K, shards that an epoch draws from at any time over all lanes; a default from the
+            manifest.
+        reshuffle_lanes: permute the shards over the lanes anew in each epoch, at the price of fetching them
+            anew.
     """
 
     shuffle: bool = True
@@ -94,11 +100,9 @@ class Plan:
         elif options.resident_shards is not None:
             self.resident_shards = options.resident_shards
         else:
-            self.resident_shards = default_resident_shards(
-                per_shard, shard_bytes, shard_episodes, self.num_lanes
-            )
+            self.resident_shards = default_resident_shards(per_shard, shard_bytes, shard_episodes, self.num_lanes)
         self._runs = runs
-        self._lanes = None if options.reshuffle_lanes else self._lay_out(0)
+        self._lanes = None if options.reshuffle_lanes else self.lay_out(self.num_lanes)
 
     @classmethod
     def of(cls, anchors: "Anchors", dataset: "Dataset", options: OrderOptions) -> "Plan":
@@ -113,7 +117,7 @@ class Plan:
 
     def lanes(self, epoch: int = 0) -> Lanes:
         """The lanes of an epoch."""
-        return self._lay_out(epoch) if self._lanes is None else self._lanes
+        return self.lay_out(self.num_lanes, epoch) if self._lanes is None else self._lanes
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch. Cheap: nothing is computed before it is asked for.
@@ -151,11 +155,12 @@ class Plan:
             "reshuffle_lanes": self.options.reshuffle_lanes,
         }
 
-    def _lay_out(self, epoch: int) -> Lanes:
+    def lay_out(self, num_lanes: int, epoch: int = 0) -> Lanes:
+        """The shards of an epoch cut into any number of lanes, to compare; `lanes` are those of this plan."""
         order = np.arange(len(self.per_shard), dtype=np.int64)
         if self.options.shuffle:
             order = permutation(len(order), Purpose.SHARDS, self.options.seed, epoch)
-        return Lanes(order, self.per_shard, self.num_lanes)
+        return Lanes(order, self.per_shard, num_lanes)
 
 
 def default_resident_shards(
@@ -166,7 +171,8 @@ def default_resident_shards(
 ) -> int:
     """K where the user names none: the shards that hold 256 episodes on average, within 4 GiB, at least 2 a lane.
 
-    From the manifest's numbers alone: two ranks that looked at their free memory would compute different orders.
+    From the manifest's numbers alone: two ranks that looked at their free memory would compute different
+    orders.
     """
     used = per_shard > 0
     num_shards, num_episodes = int(np.sum(used)), max(int(np.sum(shard_episodes[used])), 1)

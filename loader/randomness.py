@@ -1,7 +1,8 @@
 """Random integers that never change: seeded permutations and draws, the same on every machine and numpy release.
 
-numpy keeps its bit generators stable but not ``Generator.permutation`` or ``Generator.integers``, so everything here is
-``SeedSequence`` -> ``Philox`` -> ``random_raw`` -> a stable sort, and tests hold golden values.
+numpy keeps its bit generators stable but not ``Generator.permutation`` or ``Generator.integers``, so
+everything here is ``SeedSequence`` -> ``Philox`` -> ``random_raw`` -> a stable sort, and tests hold golden
+values.
 """
 
 from enum import IntEnum
@@ -38,8 +39,8 @@ def check_seed(seed: int) -> None:
 def stream(purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0) -> np.random.Philox:
     """The bit generator that belongs to these numbers.
 
-    Every number takes two 32-bit words, so no two tuples give the same entropy: adding numbers, or leaving their
-    width to numpy, makes (0, 1) and (2**32,) the same stream.
+    Every number takes two 32-bit words, so no two tuples give the same entropy: adding numbers, or leaving
+    their width to numpy, makes (0, 1) and (2**32,) the same stream.
     """
     words = [int(purpose)]
     for number in (seed, epoch, first, second):

@@ -35,9 +35,7 @@ class Recent(Generic[K, V]):
             if key not in self._values:
                 self._values[key] = value
                 self._bytes += _num_bytes(value)
-            while len(self._values) > 1 and (
-                len(self._values) > self._max_items or self._bytes > self._max_bytes
-            ):
+            while len(self._values) > 1 and (len(self._values) > self._max_items or self._bytes > self._max_bytes):
                 _, old = self._values.popitem(last=False)
                 self._bytes -= _num_bytes(old)
         return value

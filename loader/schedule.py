@@ -18,9 +18,9 @@ Remainder = Literal["drop", "pad", "uneven"]
 class Schedule:
     """One rank's share of the rest of an epoch.
 
-    Global batch t is positions ``[start + t*G, start + (t+1)*G)`` with G = batch size x ranks. Group n of N (a node, or a
-    rank if nodes differ) takes those with ``p % N == n`` and deals them to its ranks in turn, beginning with another
-    rank in each batch, so that no rank is tied to a lane.
+    Global batch t is positions ``[start + t*G, start + (t+1)*G)`` with G = batch size x ranks. Group n of N
+    (a node, or a rank if nodes differ) takes those with ``p % N == n`` and deals them to its ranks in turn,
+    beginning with another rank in each batch, so that no rank is tied to a lane.
 
     Attributes:
         num_windows: windows of the epoch.
@@ -30,8 +30,8 @@ class Schedule:
         start: the position where this iteration began: 0, or the one of a saved state.
         world: this rank's place.
         batch_size: windows per rank and batch.
-        remainder: what happens to the windows that do not fill a global batch: "drop" leaves them out, "pad" fills up
-            with repeats, "uneven" gives a short last batch, which some ranks may not get at all.
+        remainder: what happens to the windows that do not fill a global batch: "drop" leaves them out, "pad"
+            fills up with repeats, "uneven" gives a short last batch, which some ranks may not get at all.
     """
 
     num_windows: int
@@ -45,9 +45,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.remainder not in get_args(Remainder):
-            raise OptionError(
-                f"remainder: {self.remainder!r}, wanted one of {', '.join(get_args(Remainder))}."
-            )
+            raise OptionError(f"remainder: {self.remainder!r}, wanted one of {', '.join(get_args(Remainder))}.")
         if self.batch_size < 1:
             raise OptionError(f"batch_size: {self.batch_size}, wanted at least 1.")
         if not 0 <= self.start <= self.num_windows:
@@ -96,7 +94,8 @@ class Schedule:
         positions = self._dealt(batch_index)
         beyond = positions - self.num_windows + 1
         is_repeat = beyond > 0
-        # As far back as it takes, in whole rounds of the lanes: a repeat reads the lane that its node has open.
+        # As far back as it takes, in whole rounds of the lanes: a repeat reads the lane that its node has
+        # open.
         back = self.num_lanes * -(-beyond // self.num_lanes)
         return np.where(is_repeat, positions - back, positions), is_repeat
 
@@ -130,7 +129,5 @@ def batch_size_per_rank(global_batch: int, world: World) -> int:
     if global_batch < 1 or global_batch % world.size:
         below = global_batch // world.size * world.size
         nearest = f"{below} or {below + world.size}" if below else str(world.size)
-        raise OptionError(
-            f"global batch: {global_batch}, wanted a multiple of {world.size} ranks. Use {nearest}."
-        )
+        raise OptionError(f"global batch: {global_batch}, wanted a multiple of {world.size} ranks. Use {nearest}.")
     return global_batch // world.size

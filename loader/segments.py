@@ -1,8 +1,8 @@
 """Segments: the order of one lane in one epoch, a group of shards at a time, found without walking the lane.
 
 A lane's pieces are permuted. Piece i of m is cut into k equal parts, and part j goes to segment
-``clip(i - k + 1 + j, 0, m - k)``: k neighbouring pieces share a segment, and one leaves and one enters from each
-segment to the next. With m = 5 and k = 3 (rows: pieces; columns: segments; numbers: parts):
+``clip(i - k + 1 + j, 0, m - k)``: k neighbouring pieces share a segment, and one leaves and one enters from
+each segment to the next. With m = 5 and k = 3 (rows: pieces; columns: segments; numbers: parts):
 
     ======  =======  =====  =======
     piece   seg 0    seg 1  seg 2
@@ -14,8 +14,9 @@ segment to the next. With m = 5 and k = 3 (rows: pieces; columns: segments; numb
     4                       0 1 2
     ======  =======  =====  =======
 
-Part j of a piece of n windows is ``[floor(n*j/k), floor(n*(j+1)/k))`` of the piece's own permutation, so the windows
-of all segments up to g are a sum of floors: a prefix sum for the pieces that are through, k - 1 terms for the rest.
+Part j of a piece of n windows is ``[floor(n*j/k), floor(n*(j+1)/k))`` of the piece's own permutation, so the
+windows of all segments up to g are a sum of floors: a prefix sum for the pieces that are through, k - 1 terms
+for the rest.
 """
 
 import heapq
@@ -29,7 +30,8 @@ from epistream.loader.lanes import Pieces
 from epistream.loader.randomness import Purpose, permutation
 from epistream.loader.recent import Recent
 
-# Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without room.
+# Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without
+# room.
 Permutations = Recent[tuple[int, int], NDArray[np.uint32] | NDArray[np.int64]]
 
 
@@ -52,9 +54,7 @@ class ShardUse(NamedTuple):
 class LaneOrder:
     """The order of one lane in one epoch."""
 
-    def __init__(
-        self, pieces: Pieces, parts: int, key: tuple[int, int, int], permutations: Permutations
-    ) -> None:
+    def __init__(self, pieces: Pieces, parts: int, key: tuple[int, int, int], permutations: Permutations) -> None:
         """Permute the pieces; O(pieces).
 
         Args:
@@ -136,7 +136,8 @@ class LaneOrder:
             first, stop = self._span(piece)
             if stop > item:
                 heapq.heappush(waiting, ShardUse(max(first, item), stop, int(self._shard[piece])))
-            # A piece of few windows can enter later than the next one; no later piece enters before `reached`.
+            # A piece of few windows can enter later than the next one; no later piece enters before
+            # `reached`.
             reached = self.stop(piece - self.parts + 1)
             while waiting and waiting[0].first <= reached:
                 yield heapq.heappop(waiting)
@@ -145,7 +146,8 @@ class LaneOrder:
     def _span(self, piece: int) -> tuple[int, int]:
         """The items between which a piece is drawn from: start of its first segment, stop of its last."""
         last = self.num_segments - 1
-        # The first parts of a piece shorter than k are empty: floor(n * (j + 1) / k) is 0 until j = ceil(k / n) - 1.
+        # The first parts of a piece shorter than k are empty: floor(n * (j + 1) / k) is 0 until j = ceil(k /
+        # n) - 1.
         entry = -(-self.parts // int(self._count[piece])) - 1
         first = min(max(piece - self.parts + 1 + entry, 0), last)
         return self.stop(first - 1), self.stop(min(piece, last))

@@ -12,7 +12,8 @@ from epistream.loader.launchers import detect_fields
 class World:
     """A rank's place in the job. By hand: ``World.of(rank, size, local_size)``.
 
-    For model-parallel jobs, give the data-parallel rank and size: ranks that must see the same batch take equal worlds.
+    For model-parallel jobs, give the data-parallel rank and size: ranks that must see the same batch take
+    equal worlds.
 
     Attributes:
         rank: this process among all, in [0, size).
@@ -21,8 +22,8 @@ class World:
         local_size: number of processes on this node.
         node: this node, in [0, num_nodes).
         num_nodes: number of nodes.
-        uneven: the nodes hold different numbers of ranks, or nobody told which rank is on which node. Then every
-            rank counts as a node of its own when windows are dealt. Must be equal on all ranks.
+        uneven: the nodes hold different numbers of ranks, or nobody told which rank is on which node. Then
+            every rank counts as a node of its own when windows are dealt. Must be equal on all ranks.
     """
 
     rank: int = 0
@@ -53,7 +54,8 @@ class World:
             )
         if self.uneven and (self.local_size > self.size or self.num_nodes > self.size):
             raise OptionError(
-                f"World: {self.num_nodes} nodes, {self.local_size} ranks on this one, but only {self.size} ranks in all."
+                f"World: {self.num_nodes} nodes and {self.local_size} ranks on this one, but only {self.size} ranks "
+                "in all. Correct the counts."
             )
 
     @classmethod
@@ -81,8 +83,8 @@ class World:
     def detect(cls, environ: Mapping[str, str] | None = None) -> "World":
         """The world as torch.distributed tells it if initialised, else the launcher's variables, else one process.
 
-        Looked at in this order: torch.distributed (only if already imported), torchrun and whatever sets RANK and
-        WORLD_SIZE (Accelerate, Ray Train, Lightning), Slurm inside an ``srun`` step, Open MPI.
+        Looked at in this order: torch.distributed (only if already imported), torchrun and whatever sets RANK
+        and WORLD_SIZE (Accelerate, Ray Train, Lightning), Slurm inside an ``srun`` step, Open MPI.
 
         Args:
             environ: the variables to read, ``os.environ`` if left out.

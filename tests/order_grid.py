@@ -1,0 +1,102 @@
+"""Shapes of datasets and jobs over which the order is tested."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.schedule import Schedule
+from epistream.loader.world import World
+
+
+@dataclass(frozen=True)
+class Job:
+    """Ranks of each node, workers of each rank, and the batch size of a rank."""
+
+    ranks_per_node: tuple[int, ...]
+    num_workers: int
+    batch_size: int
+
+    @property
+    def size(self):
+        return sum(self.ranks_per_node)
+
+    @property
+    def global_batch(self):
+        return self.size * self.batch_size
+
+    def ranks(self):
+        """(node, local rank) and World of every rank, in the order of ranks."""
+        uneven = len(set(self.ranks_per_node)) > 1
+        rank = 0
+        for node, local_size in enumerate(self.ranks_per_node):
+            for local in range(local_size):
+                yield (node, local), World(rank, self.size, local, local_size, node, len(self.ranks_per_node), uneven)
+                rank += 1
+
+
+def plan_of(windows_of_shard, **options):
+    count = len(windows_of_shard)
+    per_shard = np.asarray(windows_of_shard, np.int64)
+    return Plan(per_shard, np.full(count, 2**20), np.full(count, 4), OrderOptions(**options))
+
+
+def schedule_of(plan, world, batch_size, epoch=0, start=0, remainder="drop"):
+    seed = plan.options.seed
+    return Schedule(plan.num_windows, plan.num_lanes, seed, epoch, start, world, batch_size, remainder)
+
+
+def windows_at(order, positions):
+    shard, window = order.windows(positions)
+    return list(zip(shard.tolist(), window.tolist(), strict=True))
+
+
+def whole_epoch(plan, epoch):
+    return windows_at(plan.epoch(epoch), np.arange(plan.num_windows))
+
+
+def run_epoch(plan, job, epoch=0, start=0, remainder="drop"):
+    """What every rank's workers would read; and the windows that come flagged as repeats."""
+    run, repeats = [], []
+    for _, world in job.ranks():
+        schedule = schedule_of(plan, world, job.batch_size, epoch, start, remainder)
+        order = plan.epoch(epoch)
+        batches = []
+        for batch_index in range(schedule.num_batches):
+            positions, is_repeat = schedule.positions(batch_index)
+            batches.append(windows_at(order, positions))
+            repeats += [window for window, repeat in zip(batches[-1], is_repeat.tolist(), strict=True) if repeat]
+        run.append(batches)
+    return run, repeats
+
+
+def shapes(count):
+    """`count` datasets as (windows of each shard, options), the corners first, the rest at random."""
+    corners = [
+        ([1], {"lanes": 8}),
+        ([7], {"lanes": 2}),
+        ([64], {"lanes": 8}),
+        ([1, 1, 1], {"lanes": 8}),
+        ([0, 5, 0, 0, 9, 0], {"lanes": 3}),
+        ([100, 1, 1, 1, 1, 1, 1, 1], {"lanes": 4}),
+        ([3] * 40, {"lanes": 1, "resident_shards": 40}),
+        ([11] * 40, {"lanes": 8, "resident_shards": 16}),
+        ([2] * 40, {"lanes": 3, "resident_shards": 21, "reshuffle_lanes": True}),
+    ]
+    pick = random.Random(20240607)
+    for number in range(count):
+        if number < len(corners):
+            windows, options = corners[number]
+        else:
+            windows = [pick.choice((0, 1, 2, 5, pick.randint(1, 60))) for _ in range(pick.randint(1, 40))]
+            windows[-1] += 1
+            lanes = pick.choice((1, 2, 3, 4, 5, 8))
+            options = {
+                "lanes": lanes,
+                "resident_shards": pick.choice((None, pick.randint(2 * lanes, 6 * lanes))),
+                "reshuffle_lanes": pick.random() < 0.3,
+            }
+        yield windows, {**options, "seed": number * 7919}
+
+
+TOPOLOGIES = [(1,), (2,), (4,), (1, 1), (2, 2), (1, 1, 1), (4, 4), (1, 1, 1, 1), (2, 1), (3, 3, 3), (1, 2, 3), (8,)]
