@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from epistream.errors import OptionError, StateError
+from epistream.loader.agreement import check_agreement
 from epistream.loader.crew import Crew, StartMethod
 from epistream.loader.schedule import Schedule
 from epistream.loader.state import make_state
@@ -60,7 +61,9 @@ class StreamingLoader:
                 "or both 0. Leave num_threads out when there are worker processes."
             )
         if prefetch < 1 or timeout_s <= 0:
-            raise OptionError(f"StreamingLoader: prefetch={prefetch}, timeout_s={timeout_s}, wanted 1 or more, above 0.")
+            raise OptionError(
+                f"StreamingLoader: prefetch={prefetch}, timeout_s={timeout_s}, wanted 1 or more, above 0."
+            )
         self.stream = stream
         self._num_workers = num_workers or num_threads
         self._start_method: StartMethod | None = start_method if num_workers else None
@@ -87,6 +90,11 @@ class StreamingLoader:
     def num_windows(self) -> int:
         """Windows of an epoch, over all ranks."""
         return self.stream.num_windows
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the worker processes that run now, by worker."""
+        return self._crew.pids if self._crew is not None else []
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be `epoch`. Not needed in ordinary loops: the loader counts epochs by itself."""
@@ -117,6 +125,8 @@ class StreamingLoader:
     def __iter__(self) -> Iterator[Any]:
         """Start the next epoch (or go on after `load_state_dict`); filling begins now, not at the first ``next``."""
         job = self.stream.job
+        if self._serial == 0:
+            check_agreement(job)
         epoch, start = self.stream.cursor
         schedule = job.schedule(epoch, start)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.

@@ -24,14 +24,14 @@ def _span(steps: tuple[int, ...]) -> str:
     return str(list(steps))
 
 
-def _identity(job: ReadJob) -> dict[str, Any]:
+def identity(job: ReadJob) -> dict[str, Any]:
     """Everything that the order of an epoch is a function of, but the epoch."""
     return {"dataset": job.dataset.fingerprint, "window": describe_window(job.window), **job.plan.describe()}
 
 
 def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
     """The state of a job that has consumed `position` windows of `epoch`, over all ranks."""
-    return {"version": STATE_VERSION, "epoch": epoch, "position": position, **_identity(job)}
+    return {"version": STATE_VERSION, "epoch": epoch, "position": position, **identity(job)}
 
 
 def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
@@ -49,7 +49,7 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
             f"state: version {state['version']}, this release reads version {STATE_VERSION}. "
             "Resume with the release that saved it."
         )
-    for name, ours in _identity(job).items():
+    for name, ours in identity(job).items():
         if state.get(name) != ours:
             raise StateError(
                 f"state: {name} is {state.get(name)!r}, this stream has {ours!r}. Make the stream with the saved "

@@ -1,5 +1,6 @@
 """An independent reader of the example episodes: h5py and a JPEG decoder, nothing of the project."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -15,31 +16,30 @@ def jpeg_frame(row):
     return simplejpeg.decode_jpeg(data[: data.rindex(b"\xff\xd9") + 2], "BGR")
 
 
-def padded(read, anchor, offsets, length, pad):
-    """Stack `read(step)` over the offsets; returns (array, is_pad)."""
-    items, mask = [], []
-    for offset in offsets:
-        step = anchor + offset
-        outside = step < 0 or step >= length
-        item = read(0 if step < 0 else length - 1 if step >= length else step)
-        items.append(np.zeros_like(item) if outside and pad == "zero" else item)
-        mask.append(outside)
-    return np.stack(items), np.array(mask)
-
-
-def aloha_window(path: Path, anchor: int, obs, action, pad: str) -> dict:
-    """One window of an ALOHA file with JPEG cameras, under the keys of a batch."""
+@lru_cache(maxsize=4)
+def aloha_episode(path: Path) -> dict[str, np.ndarray]:
+    """All steps of an ALOHA file with JPEG cameras, by feature name."""
     with h5py.File(path) as file:
-        length = len(file["action"])
-        out = {}
+        episode = {
+            f"observation.images.{camera}": np.stack([jpeg_frame(row) for row in file[f"observations/images/{camera}"]])
+            for camera in CAMERAS
+        }
+        episode["observation.state"] = file["observations/qpos"][:]
+        episode["observation.qvel"] = file["observations/qvel"][:]
+        episode["action"] = file["action"][:]
+    return episode
 
-        def put(name, read, offsets):
-            out[name], out[f"{name}_is_pad"] = padded(read, anchor, offsets, length, pad)
 
-        for camera in CAMERAS:
-            rows = file[f"observations/images/{camera}"]
-            put(f"observation.images.{camera}", lambda step, rows=rows: jpeg_frame(rows[step]), obs)
-        put("observation.state", lambda step: file["observations/qpos"][step], obs)
-        put("observation.qvel", lambda step: file["observations/qvel"][step], obs)
-        put("action", lambda step: file["action"][step], action)
+def window(episode: dict[str, np.ndarray], anchor: int, obs, action, pad: str) -> dict[str, np.ndarray]:
+    """One window, step by step, under the keys of a batch."""
+    out = {}
+    for name, values in episode.items():
+        items, mask = [], []
+        for offset in action if name == "action" else obs:
+            step = anchor + offset
+            outside = step < 0 or step >= len(values)
+            nearest = values[0 if step < 0 else len(values) - 1 if step >= len(values) else step]
+            items.append(np.zeros_like(nearest) if outside and pad == "zero" else nearest)
+            mask.append(outside)
+        out[name], out[f"{name}_is_pad"] = np.stack(items), np.array(mask)
     return out
