@@ -128,7 +128,7 @@ def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
             f"{join(url, part.names[0])}: a remote tar without {FILE_NAME} beside it, wanted one, since a plan needs "
             f"every episode's length. Run: epistream index {url}"
         )
-    from epistream.sharding.foreign import index_local_tars
+    from epistream.sharding.index_cache import index_local_tars
 
     manifest, index_urls = index_local_tars([join(url, name) for name in _once(part, url)])
     return _from_manifest(manifest, url, options, index_urls)

@@ -19,7 +19,8 @@ DTYPES = ("bool", *_KINDS_OF_NUMBERS.split())
 SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "raw": ".npy", "npy": ".npy"}
 
 # Lower case, because two tar members that differ in case only overwrite each other on some file systems.
-_NAME = re.compile(r"[a-z0-9_][a-z0-9_.\-]{0,79}")
+# Not ending in a number as frames are numbered, which would make `a.000001.npy` mean two things.
+_NAME = re.compile(r"(?!.*\.\d{6,}$)[a-z0-9_][a-z0-9_.\-]{0,79}")
 _RESERVED = frozenset({"meta", "__key__", "__url__", "episode_index", "step_index", "task"})
 # A step larger than this is nonsense or an attack: a 16,384 x 16,384 RGB frame of bytes is 0.8 GB.
 MAX_STEP_BYTES = 1 << 30
@@ -80,7 +81,7 @@ def _problems(feature: Feature) -> Iterator[str]:
     """What is wrong with `feature`; the checks later in the list rely on the earlier ones."""
     if not isinstance(feature.name, str) or not _NAME.fullmatch(feature.name) or feature.name in _RESERVED:
         yield (
-            "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-' "
+            "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-', no number at the end, "
             f"and none of {', '.join(sorted(_RESERVED))}. Rename it with --rename"
         )
     if feature.dtype not in DTYPES:

@@ -174,7 +174,7 @@ def _retry(action: Any) -> Any:
     """Run `action` up to three times; what cannot change by waiting is raised at once."""
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(3),
-        wait=tenacity.wait_exponential_jitter(initial=0.2, max=2.0),
+        wait=tenacity.wait_exponential(multiplier=0.2, max=2.0),
         retry=tenacity.retry_if_not_exception_type((*_NOT_TRANSIENT, OptionError)),
         reraise=True,
     )

@@ -1,0 +1,145 @@
+"""Indexes of local tars that have none, made once for each user and kept where caches are kept."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import natsort
+import xxhash
+
+from epistream.errors import CacheError, DeadlineError, FormatError, SourceChangedError, SourceError
+from epistream.sharding.foreign import index_tar
+from epistream.sharding.index import ShardIndex
+from epistream.sharding.manifest import Manifest, ManifestBuilder
+from epistream.sharding.storage import write_atomic
+
+_log = logging.getLogger(__name__)
+
+# Raised when `foreign.index_tar` would make another index of the same tar.
+_RECIPE = 1
+_POLL_S = 0.05
+
+
+def index_local_tars(
+    paths: Sequence[str], deadline_s: float = 1800.0, folder: Path | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
+    """A manifest of some tars of one folder, and where the index of each of its shards is.
+
+    Args:
+        paths: Local tars with different file names.
+        deadline_s: How long to wait for another process that indexes the same tar.
+        folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given.
+
+    Raises:
+        SourceError: If a tar is missing.
+        FormatError: If one holds no episodes, or features differ.
+        CacheError: If the folder cannot be written.
+        DeadlineError: If another process holds the lock for too long.
+    """
+    folder = folder or _default_folder()
+    found: dict[str, tuple[ShardIndex, bytes, str]] = {}
+    for path in map(Path, paths):
+        found[path.name] = _index(path, folder, deadline_s)
+    manifest = manifest_of({name: (index, data) for name, (index, data, _) in found.items()})
+    return manifest, tuple(found[name][2] for name in manifest.columns.names)
+
+
+def manifest_of(indexes: dict[str, tuple[ShardIndex, bytes]]) -> Manifest:
+    """A manifest of shards by name, without statistics. Episodes keep their order, or follow that of the shards.
+
+    Raises:
+        FormatError: If features differ.
+    """
+    numbers = [meta.episode_index for index, _ in indexes.values() for meta in index.episodes]
+    are_unique = len(set(numbers)) == len(numbers)
+    splits = natsort.natsorted({index.episodes[0].split for index, _ in indexes.values()})
+    splits.sort(key=lambda name: name != "train")
+    first = next(iter(indexes.values()))[0]
+    builder = ManifestBuilder(first.features, splits)
+    start = 0
+    for index, data in indexes.values():
+        if are_unique:
+            builder.add_shard(index, data)
+            continue
+        episodes = [replace(meta, episode_index=start + n) for n, meta in enumerate(index.episodes)]
+        builder.add_shard(replace(index, episodes=episodes), data)
+        start += len(episodes)
+    return builder.build()
+
+
+def _default_folder() -> Path:
+    # The one place where users say that their home has no room; what is kept here changes no result.
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "epistream" / "indexes"
+
+
+def _index(path: Path, folder: Path, deadline_s: float) -> tuple[ShardIndex, bytes, str]:
+    """The index of one tar, its bytes, and the file they are kept in."""
+    before = _stat(path)
+    name = xxhash.xxh3_128_hexdigest(f"{_RECIPE}\0{path}\0{before}".encode())
+    kept = folder / f"{name}.index"
+    index = _read(kept, path)
+    if index:
+        return index
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _lock(folder / f"{name}.lock", deadline_s, path):
+            index = _read(kept, path)  # somebody else may have made it meanwhile
+            if index:
+                return index
+            _log.info("indexing %s", path)
+            data = index_tar(path).to_bytes()
+            if _stat(path) != before:
+                raise SourceChangedError(f"{path}: changed while it was indexed. Try again when it is complete.")
+            write_atomic(str(kept), data)
+    except (PermissionError, NotADirectoryError) as error:
+        raise CacheError(
+            f"{folder}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be written, "
+            f"or write indexes for good: epistream index {path.parent}"
+        ) from error
+    return ShardIndex.parse(data, str(kept)), data, str(kept)
+
+
+def _stat(path: Path) -> tuple[int, int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}, wanted a tar. Check the path or pattern.") from error
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
+def _read(kept: Path, tar: Path) -> tuple[ShardIndex, bytes, str] | None:
+    """A kept index that is whole; anything else is made again."""
+    try:
+        data = kept.read_bytes()
+        index = ShardIndex.parse(data, str(kept))
+    except FileNotFoundError:
+        return None
+    except (OSError, FormatError) as error:
+        _log.info("making %s again: %s", kept, error)
+        return None
+    return (index, data, str(kept)) if index.shard_name == tar.name else None
+
+
+@contextlib.contextmanager
+def _lock(path: Path, deadline_s: float, tar: Path) -> Iterator[None]:
+    """Held by one process of this machine; the kernel lets go when the process ends, however it ends."""
+    end = time.monotonic() + deadline_s
+    with path.open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise DeadlineError(
+                        f"{path}: held by another process for {deadline_s:g} s, wanted it to index {tar}. End that "
+                        f"process, or write indexes for good: epistream index {tar.parent}"
+                    ) from None
+                time.sleep(_POLL_S)
+        yield

@@ -1,0 +1,88 @@
+"""Small shards made with tarfile and Pillow alone, so that what is read can be compared with what was put in."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 24, 32
+
+
+def picture(episode, step):
+    """A picture that differs from every other: a gradient with a bright column that moves."""
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    image = np.stack([rows * 8, columns * 6, np.full_like(rows, 40 * episode % 256)], axis=-1).astype(np.uint8)
+    image[:, step % WIDTH] = 255
+    return image
+
+
+def actions(episode, length):
+    return (np.arange(length * 3).reshape(length, 3) / 8 + 100 * episode).astype(np.float32)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def encoded(image, codec):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, codec, **({"quality": 90} if codec == "jpeg" else {}))
+    return file.getvalue()
+
+
+def members(episode, length, codec="jpeg", key=None, meta=None):
+    """(name, bytes) of one episode: one camera, one array, and a meta.json unless `meta` is None."""
+    key = key or f"ep-{episode:09d}"
+    result = [] if meta is None else [(f"{key}.meta.json", json.dumps({"length": length, **meta}).encode())]
+    result.append((f"{key}.action.npy", npy(actions(episode, length))))
+    if codec == "raw":
+        frames = np.stack([picture(episode, step) for step in range(length)])
+        return [*result, (f"{key}.observation.images.top.npy", npy(frames))]
+    suffix = {"jpeg": "jpg", "png": "png"}[codec]
+    return result + [
+        (f"{key}.observation.images.top.{step:06d}.{suffix}", encoded(picture(episode, step), codec))
+        for step in range(length)
+    ]
+
+
+def write_tar(path, pairs, format=tarfile.USTAR_FORMAT):
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in pairs:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return Path(path)
+
+
+def places(path):
+    """name -> (offset, size), by tarfile."""
+    with tarfile.open(path) as tar:
+        return {info.name: (info.offset_data, info.size) for info in tar}
+
+
+def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None, statistics=False):
+    """A whole dataset: one shard for each entry of `lengths`."""
+    from epistream.sharding.foreign import index_tar
+    from epistream.sharding.index_cache import manifest_of
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    indexes, episode = {}, 0
+    for shard, in_shard in enumerate(lengths):
+        pairs = []
+        for length in in_shard:
+            meta = {"episode_index": episode, **((metas or {}).get(episode, {}))}
+            pairs += members(episode, length, codec, meta=meta)
+            episode += 1
+        path = write_tar(folder / f"shard-{shard:06d}.tar", pairs)
+        index = index_tar(path)
+        data = index.to_bytes()
+        path.with_suffix(".index").write_bytes(data)
+        indexes[path.name] = (index, data)
+    manifest_of(indexes).write(str(folder))
+    return folder
