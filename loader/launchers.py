@@ -71,9 +71,11 @@ def _torchrun(environ: Mapping[str, str]) -> WorldFields | None:
     _check("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size)
     if local_size == size:
         return _even(rank, size, local_rank, local_size, 0)
-    # These launchers number ranks node after node: any disagreement means nodes of different sizes.
+    # These launchers number ranks node after node: any disagreement means nodes of different sizes. Where one node
+    # cannot see it (2, 1 and 3 ranks look even from the first), ranks find out when they compare `World.layout`.
     node = _integer(environ, node_variable) if node_variable in environ else -1
-    if size % local_size or rank != node * local_size + local_rank:
+    num_nodes = _integer(environ, "GROUP_WORLD_SIZE") if "GROUP_WORLD_SIZE" in environ else size // local_size
+    if num_nodes * local_size != size or rank != node * local_size + local_rank:
         return _nodes_unknown(rank, size, local_rank, local_size)
     return _even(rank, size, local_rank, local_size, node)
 

@@ -4,6 +4,7 @@ Every input must be equal on all ranks, and none of them is the topology: see ``
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,10 +133,10 @@ class Plan:
             return SequentialEpoch(lanes.pieces(0) if self._runs is None else self._runs)
         return ShuffledEpoch(lanes, self.parts, self.options.seed, epoch)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of everything that decides the order; equal on all ranks, and in a state that may be resumed."""
-        return xxhash.xxh3_128_hexdigest(repr(sorted(self.describe().items())))
+        return xxhash.xxh3_128_hexdigest(repr(sorted(self.describe().items())).encode())
 
     def describe(self) -> dict[str, int | bool | str]:
         """What the fingerprint is made of, by the name of the option, to say which one differs."""

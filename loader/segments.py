@@ -132,9 +132,13 @@ class LaneOrder:
     def uses(self, item: int) -> Iterator[ShardUse]:
         """The shards needed from `item` on, in the order of need."""
         waiting: list[ShardUse] = []
-        for piece in range(self.find(item), len(self._shard)):
+        segment = self.find(item)
+        start, shards, _ = self.build(segment)
+        # In the middle of a segment, shards that end with it may have given their last window already.
+        left, end = set(shards[item - start :].tolist()), start + len(shards)
+        for piece in range(segment, len(self._shard)):
             first, stop = self._span(piece)
-            if stop > item:
+            if stop > end or int(self._shard[piece]) in left:
                 heapq.heappush(waiting, ShardUse(max(first, item), stop, int(self._shard[piece])))
             # A piece of few windows can enter later than the next one; no later piece enters before
             # `reached`.

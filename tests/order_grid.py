@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+
 from epistream.loader.plan import OrderOptions, Plan
 from epistream.loader.schedule import Schedule
 from epistream.loader.world import World

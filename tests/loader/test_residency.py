@@ -1,0 +1,63 @@
+"""How many shards are open, and what is said when they do not fit."""
+
+import numpy as np
+
+from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.residency import budget_advice, open_bytes, open_shards
+
+MIB = 2**20
+
+
+def plan_of(count, **options):
+    return Plan(np.full(count, 1000), np.full(count, 10 * MIB), np.full(count, 10), OrderOptions(**options))
+
+
+def open_at_once(plan, in_flight):
+    """The most shards whose span of use, widened by what is in flight, covers one position."""
+    uses = list(plan.epoch(0).uses_from(0))
+    starts = [use.first for use in uses]
+    return max(len({use.shard for use in uses if use.first <= start < use.stop + in_flight}) for start in starts)
+
+
+def test_open_shards_cover_what_an_epoch_uses_at_once():
+    for lanes, resident in ((1, 4), (4, 16), (8, 16), (8, 40)):
+        plan = plan_of(60, lanes=lanes, resident_shards=resident)
+        for in_flight in (1, 64, 4000):
+            found = open_at_once(plan, in_flight)
+            bound = open_shards(plan, in_flight)
+            # Shards at cuts are counted in both lanes, and an average is used for the segments in flight.
+            assert found <= bound + lanes
+            assert bound <= found + 2 * lanes
+
+
+def test_open_shards_of_a_node_are_those_of_its_lanes():
+    plan = plan_of(64, lanes=8, resident_shards=32)
+    assert open_shards(plan, 0) == 32
+    assert open_shards(plan, 0, range(0, 8, 2)) == 16
+    assert open_bytes(plan, 0, [3]) == 40 * MIB
+
+
+def test_open_shards_are_never_more_than_there_are():
+    assert open_shards(plan_of(5, lanes=4), 10**6) == 5
+    assert open_shards(plan_of(5, shuffle=False), 10) == 2
+
+
+def test_budget_that_fits_needs_no_advice():
+    assert budget_advice(plan_of(64, lanes=4, resident_shards=16), 300 * MIB, 64) is None
+
+
+def test_advice_for_a_small_budget_names_a_smaller_k_that_fits():
+    advice = budget_advice(plan_of(64, lanes=4, resident_shards=16), 170 * MIB, 64)
+    assert "cache budget: 170 MiB, but the order draws from 20 shards at once" in advice
+    assert "Use resident_shards=12 (160 MiB)" in advice
+    assert budget_advice(plan_of(64, lanes=4, resident_shards=12), 170 * MIB, 64) is None
+
+
+def test_advice_below_two_shards_a_lane_names_fewer_lanes_that_fit():
+    advice = budget_advice(plan_of(64, lanes=4, resident_shards=16), 70 * MIB, 64)
+    assert "Use lanes=2, resident_shards=4 (60 MiB)" in advice
+    assert budget_advice(plan_of(64, lanes=2, resident_shards=4), 70 * MIB, 64) is None
+
+
+def test_advice_where_nothing_fits_says_so():
+    assert "No shuffled order fits" in budget_advice(plan_of(64, lanes=4), 20 * MIB, 64)
