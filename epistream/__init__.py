@@ -10,7 +10,7 @@ from epistream._version import __version__
 from epistream.errors import EpistreamError
 
 if TYPE_CHECKING:
-    from epistream.cache.node import CacheOptions
+    from epistream.cache.options import CacheOptions
     from epistream.loader.loader import StreamingLoader
     from epistream.loader.plan import OrderOptions
     from epistream.loader.stream import EpisodeStream
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from epistream.sharding.pack import pack
 
 _HOME = {
-    "CacheOptions": "epistream.cache.node",
+    "CacheOptions": "epistream.cache.options",
     "Dataset": "epistream.sharding.dataset",
     "EpisodeStream": "epistream.loader.stream",
     "OrderOptions": "epistream.loader.plan",

@@ -1,6 +1,6 @@
 """The main job, end to end, on real episodes: pack, verify, stream on two ranks, prove it, measure it.
 
-    make demo                                   # or: python examples/demo.py [--data FOLDER] [--out FOLDER]
+make demo                                   # or: python examples/demo.py [--data FOLDER] [--out FOLDER]
 """
 
 import argparse
@@ -72,7 +72,9 @@ def prove_exactly_once(reports: list[dict], all_windows: set[tuple[int, int]]) -
         if shared or max(seen.values()) > 1 or set(seen) - all_windows or len(left_out) != remainder:
             raise AssertionError(f"epoch {epoch}: {len(shared)} windows on both ranks, {len(left_out)} left out")
         counts = " + ".join(str(len(windows)) for windows in per_rank)
-        rows.append((f"epoch {epoch}", f"{counts} of {len(all_windows)} windows, 0 twice, {remainder} left over (drop)"))
+        rows.append(
+            (f"epoch {epoch}", f"{counts} of {len(all_windows)} windows, 0 twice, {remainder} left over (drop)")
+        )
     return rows
 
 

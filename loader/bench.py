@@ -13,7 +13,7 @@ import simplejpeg
 import torch
 
 from epistream._version import __version__
-from epistream.cache.node import CacheMode
+from epistream.cache.options import Mode
 from epistream.errors import OptionError
 from epistream.loader.bound import Bound, measure_bound
 from epistream.loader.loader import StreamingLoader
@@ -29,7 +29,7 @@ class BenchOptions:
     obs: range = range(1)
     action: range = range(100)
     parallel: int = 2
-    cache: CacheMode = "auto"
+    cache: Mode = "auto"
     rounds: int = 5
     seconds: float = 2.0
 
@@ -159,4 +159,6 @@ def _title(stream: EpisodeStream, options: BenchOptions) -> str:
 def _machine() -> str:
     load = os.getloadavg()[0]
     versions = f"epistream {__version__}, torch {torch.__version__}, simplejpeg {simplejpeg.__version__}"
-    return f"{os.cpu_count()} cores {platform.machine()}, load {load:.1f}, Python {platform.python_version()}, {versions}"
+    return (
+        f"{os.cpu_count()} cores {platform.machine()}, load {load:.1f}, Python {platform.python_version()}, {versions}"
+    )

@@ -93,9 +93,7 @@ def _batch_frames(job: ReadJob, windows: BatchWindows) -> Iterator[tuple[Feature
                     yield feature, bytes(entry.blobs[0].read(int(offsets[frame]), int(sizes[frame])))
 
 
-def _measure_decode(
-    job: ReadJob, sample: Frames, num_windows: int, num_processes: int, seconds: float
-) -> float:
+def _measure_decode(job: ReadJob, sample: Frames, num_windows: int, num_processes: int, seconds: float) -> float:
     # Fork, so that the sample is shared and not sent.
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe() for _ in range(num_processes)]

@@ -40,9 +40,7 @@ class Crew:
         start_method: how processes are started; None makes threads.
     """
 
-    def __init__(
-        self, job: ReadJob, num_workers: int, slots_per_worker: int, start_method: StartMethod | None
-    ) -> None:
+    def __init__(self, job: ReadJob, num_workers: int, slots_per_worker: int, start_method: StartMethod | None) -> None:
         self.num_workers = num_workers
         self.ring = Ring(num_workers * slots_per_worker, job.layout.num_bytes)
         self._members: list[_Member] = []
@@ -141,8 +139,8 @@ def _obituary(member: _Member) -> str:
     where = f"worker {member.seat.worker_index} (pid {process.pid})"
     if code == -9:
         return (
-            f"{where}: killed by SIGKILL. Usually the kernel, out of memory: look into 'dmesg', lower the cache budget, "
-            "the batch size or num_workers."
+            f"{where}: killed by SIGKILL, usually by the kernel, out of memory. Look into 'dmesg'; lower the cache "
+            "budget, the batch size or num_workers."
         )
     if code == -7:
         return f"{where}: killed by SIGBUS. A file or memory mapping shrank under it; is /dev/shm full?"

@@ -51,7 +51,11 @@ class ReadJob:
         """A reader for one thread or process."""
         # Room for the shards of the segments in flight: a batch may reach into the next segment of each lane.
         return EpisodeReader(
-            self.dataset, self.features, self.window, self.cache, self.plan.resident_shards + self.plan.num_lanes
+            self.dataset,
+            self.features,
+            self.window,
+            self.cache,
+            self.plan.resident_shards + self.plan.num_lanes,
         )
 
     def windows(self, order: EpochOrder, schedule: Schedule, batch_index: int) -> BatchWindows:

@@ -236,9 +236,7 @@ class StreamingLoader:
             finally:
                 reader.release()
             busy_s = time.perf_counter() - started
-            message = Message(
-                self._serial, batch_index, -1, len(windows.step), busy_s=busy_s, cache=job.cache.stats()
-            )
+            message = Message(self._serial, batch_index, -1, len(windows.step), busy_s=busy_s, cache=job.cache.stats())
             self._recorder.receive(0, message, busy_s, copied=False)
             yield self.stream.finish(views)
 

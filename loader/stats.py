@@ -1,17 +1,16 @@
 """What a loader did: counts, where the time went, and what limits the run."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from epistream.cache.node import CacheStats
+from epistream.cache.stats import CacheStats
 from epistream.loader.worker import Message
 
 
 @dataclass
 class LoaderStats:
-    """Counters of one rank since its loader was made. Times are seconds.
+    """Counters of one rank since its loader was made, its workers' cache included. Times are seconds.
 
     `data_wait_s` is the time that the training loop waited inside ``next()``; `worker_busy_s` and
     `worker_idle_s` are summed over workers: reading batches, and waiting for a free slot.
@@ -25,7 +24,7 @@ class LoaderStats:
     worker_busy_s: float = 0.0
     worker_idle_s: float = 0.0
     first_batch_s: float | None = None
-    cache: dict[str, Any] = field(default_factory=dict)
+    cache: CacheStats = field(default_factory=CacheStats)
 
     @property
     def windows_per_s(self) -> float:
@@ -70,19 +69,5 @@ class StatsRecorder:
     def snapshot(self, shared_cache: bool) -> LoaderStats:
         """The figures so far. Workers that are threads share one cache (`shared_cache`), processes have one each."""
         workers = list(self._cache.values())
-        merged = merge_cache_stats(workers[-1:] if shared_cache else workers)
-        return LoaderStats(**{**self._stats.__dict__, "cache": merged})
-
-
-def merge_cache_stats(parts: list[CacheStats]) -> dict[str, Any]:
-    """Sums of the counters of several processes; texts (tier, reason) are those of the last."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for name, value in _plain(part).items():
-            is_count = isinstance(value, (int, float)) and not isinstance(value, bool)
-            merged[name] = merged.get(name, 0) + value if is_count else value
-    return merged
-
-
-def _plain(stats: CacheStats) -> Mapping[str, Any]:
-    return asdict(stats)
+        summed = sum(workers[-1:] if shared_cache else workers, CacheStats())
+        return replace(self._stats, cache=summed)

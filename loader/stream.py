@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from epistream.cache.node import CacheMode, CacheOptions, NodeCache
+from epistream.cache.node import NodeCache
+from epistream.cache.options import CacheOptions, Mode
 from epistream.errors import OptionError
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import choose_features
@@ -61,7 +62,7 @@ class EpisodeStream(IterableDataset[Batch]):
         remainder: Remainder = "drop",
         order: OrderOptions | None = None,
         world: World | None = None,
-        cache: CacheMode | CacheOptions = "auto",
+        cache: Mode | CacheOptions = "auto",
         squeeze: bool = False,
         sample_format: Callable[[Batch], Any] | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -96,9 +97,7 @@ class EpisodeStream(IterableDataset[Batch]):
         chosen = choose_features(dataset.features, features)
         unknown = sorted(set(window.overrides) - set(chosen))
         if unknown:
-            raise OptionError(
-                f"Window.overrides: {unknown} not among the streamed features {sorted(chosen)}."
-            )
+            raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(chosen)}.")
         if split == "auto":
             split = "train" if "train" in dataset.splits else None
         anchors = Anchors(dataset, split, window.reach(chosen), window.drop_incomplete)
@@ -190,5 +189,5 @@ class EpisodeStream(IterableDataset[Batch]):
             reader.release()
 
 
-def _cache_options(cache: CacheMode | CacheOptions) -> CacheOptions:
+def _cache_options(cache: Mode | CacheOptions) -> CacheOptions:
     return cache if isinstance(cache, CacheOptions) else CacheOptions(mode=cache)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ def _offsets(name: str, steps: Iterable[int]) -> tuple[int, ...]:
     offsets = tuple(int(step) for step in steps)
     if not offsets:
         raise OptionError(f"Window.{name}: no step offsets. Give at least one, for example [0].")
-    if any(b <= a for a, b in zip(offsets, offsets[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(offsets)):
         raise OptionError(
             f"Window.{name}: {list(offsets)[:8]} does not ascend. Give each step offset once, oldest first."
         )

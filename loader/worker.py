@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
-from epistream.cache.node import CacheStats
+from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.job import ReadJob

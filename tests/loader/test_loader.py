@@ -22,7 +22,9 @@ LOW = ["action", "observation.state"]
 
 
 def stream_of(shards, **options) -> es.EpisodeStream:
-    return es.EpisodeStream(shards, **{"batch_size": 10, "features": LOW, "window": es.Window(action=range(8)), **options})
+    return es.EpisodeStream(
+        shards, **{"batch_size": 10, "features": LOW, "window": es.Window(action=range(8)), **options}
+    )
 
 
 def windows_of(batches) -> list[list[tuple[int, int]]]:
