@@ -81,8 +81,8 @@ def _problems(feature: Feature) -> Iterator[str]:
     """What is wrong with `feature`; the checks later in the list rely on the earlier ones."""
     if not isinstance(feature.name, str) or not _NAME.fullmatch(feature.name) or feature.name in _RESERVED:
         yield (
-            "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-', no number at the end, "
-            f"and none of {', '.join(sorted(_RESERVED))}. Rename it with --rename"
+            "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-', "
+            f"no number of 6 digits at the end, and none of {', '.join(sorted(_RESERVED))}. Rename it with --rename"
         )
     if feature.dtype not in DTYPES:
         yield f"dtype {feature.dtype!r}, wanted one of {', '.join(DTYPES)}"
