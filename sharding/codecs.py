@@ -46,9 +46,7 @@ def jpeg_shape(data: Encoded, where: str) -> tuple[int, int, int]:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        raise FormatError(
-            f"{where}: {len(data)} bytes that are no JPEG ({error}), wanted a JPEG picture."
-        ) from error
+        raise FormatError(f"{where}: {len(data)} bytes that are no JPEG ({error}), wanted a JPEG picture.") from error
     if colorspace not in ("YCbCr", "RGB", "Gray"):
         raise FormatError(f"{where}: a JPEG in {colorspace}, wanted YCbCr, RGB or Gray. Convert it first.")
     return height, width, 1 if colorspace == "Gray" else 3
@@ -119,9 +117,7 @@ def _decode_jpeg(feature: Feature, data: Encoded, out: Frame, where: str) -> Non
     try:
         simplejpeg.decode_jpeg(data, _colorspace(feature), buffer=out)
     except ValueError as error:
-        raise FormatError(
-            f"{where}: a JPEG that does not decode ({error}). Pack this episode again."
-        ) from error
+        raise FormatError(f"{where}: a JPEG that does not decode ({error}). Pack this episode again.") from error
 
 
 def _encode_jpeg(feature: Feature, frame: Frame, quality: int) -> bytes:
@@ -148,16 +144,12 @@ def _decode_png(feature: Feature, data: Encoded, out: Frame, where: str) -> None
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             modes = _PNG_MODES.get((feature.dtype, feature.shape[2]), ())
             if image.mode not in modes:
-                raise FormatError(
-                    f"{where}: a PNG of mode {image.mode}, wanted {' or '.join(modes) or 'no PNG'}."
-                )
+                raise FormatError(f"{where}: a PNG of mode {image.mode}, wanted {' or '.join(modes) or 'no PNG'}.")
             out[...] = np.asarray(image).reshape(feature.shape)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(
-            f"{where}: a PNG that does not decode ({error}). Pack this episode again."
-        ) from error
+        raise FormatError(f"{where}: a PNG that does not decode ({error}). Pack this episode again.") from error
 
 
 def _encode_png(frame: Frame) -> bytes:

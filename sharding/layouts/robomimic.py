@@ -108,7 +108,7 @@ def _paths(demo: h5py.Group, group: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
 
     def visit(path: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and path.split("/")[0] not in _LEFT_OUT:
+        if isinstance(node, h5py.Dataset) and path.split("/", maxsplit=1)[0] not in _LEFT_OUT:
             found.append((f"{group}/{path}", _name(path)))
 
     demo.visititems(visit)

@@ -1,0 +1,154 @@
+"""`epistream pack`: HDF5 episodes into tar shards."""
+
+from typing import Any
+
+import click
+from rich.console import Console
+
+from epistream.errors import OptionError
+from epistream.sharding.features import Feature
+from epistream.sharding.layouts.registry import LAYOUTS
+from epistream.sharding.pack import PackProgress, PackReport, pack
+
+_MAX_FAULTS_SHOWN = 50
+
+
+@click.command(name="pack")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.argument("out")
+@click.option("--layout", type=click.Choice([layout.name for layout in LAYOUTS]), help="Insist on this layout.")
+@click.option(
+    "--codec",
+    type=click.Choice(["jpeg", "png", "raw"]),
+    help="For raw cameras: jpeg (the default), or png and raw, which keep every bit.",
+)
+@click.option("--quality", type=int, default=95, show_default=True, help="Of encoded JPEG, 1 to 100.")
+@click.option("--shard-size", default="128MiB", show_default=True, help="Target size of a shard.")
+@click.option("--camera", "cameras", multiple=True, help="Pack this camera only; may be repeated.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a feature or camera; may be repeated.")
+@click.option("--color-order", type=click.Choice(["rgb", "bgr"]), help="Channel order in which JPEG is decoded.")
+@click.option("--image-size", metavar="WxH", help="Resize colour cameras.")
+@click.option("--fps", type=float, help="Steps per second, if the source does not say.")
+@click.option("--val-fraction", type=float, help="Share of the episodes for the split 'val'.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Which episodes those are.")
+@click.option("--workers", type=int, help="Processes.  [default: one a core]")
+@click.option("--resume", is_flag=True, help="Finish an interrupted job.")
+@click.option("--overwrite", is_flag=True, help="Replace the dataset that is there.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad episodes out and list them.")
+def command(sources: tuple[str, ...], out: str, workers: int | None, **options: Any) -> None:
+    """Pack the HDF5 episodes in SRC... (files, folders, globs) into a dataset of tar shards at OUT (folder or URL)."""
+    options["rename"] = [_pair(text) for text in options["rename"]]
+    options["image_size"] = _size(options["image_size"])
+    with _Display() as display:
+        report = pack(sources, out, progress=display.show, workers=workers or _num_cores(), **options)
+    _print(report)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, sign, new = text.partition("=")
+    if not (old and sign and new):
+        raise OptionError(f"--rename {text!r}: wanted OLD=NEW, for example cam_high=top.")
+    return old, new
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise OptionError(f"--image-size {text!r}: wanted WIDTHxHEIGHT, for example 320x240.")
+    return int(width), int(height)
+
+
+def _num_cores() -> int:
+    import os
+
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+class _Display:
+    """A progress bar on stderr; nothing at all when that is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        del MofNCompleteColumn
+        self._task = self._progress.add_task("scanning", total=None, count="")
+
+    def __enter__(self) -> "_Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, now: PackProgress) -> None:
+        """Bring the bar up to date."""
+        what = "files" if now.stage in ("scanning", "hashing") else "episodes"
+        faults = f", {now.num_faults} bad" if now.num_faults else ""
+        self._progress.update(
+            self._task,
+            description=now.stage,
+            count=f"{now.num_done:,}/{now.num_total:,} {what}{faults}",
+            completed=now.bytes_done if now.bytes_total else None,
+            total=now.bytes_total or None,
+        )
+
+
+def _print(report: PackReport) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
+    layouts = ", ".join(f"{count} {name}" for name, count in report.layouts.items())
+    splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
+    console.print(f"{report.num_episodes:,} episodes, {report.num_steps:,} steps from {layouts} files", markup=False)
+    console.print(
+        f"{report.num_shards:,} shards, {_mb(report.num_bytes)} from {_mb(report.source_bytes)} "
+        f"in {report.seconds:.1f} s ({rate:.0f} MB/s)" + (f", {report.num_resumed} resumed" * bool(report.num_resumed))
+    )
+    console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
+    for feature in report.features.values():
+        if feature.kind == "frames":
+            console.print(f"  {feature.name}: {_describe(feature, report)}", markup=False)
+    if report.left_out:
+        console.print(f"not packed: {', '.join(report.left_out)}", markup=False)
+    for fault in report.faults[:_MAX_FAULTS_SHOWN]:
+        console.print(f"left out: {fault}", style="yellow", markup=False)
+    if len(report.faults) > _MAX_FAULTS_SHOWN:
+        console.print(f"... and {len(report.faults) - _MAX_FAULTS_SHOWN} more, all in the manifest", style="yellow")
+    console.print(f"{report.url}  fingerprint {report.fingerprint}", markup=False)
+
+
+def _describe(feature: Feature, report: PackReport) -> str:
+    height, width, channels = feature.shape
+    text = f"{width}x{height}x{channels} {feature.codec}"
+    measured = report.fidelity.get(feature.name)
+    if measured is not None:
+        return (
+            f"{text}, encoded: PSNR {measured.mean_psnr_db:.1f} dB, worst {measured.worst_psnr_db:.1f} dB "
+            f"({measured.num_frames} frames)"
+        )
+    return f"{text}, exact" if feature.codec != "jpeg" else f"{text}, copied byte for byte"
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,327 @@
+"""Packs episodes into a dataset: scan, plan, one task a shard, then the manifest."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from epistream._version import __version__
+from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, PackError, WorkerError
+from epistream.sharding.crew import Crew, Pulse
+from epistream.sharding.encoding import Fidelity
+from epistream.sharding.features import Feature
+from epistream.sharding.index import ShardIndex
+from epistream.sharding.jobs import ShardResult, ShardTask, TaskSource, hash_source, pack_or_resume, pack_shard
+from epistream.sharding.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.pack_options import PackOptions
+from epistream.sharding.pack_sources import AnyPath, find_sources, names_below_root
+from epistream.sharding.planning import Plan, ScannedFile, describe_faults, identity, make_plan, scan_file
+from epistream.sharding.statistics import merge_all, to_plain
+from epistream.sharding.storage import Options
+from epistream.sharding.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+# Libraries whose version can change the bytes of the result.
+_ENCODERS = ("numpy", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class PackProgress:
+    """How far a job is. `stage` is scanning, packing, hashing or publishing; bytes are those of the source."""
+
+    stage: str
+    num_done: int
+    num_total: int
+    bytes_done: int = 0
+    bytes_total: int = 0
+    num_faults: int = 0
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a job did.
+
+    Args:
+        url: Where the dataset is.
+        fingerprint: Of the dataset.
+        layouts: Files by layout.
+        features: By name.
+        splits: Episodes by split.
+        num_episodes: Packed.
+        num_steps: Of all episodes.
+        num_shards: Tars.
+        num_resumed: Of these, complete from an interrupted job.
+        source_bytes: What the episodes take in the source.
+        num_bytes: Of all tars.
+        seconds: Wall time.
+        faults: What was left out, and why (with ``skip_bad``).
+        left_out: Paths in the sources that were not packed.
+        fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG.
+    """
+
+    url: str
+    fingerprint: str
+    layouts: Mapping[str, int]
+    features: Mapping[str, Feature]
+    splits: Mapping[str, int]
+    num_episodes: int
+    num_steps: int
+    num_shards: int
+    num_resumed: int
+    source_bytes: int
+    num_bytes: int
+    seconds: float
+    faults: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
+
+
+Listener = Callable[[PackProgress], None]
+
+
+def pack(
+    sources: AnyPath | Sequence[AnyPath],
+    out: AnyPath,
+    options: PackOptions | None = None,
+    *,
+    storage_options: Options = None,
+    progress: Listener | None = None,
+    **changes: Any,
+) -> PackReport:
+    """Pack HDF5 episodes into a dataset of tar shards.
+
+    The same sources and options give the same bytes, whatever the number of workers.
+
+    Args:
+        sources: Files, folders (walked) and globs.
+        out: Folder or fsspec URL of the dataset. It exists when ``dataset.json`` is there, which comes last.
+        options: All options together; see `PackOptions`.
+        storage_options: For `out`, as fsspec takes them.
+        progress: Called in the calling thread, now and then.
+        changes: Single options by name, for example ``val_fraction=0.1``.
+
+    Returns:
+        What was done.
+
+    Raises:
+        OptionError: If an option cannot work.
+        SourceError: If a folder or glob gives no files.
+        DatasetExistsError: If there is a dataset or an unfinished job at `out`.
+        PackError: If any episode cannot be packed (all of them are listed), or the disk is full.
+        WorkerError: If a process died.
+
+    After an error nothing is published. What `KeyboardInterrupt`, a dead process or a crash leaves behind is not
+    taken for a dataset, and ``resume`` can go on from it; other errors leave nothing.
+    """
+    options = (options or PackOptions()).changed(**changes)
+    with Workspace(str(out), options, storage_options) as workspace:
+        return _Job(find_sources(sources), workspace, options, storage_options, progress).run()
+
+
+class _Job:
+    """The steps of one packing job, and what they hand on."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        workspace: Workspace,
+        options: PackOptions,
+        storage_options: Options,
+        progress: Listener | None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._paths, self._workspace, self._options = paths, workspace, options
+        self._storage_options, self._progress = storage_options, progress
+        self._crew = Crew(options.workers, workspace.url)
+        self._faults: list[str] = []
+
+    def run(self) -> PackReport:
+        scans = self._scan()
+        versions = {"epistream": __version__, **{name: version(name) for name in _ENCODERS}}
+        plan = make_plan(scans, self._options)
+        self._note_faults(plan.faults)
+        self._stop_at_faults()
+        job = identity(scans, self._options, versions)
+        is_resumed = self._workspace.begin(job)
+        if self._options.resume and not is_resumed and (done := self._already_done(job)):
+            return self._report(done, scans, [])
+        try:
+            results = self._pack(plan, scans, is_resumed)
+            self._stop_at_faults()
+            checksums = self._hash_sources(scans)
+            manifest = self._publish(plan, scans, results, checksums, {"versions": versions, "job": job})
+        except BaseException as error:
+            self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
+            raise
+        self._workspace.conclude(manifest.columns.names)
+        return self._report(manifest, scans, results)
+
+    def _scan(self) -> list[ScannedFile]:
+        """Look into every file, in the order given."""
+        scans: dict[int, ScannedFile] = {}
+        tasks = [(str(path), self._options) for path in self._paths]
+        for position, scan in self._crew.map(_scan_task, tasks):
+            scans[position] = scan
+            num_faults = sum(len(one.faults) for one in scans.values())
+            self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
+        return [scans[position] for position in sorted(scans)]
+
+    def _stop_at_faults(self) -> None:
+        if self._faults and not self._options.skip_bad:
+            raise PackError(describe_faults(self._faults))
+
+    def _note_faults(self, faults: Sequence[str]) -> None:
+        self._faults += faults
+        if self._options.skip_bad:
+            for fault in faults:
+                _log.warning("left out: %s", fault)
+
+    def _already_done(self, job: Mapping[str, str]) -> Manifest | None:
+        """The dataset that is there, if it is what this job would make.
+
+        Raises:
+            DatasetExistsError: If it is another one.
+        """
+        if not self._workspace.has_dataset:
+            return None
+        manifest = Manifest.read(self._workspace.url)
+        if manifest.provenance.get("job") == job:
+            return manifest
+        raise DatasetExistsError(
+            f"{self._workspace.url}: holds a complete dataset of other sources or options, nothing to resume. "
+            "Choose another folder, or replace it with --overwrite."
+        )
+
+    def _tasks(self, plan: Plan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
+        names = names_below_root(self._paths)
+        sources = [
+            TaskSource(scan.path, name, scan.layout, scan.num_bytes, scan.mtime_ns)
+            for scan, name in zip(scans, names, strict=True)
+        ]
+        return [
+            ShardTask(
+                name=self._workspace.shard_name(shard.number),
+                folder=str(self._workspace.folder),
+                url=self._workspace.url,
+                episodes=shard.episodes,
+                sources={episode.source_index: sources[episode.source_index] for episode in shard.episodes},
+                features=plan.features,
+                options=self._options,
+                storage_options=self._storage_options,
+            )
+            for shard in plan.shards
+        ]
+
+    def _pack(self, plan: Plan, scans: Sequence[ScannedFile], is_resumed: bool) -> list[ShardResult]:
+        """Make every shard; the results come in the order of the plan."""
+
+        def tick(num_episodes: int, num_bytes: int) -> None:
+            self._tell(
+                PackProgress(
+                    "packing", num_episodes, plan.num_episodes, num_bytes, plan.source_bytes, len(self._faults)
+                )
+            )
+
+        results: dict[int, ShardResult] = {}
+        function = pack_or_resume if is_resumed else pack_shard
+        for position, result in self._crew.map(function, self._tasks(plan, scans), tick):
+            results[position] = result
+            self._note_faults(result.faults)
+        return [results[position] for position in sorted(results)]
+
+    def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
+        checksums: dict[int, str] = {}
+        for position, checksum in self._crew.map(hash_source, [scan.path for scan in scans if scan.episodes]):
+            checksums[position] = checksum
+            self._tell(PackProgress("hashing", len(checksums), len(scans)))
+        return [checksums[position] for position in sorted(checksums)]
+
+    def _publish(
+        self,
+        plan: Plan,
+        scans: Sequence[ScannedFile],
+        results: Sequence[ShardResult],
+        checksums: Sequence[str],
+        about: Mapping[str, Any],
+    ) -> Manifest:
+        """Write the manifest: from now on there is a dataset."""
+        self._tell(PackProgress("publishing", 0, 1))
+        present = [result for result in results if result.shard]
+        if not present:
+            raise PackError(describe_faults(self._faults))
+        indexes = [ShardIndex.parse(result.index_data, "index") for result in present]
+        used = {index.episodes[0].split for index in indexes}
+        splits = tuple(name for name in plan.splits if name in used)
+        builder = ManifestBuilder(plan.features, splits)
+        for index, result in zip(indexes, present, strict=True):
+            builder.add_shard(index, result.index_data)
+        split = "train" if "train" in splits else splits[0]
+        chosen = [
+            result.statistics
+            for index, result in zip(indexes, present, strict=True)
+            if index.episodes[0].split == split
+        ]
+        usable = [
+            (name, scan) for name, scan in zip(names_below_root(self._paths), scans, strict=True) if scan.episodes
+        ]
+        manifest = builder.build(
+            statistics={name: to_plain(summary) for name, summary in merge_all(chosen).items()},
+            statistics_split=split,
+            sources=[
+                Source(name, scan.num_bytes, checksum) for (name, scan), checksum in zip(usable, checksums, strict=True)
+            ],
+            provenance={
+                **about,
+                "options": self._options.deciding(),
+                "layouts": dict(Counter(scan.layout for _, scan in usable)),
+                "left_out": list(self._faults),
+            },
+        )
+        manifest.write(self._workspace.url, self._storage_options)
+        return manifest
+
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: Sequence[ShardResult]) -> PackReport:
+        fidelity: dict[str, Fidelity] = {}
+        for result in results:
+            for name, measured in result.fidelity.items():
+                fidelity.setdefault(name, Fidelity()).add(measured)
+        columns = manifest.columns
+        split_of = columns.shard_split[columns.episode_shard]
+        splits = {name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)}
+        return PackReport(
+            url=self._workspace.url,
+            fingerprint=manifest.fingerprint,
+            layouts=dict(Counter(scan.layout for scan in scans if scan.episodes)),
+            features=manifest.features,
+            splits=splits,
+            num_episodes=columns.num_episodes,
+            num_steps=manifest.num_steps,
+            num_shards=columns.num_shards,
+            num_resumed=sum(result.is_resumed for result in results) if results else columns.num_shards,
+            source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
+            num_bytes=int(columns.shard_bytes.sum()),
+            seconds=time.monotonic() - self._started,
+            faults=tuple(self._faults),
+            left_out=tuple(dict.fromkeys(path for scan in scans for path in scan.left_out)),
+            fidelity=fidelity,
+        )
+
+    def _tell(self, progress: PackProgress) -> None:
+        if self._progress:
+            self._progress(progress)
+
+
+def _scan_task(task: tuple[str, PackOptions], pulse: Pulse) -> ScannedFile:
+    scan = scan_file(*task)
+    pulse.add()
+    return scan
+
+
+def _can_be_resumed(error: BaseException) -> bool:
+    """After what was no fault of the data the complete shards stay, for ``resume``."""
+    return not isinstance(error, EpistreamError) or isinstance(error, WorkerError | DeadlineError)
