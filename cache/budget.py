@@ -1,0 +1,96 @@
+"""The byte budget of a cache directory: what the user allows and what the machine has, measured when it matters."""
+
+import os
+from dataclasses import dataclass, field
+
+from epistream.cache.memory import System, available_bytes, cgroup_free_bytes
+
+# What each term means to somebody who wants more.
+_CURES = {
+    "cap": "raise budget_bytes, or run 'epistream cache resize'",
+    "filesystem": "enlarge it: --shm-size (Docker), an emptyDir with medium: Memory (Kubernetes), or budget elsewhere",
+    "cgroup": "raise the job's memory limit (--memory, Slurm --mem)",
+    "memory": "raise memory_fraction, or use a machine with more memory",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a directory, apart from what is measured.
+
+    Args:
+        memory_fraction: Share of the free memory (machine and control group) that the cache may take.
+        disk_fraction: The same for the free space of a disk directory.
+        reserved_bytes: Memory that the caller needs besides: the batch rings of this node.
+        in_memory: Whether the directory is on tmpfs, so that its bytes are memory.
+        system: Where the kernel's numbers are read.
+    """
+
+    memory_fraction: float = 0.5
+    disk_fraction: float = 0.5
+    reserved_bytes: int = 0
+    in_memory: bool = True
+    system: System = field(default_factory=System)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that the directory may hold, and the terms they are the least of."""
+
+    bytes: int
+    terms: dict[str, int]
+
+    @property
+    def binding(self) -> str:
+        """The name of the term that is the least."""
+        return min(self.terms, key=lambda name: self.terms[name]) if self.terms else "none"
+
+    @property
+    def cure(self) -> str:
+        """What would make the budget larger."""
+        return _CURES.get(self.binding, "nothing known")
+
+    def __str__(self) -> str:
+        terms = ", ".join(f"{name} {mib(value)}" for name, value in self.terms.items())
+        return f"{mib(self.bytes)} (the least of: {terms})"
+
+
+def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Budget:
+    """Compute the budget now.
+
+    Every measured term is what is free plus what the cache holds already, so that the budget does not shrink
+    as the cache fills. The fractions are taken of that sum: a fraction of what is free, plus what is held,
+    would grow with each fill until everything is taken.
+
+    Args:
+        dir_fd: The directory.
+        cap: The directory's own cap in bytes; None for none.
+        held_bytes: Bytes that the file system has given to the cache so far.
+        limits: The rest.
+    """
+    terms = {} if cap is None else {"cap": cap}
+    space = os.statvfs(dir_fd)
+    free = space.f_bavail * space.f_frsize + held_bytes
+    if limits.in_memory:
+        if space.f_blocks:  # a tmpfs mounted with size=0 has no limit of its own
+            terms["filesystem"] = free
+        for name, measured in (
+            ("cgroup", cgroup_free_bytes(limits.system)),
+            ("memory", available_bytes(limits.system)),
+        ):
+            if measured is not None:
+                unreserved = measured + held_bytes - limits.reserved_bytes
+                terms[name] = int(unreserved * limits.memory_fraction)
+    else:
+        terms["filesystem"] = int(free * limits.disk_fraction)
+    terms = {name: max(0, value) for name, value in terms.items()}
+    return Budget(min(terms.values(), default=0), terms)
+
+
+def mib(size: int) -> str:
+    """A size for messages, in MiB with one decimal.
+
+    >>> mib(3 << 19)
+    '1.5 MiB'
+    """
+    return f"{size / (1 << 20):.1f} MiB"

@@ -1,0 +1,325 @@
+"""A cache's private directory: entering it, leaving it, and removing what dead processes left.
+
+The shared lock on ``.users`` says "in use". A directory is removed only by a holder of the exclusive lock,
+after it was renamed to a ``.dead-*`` name; whoever has locked ``.users`` therefore looks again whether the
+path still leads to the file that it locked.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.locks import LockFile, lock_holders, pauses, poll
+from epistream.errors import CacheError, DeadlineError
+
+logger = logging.getLogger(__name__)
+
+USERS = ".users"
+LOCK = ".lock"
+BUDGET = ".budget"
+KEEP = ".keep"
+DEAD_PREFIX = ".dead-"
+
+# Called with the name of each step of the protocol as it is reached; tests stop or kill a process there.
+Observer = Callable[[str], None]
+
+
+def ignore(step: str) -> None:
+    """The observer of real runs."""
+
+
+class CacheDirectory:
+    """A directory that this process has entered. Build it with `enter`; end it with `leave`."""
+
+    def __init__(self, path: Path, dir_fd: int, users: LockFile, observe: Observer) -> None:
+        self.path = path
+        self.dir_fd = dir_fd
+        self.observe = observe
+        self._users = users
+        self._pid = os.getpid()
+
+    @classmethod
+    def enter(cls, path: Path, timeout_s: float, observe: Observer = ignore) -> tuple["CacheDirectory", bool]:
+        """Make the directory if it is not there, and say that this process uses it.
+
+        Returns:
+            The directory, and whether nobody else was using it when it was entered. A sole user holds it
+            exclusively until it calls `share`, so that it can set things right first.
+
+        Raises:
+            CacheError: Not a directory, not ours, open to others, or it cannot be made.
+            DeadlineError: Another process held ``.users`` exclusively for `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        for _ in pauses(deadline):
+            entered = cls._try_enter(path, observe)
+            if entered is not None:
+                return entered
+        raise DeadlineError(
+            f"{path}/{USERS}: held exclusively by process {holders_of(path / USERS)} for {timeout_s:g} s, wanted it "
+            "shared. End that process, or run 'epistream cache clear'."
+        )
+
+    @classmethod
+    def _try_enter(cls, path: Path, observe: Observer) -> "tuple[CacheDirectory, bool] | None":
+        with contextlib.ExitStack() as undo:
+            try:
+                make_private(path)
+                dir_fd = open_private(path)
+                undo.callback(DESCRIPTORS.close, dir_fd)
+                observe("enter.opened")
+                users = LockFile(USERS, dir_fd)
+            except FileNotFoundError:  # removed by the last one out, just now
+                return None
+            except OSError as error:
+                if isinstance(error, CacheError):
+                    raise
+                raise refused(path, error) from error
+            undo.callback(users.close)
+            sole = users.try_exclusive()
+            if not sole and not users.try_shared():
+                return None
+            observe("enter.locked")
+            directory = cls(path, dir_fd, users, observe)
+            if not directory._is_current():
+                return None
+            undo.pop_all()
+            return directory, sole
+
+    def share(self) -> bool:
+        """Let others in, after a sole user has set things right.
+
+        Returns:
+            False when somebody took the directory away in between (flock changes its kind in two steps):
+            this object is then closed, and the caller enters again.
+        """
+        if self._users.try_shared() and self._is_current():
+            return True
+        self._close()
+        return False
+
+    def leave(self) -> None:
+        """Stop using it; the last one out removes it, unless it holds a ``.keep``."""
+        if self._pid != os.getpid() or self.dir_fd < 0:
+            return
+        try:
+            self.observe("leave.begin")
+            if self._users.try_exclusive() and self._is_current() and not self.exists(KEEP):
+                self.observe("leave.exclusive")
+                dead = bury(self.path)
+                self.observe("leave.renamed")
+                self._users.unlock()
+                self.observe("leave.unlocked")
+                remove_dead(dead, self.observe)
+                self.observe("leave.removed")
+        finally:
+            self._close()
+
+    @contextlib.contextmanager
+    def locked(self, timeout_s: float) -> Iterator[None]:
+        """Hold ``.lock``: for accounting and eviction, never while waiting or writing.
+
+        Raises:
+            DeadlineError: Somebody else held it for `timeout_s`.
+        """
+        lock = LockFile(LOCK, self.dir_fd)
+        try:
+            poll(
+                lambda: lock.try_exclusive() or None,
+                time.monotonic() + timeout_s,
+                lambda: (
+                    f"{self.path}/{LOCK}: held by process {lock_holders(lock.fd)} for {timeout_s:g} s, wanted for "
+                    "accounting. Look whether that process is stopped, and end it."
+                ),
+            )
+            yield
+        finally:
+            lock.close()
+
+    def exists(self, name: str) -> bool:
+        """Whether a file of this name is in it."""
+        try:
+            os.stat(name, dir_fd=self.dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def mark_kept(self) -> None:
+        """Let it outlive its last user."""
+        DESCRIPTORS.close(DESCRIPTORS.open(KEEP, os.O_RDWR | os.O_CREAT, dir_fd=self.dir_fd))
+
+    def _is_current(self) -> bool:
+        try:
+            named = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self.dir_fd)
+        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev) and self._users.is_named()
+
+    def _close(self) -> None:
+        self._users.close()
+        DESCRIPTORS.close(self.dir_fd)
+        self.dir_fd = -1
+
+
+def make_private(path: Path) -> None:
+    """Make a directory for this user alone; one that is there already is left as it is.
+
+    Raises:
+        CacheError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except FileNotFoundError:
+        raise
+    except FileExistsError:
+        if not path.parent.is_dir():
+            raise CacheError(f"{path.parent}: not a directory. Choose another cache directory.") from None
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+def refused(path: Path, error: OSError) -> CacheError:
+    """The error of a directory that cannot be used because the system says no."""
+    return CacheError(f"{path}: {error.strerror}, wanted a directory to keep shards in. Choose another one.")
+
+
+def open_private(path: Path) -> int:
+    """Open a directory that must be this user's alone.
+
+    Returns:
+        A descriptor of DESCRIPTORS, owned by the caller.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        CacheError: A symbolic link, not a directory, somebody else's, or open to others.
+    """
+    try:
+        dir_fd = DESCRIPTORS.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except NotADirectoryError:
+        raise CacheError(
+            f"{path}: a symbolic link or a file, wanted a directory of our own. Remove it or choose another one."
+        ) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise refused(path, error) from error
+    status = os.fstat(dir_fd)
+    problem = ""
+    if status.st_uid != os.geteuid():
+        problem = f"owned by user id {status.st_uid}, wanted {os.geteuid()}. Choose another cache directory."
+    elif stat.S_IMODE(status.st_mode) & 0o077:
+        problem = f"mode {stat.S_IMODE(status.st_mode):o}, wanted 700. Run 'chmod 700 {path}' if it is yours."
+    if problem:
+        DESCRIPTORS.close(dir_fd)
+        raise CacheError(f"{path}: {problem}")
+    return dir_fd
+
+
+def holders_of(path: Path) -> list[int]:
+    """Ids of the processes with a lock on the file at a path; [] if it is not there."""
+    try:
+        fd = DESCRIPTORS.open(path, os.O_RDONLY)
+    except OSError:
+        return []
+    try:
+        return lock_holders(fd)
+    finally:
+        DESCRIPTORS.close(fd)
+
+
+def bury(path: Path) -> Path:
+    """Rename a directory, whose ``.users`` the caller holds exclusively, to a unique ``.dead-*`` name."""
+    dead = path.with_name(f"{DEAD_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    path.rename(dead)
+    return dead
+
+
+def remove_dead(dead: Path, observe: Observer = ignore) -> None:
+    """Delete a ``.dead-*`` directory, ``.users`` last; others may be deleting it at the same time."""
+    # A process that entered just before the rename may still add a .users: hence several rounds.
+    for _ in range(10):
+        try:
+            files = sorted(dead.iterdir(), key=lambda file: file.name == USERS)
+        except FileNotFoundError:
+            return
+        for file in files:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                file.unlink()
+            observe("remove.one")
+        try:
+            dead.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            continue
+        return
+    logger.warning("%s: could not be emptied, wanted to remove it. Remove it by hand.", dead)
+
+
+def sweep(path: Path, family: str | None, observe: Observer = ignore) -> list[Path]:
+    """Remove what dead processes left beside `path`: nobody else will, if all were killed at once.
+
+    Args:
+        path: The cache's own directory, which is not touched.
+        family: Directories of this name, or of this name with a "-" and more, are caches too. None for a
+            directory that the user named: what lies beside it is none of ours.
+        observe: Told each step.
+
+    Returns:
+        The directories that were removed.
+    """
+    removed: list[Path] = []
+    try:
+        others = list(path.parent.iterdir())
+    except OSError:
+        return removed
+    grave = re.compile(rf"{re.escape(DEAD_PREFIX + (family or path.name))}(-.*)?-\d+-[0-9a-f]{{8}}")
+    for other in others:
+        name = other.name
+        dead = grave.fullmatch(name) is not None
+        alive = family is not None and (name == family or name.startswith(family + "-")) and other != path
+        if (dead or alive) and _end_if_unheld(other, dead=dead, observe=observe):
+            removed.append(other)
+    return removed
+
+
+def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
+    """Remove a directory that nobody uses and nobody asked to keep; True if it is gone."""
+    try:
+        dir_fd = open_private(path)
+    except (CacheError, OSError):
+        return False
+    try:
+        try:
+            users = LockFile(USERS, dir_fd, create=False)
+        except FileNotFoundError:
+            if dead:
+                remove_dead(path, observe)
+                return True
+            # Somebody may be about to make .users in it: only the system knows whether it is empty.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+                return True
+            return False
+        try:
+            directory = CacheDirectory(path, dir_fd, users, observe)
+            if not users.try_exclusive() or directory.exists(KEEP) or not directory._is_current():
+                return False
+            grave = path if dead else bury(path)
+            observe("sweep.buried")
+            users.unlock()
+            remove_dead(grave, observe)
+            return True
+        finally:
+            users.close()
+    finally:
+        DESCRIPTORS.close(dir_fd)

@@ -1,0 +1,117 @@
+"""What the cache stores: an entry, made of parts that lie one after the other in one file."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import OptionError
+
+# Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
+ALIGNMENT_BYTES = 64
+# The block size of the index files: one XXH3-64 checksum for each block of a shard.
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file (or object) at a URL.
+
+    Args:
+        url: Any URL of fsspec's, or a local path.
+        size: Bytes of it.
+        checksum: XXH3-128 of it as 32 hex digits; None where no manifest tells it.
+        version: ETag, modification time or the like, which takes the checksum's place in the key
+            where there is none; looked up by the cache when both are None.
+        block_checksums: uint64 XXH3-64 of each block of ``block_bytes``; ranged reads are checked
+            with it. Not a part of the key.
+        block_bytes: Block size of ``block_checksums``.
+    """
+
+    url: str
+    size: int
+    checksum: str | None = None
+    version: str | None = None
+    block_checksums: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
+    block_bytes: int = field(default=BLOCK_BYTES, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise OptionError(f"{self.url}: a size of {self.size} bytes, wanted 0 or more. Correct the manifest.")
+        if self.block_checksums is not None:
+            num_blocks = -(-self.size // self.block_bytes)
+            if len(self.block_checksums) != num_blocks:
+                raise OptionError(
+                    f"{self.url}: {len(self.block_checksums)} block checksums, wanted {num_blocks} for "
+                    f"{self.size} bytes. Re-create the index with 'epistream index URL'."
+                )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Parts that are fetched, kept and evicted together: a shard with its index, for example.
+
+    Args:
+        parts: At least one.
+        content: What of the parts is kept: "" for all their bytes; a caller that stores something
+            made from them (decoded frames, byte ranges) names it here, with every option that shapes it.
+    """
+
+    parts: tuple[Part, ...]
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise OptionError("Entry: no parts, wanted one or more. Pass at least one Part.")
+
+    @cached_property
+    def key(self) -> str:
+        """32 hex digits that differ whenever URL, size, checksum, version or content differ."""
+        facts = [[part.url, part.size, part.checksum, part.version] for part in self.parts]
+        text = json.dumps([1, self.content, facts], separators=(",", ":"), ensure_ascii=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each part begins, in bytes."""
+        return part_offsets([part.size for part in self.parts])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole entry, the gaps between parts included."""
+        return self.offsets[-1] + self.parts[-1].size
+
+    def offset(self, part_index: int) -> int:
+        """Where a part begins, in bytes from the entry's beginning."""
+        return self.offsets[part_index]
+
+    def with_versions(self, versions: Sequence[str | None]) -> "Entry":
+        """The same entry with these versions in its parts, where they have none."""
+        parts = tuple(
+            part if part.version is not None else replace(part, version=version)
+            for part, version in zip(self.parts, versions, strict=True)
+        )
+        return Entry(parts, self.content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parts": self.parts, "content": self.content}
+
+
+def part_offsets(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Offsets of parts of these sizes, each at a multiple of 64 bytes.
+
+    >>> part_offsets([100, 64, 1])
+    (0, 128, 192)
+    """
+    offsets = []
+    position = 0
+    for size in sizes:
+        position = -(-position // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        offsets.append(position)
+        position += size
+    return tuple(offsets)

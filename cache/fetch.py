@@ -1,0 +1,195 @@
+"""Fetching the parts of an entry into a file that has its size already, and verifying them there."""
+
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from epistream.cache.entry import Entry, Part
+from epistream.cache.remote import Remote, WholeBodyError, local_path
+from epistream.errors import ChecksumError, SourceChangedError, SourceError
+
+logger = logging.getLogger(__name__)
+
+# Large enough that a request's latency (20 ms or so) is a fraction of it, small enough that eight at a time
+# are little memory.
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass
+class Fetched:
+    """Counters of one fetch."""
+
+    num_bytes: int = 0
+    num_refetches: int = 0
+    mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes; called from several threads."""
+        with self.mutex:
+            self.num_bytes += num_bytes
+
+
+class Fetcher:
+    """Brings entries. Memory: `parallel` chunks, never a whole shard.
+
+    Args:
+        remote: Reads ranges, with retries.
+        parallel: Requests at a time.
+        timeout_s: Limit of one entry.
+    """
+
+    def __init__(self, remote: Remote, parallel: int, timeout_s: float) -> None:
+        self._remote = remote
+        self._parallel = parallel
+        self._timeout_s = timeout_s
+
+    def fetch(self, entry: Entry, fd: int) -> Fetched:
+        """Write every part of an entry to its offset in `fd`, and verify each.
+
+        Raises:
+            FetchError: A part could not be had in time.
+            ChecksumError: A part was wrong twice.
+            SourceError: A part is not there, or may not be read.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        fetched = Fetched()
+        for part, offset in zip(entry.parts, entry.offsets, strict=True):
+            self._fetch_part(part, fd, offset, deadline, fetched)
+            found = self._mismatch(part, fd, offset)
+            if found is not None:
+                logger.warning("%s: checksum %s, wanted %s; fetched once more.", part.url, found, part.checksum)
+                fetched.num_refetches += 1
+                self._fetch_part(part, fd, offset, deadline, fetched)
+                found = self._mismatch(part, fd, offset)
+            if found is not None:
+                raise ChecksumError(
+                    f"{part.url}: checksum {found} twice, wanted {part.checksum}. Upload the file again, or re-create "
+                    "the index with 'epistream index URL' if it was changed on purpose."
+                )
+        return fetched
+
+    def _mismatch(self, part: Part, fd: int, offset: int) -> str | None:
+        """The checksum of what lies in the file, if it is not the promised one."""
+        if part.checksum is None:
+            return None
+        found = checksum_of(fd, offset, part.size)
+        return None if found == part.checksum else found
+
+    def _fetch_part(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
+        path = local_path(part.url)
+        if path is not None:
+            _copy_file(path, part, fd, offset)
+            fetched.add(part.size)
+            return
+        try:
+            self._fetch_ranges(part, fd, offset, deadline, fetched)
+        except WholeBodyError:
+            self._remote.retry(lambda: self._stream(part, fd, offset, fetched), part.url, deadline)
+
+    def _fetch_ranges(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
+        """Several ranges at a time; each is tried again by itself, so a dropped connection costs one chunk."""
+
+        def bring(start: int, stop: int) -> None:
+            data = self._remote.read_range(part.url, start, stop, deadline)
+            write_all(fd, data, offset + start)
+            fetched.add(len(data))
+
+        ranges = chunks(part.size)
+        first = next(ranges, None)
+        if first is None:
+            return
+        bring(*first)  # alone: a server that ignores ranges is found out before it is asked eight times
+        with ThreadPoolExecutor(self._parallel, thread_name_prefix="epistream-fetch") as pool:
+            running: set[Future[None]] = set()
+            try:
+                for start, stop in ranges:
+                    running.add(pool.submit(bring, start, stop))
+                    if len(running) >= self._parallel:
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                for future in running:
+                    future.result()
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def _stream(self, part: Part, fd: int, offset: int, fetched: Fetched) -> None:
+        """From the beginning to the end, for servers without ranges."""
+        position = 0
+        with self._remote.open_stream(part.url) as stream:
+            while position < part.size:
+                data = stream.read(min(CHUNK_BYTES, part.size - position))
+                if not data:
+                    raise OSError(f"a body of {position} bytes instead of {part.size}")
+                write_all(fd, data, offset + position)
+                position += len(data)
+                fetched.add(len(data))
+
+
+def chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
+    """Half-open ranges that cover [0, size).
+
+    >>> list(chunks(10, 4))
+    [(0, 4), (4, 8), (8, 10)]
+    """
+    for start in range(0, size, chunk_bytes):
+        yield start, min(size, start + chunk_bytes)
+
+
+def checksum_of(fd: int, offset: int, size: int) -> str:
+    """XXH3-128 of a part of a file, as 32 hex digits, read through a mapping: no copy in Python's memory."""
+    if size == 0:
+        return xxhash.xxh3_128_hexdigest(b"")
+    # Mappings begin at pages.
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    with (
+        mmap.mmap(fd, size + before, prot=mmap.PROT_READ, offset=offset - before) as mapping,
+        memoryview(mapping) as whole,
+        whole[before:] as view,
+    ):
+        return xxhash.xxh3_128_hexdigest(view)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write at an offset, however many calls it takes."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def _copy_file(path: Path, part: Part, fd: int, offset: int) -> None:
+    """Copy a local file (a network mount, mostly) in chunks."""
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(
+            f"{path}: {error.strerror}, wanted to read it. Check the path and its permissions."
+        ) from error
+    try:
+        found = os.fstat(source).st_size
+        if found != part.size:
+            raise SourceChangedError(
+                f"{path}: {found} bytes, wanted {part.size}. Re-create the index with 'epistream index URL' if it "
+                "was changed on purpose."
+            )
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, part.size))))
+        position = 0
+        while position < part.size:
+            got = os.preadv(source, [buffer[: part.size - position]], position)
+            if got == 0:
+                raise SourceChangedError(f"{path}: ends at byte {position}, wanted {part.size}. It was truncated.")
+            write_all(fd, buffer[:got], offset + position)
+            position += got
+    finally:
+        os.close(source)

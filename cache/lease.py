@@ -1,0 +1,96 @@
+"""A lease: the right to read one complete shard file, and the mapping of it."""
+
+import contextlib
+import fcntl
+import mmap
+import os
+
+from epistream.cache.descriptors import DESCRIPTORS
+
+
+class Lease:
+    """A shared lock on a ``.shard`` file, and its bytes.
+
+    The open descriptor is the lease: while it lives, nobody evicts the shard; dying in any way ends it. The
+    mapping is made from a second, unlocked description of the same file, because CPython's mmap keeps a
+    duplicate of the descriptor it is given for as long as anybody looks at the mapping. So the lock never lives
+    longer than `close`, and in a forked child the lock can be dropped whatever the child still looks at.
+
+    Views that are still alive after `close` stay readable: the mapping ends with the last of them. Their pages
+    are then no longer counted, so readers give up their views first.
+    """
+
+    def __init__(self, fd: int, name: str, dir_fd: int, size: int) -> None:
+        """Take over `fd`, which is open and holds a shared flock, and map the file.
+
+        Args:
+            fd: From DESCRIPTORS; closed if the mapping fails.
+            name: The file's name.
+            dir_fd: Its directory.
+            size: Its bytes.
+        """
+        self.name = name
+        self.size = size
+        self._fd = fd
+        self._pid = os.getpid()
+        self._mapping: mmap.mmap | None = None
+        self._views: list[memoryview] = []
+        try:
+            self._map(dir_fd)
+        except BaseException:
+            self.close()
+            raise
+        DESCRIPTORS.watch(self)
+
+    def _map(self, dir_fd: int) -> None:
+        if self.size == 0:
+            return
+        # The name cannot lead elsewhere: a leased shard is neither unlinked nor replaced.
+        fd = DESCRIPTORS.open(self.name, os.O_RDONLY, dir_fd=dir_fd)
+        try:
+            self._mapping = mmap.mmap(fd, self.size, prot=mmap.PROT_READ)
+        finally:
+            DESCRIPTORS.close(fd)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` has not been called, and this is the process that acquired it."""
+        return self._fd >= 0 and self._pid == os.getpid()
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Read-only bytes of the mapping, no copy; valid until `close`."""
+        if self._mapping is None:
+            return memoryview(b"")
+        with memoryview(self._mapping) as whole:
+            view = whole[offset : offset + size]
+        self._views.append(view)
+        return view
+
+    def close(self) -> None:
+        """End the lease. Harmless when called twice, or in a forked child."""
+        if self._fd >= 0 and self._pid == os.getpid():
+            fd, self._fd = self._fd, -1
+            # Explicit: a child between fork and exec may hold a duplicate of the descriptor.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            DESCRIPTORS.close(fd)
+        self._unmap()
+
+    def after_fork_in_child(self) -> None:
+        """Drop the mapping; the descriptor is closed already, and the lock stays the parent's."""
+        self._fd = -1
+        self._unmap()
+
+    def _unmap(self) -> None:
+        views, self._views = self._views, []
+        for view in views:
+            with contextlib.suppress(BufferError):
+                view.release()
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            # Somebody still looks at it: it ends with the last view.
+            with contextlib.suppress(BufferError):
+                mapping.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

@@ -1,0 +1,145 @@
+"""Advisory file locks that are never waited for without a deadline."""
+
+import errno
+import fcntl
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from epistream.cache.descriptors import DESCRIPTORS
+from epistream.errors import DeadlineError
+
+T = TypeVar("T")
+
+# A poll begins after half a millisecond (a lock is mostly held for microseconds) and slows down to 20 ms.
+_FIRST_PAUSE_S = 0.0005
+_LAST_PAUSE_S = 0.02
+
+
+def pauses(deadline: float) -> Iterator[None]:
+    """Yield at once, then after growing, jittered pauses, until ``time.monotonic()`` passes `deadline`.
+
+    Jitter, because processes that wait for the same thing would otherwise poll in step for ever.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        yield
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return
+        time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.5)))
+        pause_s = min(_LAST_PAUSE_S, pause_s * 1.5)
+
+
+def poll(attempt: Callable[[], T | None], deadline: float, what: Callable[[], str]) -> T:
+    """Call `attempt` until it gives something other than None.
+
+    Args:
+        attempt: Tries once, without waiting.
+        deadline: On ``time.monotonic()``.
+        what: Says what was waited for, as "where: found, wanted. Next step".
+
+    Raises:
+        DeadlineError: Nothing until the deadline.
+    """
+    for _ in pauses(deadline):
+        result = attempt()
+        if result is not None:
+            return result
+    raise DeadlineError(what())
+
+
+class LockFile:
+    """One open description of a file, and the lock on it.
+
+    The lock lasts until `close`, or until this process dies in whatever way. Only the process that opened it
+    can use it: elsewhere (after fork) every method does nothing.
+    """
+
+    def __init__(self, name: str, dir_fd: int, *, create: bool = True) -> None:
+        """Open it.
+
+        Raises:
+            FileNotFoundError: It is not there, and `create` is False or its directory is gone.
+        """
+        self.name = name
+        self._dir_fd = dir_fd
+        self._pid = os.getpid()
+        self.fd = DESCRIPTORS.open(name, os.O_RDWR | (os.O_CREAT if create else 0), dir_fd=dir_fd)
+
+    def try_exclusive(self) -> bool:
+        """Take it for this holder alone, if that needs no waiting. A shared lock held before is lost either way."""
+        return try_flock(self.fd, fcntl.LOCK_EX)
+
+    def try_shared(self) -> bool:
+        """Take it with others, if that needs no waiting. An exclusive lock held before is lost either way."""
+        return try_flock(self.fd, fcntl.LOCK_SH)
+
+    def unlock(self) -> None:
+        """Give the lock back and keep the file open."""
+        if self._pid == os.getpid():
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def is_named(self) -> bool:
+        """Whether the name still leads to the file that is open here: a lock on an unlinked file protects nothing."""
+        try:
+            named = os.stat(self.name, dir_fd=self._dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self.fd)
+        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev)
+
+    def read_text(self) -> str:
+        """What the file holds, up to 4 KiB."""
+        return os.pread(self.fd, 4096, 0).decode(errors="replace")
+
+    def write_text(self, text: str) -> None:
+        """Replace what the file holds. Not atomic, and nothing is written on a full disk: torn text counts as none."""
+        os.ftruncate(self.fd, 0)
+        try:
+            os.pwrite(self.fd, text.encode(), 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+    def close(self) -> None:
+        """Unlock and close. The unlock is explicit: a child between fork and exec may hold a duplicate."""
+        if self.fd >= 0 and self._pid == os.getpid():
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            DESCRIPTORS.close(self.fd)
+        self.fd = -1
+
+
+def try_flock(fd: int, kind: int) -> bool:
+    """Whether the lock was had at once."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_holders(fd: int) -> list[int]:
+    """Ids of the processes that hold a lock on an open file, as /proc/locks knows them; [] where it cannot be read."""
+    status = os.fstat(fd)
+    return inode_holders().get((status.st_dev, status.st_ino), [])
+
+
+def inode_holders(locks: Path = Path("/proc/locks")) -> dict[tuple[int, int], list[int]]:
+    """For each (device, inode) with flock locks: the ids of the processes that took them."""
+    holders: dict[tuple[int, int], list[int]] = {}
+    try:
+        lines = locks.read_text().splitlines()
+    except OSError:
+        return holders
+    for line in lines:
+        # 1: FLOCK  ADVISORY  WRITE 812 00:19:1043 0 EOF
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK":
+            major, minor, inode = fields[5].split(":")
+            place = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+            holders.setdefault(place, []).append(int(fields[4]))
+    return holders

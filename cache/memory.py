@@ -1,0 +1,136 @@
+"""How much memory this process may still use: the machine's, and what its control groups leave."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# cgroup v1 writes "no limit" as the largest multiple of the page size.
+_NO_LIMIT = 1 << 60
+
+
+@dataclass(frozen=True)
+class System:
+    """Where the kernel tells about itself; tests put a folder of their own here."""
+
+    proc: Path = Path("/proc")
+    root: Path = Path("/")
+
+
+def available_bytes(system: System) -> int | None:
+    """MemAvailable of the machine in bytes; None where the kernel does not say."""
+    return _meminfo(system).get("MemAvailable")
+
+
+def cgroup_free_bytes(system: System) -> int | None:
+    """The least that any control group above this process leaves, in bytes; None without limits.
+
+    Page cache is counted as free: the kernel takes it back before it kills.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.current, memory.stat) and
+    https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
+    """
+    free = []
+    for directory, top, version in _memory_groups(system):
+        here = directory
+        while True:
+            left = _left_v2(here) if version == 2 else _left_v1(here)
+            if left is not None:
+                free.append(left)
+            if here in (top, here.parent):
+                break
+            here = here.parent
+    return min(free) if free else None
+
+
+def pressure_percent(system: System) -> float | None:
+    """Share of the last ten seconds in which something waited for memory (PSI "some avg10"); None if unreadable.
+
+    Source: https://docs.kernel.org/accounting/psi.html.
+    """
+    try:
+        for line in (system.proc / "pressure" / "memory").read_text().splitlines():
+            if line.startswith("some "):
+                return float(line.split("avg10=")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        pass
+    return None
+
+
+def _meminfo(system: System) -> dict[str, int]:
+    try:
+        lines = (system.proc / "meminfo").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) >= 2}
+
+
+def _memory_groups(system: System) -> list[tuple[Path, Path, int]]:
+    """(this process's group, the mount it lies under, version) of each hierarchy that controls memory."""
+    try:
+        lines = (system.proc / "self" / "cgroup").read_text().splitlines()
+        mounts = _cgroup_mounts(system)
+    except OSError:
+        return []
+    groups = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        version = 2 if not controllers else 1
+        if version == 1 and "memory" not in controllers.split(","):
+            continue
+        for mount, mounted, mount_version in mounts:
+            if mount_version == version:
+                # In a container the mount shows a part of the hierarchy, and the path may be the host's.
+                inner = path[len(mounted) :] if mounted != "/" and path.startswith(mounted) else path
+                directory = mount / inner.strip("/")
+                groups.append((directory if directory.is_dir() else mount, mount, version))
+    return groups
+
+
+def _cgroup_mounts(system: System) -> list[tuple[Path, str, int]]:
+    """(mount point, what of the hierarchy is mounted there, version), from mountinfo."""
+    mounts = []
+    for line in (system.proc / "self" / "mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        point = system.root / fields[4].lstrip("/")
+        if kind[0] == "cgroup2":
+            mounts.append((point, fields[3], 2))
+        elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
+            mounts.append((point, fields[3], 1))
+    return mounts
+
+
+def _left_v2(group: Path) -> int | None:
+    limit = _number(group / "memory.max")
+    usage = _number(group / "memory.current")
+    if limit is None or usage is None:
+        return None
+    stat = _stat(group)
+    return limit - (usage - stat.get("active_file", 0) - stat.get("inactive_file", 0))
+
+
+def _left_v1(group: Path) -> int | None:
+    limit = _number(group / "memory.limit_in_bytes")
+    usage = _number(group / "memory.usage_in_bytes")
+    if limit is None or usage is None or limit >= _NO_LIMIT:
+        return None
+    stat = _stat(group)
+    return limit - (usage - stat.get("total_active_file", 0) - stat.get("total_inactive_file", 0))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max", or no such controller
+        return None
+
+
+def _stat(group: Path) -> dict[str, int]:
+    try:
+        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+    except OSError:
+        return {}

@@ -1,0 +1,122 @@
+"""The node's cache as readers see it: `NodeCache.open` gives the bytes of an entry, from wherever is best."""
+
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing import util
+from types import TracebackType
+from typing import Any
+
+from epistream.cache.budget import Budget
+from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.directory import Observer, ignore
+from epistream.cache.entry import Entry
+from epistream.cache.opened import OpenEntry
+from epistream.cache.options import CacheOptions
+from epistream.cache.stats import CacheStats
+from epistream.cache.tiers import Tiers
+
+__all__ = ["CacheOptions", "CacheStats", "NodeCache", "OpenEntry"]
+
+
+class NodeCache:
+    """One copy of every entry per node.
+
+    It does nothing until it is used, and then enters the cache's directories in the process that uses it: a
+    copy that crossed a process border, by fork or by pickling, starts afresh there. Threads may share it.
+
+    Args:
+        options: Where and how much.
+        storage_options: For fsspec, as its users know them; or one mapping per protocol.
+        reserved_bytes: Memory that the budget leaves for others: the batch rings of all ranks of this node.
+        observe: For tests: told each step of the protocol.
+    """
+
+    def __init__(
+        self,
+        options: CacheOptions,
+        storage_options: Mapping[str, Any] | None = None,
+        reserved_bytes: int = 0,
+        observe: Observer = ignore,
+    ) -> None:
+        self.options = options
+        self._storage_options = dict(storage_options or {})
+        self._reserved_bytes = reserved_bytes
+        self._observe = observe
+        self._reset()
+
+    def _reset(self) -> None:
+        self._mutex = threading.Lock()
+        self._tiers: Tiers | None = None
+        self._exit: util.Finalize | None = None
+
+    def open(self, entry: Entry, before_wait: Callable[[], None] | None = None) -> OpenEntry:
+        """The bytes of an entry: leased from the cache, filled into it first if need be, or read directly.
+
+        No lock is held while it waits for another process's fill or for room. The caller must hold no other
+        lease then either: it gives them up in `before_wait`.
+
+        Args:
+            entry: What to open.
+            before_wait: Called once, before anything that may take long; never on a hit.
+
+        Returns:
+            An entry that the caller closes, in the same process.
+
+        Raises:
+            SourceError, FetchError, ChecksumError: The source cannot be read, here or in the process that tried.
+            SourceChangedError: A local source has not the size that was promised.
+            CacheError: Mode "shm" was asked for, and shared memory cannot hold the entry at all.
+        """
+        return self._entered().open(entry, before_wait)
+
+    def budget(self) -> Budget | None:
+        """The byte budget of the first tier as it is now; None if nothing is cached (mode "off", or no directory)."""
+        return self._entered().budget()
+
+    def stats(self) -> CacheStats:
+        """Counters of this process."""
+        tiers = self._tiers
+        return tiers.stats() if tiers is not None else CacheStats()
+
+    def close(self) -> None:
+        """Leave the directories; the last process out removes them. Done at exit too. Open entries stay open."""
+        with self._mutex:
+            tiers, self._tiers = self._tiers, None
+            leave, self._exit = self._exit, None
+        if leave is not None:
+            leave.cancel()
+        if tiers is not None:
+            tiers.close()
+
+    def _entered(self) -> Tiers:
+        with self._mutex:
+            if self._tiers is None:
+                self._tiers = Tiers(self.options, self._storage_options, self._reserved_bytes, self._observe)
+                DESCRIPTORS.watch(self)
+                # multiprocessing's own hook, because its children end without running atexit's.
+                self._exit = util.Finalize(self, Tiers.close, args=(self._tiers,), exitpriority=10)
+            return self._tiers
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh in a forked child; what the parent holds stays the parent's."""
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "options": self.options,
+            "_storage_options": self._storage_options,
+            "_reserved_bytes": self._reserved_bytes,
+            "_observe": self._observe,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __enter__(self) -> "NodeCache":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

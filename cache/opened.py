@@ -1,0 +1,44 @@
+"""What `NodeCache.open` gives: the blobs of an entry, and the lease that keeps them."""
+
+from types import TracebackType
+
+from epistream.cache.blob import Blob, FileBlob
+from epistream.cache.lease import Lease
+
+
+class OpenEntry:
+    """An entry that may be read until `close`.
+
+    Its lease keeps the entry in the cache, and other entries out of it: a reader may hold it between
+    batches, and closes it before it waits for anything. Views that were read from it are given up first; one
+    that is still alive stays readable, but its memory is then no longer counted.
+
+    Args:
+        blobs: One per part.
+        tier: "shm", "disk" or "direct".
+        lease: Of the cache; None for direct reads.
+    """
+
+    def __init__(self, blobs: tuple[Blob, ...], tier: str, lease: Lease | None) -> None:
+        self.blobs = blobs
+        self.tier = tier
+        self._lease = lease
+
+    def close(self) -> None:
+        """End the lease, or close the files. Harmless when called twice."""
+        blobs, self.blobs = self.blobs, ()
+        for blob in blobs:
+            if isinstance(blob, FileBlob):
+                blob.close()
+        del blobs
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def __enter__(self) -> "OpenEntry":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

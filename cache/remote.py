@@ -1,0 +1,180 @@
+"""Ranged reads of any fsspec URL: with a deadline, retries, and no faith in the server."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.utils import get_protocol
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from epistream.errors import EpistreamError, FetchError, SourceError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
+# HTTP answers that another try may change: timeout, too early, too many requests, and the server's own faults.
+_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """How hard to try.
+
+    Args:
+        attempts: Tries of one request.
+        request_timeout_s: Limit of one request, where the file system can be interrupted.
+        timeout_s: Limit of a whole entry, retries and pauses included.
+        first_pause_s: Mean scale of the first pause; doubled each time, with full jitter.
+        longest_pause_s: Limit of a pause.
+    """
+
+    attempts: int = 6
+    request_timeout_s: float = 60.0
+    timeout_s: float = 600.0
+    first_pause_s: float = 0.2
+    longest_pause_s: float = 10.0
+
+
+class WholeBodyError(Exception):
+    """The server ignored the range and sent everything."""
+
+
+class Remote:
+    """Reads ranges of URLs. One per process, made after fork: fsspec's event loop does not survive it.
+
+    Args:
+        storage_options: As fsspec's users know them, for every URL; or one mapping per protocol
+            (``{"s3": {...}, "https": {...}}``).
+        options: Retries and deadlines.
+    """
+
+    def __init__(self, storage_options: Mapping[str, Any] | None, options: RetryOptions) -> None:
+        self.options = options
+        self._storage_options = dict(storage_options or {})
+        self._mutex = threading.Lock()
+        self.num_retries = 0
+        self.num_bytes = 0
+
+    def read_range(self, url: str, start: int, stop: int, deadline: float | None = None) -> bytes:
+        """Bytes [start, stop) of a URL.
+
+        Args:
+            url: Any URL of fsspec's.
+            start: First byte.
+            stop: One after the last.
+            deadline: On ``time.monotonic()``; ``timeout_s`` from now unless given.
+
+        Raises:
+            FetchError: Not had within the tries and the deadline; the message has the last reason.
+            SourceError: It is not there, or may not be read.
+            WholeBodyError: The server does not know ranges; only if less than everything was asked for.
+        """
+        deadline = time.monotonic() + self.options.timeout_s if deadline is None else deadline
+        return self.retry(lambda: self._read_once(url, start, stop, deadline), f"{url}: bytes {start}-{stop}", deadline)
+
+    def version(self, url: str) -> str:
+        """What tells one content of a URL from another: ETag, checksum or modification time, with the size."""
+        deadline = time.monotonic() + self.options.timeout_s
+
+        def ask() -> str:
+            fs, path = self._file_system(url)
+            info = fs.info(path)
+            names = ("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "mtime", "LastModified", "last_modified")
+            known = [f"{name}={info[name]}" for name in (*names, "updated", "created") if info.get(name)]
+            return ";".join([f"size={info.get('size')}", *known])
+
+        return self.retry(ask, f"{url}: its size and version", deadline)
+
+    def open_stream(self, url: str) -> Any:
+        """A file object that reads the URL from its beginning; the caller closes it."""
+        fs, path = self._file_system(url)
+        # HTTP file objects read ranges unless told that there are no blocks.
+        return fs.open(path, "rb", **({"block_size": 0} if "http" in fs.protocol else {}))
+
+    def retry(self, action: Callable[[], T], what: str, deadline: float) -> T:
+        """Run `action` until it succeeds, fails for good, or the tries or the time run out."""
+
+        def out_of_time(state: RetryCallState) -> bool:
+            return time.monotonic() + (state.upcoming_sleep or 0.0) >= deadline
+
+        def note(state: RetryCallState) -> None:
+            with self._mutex:
+                self.num_retries += 1
+            error = state.outcome.exception() if state.outcome else None
+            logger.info("%s: %s; try %d follows.", what, _say(error), state.attempt_number + 1)
+
+        tries = Retrying(
+            stop=lambda state: stop_after_attempt(self.options.attempts)(state) or out_of_time(state),
+            wait=wait_random_exponential(self.options.first_pause_s, max=self.options.longest_pause_s),
+            retry=retry_if_exception(_may_pass),
+            before_sleep=note,
+            reraise=True,
+        )
+        try:
+            return tries(action)
+        except (EpistreamError, WholeBodyError):
+            raise
+        except _PERMANENT as error:
+            raise SourceError(
+                f"{what}: {_say(error)}, wanted to read it. Check the URL and the credentials."
+            ) from error
+        except Exception as error:
+            raise FetchError(
+                f"{what}: {_say(error)} after {tries.statistics.get('attempt_number', 1)} tries, wanted the bytes. "
+                "Check the server, or allow more with fetch_timeout_s."
+            ) from error
+
+    def _read_once(self, url: str, start: int, stop: int, deadline: float) -> bytes:
+        fs, path = self._file_system(url)
+        limit_s = max(0.01, min(self.options.request_timeout_s, deadline - time.monotonic()))
+        if getattr(fs, "async_impl", False) and not getattr(fs, "asynchronous", False):
+            # Not through fsspec's own sync(): its timeout forgets the request but leaves it running.
+            request = asyncio.wait_for(fs._cat_file(path, start=start, end=stop), limit_s)
+            data = asyncio.run_coroutine_threadsafe(request, fs.loop).result(limit_s + 5.0)
+        else:
+            data = fs.cat_file(path, start=start, end=stop)
+        if len(data) > stop - start:
+            raise WholeBodyError(url)
+        if len(data) < stop - start:
+            raise OSError(f"a body of {len(data)} bytes instead of {stop - start}")
+        with self._mutex:
+            self.num_bytes += len(data)
+        return bytes(data) if not isinstance(data, bytes) else data
+
+    def _file_system(self, url: str) -> tuple[Any, str]:
+        options = self._storage_options
+        protocol = get_protocol(url)
+        own = options.get(protocol)
+        if isinstance(own, Mapping):
+            options = dict(own)
+        fs, path = url_to_fs(url, **options)
+        return fs, path
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a file of this machine's file systems; None for anything else."""
+    if "::" in url or get_protocol(url) not in ("file", "local"):
+        return None
+    return Path(fsspec.get_filesystem_class("file")._strip_protocol(url))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may do better."""
+    if isinstance(error, (EpistreamError, WholeBodyError, *_PERMANENT)) or not isinstance(error, Exception):
+        return False
+    status = getattr(error, "status", None)
+    return not (isinstance(status, int) and status >= 400 and status not in _PASSING_STATUS)
+
+
+def _say(error: BaseException | None) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

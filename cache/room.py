@@ -1,0 +1,176 @@
+"""Accounting and eviction: what a directory holds, and how room is made. Used under ``.lock`` only."""
+
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass
+
+from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.directory import CacheDirectory
+from epistream.cache.locks import LockFile, try_flock
+from epistream.cache.notes import boot_time_s, read_note
+
+SHARD = ".shard"
+PART = ".part"
+FILL = ".fill"
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file of the directory.
+
+    Args:
+        key: The entry's key.
+        kind: ".shard", ".part" or ".fill".
+        size: Bytes of the file.
+        allocated_bytes: Bytes that the file system has given to it.
+        stamp_ns: Recency: the mtime, which every hit sets.
+    """
+
+    key: str
+    kind: str
+    size: int
+    allocated_bytes: int
+    stamp_ns: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.key + self.kind
+
+    @property
+    def charge_bytes(self) -> int:
+        """What it counts for: whole pages."""
+        return charge(self.size)
+
+
+def charge(size: int) -> int:
+    """Bytes that a file of this size counts for: memory is given in pages, and no file is free."""
+    return max(1, -(-size // PAGE_BYTES)) * PAGE_BYTES
+
+
+def survey(directory: CacheDirectory) -> list[Item]:
+    """The shards, fills and fill locks of a directory, as they are now."""
+    items = []
+    for name in os.listdir(directory.dir_fd):  # noqa: PTH208, an open directory
+        key, dot, kind = name.rpartition(".")
+        kind = dot + kind
+        if kind in (SHARD, PART, FILL) and key:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
+                items.append(Item(key, kind, status.st_size, status.st_blocks * 512, status.st_mtime_ns))
+    return items
+
+
+def held_bytes(items: list[Item]) -> int:
+    """Bytes that the file system has given to shards and fills."""
+    return sum(item.allocated_bytes for item in items if item.kind != FILL)
+
+
+def remove_remains(directory: CacheDirectory, items: list[Item], own_key: str, note_s: float) -> list[Item]:
+    """Delete what dead fillers left: their ``.part`` files, and fill locks that mark nothing.
+
+    Args:
+        directory: Locked by the caller.
+        items: From `survey`.
+        own_key: The key whose ``.fill`` the caller holds ("" for none): its ``.part`` is a remain by definition.
+        note_s: Lifetime of notes.
+
+    Returns:
+        The items that are left.
+    """
+    with_data = {item.key for item in items if item.kind in (SHARD, PART)}
+    left = []
+    for item in items:
+        if item.kind == PART and _is_dead(directory, item.key, own_key):
+            unlink(directory, item.name)
+            directory.observe("remains.part")
+        elif item.kind == FILL and item.key not in with_data and item.key != own_key:
+            drop_fill(directory, item.key, note_s)
+        else:
+            left.append(item)
+    return left
+
+
+def _is_dead(directory: CacheDirectory, key: str, own_key: str) -> bool:
+    """Whether nobody is filling this key."""
+    if key == own_key:
+        return True
+    try:
+        lock = LockFile(key + FILL, directory.dir_fd, create=False)
+    except FileNotFoundError:
+        return True
+    try:
+        return lock.try_exclusive()
+    finally:
+        lock.close()
+
+
+def drop_fill(directory: CacheDirectory, key: str, note_s: float = 0.0) -> None:
+    """Unlink a key's ``.fill`` if nobody holds it and it has no fresh note; its data must be gone."""
+    try:
+        lock = LockFile(key + FILL, directory.dir_fd, create=False)
+    except FileNotFoundError:
+        return
+    try:
+        if lock.try_exclusive() and lock.is_named():
+            note = read_note(lock.read_text())
+            if note is None or not note.is_fresh(note_s, boot_time_s()):
+                unlink(directory, lock.name)
+    finally:
+        lock.close()
+
+
+def evict(directory: CacheDirectory, items: list[Item], wanted_bytes: int) -> list[int] | None:
+    """Unlink shards that nobody leases, the least recently used first, until `wanted_bytes` are freed.
+
+    Nothing is unlinked unless that suffices.
+
+    Returns:
+        Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
+        long and is done by the caller outside ``.lock``. None if leases stand in the way.
+    """
+    victims: list[tuple[Item, int]] = []
+    freed = 0
+    for item in sorted((item for item in items if item.kind == SHARD), key=lambda item: item.stamp_ns):
+        if freed >= wanted_bytes:
+            break
+        fd = _lock_unleased(directory, item.name)
+        if fd is not None:
+            victims.append((item, fd))
+            freed += item.charge_bytes
+    if freed < wanted_bytes:
+        for _, fd in victims:
+            DESCRIPTORS.close(fd)
+        return None
+    for item, _ in victims:
+        directory.observe("evict.locked")
+        unlink(directory, item.name)
+        directory.observe("evict.unlinked")
+        drop_fill(directory, item.key)
+    return [fd for _, fd in victims]
+
+
+def _lock_unleased(directory: CacheDirectory, name: str) -> int | None:
+    """The file's descriptor with an exclusive lock, if nobody has a lock on it."""
+    try:
+        fd = DESCRIPTORS.open(name, os.O_RDONLY, dir_fd=directory.dir_fd)
+    except FileNotFoundError:
+        return None
+    if try_flock(fd, fcntl.LOCK_EX):
+        return fd
+    DESCRIPTORS.close(fd)
+    return None
+
+
+def unlink(directory: CacheDirectory, name: str) -> None:
+    """Unlink a file that may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory.dir_fd)
+
+
+def free(fds: list[int]) -> None:
+    """Close what `evict` returned, which frees the pages. Not under ``.lock``."""
+    for fd in fds:
+        DESCRIPTORS.close_slowly(fd)

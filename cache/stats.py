@@ -1,0 +1,99 @@
+"""What a process's cache did, counted."""
+
+import threading
+from dataclasses import asdict, dataclass, fields, replace
+
+from epistream.cache.store import Outcome
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Counters of one process, since it first used the cache; add them up over a node's processes.
+
+    Args:
+        hits: Entries that were there.
+        fills: Entries that this process fetched into the cache; over a node, each shard once while it stays.
+        waits: Entries that another process was filling, or that had to wait for room.
+        evictions: Entries that this process evicted.
+        bypasses: Entries read without the cache although it was wanted: no room, too large, too slow.
+        direct: Entries read in place because that is best (local disks), or because mode is "off".
+        disk_hits: Fills of memory that found the entry on the disk tier.
+        bytes_fetched: Bytes that fills brought from the source.
+        bytes_ranged: Bytes that ranged reads without the cache brought.
+        retries: Requests that were tried again.
+        refetches: Parts that were fetched again because of a wrong checksum.
+        fill_seconds: Time in fills.
+        wait_seconds: Time waiting for fills of others and for room.
+        tier: Where the last entry came from: "shm", "disk" or "direct"; "" before the first.
+        reason: Why that tier, in words.
+    """
+
+    hits: int = 0
+    fills: int = 0
+    waits: int = 0
+    evictions: int = 0
+    bypasses: int = 0
+    direct: int = 0
+    disk_hits: int = 0
+    bytes_fetched: int = 0
+    bytes_ranged: int = 0
+    retries: int = 0
+    refetches: int = 0
+    fill_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    tier: str = ""
+    reason: str = ""
+
+    def __add__(self, other: "CacheStats") -> "CacheStats":
+        """Sums of the counters; tier and reason of the first that has any."""
+        summed = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(self)
+            if field.name not in ("tier", "reason")
+        }
+        known = self if self.tier else other
+        return CacheStats(**summed, tier=known.tier, reason=known.reason)
+
+    def with_retries(self, retries: int) -> "CacheStats":
+        """The same, with the number of retries, which the fetching side counts."""
+        return replace(self, retries=retries)
+
+    def as_dict(self) -> dict[str, int | float | str]:
+        """For reports."""
+        return asdict(self)
+
+
+class Counters:
+    """Counts, from several threads."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._stats = CacheStats()
+
+    def add(self, **amounts: float) -> None:
+        """Add to counters by name."""
+        with self._mutex:
+            now = {name: getattr(self._stats, name) + amount for name, amount in amounts.items()}
+            self._stats = replace(self._stats, **now)
+
+    def add_outcome(self, outcome: Outcome) -> None:
+        """Count what one `acquire` did."""
+        waited = not outcome.hit and not outcome.filled
+        self.add(
+            hits=int(outcome.hit),
+            fills=int(outcome.filled),
+            waits=int(waited),
+            evictions=outcome.num_evicted,
+            fill_seconds=outcome.fill_s,
+            wait_seconds=outcome.wait_s,
+        )
+
+    def tell_tier(self, tier: str, reason: str) -> None:
+        """Note where the last entry came from."""
+        with self._mutex:
+            self._stats = replace(self._stats, tier=tier, reason=reason)
+
+    def snapshot(self) -> CacheStats:
+        """The counters now."""
+        with self._mutex:
+            return self._stats

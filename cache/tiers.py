@@ -1,0 +1,273 @@
+"""Which tier serves an entry: shared memory, a disk directory, or the source itself; and stepping down."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from epistream.cache.blob import Blob, FileBlob, MappedBlob, RangeBlob
+from epistream.cache.budget import Budget, Limits
+from epistream.cache.directory import Observer
+from epistream.cache.entry import Entry
+from epistream.cache.fetch import Fetcher, checksum_of, write_all
+from epistream.cache.lease import Lease
+from epistream.cache.opened import OpenEntry
+from epistream.cache.opening import default_name, open_store
+from epistream.cache.options import CacheOptions
+from epistream.cache.place import file_system_type, is_memory, is_network
+from epistream.cache.remote import Remote, RetryOptions, local_path
+from epistream.cache.stats import CacheStats, Counters
+from epistream.cache.store import NoRoomError, Outcome, ShardStore, StoreOptions, TooLargeError
+from epistream.errors import CacheError, DeadlineError
+
+logger = logging.getLogger(__name__)
+
+SHM_PARENT = Path("/dev/shm")
+# Local on clusters where home is a network file system, and it survives reboots.
+DISK_PARENT = Path("/var/tmp")
+_COPY_BYTES = 4 << 20
+
+
+class Tiers:
+    """The stores of one process, opened as they are needed."""
+
+    def __init__(
+        self, options: CacheOptions, storage_options: Mapping[str, Any], reserved_bytes: int, observe: Observer
+    ) -> None:
+        self.options = options
+        self._reserved_bytes = reserved_bytes
+        self._observe = observe
+        self._remote = Remote(
+            storage_options,
+            RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s),
+        )
+        self._fetcher = Fetcher(self._remote, options.parallel_requests, options.fetch_timeout_s)
+        self._counters = Counters()
+        self._mutex = threading.Lock()
+        self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
+        self._said: set[str] = set()
+        self._routes: dict[str, tuple[tuple[str, ...], str]] = {}
+        self._versions: dict[str, str] = {}
+
+    # --- opening -----------------------------------------------------------------------------------------
+
+    def open(self, entry: Entry, before_wait: Callable[[], None] | None) -> OpenEntry:
+        """As `NodeCache.open`."""
+        tiers, reason = self._route(entry)
+        if tiers[0] != "direct" and any(part.checksum is None and part.version is None for part in entry.parts):
+            entry = entry.with_versions([self._version(part.url) for part in entry.parts])
+        before_wait = _once(before_wait)
+        for tier in tiers:
+            if tier == "direct":
+                break
+            try:
+                lease = self._acquire(tier, entry, before_wait)
+            except TooLargeError as error:
+                if self.options.mode == "shm":
+                    raise
+                reason = self._step_down(tier, error)
+                continue
+            except (NoRoomError, DeadlineError) as error:
+                reason = self._step_down(tier, error)
+                if tier == "shm" and self._disk_is_tier:
+                    continue
+                break
+            if lease is not None:
+                self._counters.tell_tier(tier, reason)
+                blobs = tuple(
+                    MappedBlob(lease.view(offset, part.size), part.url)
+                    for part, offset in zip(entry.parts, entry.offsets, strict=True)
+                )
+                return OpenEntry(blobs, tier, lease)
+            reason = str(self._stores[tier])
+        self._counters.add(**{"direct" if tiers[0] == "direct" else "bypasses": 1})
+        self._counters.tell_tier("direct", reason)
+        return OpenEntry(self._direct(entry), "direct", None)
+
+    def _route(self, entry: Entry) -> tuple[tuple[str, ...], str]:
+        """The tiers to try in order, the source itself last, and why."""
+        folder = entry.parts[0].url.rpartition("/")[0]
+        if folder not in self._routes:
+            self._routes[folder] = self._choose(entry.parts[0].url)
+            logger.info("%s: cache tiers %s: %s", folder, " -> ".join(self._routes[folder][0]), self._routes[folder][1])
+        return self._routes[folder]
+
+    def _choose(self, url: str) -> tuple[tuple[str, ...], str]:
+        mode = self.options.mode
+        if mode == "off":
+            return ("direct",), "the cache is off"
+        if mode == "disk":
+            return ("disk", "direct"), "asked for"
+        if mode == "shm":
+            return ("shm", "direct"), "asked for"
+        path = local_path(url)
+        if path is None:
+            return ("shm", "disk", "direct"), "a remote source"
+        kind = file_system_type(path)
+        if is_network(kind):
+            return ("shm", "disk", "direct"), f"on a network file system ({kind})"
+        return ("direct",), f"on a local file system ({kind}), which the page cache shares"
+
+    def _acquire(self, tier: str, entry: Entry, before_wait: Callable[[], None] | None) -> Lease | None:
+        """A lease in a tier; None if its directory cannot be used."""
+        store = self._store(tier)
+        if store is None:
+            return None
+        outcome = Outcome()
+
+        def fill(fd: int) -> None:
+            if tier != "shm" or not self._disk_is_tier or not self._fill_from_disk(entry, fd):
+                self._fetch(entry, fd)
+
+        try:
+            return store.acquire(entry.key, entry.size, fill, before_wait, outcome)
+        finally:
+            self._counters.add_outcome(outcome)
+
+    def _fetch(self, entry: Entry, fd: int) -> None:
+        fetched = self._fetcher.fetch(entry, fd)
+        self._counters.add(bytes_fetched=fetched.num_bytes, refetches=fetched.num_refetches)
+
+    def _direct(self, entry: Entry) -> tuple[Blob, ...]:
+        blobs: list[Blob] = []
+        for part in entry.parts:
+            path = local_path(part.url)
+            if path is not None:
+                blobs.append(FileBlob(path, part.size))
+            else:
+                blobs.append(RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size)))
+        return tuple(blobs)
+
+    def _version(self, url: str) -> str:
+        if url not in self._versions:
+            self._versions[url] = self._remote.version(url)
+        return self._versions[url]
+
+    # --- the disk tier -----------------------------------------------------------------------------------
+
+    @property
+    def _disk_is_tier(self) -> bool:
+        """Whether everything passes through the disk, so that what leaves memory need not be fetched again."""
+        return self.options.disk_directory is not None
+
+    def _fill_from_disk(self, entry: Entry, fd: int) -> bool:
+        """Copy an entry from the disk tier, which fetches it first if need be; False if the disk cannot help."""
+        store = self._store("disk")
+        if store is None:
+            return False
+        outcome = Outcome()
+        try:
+            lease = store.acquire(entry.key, entry.size, lambda disk_fd: self._fetch(entry, disk_fd), None, outcome)
+        except (NoRoomError, TooLargeError, DeadlineError) as error:
+            self._step_down("disk", error)
+            return False
+        try:
+            for start in range(0, entry.size, _COPY_BYTES):
+                write_all(fd, lease.view(start, min(_COPY_BYTES, entry.size - start)), start)
+        finally:
+            lease.close()
+        for part, offset in zip(entry.parts, entry.offsets, strict=True):
+            if part.checksum is not None and checksum_of(fd, offset, part.size) != part.checksum:
+                logger.warning("%s: damaged on disk in %s; fetched again.", part.url, store.directory.path)
+                store.discard(entry.key)
+                return False
+        self._counters.add(disk_hits=int(outcome.hit))
+        return True
+
+    # --- stores ------------------------------------------------------------------------------------------
+
+    def _store(self, tier: str) -> ShardStore | None:
+        """The store of a tier; None if it cannot be used, which is said once."""
+        with self._mutex:
+            if tier not in self._stores:
+                try:
+                    self._stores[tier] = self._open_store(tier)
+                except (CacheError, DeadlineError) as error:
+                    self._stores[tier] = error
+                    if self.options.mode != tier or tier != "shm":
+                        self._step_down(tier, error)
+            store = self._stores[tier]
+        if isinstance(store, ShardStore):
+            return store
+        if self.options.mode == "shm":
+            raise store
+        return None
+
+    def _open_store(self, tier: str) -> ShardStore:
+        options = self.options
+        path = self._path(tier)
+        on_disk = tier == "disk"
+        limits = Limits(
+            memory_fraction=options.memory_fraction,
+            reserved_bytes=self._reserved_bytes,
+            in_memory=is_memory(file_system_type(path)),
+        )
+        store = open_store(
+            path,
+            StoreOptions(
+                limits,
+                cap=options.disk_budget_bytes if on_disk else options.budget_bytes,
+                fill_timeout_s=options.fill_timeout_s,
+                room_timeout_s=options.room_timeout_s,
+                durable=on_disk and not limits.in_memory,
+            ),
+            keep=options.keep or (on_disk and self._disk_is_tier),
+            observe=self._observe,
+        )
+        logger.info("%s: cache entered, a budget of %s.", path, store.budget())
+        return store
+
+    def _path(self, tier: str) -> Path:
+        if tier == "disk":
+            given = self.options.disk_directory
+            return Path(given).absolute() if given else DISK_PARENT / default_name()
+        if self.options.directory:
+            return Path(self.options.directory).absolute()
+        if not is_memory(file_system_type(SHM_PARENT)):
+            raise CacheError(f"{SHM_PARENT}: not in memory, wanted a tmpfs. Mount one, or name another with directory.")
+        return SHM_PARENT / default_name()
+
+    def _step_down(self, tier: str, error: OSError) -> str:
+        """Say once per tier and kind of reason that it does not serve; the reason in words."""
+        kind = f"{tier} {type(error).__name__}"
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.warning("Cache tier %s left aside, the next one is used: %s", tier, error)
+        return str(error)
+
+    # --- the whole ---------------------------------------------------------------------------------------
+
+    def budget(self) -> Budget | None:
+        """The budget of the first tier that can be used."""
+        order = {"off": (), "disk": ("disk",), "shm": ("shm",), "auto": ("shm", "disk")}
+        for tier in order[self.options.mode]:
+            store = self._store(tier)
+            if store is not None:
+                return store.budget()
+        return None
+
+    def stats(self) -> CacheStats:
+        """Counters of this process."""
+        return self._counters.snapshot().with_retries(self._remote.num_retries)
+
+    def close(self) -> None:
+        """Leave every directory."""
+        with self._mutex:
+            stores, self._stores = list(self._stores.values()), {}
+        for store in stores:
+            if isinstance(store, ShardStore):
+                store.directory.leave()
+
+
+def _once(action: Callable[[], None] | None) -> Callable[[], None] | None:
+    """The action, for the first call only."""
+    if action is None:
+        return None
+    left = [action]
+
+    def call() -> None:
+        while left:
+            left.pop()()
+
+    return call
