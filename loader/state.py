@@ -49,12 +49,16 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
             f"state: version {state['version']}, this release reads version {STATE_VERSION}. "
             "Resume with the release that saved it."
         )
-    for name, ours in identity(job).items():
-        if state.get(name) != ours:
-            raise StateError(
-                f"state: {name} is {state.get(name)!r}, this stream has {ours!r}. Make the stream with the saved "
-                "value, or start a new run without this state."
-            )
+    ours = identity(job)
+    different = [
+        f"{name} is {state.get(name)!r}, this stream has {ours[name]!r}"
+        for name in ours
+        if ours[name] != state.get(name)
+    ]
+    if different:
+        raise StateError(
+            f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this state."
+        )
     epoch, position = int(state["epoch"]), int(state["position"])
     if epoch < 0 or not 0 <= position <= job.anchors.num_windows:
         raise StateError(f"state: epoch {epoch}, position {position} of {job.anchors.num_windows} windows.")

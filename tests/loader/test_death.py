@@ -76,7 +76,9 @@ def start(aloha_shards, cache_directory):
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        process.communicate(timeout=DEADLINE_S)
+        process.wait(DEADLINE_S)
+        with process:  # closes its pipes
+            pass
 
 
 def test_training_process_killed_takes_its_workers_and_the_memory_along(start, cache_directory):

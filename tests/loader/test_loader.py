@@ -158,7 +158,7 @@ def test_loader_state_of_another_stream_is_refused_naming_both_values(aloha_shar
     other = stream_of(aloha_shards, **options)
     with pytest.raises(StateError) as caught:
         other.load_state_dict(state)
-    assert f"state: {name} is {state[name]!r}, this stream has {other.state_dict()[name]!r}" in str(caught.value)
+    assert f"{name} is {state[name]!r}, this stream has {other.state_dict()[name]!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("state", [{}, None, {"version": 99, "epoch": 0, "position": 0}])
