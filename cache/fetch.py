@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -86,7 +87,8 @@ class Fetcher:
     def _fetch_part(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
         path = local_path(part.url)
         if path is not None:
-            _copy_file(path, part, fd, offset)
+            copy = partial(_copy_file, path, part, fd, offset)
+            self._remote.retry(copy, str(path), deadline)
             fetched.add(part.size)
             return
         try:

@@ -19,7 +19,7 @@ from epistream.cache.place import file_system_type, is_memory, is_network
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
 from epistream.cache.store import NoRoomError, Outcome, ShardStore, StoreOptions, TooLargeError
-from epistream.errors import CacheError, DeadlineError
+from epistream.errors import CacheError, DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,13 @@ class Tiers:
                 if tier == "shm" and self._disk_is_tier:
                     continue
                 break
+            except EpistreamError:
+                raise
+            except OSError as error:
+                # Most likely somebody removed the directory: enter a new one next time.
+                self._forget(tier)
+                reason = self._step_down(tier, error)
+                break
             if lease is not None:
                 self._counters.tell_tier(tier, reason)
                 blobs = tuple(
@@ -80,7 +87,7 @@ class Tiers:
                     for part, offset in zip(entry.parts, entry.offsets, strict=True)
                 )
                 return OpenEntry(blobs, tier, lease)
-            reason = str(self._stores[tier])
+            reason = str(self._stores.get(tier, ""))
         self._counters.add(**{"direct" if tiers[0] == "direct" else "bypasses": 1})
         self._counters.tell_tier("direct", reason)
         return OpenEntry(self._direct(entry), "direct", None)
@@ -193,6 +200,12 @@ class Tiers:
         if self.options.mode == "shm":
             raise store
         return None
+
+    def _forget(self, tier: str) -> None:
+        with self._mutex:
+            store = self._stores.pop(tier, None)
+        if isinstance(store, ShardStore):
+            store.directory.leave()
 
     def _open_store(self, tier: str) -> ShardStore:
         options = self.options

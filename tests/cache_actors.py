@@ -1,0 +1,156 @@
+"""Processes that use a shard store, and how to start them quickly. Content of a key is arithmetic, so anybody can check it."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from epistream.cache.budget import Limits
+from epistream.cache.directory import Observer, ignore
+from epistream.cache.lease import Lease
+from epistream.cache.opening import open_store
+from epistream.cache.store import NoRoomError, Outcome, ShardStore, StoreOptions
+
+PAGE = 4096
+SIZE = 4 * PAGE
+DEADLINE_S = 30.0
+
+
+def context() -> multiprocessing.context.ForkServerContext:
+    """Children of a server that has imported the cache already: some milliseconds each."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["numpy", "epistream.cache.node"])
+    return server
+
+
+def options(cap: int | None = None, **changes: float) -> StoreOptions:
+    """Deadlines short enough for tests; they are long where nothing is expected to wait."""
+    timeouts = {"fill_timeout_s": DEADLINE_S, "room_timeout_s": DEADLINE_S, "lock_timeout_s": DEADLINE_S, **changes}
+    return StoreOptions(Limits(), cap=cap, **timeouts)
+
+
+def open_test_store(path: Path, cap: int | None = None, observe: Observer = ignore, **changes: float) -> ShardStore:
+    return open_store(path, options(cap, **changes), observe=observe)
+
+
+def key_of(number: int) -> str:
+    return f"{number:032x}"
+
+
+def content(number: int, size: int = SIZE) -> bytes:
+    """The bytes of key `number`: every byte of a page depends on the key and on the page."""
+    pages = np.arange(-(-size // PAGE), dtype=np.uint64) * np.uint64(1_000_003) + np.uint64(number * 97 + 1)
+    return np.repeat(pages, PAGE // 8).tobytes()[:size]
+
+
+def fill_with(number: int, size: int = SIZE, fills: list[int] | None = None):
+    def fill(fd: int) -> None:
+        if fills is not None:
+            fills.append(number)
+        os.pwrite(fd, content(number, size), 0)
+
+    return fill
+
+
+def get(store: ShardStore, number: int, size: int = SIZE, outcome: Outcome | None = None, **more) -> Lease:
+    return store.acquire(key_of(number), size, fill_with(number, size), outcome=outcome, **more)
+
+
+def read_all(lease: Lease) -> bytes:
+    with lease.view(0, lease.size) as view:
+        return bytes(view)
+
+
+def names(path: Path) -> set[str]:
+    """Shards and parts of a directory as "number.kind"."""
+    return {
+        f"{int(file.stem, 16)}{file.suffix}" for file in path.iterdir() if file.suffix in (".shard", ".part")
+    }
+
+
+class KillAt:
+    """An observer that kills its process at the n-th time that a step is reached."""
+
+    def __init__(self, step: str, count: int = 1) -> None:
+        self.step = step
+        self.left = count
+
+    def __call__(self, step: str) -> None:
+        if step == self.step:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class StopAt:
+    """An observer that tells a pipe that a step is reached, and then waits for a byte (or for SIGKILL)."""
+
+    def __init__(self, step: str, pipe: Connection) -> None:
+        self.step = step
+        self.pipe = pipe
+
+    def __call__(self, step: str) -> None:
+        if step == self.step:
+            self.step = ""
+            self.pipe.send(step)
+            self.pipe.recv()
+
+
+def run_victim(path: str, cap: int, keys: list[int], observe: Observer, leave: bool, release: bool) -> None:
+    """Open a store, acquire keys one after the other, and leave."""
+    store = open_test_store(Path(path), cap, observe)
+    leases = []
+    for number in keys:
+        leases.append(get(store, number))
+        if release:
+            leases.pop().close()
+    if leave:
+        store.directory.leave()
+    os._exit(0)
+
+
+def run_counter(path: str, number: int, start: float, results: Connection) -> None:
+    """Acquire one key at an agreed time, and tell (filled, bytes right)."""
+    store = open_test_store(Path(path))
+    outcome = Outcome()
+    while time.monotonic() < start:
+        pass
+    lease = get(store, number, outcome=outcome)
+    results.send((outcome.filled, read_all(lease) == content(number)))
+    lease.close()
+    store.directory.leave()
+
+
+def run_stress(path: str, cap: int, seed: int, rounds: int, num_keys: int, results: Connection) -> None:
+    """Acquire keys at random, some much more often than others, hold a few, and check every byte."""
+    draw = random.Random(seed)
+    store = open_test_store(Path(path), cap)
+    wrong = bypassed = fills = 0
+    held: list[Lease] = []
+    for _ in range(rounds):
+        number = min(int(draw.paretovariate(0.7)) - 1, num_keys - 1)
+        outcome = Outcome()
+
+        def give_up() -> None:
+            while held:
+                held.pop().close()
+
+        try:
+            lease = get(store, number, before_wait=give_up, outcome=outcome)
+        except NoRoomError:
+            bypassed += 1
+            continue
+        fills += outcome.filled
+        wrong += read_all(lease) != content(number)
+        held.append(lease)
+        if len(held) > 2:
+            held.pop(0).close()
+    while held:
+        held.pop().close()
+    store.directory.leave()
+    results.send((wrong, bypassed, fills))
