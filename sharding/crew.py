@@ -27,11 +27,11 @@ _COLUMNS = 3
 class Pulse:
     """Counters of one task, and the word to stop. In shared memory when tasks run in other processes.
 
-    Each task writes its own row, so that no lock is needed that a killed process could keep.
+    Each running task writes a slot of its own, so that no lock is needed that a killed process could keep.
     """
 
-    def __init__(self, cells: Any, row: int, on_change: Callable[[], None] | None = None) -> None:
-        self._cells, self._row = cells, 1 + row * _COLUMNS
+    def __init__(self, cells: Any, slot: int, on_change: Callable[[], None] | None = None) -> None:
+        self._cells, self._row = cells, 1 + slot * _COLUMNS
         self._on_change = on_change
 
     def add(self, episodes: int = 0, num_bytes: int = 0) -> None:
@@ -49,7 +49,9 @@ class Pulse:
 
 
 class Crew:
-    """Some processes for the tasks of one job. A context manager: leaving it stops whatever still runs.
+    """Some processes for the tasks of one job, started when they are first needed.
+
+    A context manager: leaving it stops whatever still runs and waits for it, so that afterwards nothing writes.
 
     Args:
         workers: Processes; with 1 everything runs in the calling process.
@@ -59,12 +61,32 @@ class Crew:
 
     def __init__(self, workers: int, what: str, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
         self._workers, self._what, self._stall_timeout_s = workers, what, stall_timeout_s
+        # Spawned, not forked: HDF5 and threads of the caller do not survive a fork.
+        self._context = multiprocessing.get_context("spawn")
+        self._num_slots = 2 * workers
+        self._cells: Any = None
+        self._executor: ProcessPoolExecutor | None = None
+        self._children: set[Any] = set()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Make every running task end at its next frame, and wait for that."""
+        if self._executor is not None:
+            self._cells[0] = 1
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
 
     def map(
         self,
         function: Callable[[Task, Pulse], Result],
         tasks: Sequence[Task],
         on_tick: Callable[[int, int], None] | None = None,
+        min_parallel: int = 2,
     ) -> Iterator[tuple[int, Result]]:
         """Run `function` on every task; results come with their position, in any order.
 
@@ -72,15 +94,15 @@ class Crew:
             function: Of a module, so that other processes can import it.
             tasks: Picklable.
             on_tick: Called now and then with the episodes and bytes that all tasks have reported.
+            min_parallel: With fewer tasks than this, starting processes is not worth it.
 
         Raises:
             WorkerError: If a process died.
             DeadlineError: If nothing moved for `stall_timeout_s`.
         """
-        workers = min(self._workers, len(tasks))
-        if workers <= 1:
+        if self._workers == 1 or len(tasks) < min_parallel:
             return self._map_here(function, tasks, on_tick)
-        return self._map_there(function, tasks, on_tick, workers)
+        return self._map_there(function, tasks, on_tick)
 
     def _map_here(
         self,
@@ -88,8 +110,8 @@ class Crew:
         tasks: Sequence[Task],
         on_tick: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, Result]]:
-        cells = [0] * (1 + len(tasks) * _COLUMNS)
-        last = 0.0
+        cells = [0] * (1 + _COLUMNS)
+        last = time.monotonic()
 
         def tick() -> None:
             nonlocal last
@@ -97,48 +119,57 @@ class Crew:
                 last = time.monotonic()
                 on_tick(*_totals(cells)[:2])
 
-        for row, task in enumerate(tasks):
-            yield row, function(task, Pulse(cells, row, tick))
-            if on_tick:
-                on_tick(*_totals(cells)[:2])
+        for position, task in enumerate(tasks):
+            yield position, function(task, Pulse(cells, 0, tick))
+        if on_tick:
+            on_tick(*_totals(cells)[:2])
 
     def _map_there(
         self,
         function: Callable[[Task, Pulse], Result],
         tasks: Sequence[Task],
         on_tick: Callable[[int, int], None] | None,
-        workers: int,
     ) -> Iterator[tuple[int, Result]]:
-        # Spawned, not forked: HDF5 and threads of the caller do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        cells = context.RawArray("q", 1 + len(tasks) * _COLUMNS)
-        before = set(multiprocessing.active_children())
-        executor = ProcessPoolExecutor(workers, context, _begin, (cells,))
-        pending: dict[Future[Result], int] = {}
-        children: set[Any] = set()
+        executor = self._start()
+        # Every running task has a slot of its own in the counters; few wait, so that a job of 100,000 shards does
+        # not queue them all.
+        free = list(range(self._num_slots))
+        pending: dict[Future[Result], tuple[int, int]] = {}
+        finished = [0] * _COLUMNS
         todo = iter(enumerate(tasks))
         watch = _Watch(self._what, self._stall_timeout_s)
         try:
             while True:
-                # Few at a time, so that a job of 100,000 shards does not queue them all.
-                while len(pending) < 2 * workers and (item := next(todo, None)):
-                    pending[executor.submit(_call, function, item[1], item[0])] = item[0]
-                children |= set(multiprocessing.active_children()) - before
+                while free and (item := next(todo, None)):
+                    slot = free.pop()
+                    pending[executor.submit(_call, function, item[1], slot)] = item[0], slot
+                    # The pool starts its processes one by one as tasks come in.
+                    self._children |= set(multiprocessing.active_children())
                 if not pending:
                     return
                 done, _ = wait(pending, _TICK_S, FIRST_COMPLETED)
-                totals = _totals(cells)
+                totals = tuple(sum(pair) for pair in zip(finished, _totals(self._cells), strict=True))
                 watch.look(totals, bool(done))
                 if on_tick:
                     on_tick(*totals[:2])
                 for future in done:
-                    yield pending.pop(future), future.result()
+                    position, slot = pending.pop(future)
+                    result = future.result()
+                    start = 1 + slot * _COLUMNS
+                    for column in range(_COLUMNS):
+                        finished[column] += self._cells[start + column]
+                        self._cells[start + column] = 0
+                    free.append(slot)
+                    yield position, result
         except BrokenProcessPool as error:
             executor.shutdown()
-            raise WorkerError(_died(self._what, children)) from error
-        finally:
-            cells[0] = 1
-            executor.shutdown(wait=True, cancel_futures=True)
+            raise WorkerError(_died(self._what, self._children)) from error
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            self._cells = self._context.RawArray("q", 1 + self._num_slots * _COLUMNS)
+            self._executor = ProcessPoolExecutor(self._workers, self._context, _begin, (self._cells,))
+        return self._executor
 
 
 class _Watch:
@@ -185,8 +216,8 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     os._exit(128 + signum)
 
 
-def _call(function: Callable[[Task, Pulse], Result], task: Task, row: int) -> Result:
-    return function(task, Pulse(_cells, row))
+def _call(function: Callable[[Task, Pulse], Result], task: Task, slot: int) -> Result:
+    return function(task, Pulse(_cells, slot))
 
 
 def _totals(cells: Any) -> tuple[int, ...]:
@@ -194,7 +225,10 @@ def _totals(cells: Any) -> tuple[int, ...]:
 
 
 def _died(what: str, children: set[Any]) -> str:
-    """The message about a dead process. The pool ends the others itself, by SIGTERM: those are not the cause."""
+    """The message about a dead process. The pool ends the others itself, by SIGTERM: those are not the cause.
+
+    `children` may hold processes that the calling program started; as long as they live they have no exit code.
+    """
     codes = [child.exitcode for child in children if child.exitcode not in (None, 0, -15, 128 + 15)]
     how = "a packing process ended unexpectedly"
     for code in codes[:1]:

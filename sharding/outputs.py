@@ -1,5 +1,6 @@
 """What becomes of each field of a source: its name, its codec, whether its bytes are copied or encoded again."""
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,14 @@ def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ..
         outputs = [_output(field, episode.length, options) for field in chosen]
     except FormatError as error:
         raise LayoutError(f"{episode.group}: {error}") from error
+    dropped = {
+        output.feature.name
+        for output in outputs
+        if any(fnmatch.fnmatchcase(output.feature.name, pattern) for pattern in options.drop)
+    }
+    outputs = [output for output in outputs if output.feature.name not in dropped]
+    if not outputs:
+        raise LayoutError(f"{episode.group}: no feature is left after --drop {' '.join(options.drop)}")
     names = [output.feature.name for output in outputs]
     for output in outputs:
         if names.count(output.feature.name) > 1:

@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 # Libraries whose version can change the bytes of the result.
 _ENCODERS = ("numpy", "pillow", "simplejpeg")
 
+# Opening a file takes some 5 ms, starting the processes a second.
+_MIN_PARALLEL_SCANS = 64
+
 
 @dataclass(frozen=True)
 class PackProgress:
@@ -119,8 +122,9 @@ def pack(
     taken for a dataset, and ``resume`` can go on from it; other errors leave nothing.
     """
     options = (options or PackOptions()).changed(**changes)
-    with Workspace(str(out), options, storage_options) as workspace:
-        return _Job(find_sources(sources), workspace, options, storage_options, progress).run()
+    paths = find_sources(sources)
+    with Workspace(str(out), options, storage_options) as workspace, Crew(options.workers, str(out)) as crew:
+        return _Job(paths, workspace, crew, options, progress).run()
 
 
 class _Job:
@@ -130,17 +134,17 @@ class _Job:
         self,
         paths: Sequence[Path],
         workspace: Workspace,
+        crew: Crew,
         options: PackOptions,
-        storage_options: Options,
         progress: Listener | None,
     ) -> None:
         self._started = time.monotonic()
-        self._paths, self._workspace, self._options = paths, workspace, options
-        self._storage_options, self._progress = storage_options, progress
-        self._crew = Crew(options.workers, workspace.url)
+        self._paths, self._workspace, self._crew = paths, workspace, crew
+        self._options, self._progress = options, progress
         self._faults: list[str] = []
 
     def run(self) -> PackReport:
+        """Do all of it. From `Workspace.begin` on there is something to clean up."""
         scans = self._scan()
         versions = {"epistream": __version__, **{name: version(name) for name in _ENCODERS}}
         plan = make_plan(scans, self._options)
@@ -148,14 +152,15 @@ class _Job:
         self._stop_at_faults()
         job = identity(scans, self._options, versions)
         is_resumed = self._workspace.begin(job)
-        if self._options.resume and not is_resumed and (done := self._already_done(job)):
+        if self._options.resume and not is_resumed and (done := self._already_done(scans, versions)):
             return self._report(done, scans, [])
         try:
             results = self._pack(plan, scans, is_resumed)
             self._stop_at_faults()
             checksums = self._hash_sources(scans)
-            manifest = self._publish(plan, scans, results, checksums, {"versions": versions, "job": job})
+            manifest = self._publish(plan, scans, results, checksums, versions)
         except BaseException as error:
+            self._crew.stop()
             self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
             raise
         self._workspace.conclude(manifest.columns.names)
@@ -165,7 +170,7 @@ class _Job:
         """Look into every file, in the order given."""
         scans: dict[int, ScannedFile] = {}
         tasks = [(str(path), self._options) for path in self._paths]
-        for position, scan in self._crew.map(_scan_task, tasks):
+        for position, scan in self._crew.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
             scans[position] = scan
             num_faults = sum(len(one.faults) for one in scans.values())
             self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
@@ -181,7 +186,7 @@ class _Job:
             for fault in faults:
                 _log.warning("left out: %s", fault)
 
-    def _already_done(self, job: Mapping[str, str]) -> Manifest | None:
+    def _already_done(self, scans: Sequence[ScannedFile], versions: Mapping[str, str]) -> Manifest | None:
         """The dataset that is there, if it is what this job would make.
 
         Raises:
@@ -190,12 +195,20 @@ class _Job:
         if not self._workspace.has_dataset:
             return None
         manifest = Manifest.read(self._workspace.url)
-        if manifest.provenance.get("job") == job:
+        there = [(source.path, source.num_bytes) for source in manifest.sources]
+        wanted = [(name, scan.num_bytes) for name, scan in self._usable(scans)]
+        about = manifest.provenance
+        if there == wanted and about.get("options") == self._options.deciding() and about.get("versions") == versions:
             return manifest
         raise DatasetExistsError(
             f"{self._workspace.url}: holds a complete dataset of other sources or options, nothing to resume. "
             "Choose another folder, or replace it with --overwrite."
         )
+
+    def _usable(self, scans: Sequence[ScannedFile]) -> list[tuple[str, ScannedFile]]:
+        """Name and scan of the files with episodes."""
+        names = names_below_root(self._paths)
+        return [(name, scan) for name, scan in zip(names, scans, strict=True) if scan.episodes]
 
     def _tasks(self, plan: Plan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
         names = names_below_root(self._paths)
@@ -212,7 +225,7 @@ class _Job:
                 sources={episode.source_index: sources[episode.source_index] for episode in shard.episodes},
                 features=plan.features,
                 options=self._options,
-                storage_options=self._storage_options,
+                storage_options=self._workspace.storage_options,
             )
             for shard in plan.shards
         ]
@@ -247,7 +260,7 @@ class _Job:
         scans: Sequence[ScannedFile],
         results: Sequence[ShardResult],
         checksums: Sequence[str],
-        about: Mapping[str, Any],
+        versions: Mapping[str, str],
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
         self._tell(PackProgress("publishing", 0, 1))
@@ -276,13 +289,13 @@ class _Job:
                 Source(name, scan.num_bytes, checksum) for (name, scan), checksum in zip(usable, checksums, strict=True)
             ],
             provenance={
-                **about,
+                "versions": dict(versions),
                 "options": self._options.deciding(),
                 "layouts": dict(Counter(scan.layout for _, scan in usable)),
                 "left_out": list(self._faults),
             },
         )
-        manifest.write(self._workspace.url, self._storage_options)
+        manifest.write(self._workspace.url, self._workspace.storage_options)
         return manifest
 
     def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: Sequence[ShardResult]) -> PackReport:

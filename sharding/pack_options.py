@@ -27,6 +27,7 @@ class PackOptions:
         quality: Of encoded JPEG, 1 to 100.
         shard_size: Target size of a shard, in bytes or as text such as ``128MiB``.
         cameras: Pack these only; names as in the file or as features. Empty is all.
+        drop: Features to leave out; patterns such as ``action_dict.*`` count.
         rename: Pairs (old, new) of features, cameras or paths in the source.
         color_order: Channel order in which JPEG is decoded; None is what each layout's own reader does.
         image_size: (width, height) in pixels to which colour cameras are resized; None keeps the source's.
@@ -47,6 +48,7 @@ class PackOptions:
     quality: int = 95
     shard_size: int | str = "128MiB"
     cameras: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     color_order: Channels | None = None
     image_size: tuple[int, int] | None = None
@@ -60,8 +62,9 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         # Lists and maps are accepted where the fields are tuples, so that the options stay hashable.
-        cameras = (self.cameras,) if isinstance(self.cameras, str) else self.cameras
-        object.__setattr__(self, "cameras", tuple(cameras))
+        for name in ("cameras", "drop"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         pairs = self.rename.items() if isinstance(self.rename, Mapping) else self.rename
         object.__setattr__(self, "rename", tuple((str(old), str(new)) for old, new in pairs))
         if self.image_size is not None:
@@ -80,7 +83,7 @@ class PackOptions:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RUNNING}
         values["shard_size"] = self.shard_bytes
         values["rename"] = [list(pair) for pair in self.rename]
-        values["cameras"] = list(self.cameras)
+        values["cameras"], values["drop"] = list(self.cameras), list(self.drop)
         values["image_size"] = list(self.image_size) if self.image_size else None
         return values
 

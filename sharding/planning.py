@@ -135,14 +135,14 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> Plan:
         for index, episode in pairs
     ]
     features = _common_features(pairs)
-    differences = {mine: describe_difference(_by_name(mine), features) for mine in shared}
+    differences = {mine: _difference(_by_name(mine), features) for mine in shared}
     kept: list[tuple[int, ScannedEpisode]] = []
     for index, episode in pairs:
         difference = differences[episode.features]
         if difference is None:
             kept.append((index, episode))
         else:
-            faults.append(f"{scans[index].path}: {episode.group}: {difference} in most other episodes.")
+            faults.append(f"{scans[index].path}: {episode.group}: {difference}.")
     _check_renames(features, options)
     splits, names = _assign_splits(kept, options)
     planned = [
@@ -176,6 +176,19 @@ def _common_features(pairs: Sequence[tuple[int, ScannedEpisode]]) -> dict[str, F
         else:
             groups.append((mine, count))
     return max(groups, key=lambda group: group[1])[0]
+
+
+def _difference(mine: dict[str, Feature], common: dict[str, Feature]) -> str | None:
+    """How the features of an episode differ from those of most, or None."""
+    lacking, added = sorted(common.keys() - mine.keys()), sorted(mine.keys() - common.keys())
+    if lacking or added:
+        parts = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"also has {', '.join(added)}"] * bool(added)
+        return " and ".join(parts) + ", wanted the features that most episodes have"
+    difference = describe_difference(mine, common)
+    if difference is None:
+        return None
+    hint = ". Give all cameras one order with --color-order" if "jpeg_channels" in difference else ""
+    return f"{difference} in most episodes{hint}"
 
 
 def _by_name(features: Sequence[Feature]) -> dict[str, Feature]:

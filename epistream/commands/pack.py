@@ -1,9 +1,18 @@
 """`epistream pack`: HDF5 episodes into tar shards."""
 
+import os
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from epistream.errors import OptionError
 from epistream.sharding.features import Feature
@@ -25,6 +34,7 @@ _MAX_FAULTS_SHOWN = 50
 @click.option("--quality", type=int, default=95, show_default=True, help="Of encoded JPEG, 1 to 100.")
 @click.option("--shard-size", default="128MiB", show_default=True, help="Target size of a shard.")
 @click.option("--camera", "cameras", multiple=True, help="Pack this camera only; may be repeated.")
+@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave a feature out (patterns too); may be repeated.")
 @click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a feature or camera; may be repeated.")
 @click.option("--color-order", type=click.Choice(["rgb", "bgr"]), help="Channel order in which JPEG is decoded.")
 @click.option("--image-size", metavar="WxH", help="Resize colour cameras.")
@@ -61,8 +71,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _num_cores() -> int:
-    import os
-
     return max(1, len(os.sched_getaffinity(0)))
 
 
@@ -70,16 +78,6 @@ class _Display:
     """A progress bar on stderr; nothing at all when that is no terminal."""
 
     def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -92,7 +90,6 @@ class _Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        del MofNCompleteColumn
         self._task = self._progress.add_task("scanning", total=None, count="")
 
     def __enter__(self) -> "_Display":

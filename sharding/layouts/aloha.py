@@ -49,6 +49,7 @@ class AlohaLayout:
 
     @property
     def looks_for(self) -> str:
+        """The marks in words."""
         marks = ["/action", "/observations/qpos", f"{IMAGES}/<camera>"]
         marks.append("JPEG rows" if self.rows == "jpeg" else "uint8 (T, H, W, 3) arrays")
         if self.sim is not None:
@@ -69,9 +70,11 @@ class AlohaLayout:
         return self.base_action is None or ("/base_action" in file) == self.base_action
 
     def groups(self, file: h5py.File) -> list[str]:
+        """The episodes of `file`, in order."""
         return ["/"]
 
     def episode(self, file: h5py.File, group: str) -> SourceEpisode:
+        """Describe one."""
         fields, left_out = [], []
         lengths_path = "/compress_len" if "/compress_len" in file else None
         for camera in natsort.natsorted(_cameras(file)):

@@ -12,18 +12,16 @@ class LiberoLayout(RobomimicLayout):
     """The files of LIBERO's ``create_dataset.py``."""
 
     name = "libero"
-    looks_for = (
-        "/data/<demo>/actions, /data/<demo>/obs/<key>, attribute bddl_file_name or macros_image_convention"
-    )
+    looks_for = "/data/<demo>/actions, /data/<demo>/obs/<key>, attribute bddl_file_name or macros_image_convention"
 
     def matches(self, file: h5py.File) -> bool:
+        """Whether `file` is of this layout."""
         marks = ("bddl_file_name", "macros_image_convention")
         return super().matches(file) and any(mark in file["data"].attrs for mark in marks)
 
     def tasks(self, file: h5py.File, demo: h5py.Group) -> tuple[str, ...]:
-        value = plain(
-            parse_json_map(text_attribute(file["data"], "problem_info")).get("language_instruction")
-        )
+        """The instruction of the file's task."""
+        value = plain(parse_json_map(text_attribute(file["data"], "problem_info")).get("language_instruction"))
         if isinstance(value, list):
             # One text cut into words or characters, not several instructions.
             words = [str(word) for word in value]
@@ -31,4 +29,5 @@ class LiberoLayout(RobomimicLayout):
         return texts(value)
 
     def turn(self, field: Field) -> Field:
+        """OpenGL's pictures begin at the bottom."""
         return replace(field, feature=replace(field.feature, rotate=180))

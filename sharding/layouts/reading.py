@@ -72,9 +72,7 @@ def read_jpegs(file: h5py.File, field: Field, length: int, slab_bytes: int = SLA
         yield data
 
 
-def read_frames(
-    file: h5py.File, field: Field, length: int, slab_bytes: int = SLAB_BYTES
-) -> Iterator[NDArray[Any]]:
+def read_frames(file: h5py.File, field: Field, length: int, slab_bytes: int = SLAB_BYTES) -> Iterator[NDArray[Any]]:
     """The frames of a raw camera, each (H, W, C), valid until the next one is asked for."""
     for _, row in _rows(dataset(file, field.path), field.first_row, length, slab_bytes):
         yield row.reshape(field.feature.shape)

@@ -47,9 +47,7 @@ def layout_by_name(name: str) -> Layout:
     for layout in LAYOUTS:
         if layout.name == name:
             return layout
-    raise OptionError(
-        f"layout {name!r}: unknown, wanted one of {', '.join(layout.name for layout in LAYOUTS)}."
-    )
+    raise OptionError(f"layout {name!r}: unknown, wanted one of {', '.join(layout.name for layout in LAYOUTS)}.")
 
 
 def detect(file: h5py.File) -> Layout:

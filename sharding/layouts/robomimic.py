@@ -42,9 +42,11 @@ class RobomimicLayout:
     looks_for = "/data/<demo>/actions, /data/<demo>/obs/<key>"
 
     def matches(self, file: h5py.File) -> bool:
+        """Whether `file` is of this layout."""
         return bool(self.groups(file))
 
     def groups(self, file: h5py.File) -> list[str]:
+        """The episodes of `file`, in order."""
         data = file.get("data")
         if not isinstance(data, h5py.Group):
             return []
@@ -52,6 +54,7 @@ class RobomimicLayout:
         return [f"/data/{name}" for name in names]
 
     def episode(self, file: h5py.File, group: str) -> SourceEpisode:
+        """Describe one."""
         demo = file[group]
         fps = _control_hz(file["data"])
         fields: list[Field] = []
@@ -66,9 +69,7 @@ class RobomimicLayout:
         check_lengths(file, fields, length, f"{group}/actions")
         announced = plain(demo.attrs.get("num_samples", length))
         if announced != length:
-            raise LayoutError(
-                f"{group}: {length} actions, wanted {announced} as in its attribute num_samples"
-            )
+            raise LayoutError(f"{group}: {length} actions, wanted {announced} as in its attribute num_samples")
         attributes, large = read_attributes(file["data"], demo)
         masks = _masks(file, group.rsplit("/", 1)[1])
         if masks:
@@ -127,7 +128,7 @@ def _masks(file: h5py.File, demo: str) -> list[str]:
     masks = file.get("mask")
     if not isinstance(masks, h5py.Group):
         return []
-    return [name for name in masks if demo in texts(masks[name][()])]
+    return [name for name in masks if demo.encode() in masks[name][()].ravel().tolist()]
 
 
 def _split(file: h5py.File, masks: list[str]) -> str | None:
