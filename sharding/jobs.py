@@ -1,15 +1,16 @@
 """One task of a packing job: reads the episodes of one shard from their sources and writes it."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.sharding.checksums import checksum, hash_file
 from epistream.sharding.crew import Pulse
 from epistream.sharding.encoding import Fidelity, FrameSource
 from epistream.sharding.episode_meta import EpisodeMeta
@@ -120,9 +121,6 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
 
     The tar is read whole: its checksum must be the index's, and its episodes those of the task.
     """
-    from epistream.sharding.checksums import checksum as checksum_of
-    from epistream.sharding.checksums import hash_file
-
     path = Path(task.folder) / task.name
     index_path = path.with_name(index_name(task.name))
     if not path.is_file() or not index_path.is_file():
@@ -139,7 +137,7 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
     if path.stat().st_size != index.shard_bytes or hash_file(path).checksum != index.shard_checksum:
         return None
     pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
-    shard = FinishedShard(task.name, index.shard_bytes, len(data), checksum_of(data))
+    shard = FinishedShard(task.name, index.shard_bytes, len(data), checksum(data))
     return ShardResult(shard, data, _statistics_of(path, index), {}, (), is_resumed=True)
 
 
@@ -220,7 +218,7 @@ def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: TaskSource) -
 
 def _check_unchanged(source: TaskSource) -> None:
     with contextlib.suppress(FileNotFoundError):
-        status = os.stat(source.path)
+        status = Path(source.path).stat()
         if (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns):
             return
     raise SourceChangedError(
@@ -231,8 +229,6 @@ def _check_unchanged(source: TaskSource) -> None:
 
 def _statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:
     """The statistics of a finished shard, in the order in which packing made them."""
-    import numpy as np
-
     parts: list[dict[str, Summary]] = []
     with path.open("rb") as file:
         for row in range(index.num_episodes):

@@ -39,8 +39,9 @@ def names_below_root(paths: Sequence[Path]) -> list[str]:
 
     So the same files pack to the same bytes wherever they are.
     """
-    absolute = [os.path.abspath(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    # Not resolved: a folder of links names its files, not what they point to.
+    absolute = [Path(os.path.normpath(path.absolute())) for path in paths]
+    root = os.path.commonpath([path.parent for path in absolute])
     return [Path(os.path.relpath(path, root)).as_posix() for path in absolute]
 
 
@@ -58,7 +59,8 @@ def _expand(source: str) -> list[Path]:
         return natsort.natsorted(files, key=str, alg=natsort.ns.PATH)
     if path.exists() or not any(sign in source for sign in "*?["):
         return [path]
-    matches = natsort.natsorted(glob.glob(str(path), recursive=True), alg=natsort.ns.PATH)
+    # Path.glob takes no absolute patterns.
+    matches = natsort.natsorted(glob.glob(str(path), recursive=True), alg=natsort.ns.PATH)  # noqa: PTH207
     if not matches:
         raise SourceError(f"{source}: matches nothing, wanted at least one file. Check the pattern.")
     return [Path(match) for match in matches if Path(match).is_file()]

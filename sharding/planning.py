@@ -207,7 +207,9 @@ def _assign_splits(
     """The names of the splits, and the split of each episode."""
     if options.val_fraction is not None:
         # Hashed ranks: the same seed and number of episodes give the same choice on every machine.
-        ranks = sorted(range(len(kept)), key=lambda i: (xxhash.xxh3_64_intdigest(f"{i}", options.split_seed), i))
+        ranks = sorted(
+            range(len(kept)), key=lambda i: (xxhash.xxh3_64_intdigest(f"{i}".encode(), options.split_seed), i)
+        )
         num_val = min(max(1, round(len(kept) * options.val_fraction)), len(kept) - 1)
         chosen = set(ranks[:num_val])
         names = ["val" if i in chosen else "train" for i in range(len(kept))]

@@ -118,7 +118,9 @@ def to_plain(summary: Summary) -> dict[str, Any]:
         values[name] = _quantile(summary, rank)
     plain: dict[str, Any] = {"count": int(summary.num_steps)}
     for name, value in values.items():
-        plain[name] = np.where(known & np.isfinite(value), value, None).reshape(summary.shape).tolist()
+        numbers = value.astype(object)
+        numbers[~(known & np.isfinite(value))] = None
+        plain[name] = numbers.reshape(summary.shape).tolist()
     return plain
 
 

@@ -21,7 +21,7 @@ from epistream.sharding.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_err
 
 _BUFFER_BYTES = 1 << 20
 
-Frames = Iterable[bytes] | Iterable[NDArray[Any]]
+Frames = Iterable[Any]
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def frames_field(
 
 def looks_like_frames(found: h5py.Dataset) -> bool:
     """Whether a dataset among low-dimensional ones is a camera: (T, H, W, 1 to 4)."""
-    return found.ndim == 4 and found.shape[3] <= 4 and min(found.shape[1:3]) >= _MIN_FRAME_SIDE
+    return bool(found.ndim == 4 and found.shape[3] <= 4 and min(found.shape[1:3]) >= _MIN_FRAME_SIDE)
 
 
 def _frame_shape(found: h5py.Dataset, path: str) -> tuple[int, int, int]:

@@ -94,7 +94,8 @@ def _announced_lengths(file: h5py.File, field: Field) -> NDArray[np.int64] | Non
     values = np.asarray(dataset(file, field.lengths_path)[()])
     if values.ndim != 2:
         raise LayoutError(f"{field.lengths_path}: shape {values.shape}, wanted (cameras, steps)")
-    return np.nan_to_num(values).astype(np.int64)
+    lengths: NDArray[np.int64] = np.nan_to_num(values).astype(np.int64)
+    return lengths
 
 
 def _first_line(error: BaseException) -> str:
