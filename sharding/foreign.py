@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from epistream.errors import FormatError
-from epistream.sharding.checksums import hash_file
+from epistream.sharding.checksums import ShardHasher, hash_file
 from epistream.sharding.codecs import jpeg_shape
 from epistream.sharding.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.features import Codec, Feature, describe_difference, feature_from_dict, features_from_list
@@ -59,8 +59,12 @@ class _Episode:
     frame_size: dict[str, NDArray[np.uint32]]
 
 
-def index_tar(path: Path) -> ShardIndex:
+def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
     """The index of a local tar. Reads its headers, the beginning of one frame a camera, and all of it for checksums.
+
+    Args:
+        path: The tar.
+        hasher: What `hash_file` said of it, if that is known.
 
     Raises:
         FormatError: If it is no whole tar, or what it holds are no episodes; the message says what it holds.
@@ -75,7 +79,7 @@ def index_tar(path: Path) -> ShardIndex:
             raise FormatError(
                 f"{path.name}: {difference} in {episodes[0].key} and {episode.key}, wanted the same features."
             )
-    hasher = hash_file(path)
+    hasher = hasher or hash_file(path)
     arrays = [name for name, feature in features.items() if feature.kind == "array"]
     cameras = [name for name in features if name not in arrays]
     return ShardIndex(

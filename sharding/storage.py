@@ -159,6 +159,12 @@ def file_bytes(url: str, options: Options = None) -> int | None:
         return None
 
 
+def fetch(url: str, path: Path, options: Options = None) -> None:
+    """Copy a remote file to `path`; errors are those of its file system."""
+    file_system, source = _file_system(url, options)
+    _retry(lambda: file_system.get_file(source, str(path)))
+
+
 def _file_system(url: str, options: Options) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url, **dict(options or {}))  # type: ignore[no-any-return]

@@ -1,0 +1,77 @@
+"""``epistream verify``: one line for each fault, a summary, and an exit code."""
+
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from epistream.errors import OptionError
+from epistream.sharding.dataset import open_dataset
+from epistream.sharding.verify import Fault, Report, VerifyOptions, verify
+
+
+def storage_options(text: str | None) -> dict[str, Any]:
+    """Options for fsspec, from the command line.
+
+    Raises:
+        OptionError: If `text` is no JSON map.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise OptionError(f"--storage-options: {error}, wanted JSON such as '{{\"anon\": true}}'.") from error
+    if not isinstance(value, dict):
+        raise OptionError(f"--storage-options: {value!r:.80}, wanted a JSON map.")
+    return value
+
+
+@click.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--sample", type=click.IntRange(0), metavar="N", help="Decode N frames a camera and shard, not all.")
+@click.option("--statistics", is_flag=True, help="Also compare the manifest's statistics with the values.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Shards checked at once.")
+@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+def command(
+    source: tuple[str, ...], sample: int | None, statistics: bool, threads: int, options_json: str | None
+) -> None:
+    """Check checksums, indexes against tars, and that frames decode.
+
+    SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob. Prints one line for each fault and exits
+    with 1 if there is any.
+    """
+    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json))
+    bar = Progress(
+        TextColumn("verifying"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        redirect_stdout=sys.stdout.isatty(),  # faults go above the bar on a terminal, and into a file if there is one
+    )
+
+    def show(fault: Fault) -> None:
+        click.echo(str(fault))
+
+    with bar:
+        task = bar.add_task("verify", total=int(dataset.shard_bytes.sum()))
+        report = verify(
+            dataset,
+            VerifyOptions(sample=sample, statistics=statistics, num_threads=threads),
+            advance=lambda num_bytes: bar.advance(task, num_bytes),
+            report_fault=show,
+        )
+    click.echo(_summary(report))
+    sys.exit(1 if report.faults else 0)
+
+
+def _summary(report: Report) -> str:
+    found = f"{len(report.faults)} faults" if report.faults else "no faults"
+    return (
+        f"{found}: {report.num_shards} shards, {report.num_episodes} episodes, {report.num_frames:,} frames decoded, "
+        f"{report.num_bytes / 1e6:,.1f} MB"
+    )
