@@ -114,7 +114,7 @@ def main() -> None:
     table.add_row("shard fills on the node", f"{fills} for {len(dataset.shard_url)} shards, then {hits} hits")
     table.add_row("shared memory", f"before {before} B, most {peak / 2**20:.1f} MiB, after {after} B")
     for row in bench.rows:
-        table.add_row(row.name, f"{row.median:,.0f} windows/s, {row.median / bench.bound:.2f} of the bound")
+        table.add_row(row.name, f"{row.median:,.0f} windows/s, {row.share_of(bench.bound):.2f} of the bound")
     table.add_row("contact sheet", str(sheet))
     console.print(table)
 

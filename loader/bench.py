@@ -53,10 +53,14 @@ class BenchRow:
         """Median windows/s."""
         return statistics.median(self.windows_per_s)
 
-    def cells(self, bound: float) -> list[str]:
+    def share_of(self, bound: "BenchRow") -> float:
+        """Median over the rounds of this row's rate as a share of the bound's rate in the same round."""
+        return statistics.median(a / b for a, b in zip(self.windows_per_s, bound.windows_per_s, strict=True))
+
+    def cells(self, bound: "BenchRow") -> list[str]:
         """The row as text."""
         spread = f"{min(self.windows_per_s):,.0f}-{max(self.windows_per_s):,.0f}"
-        cells = [self.name, f"{self.median:,.0f}", spread, f"{self.median / bound:.2f}"]
+        cells = [self.name, f"{self.median:,.0f}", spread, f"{self.share_of(bound):.2f}"]
         cells.append(f"{statistics.median(self.cpu_s):.2f}" if self.cpu_s else "")
         cells.append(f"{statistics.median(self.first_batch_s) * 1000:,.0f} ms" if self.first_batch_s else "")
         cells.append(f"{self.pss_bytes / 2**20:,.0f} MiB" if self.pss_bytes else "")
@@ -73,13 +77,13 @@ class BenchResult:
     rows: list[BenchRow]
 
     @property
-    def bound(self) -> float:
-        """The median bound in windows/s."""
-        return self.rows[0].median
+    def bound(self) -> BenchRow:
+        """The bound's row."""
+        return self.rows[0]
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""
-        return {**asdict(self), "bound_windows_per_s": self.bound}
+        return {**asdict(self), "share_of_bound": {row.name: row.share_of(self.bound) for row in self.rows}}
 
 
 def run_bench(url: str, options: BenchOptions) -> BenchResult:
@@ -93,7 +97,7 @@ def run_bench(url: str, options: BenchOptions) -> BenchResult:
     )
     number = options.parallel
     loaders = {
-        f"{number} worker processes": StreamingLoader(stream, num_workers=number),
+        f"{number} processes": StreamingLoader(stream, num_workers=number),
         f"{number} threads": StreamingLoader(stream, num_workers=0, num_threads=number),
     }
     rows = {name: BenchRow(name) for name in loaders}
@@ -109,7 +113,7 @@ def run_bench(url: str, options: BenchOptions) -> BenchResult:
         for loader in loaders.values():
             loader.close()
     middle = sorted(bounds, key=lambda bound: bound.windows_per_s)[len(bounds) // 2]
-    head = BenchRow(f"bound: bare {middle.binding}", [bound.windows_per_s for bound in bounds])
+    head = BenchRow(f"bare {middle.binding}", [b.windows_per_s for b in bounds], [b.decode_cpu_s for b in bounds])
     return BenchResult(_title(stream, options), _machine(), middle.binding, [head, *rows.values()])
 
 

@@ -29,10 +29,14 @@ Frames = list[tuple[Feature, bytes]]
 
 @dataclass(frozen=True)
 class Bound:
-    """Windows per second of each term; infinite where the run does nothing of the kind."""
+    """Windows per second of each term; infinite where the run does nothing of the kind.
+
+    `decode_cpu_s` is the CPU time that decoding a thousand windows takes.
+    """
 
     decode: float
     copy: float
+    decode_cpu_s: float
 
     @property
     def windows_per_s(self) -> float:
@@ -57,8 +61,12 @@ def measure_bound(job: ReadJob, num_processes: int, seconds: float) -> Bound:
         DeadlineError: a measuring process did not answer.
     """
     sample, num_windows = _sample(job)
-    decode = _measure_decode(job, sample, num_windows, num_processes, seconds) if sample else float("inf")
-    return Bound(decode, _measure_copy(job, seconds))
+    copy = _measure_copy(job, seconds)
+    if not sample:
+        return Bound(float("inf"), copy, 0.0)
+    frames_per_window = len(sample) / num_windows
+    rates, cpu_s = _measure_decode(job, sample, num_processes, seconds)
+    return Bound(sum(rates) / frames_per_window, copy, sum(cpu_s) / num_processes * frames_per_window * 1000)
 
 
 def _sample(job: ReadJob) -> tuple[Frames, int]:
@@ -93,7 +101,10 @@ def _batch_frames(job: ReadJob, windows: BatchWindows) -> Iterator[tuple[Feature
                     yield feature, bytes(entry.blobs[0].read(int(offsets[frame]), int(sizes[frame])))
 
 
-def _measure_decode(job: ReadJob, sample: Frames, num_windows: int, num_processes: int, seconds: float) -> float:
+def _measure_decode(
+    job: ReadJob, sample: Frames, num_processes: int, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Frames per second, and CPU seconds per frame, of each process."""
     # Fork, so that the sample is shared and not sent.
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe() for _ in range(num_processes)]
@@ -112,23 +123,20 @@ def _measure_decode(job: ReadJob, sample: Frames, num_windows: int, num_processe
         for process in processes:
             process.kill()
             process.join()
-    return sum(answers) * num_windows / len(sample)
+    return [rate for rate, _ in answers], [cpu_s for _, cpu_s in answers]
 
 
-def _answer(pipe: Connection) -> float:
+def _answer(pipe: Connection) -> tuple[float, float]:
     if not pipe.poll(_START_S):
         raise DeadlineError(f"bound: a decoding process said nothing for {_START_S:g} s. Is the machine overloaded?")
-    answer: float = pipe.recv()
+    answer: tuple[float, float] = pipe.recv()
     return answer
 
 
 def _decode_process(sample: Frames, batch_size: int, seconds: float, pipe: Connection) -> None:
-    """Decode frames round and round; answers with frames per second."""
-    shapes = {feature.name: (batch_size, *feature.shape) for feature, _ in sample}
-    dtypes = {feature.name: np.dtype(feature.dtype) for feature, _ in sample}
-    buffers = {name: np.zeros(shape, dtypes[name]) for name, shape in shapes.items()}
-    pipe.send(0.0)
-    pipe.recv()
+    """Decode frames round and round; answers with frames per second and CPU seconds per frame."""
+    features = {feature.name: feature for feature, _ in sample}
+    buffers = {name: np.zeros((batch_size, *f.shape), np.dtype(f.dtype)) for name, f in features.items()}
     count = 0
 
     def step() -> None:
@@ -137,7 +145,11 @@ def _decode_process(sample: Frames, batch_size: int, seconds: float, pipe: Conne
         decode_into(feature, data, buffers[feature.name][count % batch_size], feature.name)
         count += 1
 
-    pipe.send(_rate(step, seconds))
+    pipe.send((0.0, 0.0))
+    pipe.recv()
+    before_s = time.process_time()
+    rate = _rate(step, seconds)
+    pipe.send((rate, (time.process_time() - before_s) / count))
 
 
 def _measure_copy(job: ReadJob, seconds: float) -> float:

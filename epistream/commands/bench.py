@@ -41,7 +41,7 @@ def command(as_json: bool, **options: Any) -> None:
         print(json.dumps(result.to_json(), indent=2))
         return
     table = Table(title=result.title, caption=result.machine)
-    for heading in ("", "windows/s", "spread", "of bound", "CPU s / 1,000", "first batch", "memory (PSS)"):
+    for heading in ("", "windows/s", "min-max", "of bound", "CPU s/1000", "1st batch", "PSS"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in result.rows:
         table.add_row(*row.cells(result.bound))
