@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class Field:
     """One array of a batch. `offset` is its first byte in the block; shape starts with the batch axis."""
 
     name: str
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
 
@@ -29,7 +30,7 @@ class Field:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def stream_dtype(feature: Feature) -> np.dtype:
+def stream_dtype(feature: Feature) -> np.dtype[Any]:
     """The dtype that a stream yields for a feature: float64 is stored exactly but yielded as float32."""
     dtype = np.dtype(feature.dtype)
     return np.dtype(np.float32) if dtype == np.float64 else dtype
@@ -45,7 +46,7 @@ class BatchLayout:
     @classmethod
     def plan(cls, features: Mapping[str, Feature], window: Window, batch_size: int) -> "BatchLayout":
         """Lay out a batch of `batch_size` windows of `features`."""
-        shapes: list[tuple[str, np.dtype, tuple[int, ...]]] = []
+        shapes: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
         for name, feature in features.items():
             num_steps = len(window.offsets(name))
             shapes.append((name, stream_dtype(feature), (batch_size, num_steps, *feature.shape)))
@@ -59,7 +60,7 @@ class BatchLayout:
             offset += -(-fields[-1].num_bytes // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(fields), offset)
 
-    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray]:
+    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The arrays inside `block` (at least `num_bytes` uint8, contiguous). They share its memory."""
         views = {}
         for field in self.fields:
@@ -67,7 +68,7 @@ class BatchLayout:
             views[field.name] = data.view(field.dtype).reshape(field.shape)
         return views
 
-    def allocate(self) -> dict[str, NDArray]:
+    def allocate(self) -> dict[str, NDArray[Any]]:
         """The arrays in fresh memory of their own."""
         return self.views(np.empty(self.num_bytes, dtype=np.uint8))
 

@@ -51,7 +51,7 @@ class RecordPipe:
 
     def receive(self) -> list[Record]:
         """Everything that has arrived, without waiting."""
-        records = []
+        records: list[Record] = []
         while True:
             try:
                 data = os.read(self._read_fd, _RECORD.size * 64)

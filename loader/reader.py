@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class EpisodeReader:
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
 
-    def read(self, windows: BatchWindows, out: Mapping[str, NDArray]) -> None:
+    def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]]) -> None:
         """Fill the arrays of one batch.
 
         Args:
@@ -105,7 +106,7 @@ class EpisodeReader:
         rows: NDArray[np.int64],
         episodes: NDArray[np.int64],
         steps: Mapping[str, NDArray[np.int64]],
-        out: Mapping[str, NDArray],
+        out: Mapping[str, NDArray[Any]],
     ) -> None:
         opened = self._shard(shard)
         for name, feature in self._features.items():
@@ -125,7 +126,7 @@ class EpisodeReader:
         feature: Feature,
         episodes: NDArray[np.int64],
         steps: NDArray[np.int64],
-        out: NDArray,
+        out: NDArray[Any],
         rows: NDArray[np.int64],
     ) -> None:
         dtype = np.dtype(feature.dtype)
@@ -142,12 +143,12 @@ class EpisodeReader:
         feature: Feature,
         needed: NDArray[np.int64],
         skip: NDArray[np.bool_],
-        out: NDArray,
+        out: NDArray[Any],
         rows: NDArray[np.int64],
     ) -> None:
         """Decode frames `needed` (R, n) of the shard into `out[rows]`, each frame once; `skip` (R, n) are left."""
         offsets, sizes = opened.index.frame_offset[feature.name], opened.index.frame_size[feature.name]
-        done: dict[int, NDArray] = {}
+        done: dict[int, NDArray[Any]] = {}
         tar = opened.tar
         for row, frames, skipped in zip(rows.tolist(), needed.tolist(), skip.tolist(), strict=True):
             for position, frame in enumerate(frames):

@@ -117,7 +117,7 @@ class EpisodeStream(IterableDataset[Batch]):
         self._sample_format = sample_format
         # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
         # stay alive over epochs have copies of everything else.
-        self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
     @property
