@@ -57,7 +57,8 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
     ]
     if different:
         raise StateError(
-            f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this state."
+            f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this "
+            "state."
         )
     epoch, position = int(state["epoch"]), int(state["position"])
     if epoch < 0 or not 0 <= position <= job.anchors.num_windows:
