@@ -159,6 +159,31 @@ def file_bytes(url: str, options: Options = None) -> int | None:
         return None
 
 
+def read_range(url: str, start: int, size: int, options: Options = None) -> bytes:
+    """`size` bytes of `url` from `start` on.
+
+    Raises:
+        OptionError: As `read_bytes`.
+        SourceError: If the file is missing, shorter, or cannot be read.
+    """
+    path = local_path(url)
+    try:
+        if path is not None:
+            with path.open("rb") as file:
+                file.seek(start)
+                data = file.read(size)
+        else:
+            file_system, target = _file_system(url, options)
+            data = _retry(lambda: file_system.cat_file(target, start=start, end=start + size))
+    except OptionError:
+        raise
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise SourceError(f"{url}: {type(error).__name__}: {error}, wanted {size:,} bytes of it.") from error
+    if len(data) != size:
+        raise SourceError(f"{url}: {len(data):,} bytes at {start:,}, wanted {size:,}. Run 'epistream verify'.")
+    return bytes(data)
+
+
 def fetch(url: str, path: Path, options: Options = None) -> None:
     """Copy a remote file to `path`; errors are those of its file system."""
     file_system, source = _file_system(url, options)

@@ -1,0 +1,192 @@
+"""``epistream inspect``: what a dataset holds, as tables, as JSON, or as a picture of one episode."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from epistream.commands.verify import storage_options
+from epistream.errors import OptionError, SourceError
+from epistream.sharding.dataset import Dataset, open_dataset
+from epistream.sharding.inspect import EpisodeFrames, describe
+
+_MOST_TASKS = 20
+_MOST_DIMENSIONS = 16
+
+
+@click.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option("--episode", type=click.IntRange(0), metavar="N", help="Look at this episode, counted from 0.")
+@click.option("--image", type=click.Path(dir_okay=False, path_type=Path), help="Write its cameras over time here.")
+@click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Steps in the picture.")
+@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+def command(  # one parameter an option, as click wants it
+    source: tuple[str, ...],
+    as_json: bool,
+    episode: int | None,
+    image: Path | None,
+    columns: int,
+    options_json: str | None,
+) -> None:
+    """Show what a dataset holds: features, shards, splits, statistics, tasks.
+
+    SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob.
+    """
+    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json))
+    if image is not None:
+        _write_image(dataset, 0 if episode is None else episode, image, columns)
+        return
+    if episode is not None:
+        facts = _describe_episode(dataset, episode)
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False)) if as_json else _show_episode(facts)
+        return
+    facts = describe(dataset)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        _show(facts)
+
+
+def _write_image(dataset: Dataset, episode: int, path: Path, columns: int) -> None:
+    from epistream.sharding.contact_sheet import contact_sheet
+
+    sheet = contact_sheet(dataset, episode, columns)
+    try:
+        sheet.save(path)
+    except ValueError as error:
+        raise OptionError(f"--image {path}: {error}, wanted a name such as out.png.") from error
+    except OSError as error:
+        raise SourceError(f"{path}: {error}, wanted to write a picture. Check room and permissions.") from error
+    click.echo(f"{path}: episode {episode}, {sheet.width} x {sheet.height} pixels")
+
+
+def _describe_episode(dataset: Dataset, episode: int) -> dict[str, Any]:
+    frames = EpisodeFrames(dataset, episode)
+    shard = int(dataset.episode_shard[episode])
+    known = {"key": frames.key, "shard": dataset.shard_url[shard]}
+    # The index counts among what was packed; a person counts in the dataset.
+    return known | frames.meta.to_dict() | {"episode_index": episode}
+
+
+def _show_episode(facts: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _plain(" | ".join(value) if name == "tasks" else str(value)))
+    _print(table)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    _print(_overview(facts))
+    _print(_features(facts["features"]))
+    if len(facts["splits"]) > 1:
+        _print(_splits(facts["splits"]))
+    for name, values in facts["statistics"].items():
+        _print(_statistics(name, values))
+    if facts["tasks"]:
+        _print(_tasks(facts["tasks"]))
+
+
+def _print(table: Table) -> None:
+    # A file or pipe has no width: nothing may be cut or folded there.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def _overview(facts: dict[str, Any]) -> Table:
+    lengths, sizes = facts["episode_length"], facts["shard_bytes"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    duration = "" if facts["duration_s"] is None else f", {facts['duration_s'] / 60:.1f} min"
+    skipped = facts["num_steps"] - facts["num_valid_steps"]
+    rows = {
+        "dataset": _plain(facts["url"]),
+        "fingerprint": facts["fingerprint"],
+        "episodes": f"{facts['num_episodes']:,} of {_range(lengths, '{:,.0f}')} steps",
+        "steps": f"{facts['num_steps']:,}{duration}" + (f", {skipped:,} not valid as anchors" if skipped else ""),
+        "shards": f"{facts['num_shards']:,} of {_range(sizes, '{:,.1f}', 1e6)} MB",
+        "bytes": f"{facts['num_bytes'] / 1e6:,.1f} MB, indexes {facts['num_index_bytes'] / 1e6:,.2f} MB",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _range(spread: dict[str, float], form: str, unit: float = 1.0) -> str:
+    low, middle, high = (form.format(spread[name] / unit) for name in ("min", "median", "max"))
+    return low if low == high else f"{low} to {high} (median {middle})"
+
+
+def _plain(text: str) -> str:
+    """Text from outside, without control characters and without rich's markup."""
+    from rich.markup import escape
+
+    return escape("".join(sign if sign.isprintable() else " " for sign in text))
+
+
+def _features(features: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "feature", "shape", "dtype", "codec", "fps", "units", "source", title="features", title_justify="left"
+    )
+    for feature in features:
+        codec = feature["codec"]
+        if feature["jpeg_channels"]:
+            codec += f" ({feature['jpeg_channels']})"
+        if feature["rotate"]:
+            codec += f", upright after {feature['rotate']}°"
+        table.add_row(
+            feature["name"],
+            "x".join(map(str, feature["shape"])) or "scalar",
+            feature["dtype"],
+            codec,
+            "" if feature["fps"] is None else f"{feature['fps']:g}",
+            _plain(feature["units"] or ""),
+            _plain(feature["source_path"]),
+        )
+    return table
+
+
+def _splits(splits: list[dict[str, Any]]) -> Table:
+    table = Table(title="splits", title_justify="left")
+    for name in ("split", "shards", "episodes", "steps", "MB"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split in splits:
+        counts = (f"{split[name]:,}" for name in ("num_shards", "num_episodes", "num_steps"))
+        table.add_row(_plain(split["name"]), *counts, f"{split['num_bytes'] / 1e6:,.1f}")
+    return table
+
+
+def _statistics(name: str, values: dict[str, Any]) -> Table:
+    columns = [key for key in ("mean", "std", "min", "q01", "q99", "max") if key in values]
+    table = Table(title=f"{name}, {values['count']:,} steps", title_justify="left")
+    table.add_column("dim", justify="right")
+    for key in columns:
+        table.add_column(key, justify="right")
+    flat = {key: _flatten(values[key]) for key in columns}
+    num_dims = len(flat["mean"])
+    for dim in range(min(num_dims, _MOST_DIMENSIONS)):
+        numbers = ("-" if flat[key][dim] is None else f"{flat[key][dim]:.4g}" for key in columns)
+        table.add_row(str(dim), *numbers)
+    if num_dims > _MOST_DIMENSIONS:
+        table.add_row("...", *(f"{num_dims} dims" if key == "mean" else "" for key in columns))
+    return table
+
+
+def _flatten(values: Any) -> list[float | None]:
+    if not isinstance(values, list):
+        return [values]
+    return [number for value in values for number in _flatten(value)]
+
+
+def _tasks(tasks: list[dict[str, Any]]) -> Table:
+    table = Table("episodes", "task", title=f"tasks, {len(tasks):,}", title_justify="left")
+    table.columns[0].justify = "right"
+    for task in tasks[:_MOST_TASKS]:
+        table.add_row(f"{task['num_episodes']:,}", _plain(task["task"]))
+    if len(tasks) > _MOST_TASKS:
+        table.add_row("...", f"and {len(tasks) - _MOST_TASKS:,} more (all with --json)")
+    return table
