@@ -1,6 +1,6 @@
 """Anchors: which steps of which episodes a window may stand at, counted per shard and found by number."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ class Anchors:
     """The anchors of one split of a dataset for windows of one reach.
 
     Anchor k of a shard counts its episodes in the order of the shard, their valid ranges in order, and the
-    steps of each. Memory is O(valid ranges), nothing is O(windows).
+    steps of each. A row is a valid range; memory is O(rows), nothing is O(windows).
 
     Attributes:
         per_shard: (S,) int64, anchors of each shard; 0 where the shard is of another split.
@@ -47,35 +47,37 @@ class Anchors:
                 some.
             FormatError: if valid ranges overlap or leave their episode.
         """
-        self._length = dataset.episode_length
-        self._url, self._reach, self._drop_incomplete = dataset.url, reach, drop_incomplete
-        episode, start, stop = _valid_ranges(dataset)
+        self._dataset, self._reach, self._drop_incomplete = dataset, reach, drop_incomplete
         wanted = _in_split(dataset, split)
         if repetitions is not None:
-            repetitions = _checked_repetitions(repetitions, len(self._length))
-            wanted = wanted & (repetitions > 0)
+            repetitions = _checked_repetitions(repetitions, len(dataset.episode_length))
+        episode, start, stop = _sorted_ranges(dataset)
         if drop_incomplete:
             start = np.maximum(start, -reach[0])
-            stop = np.minimum(stop, self._length[episode] - reach[1])
-        keep = wanted[episode] & (start < stop)
-        episode, start, stop = episode[keep], start[keep], stop[keep]
-        if not len(episode):
-            raise OptionError(self._nothing_left(dataset, split, wanted))
-        shard, in_shard = dataset.episode_shard[episode], dataset.episode_in_shard[episode]
-        order = np.lexsort((start, in_shard, shard))
-        self._episode, self._start = episode[order], start[order]
-        self._steps = (stop - start)[order]
-        self._in_shard = dataset.episode_in_shard
-        counts = self._steps if repetitions is None else self._steps * repetitions[self._episode]
-        self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        row_of_shard = np.searchsorted(shard[order], np.arange(len(dataset.shard_url) + 1))
-        self._shard_before = self._before[row_of_shard]
-        self.per_shard = np.diff(self._shard_before)
+            stop = np.minimum(stop, _at(dataset.episode_length, episode) - reach[1])
+        # Rows without an anchor stay, with a count of 0: finding a window steps over them, and nothing is copied.
+        steps = np.maximum(stop - start, 0)
+        if wanted is not None:
+            steps *= _at(wanted, episode)
+        counts = steps if repetitions is None else steps * _at(repetitions, episode)
+        self._episode = episode
+        self._start = start if start.any() else None
+        self._steps = None if repetitions is None else np.maximum(steps, 1)
+        self._before = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=self._before[1:])
         self.num_windows = int(self._before[-1])
-        self.episodes_per_shard = np.bincount(
-            dataset.episode_shard[np.unique(self._episode)], minlength=len(self.per_shard)
-        ).astype(np.int64)
-        self._row_shard = shard[order]
+        if self.num_windows == 0:
+            raise OptionError(self._nothing_left(split, wanted))
+        shard = _at(dataset.episode_shard, episode)
+        self._shard_before = self._before[np.searchsorted(shard, np.arange(len(dataset.shard_url) + 1))]
+        self.per_shard = np.diff(self._shard_before)
+        has_window = counts > 0
+        if episode is not None:
+            of_episode = np.zeros(len(dataset.episode_length), np.bool_)
+            of_episode[episode[has_window]] = True
+            has_window = of_episode
+        with_window = dataset.episode_shard[has_window]
+        self.episodes_per_shard = np.bincount(with_window, minlength=len(self.per_shard)).astype(np.int64)
 
     def locate(
         self, shard: NDArray[np.int64], k: NDArray[np.int64]
@@ -91,9 +93,13 @@ class Anchors:
         """
         number = self._shard_before[shard] + k
         row = np.searchsorted(self._before, number, side="right") - 1
-        episode = self._episode[row]
-        step = self._start[row] + (number - self._before[row]) % self._steps[row]
-        return episode, self._in_shard[episode], step
+        episode = row if self._episode is None else self._episode[row]
+        step = number - self._before[row]
+        if self._steps is not None:
+            step %= self._steps[row]
+        if self._start is not None:
+            step += self._start[row]
+        return episode, self._dataset.episode_in_shard[episode], step
 
     def find(self, episode_index: int, step: int) -> tuple[int, int]:
         """The window (shard, k) that stands at a step; the first of its repetitions.
@@ -101,47 +107,63 @@ class Anchors:
         Raises:
             OptionError: if the episode does not exist or no window stands there.
         """
-        rows = np.flatnonzero(self._episode == episode_index)
-        for row in rows.tolist():
-            start = int(self._start[row])
-            if start <= step < start + int(self._steps[row]):
-                shard = int(self._row_shard[row])
+        rows = [episode_index] if self._episode is None else np.flatnonzero(self._episode == episode_index).tolist()
+        ranges = []
+        for row in rows if 0 <= episode_index < len(self._dataset.episode_length) else []:
+            count = int(self._before[row + 1] - self._before[row])
+            steps = count if self._steps is None or count == 0 else int(self._steps[row])
+            start = 0 if self._start is None else int(self._start[row])
+            if start <= step < start + steps:
+                shard = int(self._dataset.episode_shard[episode_index])
                 return shard, int(self._before[row] - self._shard_before[shard]) + step - start
-        ranges = ", ".join(f"{self._start[row]} to {self._start[row] + self._steps[row] - 1}" for row in rows)
+            if steps:
+                ranges.append(f"{start} to {start + steps - 1}")
         raise OptionError(
-            f"{self._url}, episode {episode_index}: no window stands at step {step}; "
-            f"they stand at {ranges or 'no step of it (another split, or no such episode)'}."
+            f"{self._dataset.url}, episode {episode_index}: no window stands at step {step}; "
+            f"they stand at {', '.join(ranges) or 'no step of it (another split, or no such episode)'}."
         )
 
     def runs(self) -> Pieces:
         """The windows in dataset order: episode after episode, as runs of neighbouring windows of one shard."""
-        order = np.lexsort((self._start, self._episode))
-        counts = np.diff(self._before)[order]
-        shard = self._row_shard[order]
-        first = self._before[:-1][order] - self._shard_before[shard]
+        episode = np.arange(len(self._before) - 1) if self._episode is None else self._episode
+        rows = np.argsort(episode, kind="stable")
+        counts = np.diff(self._before)[rows]
+        rows, counts = rows[counts > 0], counts[counts > 0]
+        shard = self._dataset.episode_shard[episode[rows]]
+        first = self._before[rows] - self._shard_before[shard]
         joins = (shard[1:] == shard[:-1]) & (first[1:] == first[:-1] + counts[:-1])
         begins = np.flatnonzero(np.concatenate([[True], ~joins]))
         return Pieces(shard[begins], first[begins], np.add.reduceat(counts, begins))
 
-    def _nothing_left(self, dataset: "Dataset", split: str | None, wanted: NDArray[np.bool_]) -> str:
-        where = f"{self._url}, split {split or 'of all episodes'}"
-        if not wanted.any():
+    def _nothing_left(self, split: str | None, wanted: NDArray[np.bool_] | None) -> str:
+        dataset = self._dataset
+        where = f"{dataset.url}, split {split or 'of all episodes'}"
+        length = dataset.episode_length if wanted is None else dataset.episode_length[wanted]
+        if not len(length):
             counts = np.bincount(dataset.episode_split, minlength=len(dataset.splits))
             found = ", ".join(f"{name} {count}" for name, count in zip(dataset.splits, counts, strict=True))
             return f"{where}: no episode. Episodes by split: {found or 'none'}. Use one of these, or split=None."
-        longest = int(self._length[wanted].max())
         low, high = self._reach
-        if self._drop_incomplete:
+        if self._drop_incomplete and high - low + 1 > length.max():
             return (
                 f"{where}: no window fits. It reaches over {high - low + 1} steps ({low} to {high}), "
-                f"the longest episode has {longest}. Use a shorter window, or drop_incomplete=False to pad."
+                f"the longest episode has {length.max()}. Use a shorter window, or drop_incomplete=False to pad."
             )
-        return f"{where}: its episodes have no valid step. Check their valid ranges with 'epistream inspect'."
+        return (
+            f"{where}: {len(length)} episodes, but none of their steps may hold a window. Check their valid ranges "
+            "with 'epistream inspect', the repetitions given, or use drop_incomplete=False to pad."
+        )
 
 
-def _in_split(dataset: "Dataset", split: str | None) -> NDArray[np.bool_]:
+def _at(values: NDArray[Any], rows: NDArray[np.int64] | None) -> NDArray[Any]:
+    """``values[rows]``; None stands for all rows in order, which needs no copy."""
+    return values if rows is None else values[rows]
+
+
+def _in_split(dataset: "Dataset", split: str | None) -> NDArray[np.bool_] | None:
+    """(E,) whether each episode is of the split; None if all are."""
     if split is None:
-        return np.ones(len(dataset.episode_length), np.bool_)
+        return None
     if split not in dataset.splits:
         raise OptionError(
             f"{dataset.url}: no split {split!r}, it has {', '.join(dataset.splits)}. "
@@ -150,22 +172,33 @@ def _in_split(dataset: "Dataset", split: str | None) -> NDArray[np.bool_]:
     return np.asarray(dataset.episode_split == dataset.splits.index(split))
 
 
-def _valid_ranges(dataset: "Dataset") -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Episode, start and stop of every valid range, checked: one that overlaps would count its windows twice."""
+def _sorted_ranges(dataset: "Dataset") -> tuple[NDArray[np.int64] | None, NDArray[np.int64], NDArray[np.int64]]:
+    """Episode, start and stop of every valid range in the order of shards; episode None if row e is episode e.
+
+    Raises:
+        FormatError: for a range that leaves its episode or overlaps another, whose windows would count twice.
+    """
     offsets, ranges = dataset.valid_ranges
-    episode = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-    start, stop = ranges[:, 0].astype(np.int64), ranges[:, 1].astype(np.int64)
-    outside = (start < 0) | (stop > dataset.episode_length[episode]) | (start > stop)
-    overlaps = (episode[1:] == episode[:-1]) & (start[1:] < stop[:-1])
-    outside[1:] |= overlaps
-    if outside.any():
-        row = int(np.flatnonzero(outside)[0])
+    num_episodes = len(dataset.episode_length)
+    start, stop = ranges[:, 0], ranges[:, 1]
+    one_each = len(ranges) == num_episodes and bool((np.diff(offsets) == 1).all())
+    episode = None if one_each else np.repeat(np.arange(num_episodes), np.diff(offsets))
+    wrong = (start < 0) | (stop > _at(dataset.episode_length, episode)) | (start > stop)
+    if episode is not None:
+        wrong[1:] |= (episode[1:] == episode[:-1]) & (start[1:] < stop[:-1])
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        index = row if episode is None else int(episode[row])
         raise FormatError(
-            f"{dataset.url}, episode {episode[row]}: valid range {start[row]} to {stop[row]} overlaps another or "
-            f"leaves the episode of {dataset.episode_length[episode[row]]} steps. "
-            "Write the manifest again with 'epistream index'."
+            f"{dataset.url}, episode {index}: valid range {start[row]} to {stop[row]} overlaps another or leaves "
+            f"the episode of {dataset.episode_length[index]} steps. Write the manifest again with 'epistream index'."
         )
-    return episode, start, stop
+    shard, place = _at(dataset.episode_shard, episode), _at(dataset.episode_in_shard, episode)
+    step = np.diff(shard)
+    if ((step > 0) | ((step == 0) & (place[1:] >= place[:-1]))).all():
+        return episode, start, stop
+    order = np.lexsort((start, place, shard))
+    return order if episode is None else episode[order], start[order], stop[order]
 
 
 def _checked_repetitions(repetitions: NDArray[np.int64], num_episodes: int) -> NDArray[np.int64]:

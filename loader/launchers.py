@@ -96,9 +96,8 @@ def _slurm(environ: Mapping[str, str]) -> WorldFields | None:
     _check("SLURM_NODEID", node, "SLURM_STEP_TASKS_PER_NODE", len(per_node))
     _check("SLURM_LOCALID", local_rank, "SLURM_STEP_TASKS_PER_NODE", per_node[node])
     if len(set(per_node)) > 1:
-        fields = _nodes_unknown(rank, size, local_rank, per_node[node])
-        fields.update(node=node, num_nodes=len(per_node))
-        return fields
+        unequal = _nodes_unknown(rank, size, local_rank, per_node[node])
+        return {**unequal, "node": node, "num_nodes": len(per_node)}
     return _even(rank, size, local_rank, per_node[node], node)
 
 

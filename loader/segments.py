@@ -30,9 +30,10 @@ from epistream.loader.lanes import Pieces
 from epistream.loader.randomness import Purpose, permutation
 from epistream.loader.recent import Recent
 
+PieceOrder = NDArray[np.uint32] | NDArray[np.int64]
 # Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without
 # room.
-Permutations = Recent[tuple[int, int], NDArray[np.uint32] | NDArray[np.int64]]
+Permutations = Recent[tuple[int, int], PieceOrder]
 
 
 class Segment(NamedTuple):
@@ -118,16 +119,15 @@ class LaneOrder:
         shard = np.repeat(np.asarray(shards, np.int64), sizes)[order]
         return Segment(self.stop(segment - 1), shard, np.concatenate(windows)[order])
 
-    def _permute(self, piece: int) -> NDArray[np.uint32] | NDArray[np.int64]:
+    def _permute(self, piece: int) -> PieceOrder:
+        return self._permutations.get((self._key[2], piece), lambda: self._permute_anew(piece))
+
+    def _permute_anew(self, piece: int) -> PieceOrder:
         seed, epoch, lane = self._key
+        count = int(self._count[piece])
         # The shard, not the piece's place, names the stream: the place changes with the epoch's permutation.
-        shard, count = int(self._shard[piece]), int(self._count[piece])
-
-        def build() -> NDArray[np.uint32] | NDArray[np.int64]:
-            order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, shard)
-            return order.astype(np.uint32) if count <= 2**32 else order
-
-        return self._permutations.get((lane, piece), build)
+        order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, int(self._shard[piece]))
+        return order.astype(np.uint32) if count <= 2**32 else order
 
     def uses(self, item: int) -> Iterator[ShardUse]:
         """The shards needed from `item` on, in the order of need."""

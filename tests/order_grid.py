@@ -59,9 +59,9 @@ def whole_epoch(plan, epoch):
 def run_epoch(plan, job, epoch=0, start=0, remainder="drop"):
     """What every rank's workers would read; and the windows that come flagged as repeats."""
     run, repeats = [], []
+    order = plan.epoch(epoch)
     for _, world in job.ranks():
         schedule = schedule_of(plan, world, job.batch_size, epoch, start, remainder)
-        order = plan.epoch(epoch)
         batches = []
         for batch_index in range(schedule.num_batches):
             positions, is_repeat = schedule.positions(batch_index)

@@ -54,7 +54,7 @@ def all_located(anchors):
     shard = np.repeat(np.arange(len(anchors.per_shard)), anchors.per_shard)
     k = np.concatenate([np.arange(count) for count in anchors.per_shard])
     episode, place, step = anchors.locate(shard, k)
-    assert np.array_equal(place, anchors._in_shard[episode])
+    assert np.array_equal(place, anchors._dataset.episode_in_shard[episode])
     return shard.tolist(), list(zip(episode.tolist(), step.tolist(), strict=True))
 
 

@@ -16,7 +16,7 @@ from laws import (
 from order_grid import TOPOLOGIES, Job, plan_of, run_epoch, schedule_of, shapes, whole_epoch, windows_at
 from slow_order import epoch_windows, rank_positions
 
-SHAPES = list(shapes(60))
+SHAPES = list(shapes(42))
 REMAINDERS = ("drop", "pad", "uneven")
 
 
