@@ -12,6 +12,8 @@ import numpy as np
 from epistream.errors import OptionError, StateError
 from epistream.loader.agreement import check_agreement
 from epistream.loader.crew import Crew, StartMethod
+from epistream.loader.effort import thread_effort
+from epistream.loader.iteration import StreamIterator
 from epistream.loader.schedule import Schedule
 from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
@@ -137,7 +139,7 @@ class StreamingLoader:
         self._ran_out, self._last_epoch = False, epoch
         self._recorder.begin()
         if self._num_workers == 0:
-            return self._track(self._read_here(epoch, schedule), epoch, schedule)
+            return self._track(self._read_here(epoch, start), epoch, schedule)
         self._hire().run(self._serial, epoch, start)
         return self._track(self._collect(schedule), epoch, schedule)
 
@@ -146,6 +148,7 @@ class StreamingLoader:
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = self._crew = None
+        self._recorder.restart(shared_cache=self._start_method is None)
         self.stream.job.cache.close()
 
     def __enter__(self) -> "StreamingLoader":
@@ -223,20 +226,19 @@ class StreamingLoader:
         views = {name: view[: message.num_windows] for name, view in layout.views(block).items()}
         return views, must_copy
 
-    def _read_here(self, epoch: int, schedule: Schedule) -> Iterator[Any]:
+    def _read_here(self, epoch: int, start: int) -> Iterator[Any]:
         """The same batches without workers, each in fresh memory."""
         job = self.stream.job
-        order, reader = job.plan.epoch(epoch), job.reader()
-        for batch_index in range(schedule.num_batches):
-            started = time.perf_counter()
-            windows = job.windows(order, schedule, batch_index)
-            views = {name: view[: len(windows.step)] for name, view in job.layout.allocate().items()}
-            try:
-                reader.read(windows, views)
-            finally:
-                reader.release()
-            busy_s = time.perf_counter() - started
-            message = Message(self._serial, batch_index, -1, len(windows.step), busy_s=busy_s, cache=job.cache.stats())
+        batches = StreamIterator(job, lambda views: views, (epoch, start), 0, 1)
+        while True:
+            began = time.perf_counter()
+            views = next(batches, None)
+            if views is None:
+                return
+            busy_s = time.perf_counter() - began
+            message = Message(
+                self._serial, 0, num_windows=len(views["step_index"]), busy_s=busy_s, cache=job.cache.stats()
+            )
             self._recorder.receive(0, message, busy_s, copied=False)
             yield self.stream.finish(views)
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
+from epistream.loader.effort import Effort, thread_effort
 from epistream.loader.job import ReadJob
 from epistream.loader.ring import Ring
 
@@ -27,7 +28,8 @@ _ORPHAN_GRACE_S = 10.0
 class Message:
     """From a worker to the loader: a filled slot, or the error that ended this worker's epoch.
 
-    `busy_s` is the time spent reading this batch, `slot_wait_s` the time spent waiting for a free slot before it.
+    `busy_s` is the time spent reading this batch, `effort` what of it the thread did itself, `slot_wait_s` the time
+    spent waiting for a free slot before it.
     """
 
     serial: int
@@ -38,6 +40,7 @@ class Message:
     busy_s: float = 0.0
     slot_wait_s: float = 0.0
     cache: CacheStats | None = None
+    effort: Effort = field(default_factory=Effort)
 
 
 @dataclass
@@ -125,12 +128,12 @@ class _Worker:
                 waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
                 if self._is_superseded(command):
                     return False
-                started = time.perf_counter()
+                started, before = time.perf_counter(), thread_effort()
                 windows = self._job.windows(order, schedule, batch_index)
                 self._reader.read(windows, self._views[self._free[0]])
-                busy_s = time.perf_counter() - started
+                busy_s, effort = time.perf_counter() - started, thread_effort() - before
                 slot, cache = self._free.popleft(), self._job.cache.stats()
-                self._send(Message(serial, batch_index, slot, len(windows.step), None, busy_s, waited_s, cache))
+                self._send(Message(serial, batch_index, slot, len(windows.step), None, busy_s, waited_s, cache, effort))
         except Exception as error:  # whatever it is, the training process must hear of it
             self._reader.release()
             self._send(Message(serial, batch_index, error=self._sendable(error)))
