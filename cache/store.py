@@ -276,9 +276,13 @@ class ShardStore:
                 raise CacheError(f"{key}{PART}: locked by a stranger, wanted our own. Remove what locks it.")
             self._touch(part)
             self._observe("fill.leased")
-            dir_fd = self.directory.dir_fd
-            os.rename(key + PART, key + SHARD, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-            published = True
+            # Under .lock, although it is one atomic call: a listing that runs at the same time may see neither
+            # name (the new one comes to lie where it has been already), and would let in a shard too many.
+            with self.directory.locked(self.options.lock_timeout_s):
+                self._observe("publish.locked")
+                dir_fd = self.directory.dir_fd
+                os.rename(key + PART, key + SHARD, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+                published = True
             self._observe("fill.renamed")
         except BaseException as error:
             if not published:

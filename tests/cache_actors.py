@@ -68,9 +68,7 @@ def read_all(lease: Lease) -> bytes:
 
 def names(path: Path) -> set[str]:
     """Shards and parts of a directory as "number.kind"."""
-    return {
-        f"{int(file.stem, 16)}{file.suffix}" for file in path.iterdir() if file.suffix in (".shard", ".part")
-    }
+    return {f"{int(file.stem, 16)}{file.suffix}" for file in path.iterdir() if file.suffix in (".shard", ".part")}
 
 
 class KillAt:
@@ -154,3 +152,45 @@ def run_stress(path: str, cap: int, seed: int, rounds: int, num_keys: int, resul
         held.pop().close()
     store.directory.leave()
     results.send((wrong, bypassed, fills))
+
+
+def run_enter_leave(path: str, rounds: int, number: int, results: Connection) -> None:
+    """Enter, fill one shard, see that it stays until the end of the lease, and leave; over and over."""
+    lost = 0
+    for _ in range(rounds):
+        store = open_test_store(Path(path))
+        lease = get(store, number)
+        # The directory that we are in is the one that the path names, and our shard is in it.
+        lost += not (Path(path) / f"{key_of(number)}.shard").exists()
+        lost += read_all(lease) != content(number)
+        lease.close()
+        store.directory.leave()
+    results.send(lost)
+
+
+def run_rank(path: str, cap: int, num_resident: int, seed: int, results: Connection) -> None:
+    """Walk over shards as a reader does: a window of `num_resident` shards, leases kept from batch to batch."""
+    draw = random.Random(seed)
+    store = open_test_store(Path(path), cap)
+    held: dict[int, Lease] = {}
+    bypassed = wrong = 0
+
+    def give_up() -> None:
+        while held:
+            held.popitem()[1].close()
+
+    for batch in range(60):
+        resident = range(batch // 4, batch // 4 + num_resident)
+        for number in draw.sample(list(resident), num_resident):
+            if number not in held:
+                try:
+                    held[number] = get(store, number, before_wait=give_up)
+                except NoRoomError:
+                    bypassed += 1
+                    continue
+            wrong += read_all(held[number]) != content(number)
+        for number in [number for number in held if number not in resident]:
+            held.pop(number).close()
+    give_up()
+    store.directory.leave()
+    results.send((wrong, bypassed))

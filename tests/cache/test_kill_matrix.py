@@ -32,6 +32,7 @@ FILL = [
     "fill.allocated",
     "fill.verified",
     "fill.leased",
+    "publish.locked",
     "fill.renamed",
     "fill.done",
 ]

@@ -1,0 +1,95 @@
+"""Many processes at once: no wrong byte, one fetch, the budget kept, nothing left, whoever is killed."""
+
+import multiprocessing.process
+import os
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import pytest
+from cache_actors import DEADLINE_S, SIZE, context, open_test_store, run_counter, run_rank, run_stress
+
+from epistream.cache.room import FILL, survey
+
+Started = tuple[multiprocessing.process.BaseProcess, Connection]
+
+
+def start(target: Callable[..., None], *arguments: object) -> Started:
+    mine, theirs = context().Pipe(duplex=False)
+    process = context().Process(target=target, args=(*arguments, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, mine
+
+
+def results_of(started: list[Started]) -> list[tuple]:
+    results = []
+    for process, pipe in started:
+        assert pipe.poll(4 * DEADLINE_S), "a process did not finish"
+        results.append(pipe.recv())
+        process.join(DEADLINE_S)
+        assert process.exitcode == 0
+    return results
+
+
+def test_acquire_by_eight_processes_at_once_fills_once(cache_path: Path) -> None:
+    keeper = open_test_store(cache_path)  # or the last of eight might leave before the first has come
+    for number in range(5):
+        begin = time.monotonic() + 0.3
+        started = [start(run_counter, str(cache_path), number, begin) for _ in range(8)]
+        results = results_of(started)
+        assert sorted(results) == [(False, True)] * 7 + [(True, True)]
+    keeper.directory.leave()
+
+
+def test_ranks_out_of_step_with_room_for_exactly_their_resident_shards_do_not_stall(cache_path: Path) -> None:
+    started = [start(run_rank, str(cache_path), 3 * SIZE, 3, seed) for seed in range(4)]
+    assert results_of(started) == [(0, 0)] * 4
+    assert list(cache_path.parent.iterdir()) == []
+
+
+def assert_stress(path: Path, rounds: int, num_kills: int, seed: int) -> None:
+    """8 processes, 40 keys, room for 12; some are killed and replaced; the directory is sampled all along."""
+    draw = random.Random(seed)
+    cap = 12 * SIZE
+    observer = open_test_store(path, cap)
+    running = [start(run_stress, str(path), cap, draw.random(), rounds, 40) for _ in range(8)]
+    results: list[tuple] = []
+    highest = 0
+    deadline = time.monotonic() + 20 * DEADLINE_S
+    while running:
+        assert time.monotonic() < deadline, "a process did not finish"
+        with observer.directory.locked(DEADLINE_S):
+            highest = max(highest, sum(item.charge_bytes for item in survey(observer.directory) if item.kind != FILL))
+        if num_kills and draw.random() < 0.2:
+            num_kills -= 1
+            process, pipe = running.pop(draw.randrange(len(running)))
+            process.kill()
+            process.join(DEADLINE_S)
+            pipe.close()
+            running.append(start(run_stress, str(path), cap, draw.random(), rounds, 40))
+        ready = wait([pipe for _, pipe in running], timeout=0.01)
+        for process, pipe in [each for each in running if each[1] in ready]:
+            results.append(pipe.recv())
+            process.join(DEADLINE_S)
+            running.remove((process, pipe))
+    assert len(results) == 8
+    assert sum(wrong for wrong, _, _ in results) == 0
+    assert sum(bypassed for _, bypassed, _ in results) == 0
+    assert 0 < highest <= cap
+    observer.give_back()
+    assert [name for name in os.listdir(path) if name.endswith((".part", ".shard"))] == []
+    observer.directory.leave()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_eight_processes_with_kills_keep_every_promise(cache_path: Path) -> None:
+    assert_stress(cache_path, rounds=600, num_kills=14, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5))
+def test_eight_processes_with_many_kills_keep_every_promise(cache_path: Path, seed: int) -> None:
+    assert_stress(cache_path, rounds=10_000, num_kills=200, seed=seed)
