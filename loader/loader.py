@@ -231,14 +231,13 @@ class StreamingLoader:
         job = self.stream.job
         batches = StreamIterator(job, lambda views: views, (epoch, start), 0, 1)
         while True:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), thread_effort()
             views = next(batches, None)
             if views is None:
                 return
-            busy_s = time.perf_counter() - began
-            message = Message(
-                self._serial, 0, num_windows=len(views["step_index"]), busy_s=busy_s, cache=job.cache.stats()
-            )
+            busy_s, effort = time.perf_counter() - began, thread_effort() - before
+            cache, num_windows = job.cache.stats(), len(views["step_index"])
+            message = Message(self._serial, 0, num_windows=num_windows, busy_s=busy_s, cache=cache, effort=effort)
             self._recorder.receive(0, message, busy_s, copied=False)
             yield self.stream.finish(views)
 
