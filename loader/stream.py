@@ -1,6 +1,6 @@
 """EpisodeStream: a torch IterableDataset of whole batches."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -14,6 +14,7 @@ from epistream.cache.options import CacheOptions, Mode
 from epistream.errors import OptionError
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import choose_features
+from epistream.loader.iteration import StreamIterator
 from epistream.loader.job import ReadJob
 from epistream.loader.plan import OrderOptions, Plan
 from epistream.loader.schedule import Remainder
@@ -170,23 +171,11 @@ class EpisodeStream(IterableDataset[Batch]):
             batch["is_repeat"] = torch.from_numpy(views["is_repeat"])
         return batch if self._sample_format is None else self._sample_format(batch)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> StreamIterator:
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        epoch, start = self.cursor
-        schedule, order = self._job.schedule(epoch, start), self._job.plan.epoch(epoch)
-        reader = self._job.reader()
-        try:
-            for batch_index in range(worker_index, schedule.num_batches, num_workers):
-                windows = self._job.windows(order, schedule, batch_index)
-                views = {key: view[: len(windows.step)] for key, view in self._job.layout.allocate().items()}
-                reader.read(windows, views)
-                # What the consumer does with the batch may take long, and waiting with shards in hand is not allowed.
-                reader.release()
-                yield self.finish(views)
-        finally:
-            reader.release()
+        return StreamIterator(self._job, self.finish, self.cursor, worker_index, num_workers)
 
 
 def _cache_options(cache: Mode | CacheOptions) -> CacheOptions:
