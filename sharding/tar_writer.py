@@ -57,6 +57,7 @@ class TarWriter:
     def __init__(self, file: BinaryIO) -> None:
         self.hasher = ShardHasher()
         self._file = file
+        self._where = str(getattr(file, "name", "tar"))
         self._names: set[str] = set()
         self._open_bytes = 0
         self._padding = 0
@@ -126,6 +127,6 @@ class TarWriter:
         self._put(bytes(2 * BLOCK_BYTES))
 
     def _put(self, data: bytes | memoryview) -> None:
-        with write_errors(self._file.name, self.num_bytes):
+        with write_errors(self._where, self.num_bytes):
             self._file.write(data)
         self.hasher.update(data)
