@@ -1,14 +1,11 @@
 """torchdata's StatefulDataLoader over a stream."""
 
-import warnings
-
 import pytest
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import epistream as es
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it touches deprecated names of torch while it is imported
-    from torchdata.stateful_dataloader import StatefulDataLoader
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 calls it
 
 
 def windows_of(batches):
