@@ -97,14 +97,20 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
     )
 
 
+def split_key(name: str) -> tuple[str, str] | None:
+    """Key of the sample and name of the field; None for members that belong to no sample."""
+    matched = _KEY.fullmatch(name)
+    return (matched[1], matched[2]) if matched else None
+
+
 def _samples(members: list[Member], where: str) -> list[_Sample]:
     samples: dict[str, _Sample] = {}
     for member in members:
-        matched = _KEY.fullmatch(member.name)
-        if not matched:
+        split = split_key(member.name)
+        if not split:
             continue
-        sample = samples.setdefault(matched[1], _Sample(matched[1]))
-        _sort_in(sample, member, matched[2].lower(), where)
+        key, name = split
+        _sort_in(samples.setdefault(key, _Sample(key)), member, name.lower(), where)
     whole = [sample for sample in samples.values() if sample.arrays or sample.numbered]
     if not whole:
         first = ", ".join(member.name for member in members[:4])

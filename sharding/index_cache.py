@@ -6,10 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import natsort
 import xxhash
 
 from epistream.errors import CacheError, DeadlineError, FormatError, SourceChangedError, SourceError
@@ -42,34 +40,16 @@ def index_local_tars(
         DeadlineError: If another process holds the lock for too long.
     """
     folder = folder or _default_folder()
-    found: dict[str, tuple[ShardIndex, bytes, str]] = {}
+    kept: dict[str, str] = {}
+    builder: ManifestBuilder | None = None
     for path in map(Path, paths):
-        found[path.name] = _index(path, folder, deadline_s)
-    manifest = manifest_of({name: (index, data) for name, (index, data, _) in found.items()})
-    return manifest, tuple(found[name][2] for name in manifest.columns.names)
-
-
-def manifest_of(indexes: dict[str, tuple[ShardIndex, bytes]]) -> Manifest:
-    """A manifest of shards by name, without statistics. Episodes keep their order, or follow that of the shards.
-
-    Raises:
-        FormatError: If features differ.
-    """
-    numbers = [meta.episode_index for index, _ in indexes.values() for meta in index.episodes]
-    are_unique = len(set(numbers)) == len(numbers)
-    splits = natsort.natsorted({index.episodes[0].split for index, _ in indexes.values()})
-    splits.sort(key=lambda name: name != "train")
-    first = next(iter(indexes.values()))[0]
-    builder = ManifestBuilder(first.features, splits)
-    start = 0
-    for index, data in indexes.values():
-        if are_unique:
-            builder.add_shard(index, data)
-            continue
-        episodes = [replace(meta, episode_index=start + n) for n, meta in enumerate(index.episodes)]
-        builder.add_shard(replace(index, episodes=episodes), data)
-        start += len(episodes)
-    return builder.build()
+        index, data, kept[path.name] = _index(path, folder, deadline_s)
+        builder = builder or ManifestBuilder(index.features, None)
+        builder.add_shard(index, data)
+    if builder is None:
+        raise SourceError("no tars, wanted at least one.")
+    manifest = builder.build(renumber=True)
+    return manifest, tuple(kept[name] for name in manifest.columns.names)
 
 
 def _default_folder() -> Path:

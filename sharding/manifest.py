@@ -11,7 +11,8 @@ import numpy as np
 from epistream._version import __version__
 from epistream.errors import FormatError
 from epistream.sharding.checksums import checksum
-from epistream.sharding.columns import Columns, column_problems, default_ranges, fingerprint, hex_rows
+from epistream.sharding.columns import Columns, Int64, column_problems, default_ranges, fingerprint, hex_rows
+from epistream.sharding.episode_meta import EpisodeMeta
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.statistics_schema import statistics_problem
@@ -132,12 +133,18 @@ class ManifestBuilder:
         manifest.write("out/")
     """
 
-    def __init__(self, features: Mapping[str, Feature], splits: Sequence[str] = ("all",)) -> None:
-        self._features, self._splits = dict(features), tuple(splits)
-        self._shards: dict[str, tuple[ShardIndex, int, str]] = {}
+    def __init__(self, features: Mapping[str, Feature], splits: Sequence[str] | None = ("all",)) -> None:
+        """Start without shards.
+
+        Args:
+            features: That every shard must have.
+            splits: Their names in order; None for those of the shards, ``train`` first.
+        """
+        self._features, self._splits = dict(features), None if splits is None else tuple(splits)
+        self._shards: dict[str, _Shard] = {}
 
     def add_shard(self, index: ShardIndex, index_data: bytes) -> None:
-        """Take a shard that is complete.
+        """Take a shard that is complete. Keeps nothing of the index but its episodes' descriptions.
 
         Args:
             index: Its index.
@@ -149,13 +156,19 @@ class ManifestBuilder:
         difference = describe_difference(self._features, index.features)
         if difference:
             raise FormatError(f"{index.shard_name}: {difference} in the dataset. Pack both with the same options.")
-        if index.episodes[0].split not in self._splits:
-            raise FormatError(
-                f"{index.shard_name}: split {index.episodes[0].split!r}, wanted one of {', '.join(self._splits)}."
-            )
+        split = index.episodes[0].split
+        if self._splits is not None and split not in self._splits:
+            raise FormatError(f"{index.shard_name}: split {split!r}, wanted one of {', '.join(self._splits)}.")
         if index.shard_name in self._shards:
             raise FormatError(f"{index.shard_name}: added twice, wanted each shard once.")
-        self._shards[index.shard_name] = (index, len(index_data), checksum(index_data))
+        self._shards[index.shard_name] = _Shard(
+            name=index.shard_name,
+            num_bytes=index.shard_bytes,
+            checksum=index.shard_checksum,
+            index_bytes=len(index_data),
+            index_checksum=checksum(index_data),
+            episodes=tuple(index.episodes),
+        )
 
     def build(
         self,
@@ -163,22 +176,31 @@ class ManifestBuilder:
         statistics_split: str | None = None,
         sources: Sequence[Source] = (),
         provenance: Mapping[str, Any] | None = None,
+        *,
+        renumber: bool = False,
     ) -> Manifest:
         """The manifest of all shards added. Episodes are ordered by `EpisodeMeta.episode_index`.
+
+        Args:
+            statistics: Of each array feature.
+            statistics_split: The split they were computed on; wanted with `statistics`.
+            sources: Files that episodes came from, linked by `EpisodeMeta.source`.
+            provenance: Whatever else is worth keeping, as JSON can hold it.
+            renumber: If indexes of episodes collide, take the order in which shards were added.
 
         Raises:
             FormatError: If there is no shard, two episodes have one index, or the statistics do not fit.
         """
         if not self._shards:
             raise FormatError("manifest: no shards, wanted at least one.")
-        names = natsort.natsorted(self._shards)
-        indexes = [self._shards[name][0] for name in names]
-        columns, tasks = _columns(indexes, self._splits, {source.path: number for number, source in enumerate(sources)})
-        columns.index_bytes[:] = [self._shards[name][1] for name in names]
-        columns.index_checksums[:] = hex_rows([self._shards[name][2] for name in names])
+        numbers = _episode_numbers(list(self._shards.values()), renumber)
+        shards = [self._shards[name] for name in natsort.natsorted(self._shards)]
+        splits = self._splits or _splits_of(shards)
+        source_number = {source.path: number for number, source in enumerate(sources)}
+        columns, tasks = _columns(shards, numbers, splits, source_number)
         manifest = Manifest(
             features=self._features,
-            splits=self._splits,
+            splits=splits,
             columns=columns,
             tasks=tasks,
             statistics={name: dict(values) for name, values in (statistics or {}).items()},
@@ -190,17 +212,43 @@ class ManifestBuilder:
         return manifest
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """What the manifest keeps of a shard: an index is a thousand times larger, and there may be 1e5 of them."""
+
+    name: str
+    num_bytes: int
+    checksum: str
+    index_bytes: int
+    index_checksum: str
+    episodes: tuple[EpisodeMeta, ...]
+
+
+def _splits_of(shards: Sequence[_Shard]) -> tuple[str, ...]:
+    names = natsort.natsorted({shard.episodes[0].split for shard in shards})
+    return tuple(sorted(names, key=lambda name: name != "train"))
+
+
+def _episode_numbers(shards: Sequence[_Shard], renumber: bool) -> dict[str, Int64]:
+    """Where the episodes of each shard stand in the dataset, but for gaps."""
+    own = {shard.name: np.array([meta.episode_index for meta in shard.episodes], np.int64) for shard in shards}
+    everything = np.sort(np.concatenate(list(own.values())))
+    twice = np.flatnonzero(np.diff(everything) == 0)
+    if not len(twice):
+        return own
+    if not renumber:
+        raise FormatError(f"manifest: episode_index {everything[twice[0]]} in two episodes, wanted it once.")
+    starts = np.cumsum([0] + [len(shard.episodes) for shard in shards])
+    return {shard.name: start + np.arange(len(shard.episodes)) for shard, start in zip(shards, starts, strict=False)}
+
+
 def _columns(
-    indexes: Sequence[ShardIndex], splits: tuple[str, ...], source_number: Mapping[str, int]
+    shards: Sequence[_Shard], numbers: Mapping[str, Int64], splits: Sequence[str], source_number: Mapping[str, int]
 ) -> tuple[Columns, tuple[str, ...]]:
-    """Columns (those of the index files still zero), and the task table in the order of first use."""
-    metas = [meta for index in indexes for meta in index.episodes]
-    counts = [index.num_episodes for index in indexes]
-    position = np.array([meta.episode_index for meta in metas], np.int64)
-    order = np.argsort(position, kind="stable")
-    twice = np.flatnonzero(np.diff(position[order]) == 0)
-    if len(twice):
-        raise FormatError(f"manifest: episode_index {position[order][twice[0]]} in two episodes, wanted it once.")
+    """Columns, and the task table in the order of first use."""
+    metas = [meta for shard in shards for meta in shard.episodes]
+    counts = [len(shard.episodes) for shard in shards]
+    order = np.argsort(np.concatenate([numbers[shard.name] for shard in shards]), kind="stable")
     ordered = [metas[row] for row in order]
     length = np.array([meta.length for meta in ordered], np.int64)
     task_number: dict[str, int] = {}
@@ -212,13 +260,13 @@ def _columns(
         range_offsets = _offsets([len(one) for one in lists])
         ranges = np.array([pair for one in lists for pair in one], np.int64).reshape(-1, 2)
     columns = Columns(
-        names=tuple(index.shard_name for index in indexes),
-        shard_bytes=np.array([index.shard_bytes for index in indexes], np.int64),
-        shard_checksums=hex_rows([index.shard_checksum for index in indexes]),
-        index_bytes=np.zeros(len(indexes), np.int64),
-        index_checksums=np.zeros((len(indexes), 16), np.uint8),
-        shard_split=np.array([splits.index(index.episodes[0].split) for index in indexes], np.uint8),
-        episode_shard=np.repeat(np.arange(len(indexes)), counts)[order],
+        names=tuple(shard.name for shard in shards),
+        shard_bytes=np.array([shard.num_bytes for shard in shards], np.int64),
+        shard_checksums=hex_rows([shard.checksum for shard in shards]),
+        index_bytes=np.array([shard.index_bytes for shard in shards], np.int64),
+        index_checksums=hex_rows([shard.index_checksum for shard in shards]),
+        shard_split=np.array([splits.index(shard.episodes[0].split) for shard in shards], np.uint8),
+        episode_shard=np.repeat(np.arange(len(shards)), counts)[order],
         episode_in_shard=np.concatenate([np.arange(count) for count in counts])[order],
         episode_length=length,
         range_offsets=range_offsets,
@@ -230,5 +278,5 @@ def _columns(
     return columns, tuple(task_number)
 
 
-def _offsets(counts: Sequence[int]) -> Any:
+def _offsets(counts: Sequence[int]) -> Int64:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -103,6 +103,7 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
 
 def _write_local(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("xb") as file:
             file.write(data)

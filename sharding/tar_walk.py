@@ -11,11 +11,12 @@ _BLOCK_BYTES = 512
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar: its name, where its bytes begin, and how many there are."""
+    """A regular file in a tar: its name, where its bytes begin, how many there are, and where its header begins."""
 
     name: str
     offset: int
     size: int
+    header_offset: int
 
 
 def walk(file: BinaryIO, where: str) -> list[Member]:
@@ -32,7 +33,7 @@ def walk(file: BinaryIO, where: str) -> list[Member]:
                     continue
                 if not info.isreg() or info.issparse():
                     raise FormatError(f"{where}, {info.name}: no plain file, wanted regular files only.")
-                members.append(Member(info.name.removeprefix("./"), info.offset_data, info.size))
+                members.append(Member(info.name.removeprefix("./"), info.offset_data, info.size, info.offset))
             end = tar.offset
     except (tarfile.TarError, OverflowError, ValueError, UnicodeError) as error:
         if isinstance(error, FormatError):

@@ -65,10 +65,9 @@ def places(path):
         return {info.name: (info.offset_data, info.size) for info in tar}
 
 
-def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None, statistics=False):
+def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None):
     """A whole dataset: one shard for each entry of `lengths`."""
     from epistream.sharding.foreign import index_tar
-    from epistream.sharding.index_cache import manifest_of
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,5 +83,15 @@ def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None, stat
         data = index.to_bytes()
         path.with_suffix(".index").write_bytes(data)
         indexes[path.name] = (index, data)
-    manifest_of(indexes).write(str(folder))
+    publish(folder, indexes)
     return folder
+
+
+def publish(folder, indexes):
+    """Write the manifest of {name: (index, its bytes)}."""
+    from epistream.sharding.manifest import ManifestBuilder
+
+    builder = ManifestBuilder(next(iter(indexes.values()))[0].features, None)
+    for index, data in indexes.values():
+        builder.add_shard(index, data)
+    builder.build().write(str(folder))

@@ -5,12 +5,11 @@ import re
 
 import numpy as np
 import pytest
-from handmade import encoded, members, picture, places, write_dataset, write_tar
+from handmade import encoded, members, picture, places, publish, write_dataset, write_tar
 
 from epistream.errors import OptionError
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.index import ShardIndex
-from epistream.sharding.index_cache import manifest_of
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.verify import VerifyOptions, verify
 
@@ -49,7 +48,7 @@ def republish(folder):
         data = index.to_bytes()
         path.with_suffix(".index").write_bytes(data)
         indexes[path.name] = (index, data)
-    manifest_of(indexes).write(str(folder))
+    publish(folder, indexes)
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "png", "raw"])
@@ -99,7 +98,7 @@ def test_verify_finds_a_frame_of_another_size(tmp_path):
 
     index = index_tar(folder / "shard-000000.tar")
     (folder / "shard-000000.index").write_bytes(index.to_bytes())
-    manifest_of({index.shard_name: (index, index.to_bytes())}).write(str(folder))
+    publish(folder, {index.shard_name: (index, index.to_bytes())})
     assert faults(folder) == [
         f"shard-000000.tar, ep-000000000.{CAMERA}.000002.jpg: a JPEG of (16, 16, 3), wanted (24, 32, 3), wanted a "
         "frame that decodes"

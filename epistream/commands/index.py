@@ -1,0 +1,52 @@
+"""``epistream index``: indexes and a manifest for tars that have none, and other readers' sidecars."""
+
+import sys
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from epistream.commands.verify import storage_options
+from epistream.sharding.neighbours import NEIGHBOURS, Neighbour
+from epistream.sharding.reindex import Reindexed, ReindexOptions, reindex
+
+
+@click.command()
+@click.argument("source")
+@click.option("--overwrite", is_flag=True, help="Replace the manifest that is there; its provenance is lost.")
+@click.option("--emit", type=click.Choice(NEIGHBOURS), multiple=True, help="Also write this reader's sidecars.")
+@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+def command(source: str, overwrite: bool, emit: tuple[Neighbour, ...], options_json: str | None) -> None:
+    """Write indexes and a manifest beside the tars in SOURCE, for good.
+
+    SOURCE is a folder or URL with tars, or a brace pattern or glob of tars in one folder. Each sample of a tar must
+    be a whole episode. With --emit and a manifest in place, only the sidecars are written.
+    """
+    bar = Progress(
+        TextColumn("indexing {task.fields[name]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task("index", total=None, name="")
+        done = reindex(
+            source,
+            ReindexOptions(overwrite=overwrite, emit=emit),
+            storage_options(options_json),
+            advance=lambda name: bar.update(task, advance=1, name=name),
+        )
+    click.echo(_summary(done))
+
+
+def _summary(done: Reindexed) -> str:
+    if done.manifest is None:
+        return f"{done.url}: wrote {len(done.names)} files: {', '.join(done.names[:5])}"
+    columns = done.manifest.columns
+    return (
+        f"{done.url}: {columns.num_shards} shards, {columns.num_episodes} episodes, {done.manifest.num_steps:,} steps; "
+        f"wrote {len(done.names)} files. Fingerprint {done.manifest.fingerprint}"
+    )
