@@ -1,19 +1,26 @@
 """StreamingLoader: the fast way to run a stream, with workers that fill recycled memory ahead of the training loop."""
 
 import os
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from epistream.errors import OptionError, StateError
 from epistream.loader.agreement import check_agreement
+from epistream.loader.cores import num_usable_cores
 from epistream.loader.crew import Crew, StartMethod
+from epistream.loader.diagnosis import Situation
 from epistream.loader.effort import thread_effort
 from epistream.loader.iteration import StreamIterator
+from epistream.loader.memory_use import measure_memory
+from epistream.loader.monitor import Monitor, MonitorOptions
+from epistream.loader.report import PerformanceReport
+from epistream.loader.residency import budget_advice
 from epistream.loader.schedule import Schedule
 from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
@@ -40,6 +47,7 @@ class StreamingLoader:
         start_method: how processes are started. ``"fork"`` is fast and shares memory; take ``"spawn"`` or
             ``"forkserver"`` where threads of other libraries do not survive a fork.
         timeout_s: how long to wait for a batch before giving up with an error, in seconds.
+        monitor: log lines and a metrics endpoint while it runs; none by default.
 
     Raises:
         OptionError: numbers that cannot work.
@@ -54,6 +62,7 @@ class StreamingLoader:
         prefetch: int = 2,
         start_method: StartMethod = "fork",
         timeout_s: float = 600.0,
+        monitor: MonitorOptions | None = None,
     ) -> None:
         if num_threads is None:
             num_threads = 0 if num_workers else 2
@@ -80,6 +89,8 @@ class StreamingLoader:
         self._last_epoch = -1
         self._held: list[set[int]] = [set() for _ in range(self._num_workers)]
         self._recorder = StatsRecorder()
+        world = stream.job.world
+        self._monitor = Monitor(monitor or MonitorOptions(), world.rank, world.local_rank, self.stats, self.report)
         # Where the training loop is: set while an iteration runs, None before and after.
         self._consumed: tuple[int, int] | None = None
 
@@ -124,6 +135,17 @@ class StreamingLoader:
         """Counts and times of this rank so far."""
         return self._recorder.snapshot(shared_cache=self._start_method is None)
 
+    def report(self) -> PerformanceReport:
+        """What limits this run and what to change, with figures; takes some milliseconds for every worker."""
+        job, crew = self.stream.job, self._crew
+        title = f"{job.dataset.url}: rank {job.world.rank} of {job.world.size}, {self._way()}"
+        memory = measure_memory(self.worker_pids, crew.ring.num_bytes if crew else 0, job.cache.options)
+        return PerformanceReport.make(title, self.stats(), self._situation(), memory)
+
+    def print_performance_report(self, file: TextIO | None = None) -> None:
+        """Write `report` as text, to standard output by default."""
+        (file or sys.stdout).write(f"{self.report()}\n")
+
     def __iter__(self) -> Iterator[Any]:
         """Start the next epoch (or go on after `load_state_dict`); filling begins now, not at the first ``next``."""
         job = self.stream.job
@@ -145,6 +167,7 @@ class StreamingLoader:
 
     def close(self) -> None:
         """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
+        self._monitor.stop()
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = self._crew = None
@@ -159,6 +182,28 @@ class StreamingLoader:
     ) -> None:
         self.close()
 
+    def _way(self) -> str:
+        if self._num_workers == 0:
+            return "no workers"
+        kind = "thread" if self._start_method is None else "worker process"
+        plural = ("" if kind == "thread" else "e") + "s" if self._num_workers > 1 else ""
+        return f"{self._num_workers} {kind}{plural}"
+
+    def _situation(self) -> Situation:
+        job, prefetch = self.stream.job, self._slots_per_worker - 2
+        in_flight = max(1, self._num_workers * self._slots_per_worker) * job.batch_size * job.world.size
+        # Looking at the budget enters the cache's directory, so only when shards had to leave it.
+        budget = job.cache.budget() if self.stats().cache.evictions else None
+        return Situation(
+            num_workers=self._num_workers,
+            are_threads=self._start_method is None,
+            prefetch=prefetch,
+            num_cores=num_usable_cores(),
+            local_ranks=job.world.local_size,
+            num_shards=int(np.count_nonzero(job.plan.per_shard)),
+            budget_advice=budget_advice(job.plan, budget.bytes, in_flight) if budget else None,
+        )
+
     def _hire(self) -> Crew:
         if self._crew is None:
             self._held = [set() for _ in range(self._num_workers)]
@@ -170,7 +215,9 @@ class StreamingLoader:
     def _track(self, batches: Iterator[Any], epoch: int, schedule: Schedule) -> Iterator[Any]:
         """Hand out batches, keeping `_consumed` true; the last batch of an epoch is the beginning of the next."""
         serial = self._serial
+        self._monitor.start()  # the workers are forked by now
         for batch_index, batch in enumerate(batches):
+            self._monitor.tick()
             is_last = batch_index + 1 == schedule.num_batches
             if serial == self._serial:
                 self._consumed = None if is_last else (epoch, schedule.position_after(batch_index))
