@@ -11,7 +11,6 @@ from torch import distributed
 
 from epistream.errors import OptionError
 from epistream.loader.job import ReadJob
-from epistream.loader.state import identity
 
 
 def check_agreement(job: ReadJob) -> None:
@@ -29,7 +28,7 @@ def check_agreement(job: ReadJob) -> None:
         return
     store = distributed.distributed_c10d._get_default_store()
     number = store.add(f"epistream/streams/{job.world.rank}", 1)
-    ours = {**identity(job), "batch_size": job.batch_size, "remainder": job.remainder}
+    ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder}
     # An empty expectation sets the value if there is none, and returns what stands there.
     first = json.loads(store.compare_set(f"epistream/plan/{number}", "", json.dumps(ours, sort_keys=True)))
     different = [name for name in ours if ours[name] != first.get(name)]

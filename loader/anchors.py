@@ -1,8 +1,10 @@
 """Anchors: which steps of which episodes a window may stand at, counted per shard and found by number."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, OptionError
@@ -78,6 +80,14 @@ class Anchors:
             has_window = of_episode
         with_window = dataset.episode_shard[has_window]
         self.episodes_per_shard = np.bincount(with_window, minlength=len(self.per_shard)).astype(np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of which steps are anchors, and how often: split, valid ranges and repetitions among them."""
+        digest = xxhash.xxh3_64()
+        for array in (self._before, self._episode, self._start, self._steps):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array, "<i8").tobytes())
+        return digest.hexdigest()
 
     def locate(
         self, shard: NDArray[np.int64], k: NDArray[np.int64]

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from epistream.cache.node import NodeCache
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
+from epistream.loader.instructions import Instruction, first_task, random_task
 from epistream.loader.plan import EpochOrder, Plan
 from epistream.loader.reader import BatchWindows, EpisodeReader
 from epistream.loader.schedule import Remainder, Schedule
@@ -28,6 +30,17 @@ class ReadJob:
     batch_size: int
     remainder: Remainder
     cache: NodeCache = field(repr=False)
+    instruction: Instruction = "first"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
+        return {
+            "dataset": self.dataset.fingerprint,
+            "window": self.window.describe(),
+            "anchors": self.anchors.digest,
+            **self.plan.describe(),
+        }
 
     @cached_property
     def layout(self) -> BatchLayout:
@@ -63,4 +76,9 @@ class ReadJob:
         positions, is_repeat = schedule.positions(batch_index)
         shard, k = order.windows(positions)
         episode_index, episode_in_shard, step = self.anchors.locate(shard, k)
-        return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat)
+        if self.instruction == "random":
+            seed = self.plan.options.seed
+            task_index = random_task(self.dataset, episode_index, (shard, k), seed, schedule.epoch)
+        else:
+            task_index = first_task(self.dataset, episode_index)
+        return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat, task_index)

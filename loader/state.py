@@ -5,33 +5,13 @@ from typing import Any
 
 from epistream.errors import StateError
 from epistream.loader.job import ReadJob
-from epistream.loader.window import Window
 
 STATE_VERSION = 1
 
 
-def describe_window(window: Window) -> str:
-    """A window in one short line, equal for equal windows."""
-    spans = [f"obs {_span(tuple(window.obs))}", f"action {_span(tuple(window.action))}"]
-    spans += [f"{name} {_span(tuple(steps))}" for name, steps in sorted(window.overrides.items())]
-    spans.append(window.pad + (", complete only" if window.drop_incomplete else ""))
-    return ", ".join(spans)
-
-
-def _span(steps: tuple[int, ...]) -> str:
-    if len(steps) > 2 and steps == tuple(range(steps[0], steps[-1] + 1)):
-        return f"[{steps[0]}..{steps[-1]}]"
-    return str(list(steps))
-
-
-def identity(job: ReadJob) -> dict[str, Any]:
-    """Everything that the order of an epoch is a function of, but the epoch."""
-    return {"dataset": job.dataset.fingerprint, "window": describe_window(job.window), **job.plan.describe()}
-
-
 def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
     """The state of a job that has consumed `position` windows of `epoch`, over all ranks."""
-    return {"version": STATE_VERSION, "epoch": epoch, "position": position, **identity(job)}
+    return {"version": STATE_VERSION, "epoch": epoch, "position": position, **job.identity}
 
 
 def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
@@ -49,7 +29,7 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
             f"state: version {state['version']}, this release reads version {STATE_VERSION}. "
             "Resume with the release that saved it."
         )
-    ours = identity(job)
+    ours = job.identity
     different = [
         f"{name} is {state.get(name)!r}, this stream has {ours[name]!r}"
         for name in ours

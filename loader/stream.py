@@ -1,30 +1,46 @@
 """EpisodeStream: a torch IterableDataset of whole batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.cache.node import NodeCache
-from epistream.cache.options import CacheOptions, Mode
+from epistream.cache.options import CacheOptions
+from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
 from epistream.loader.anchors import Anchors
-from epistream.loader.batch import choose_features
+from epistream.loader.deltas import ActionDelta, DeltaKind
+from epistream.loader.finish import Finisher, SampleOptions
+from epistream.loader.formats.names import WantedFormat
+from epistream.loader.instructions import Instruction
 from epistream.loader.iteration import StreamIterator
 from epistream.loader.job import ReadJob
+from epistream.loader.normalize import Mode, Normalizer
 from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.reader import BatchWindows
 from epistream.loader.schedule import Remainder
 from epistream.loader.state import check_state, make_state
+from epistream.loader.timing import TOLERANCE_S
 from epistream.loader.window import Window
 from epistream.loader.world import World
 from epistream.sharding.dataset import open_dataset
 
 Batch = dict[str, Any]
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+class WindowPlace(NamedTuple):
+    """Where a window is: its shard, its episode's position in the dataset, and its anchor step."""
+
+    shard_url: str
+    episode_index: int
+    step_index: int
 
 
 class EpisodeStream(IterableDataset[Batch]):
@@ -61,11 +77,17 @@ class EpisodeStream(IterableDataset[Batch]):
         shuffle: bool = True,
         seed: int = 0,
         remainder: Remainder = "drop",
+        repetitions: Sequence[int] | None = None,
         order: OrderOptions | None = None,
         world: World | None = None,
-        cache: Mode | CacheOptions = "auto",
+        cache: CacheMode | CacheOptions = "auto",
         squeeze: bool = False,
-        sample_format: Callable[[Batch], Any] | None = None,
+        sample_format: WantedFormat | None = None,
+        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        tolerance_s: float = TOLERANCE_S,
+        action_delta: DeltaKind | ActionDelta | None = None,
+        normalize: Mode | Mapping[str, Mode] | Normalizer | None = None,
+        instruction: Instruction = "first",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the dataset's manifest and decide the order; no episode is read.
@@ -80,11 +102,24 @@ class EpisodeStream(IterableDataset[Batch]):
             seed: of the order. Must be the same on all ranks.
             remainder: what happens to the last windows that do not fill a global batch: ``"drop"`` leaves them
                 out, ``"pad"`` fills up with repeats, ``"uneven"`` lets the last batches differ (not under DDP).
+            repetitions: how often the windows of each episode stand in an epoch, one number per episode of the
+                dataset, 0 to leave it out: a curriculum.
             order: the finer points of the order; its `shuffle` and `seed` are replaced by the arguments above.
             world: which rank this is; detected from torch.distributed or the launcher by default.
             cache: where shards are kept on this node.
             squeeze: drop the step axis of features (and their masks) that have a single offset.
-            sample_format: called on every batch in the training process; what it returns is yielded.
+            sample_format: ``"act"``, ``"diffusion_policy"``, ``"lerobot"`` or ``"ilstudio"``: batches as these code
+                bases make them, with their windows (unless one is given), padding and masks; or such a format with
+                options of its own, for example ``IlStudioFormat(chunk_size=50)``; or a function, called on every
+                batch in the training process, whose result is yielded.
+            delta_timestamps: offsets in seconds by feature, which win over those of `window`; see `window_in_seconds`.
+            tolerance_s: how far from a recorded step a time may lie, in seconds.
+            action_delta: ``"delta_step"`` makes actions ``action[t+i] - state[t+i]``, ``"delta_first"``
+                ``action[t+i] - state[t]``; `ActionDelta` says of which features and dimensions.
+            normalize: ``"mean_std"``, ``"min_max"`` or ``"quantiles"`` of the dataset's statistics, for all state and
+                actions or by feature; or a `Normalizer`. After padding and deltas. See `normalizer`.
+            instruction: of an episode with several: the ``"first"``, a ``"random"`` one for each window and epoch,
+                or ``"all"``, as a tuple.
             storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``.
 
         Raises:
@@ -94,14 +129,25 @@ class EpisodeStream(IterableDataset[Batch]):
         if batch_size < 1:
             raise OptionError(f"batch_size: {batch_size}, wanted at least 1.")
         dataset = open_dataset(source, storage_options)
-        window = window or Window()
-        chosen = choose_features(dataset.features, features)
-        unknown = sorted(set(window.overrides) - set(chosen))
-        if unknown:
-            raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(chosen)}.")
+        self._finisher = Finisher(
+            dataset,
+            SampleOptions(
+                features=features,
+                window=window,
+                delta_timestamps=delta_timestamps,
+                tolerance_s=tolerance_s,
+                squeeze=squeeze,
+                action_delta=action_delta,
+                normalize=normalize,
+                instruction=instruction,
+                sample_format=sample_format,
+            ),
+        )
+        chosen, window = self._finisher.features, self._finisher.window
         if split == "auto":
             split = "train" if "train" in dataset.splits else None
-        anchors = Anchors(dataset, split, window.reach(chosen), window.drop_incomplete)
+        times = None if repetitions is None else np.asarray(repetitions, dtype=np.int64)
+        anchors = Anchors(dataset, split, window.reach(chosen), window.drop_incomplete, times)
         plan = Plan.of(anchors, dataset, replace(order or OrderOptions(), shuffle=shuffle, seed=seed))
         self._job = ReadJob(
             dataset=dataset,
@@ -113,9 +159,8 @@ class EpisodeStream(IterableDataset[Batch]):
             batch_size=batch_size,
             remainder=remainder,
             cache=NodeCache(_cache_options(cache), dataset.storage_options),
+            instruction=instruction,
         )
-        self._squeezed = [name for name in chosen if squeeze and len(window.offsets(name)) == 1]
-        self._sample_format = sample_format
         # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
         # stay alive over epochs have copies of everything else.
         self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -125,6 +170,11 @@ class EpisodeStream(IterableDataset[Batch]):
     def job(self) -> ReadJob:
         """What is read, in which order, for which rank."""
         return self._job
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """What `normalize` does, for ``unnormalize`` of a policy's actions and for the checkpoint; None without it."""
+        return self._finisher.normalizer
 
     @property
     def num_windows(self) -> int:
@@ -156,20 +206,50 @@ class EpisodeStream(IterableDataset[Batch]):
         """Let the next iteration begin where `state` was taken. Raises StateError if it belongs to another stream."""
         self.set_epoch(*check_state(self._job, state))
 
+    def locate(self, position: int, epoch: int | None = None) -> WindowPlace:
+        """The window that stands at a position of an epoch, to look into a step that went wrong.
+
+        Global batch t of an epoch is positions ``[t * G, (t + 1) * G)``, G being batch size x ranks; a state's
+        `position` is the first that was not consumed yet.
+
+        Args:
+            position: in [0, num_windows).
+            epoch: the epoch; that of the next iteration by default.
+
+        Raises:
+            OptionError: no such position or epoch.
+        """
+        order = self._job.plan.epoch(self.cursor[0] if epoch is None else epoch)
+        shard, k = order.windows(np.array([position], dtype=np.int64))
+        episode_index, _, step = self._job.anchors.locate(shard, k)
+        return WindowPlace(self._job.dataset.shard_url[int(shard[0])], int(episode_index[0]), int(step[0]))
+
+    def read(self, episode_index: int, step: int) -> Any:
+        """One window as a batch of one, read now.
+
+        Raises:
+            OptionError: there is no such episode or step.
+        """
+        dataset = self._job.dataset
+        if not 0 <= episode_index < dataset.num_episodes or not 0 <= step < dataset.episode_length[episode_index]:
+            raise OptionError(
+                f"read: episode {episode_index}, step {step} of {dataset.num_episodes} episodes. Their lengths are in "
+                "open_dataset(...).episode_length."
+            )
+        one = np.array([episode_index], dtype=np.int64)
+        in_shard, shard = dataset.episode_in_shard[one], dataset.episode_shard[one]
+        windows = BatchWindows(shard, one, in_shard, np.array([step], dtype=np.int64), np.zeros(1, dtype=np.bool_))
+        views = {name: view[:1] for name, view in self._job.layout.allocate().items()}
+        reader = self._job.reader()
+        try:
+            reader.read(windows, views)
+        finally:
+            reader.release()
+        return self.finish(views)
+
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory."""
-        batch: Batch = {}
-        for name in self._job.features:
-            for key in (name, f"{name}_is_pad"):
-                tensor = torch.from_numpy(views[key])
-                batch[key] = tensor.squeeze(1) if name in self._squeezed else tensor
-        for key in ("episode_index", "step_index"):
-            batch[key] = torch.from_numpy(views[key])
-        tasks = self._job.dataset.tasks
-        batch["task"] = [tasks[task] if task >= 0 else "" for task in views["task_index"].tolist()]
-        if self._job.remainder == "pad":
-            batch["is_repeat"] = torch.from_numpy(views["is_repeat"])
-        return batch if self._sample_format is None else self._sample_format(batch)
+        return self._finisher(views, with_repeats=self._job.remainder == "pad")
 
     def __iter__(self) -> StreamIterator:
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
@@ -178,5 +258,5 @@ class EpisodeStream(IterableDataset[Batch]):
         return StreamIterator(self._job, self.finish, self.cursor, worker_index, num_workers)
 
 
-def _cache_options(cache: Mode | CacheOptions) -> CacheOptions:
+def _cache_options(cache: CacheMode | CacheOptions) -> CacheOptions:
     return cache if isinstance(cache, CacheOptions) else CacheOptions(mode=cache)

@@ -43,9 +43,11 @@ class Window:
         overrides: offsets for single features, by feature name; they win over `obs` and `action`.
         pad: what padded entries hold.
         drop_incomplete: leave out anchors whose window does not lie wholly inside the episode.
+        must_fit: lowest and highest offset (both included) that must lie inside the episode; anchors where they do
+            not are left out, whatever else of their window is padded.
 
     Raises:
-        OptionError: offsets that are empty, repeated or not ascending, or an unknown `pad`.
+        OptionError: offsets that are empty, repeated or not ascending, an unknown `pad`, or a `must_fit` without 0.
     """
 
     obs: Iterable[int] = (0,)
@@ -53,6 +55,7 @@ class Window:
     overrides: Mapping[str, Iterable[int]] = field(default_factory=dict)
     pad: Pad = "edge"
     drop_incomplete: bool = False
+    must_fit: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _offsets("obs", self.obs))
@@ -61,6 +64,8 @@ class Window:
         object.__setattr__(self, "overrides", overrides)
         if self.pad not in ("edge", "zero"):
             raise OptionError(f"Window.pad: {self.pad!r}, wanted 'edge' or 'zero'.")
+        if self.must_fit is not None and not self.must_fit[0] <= 0 <= self.must_fit[1]:
+            raise OptionError(f"Window.must_fit: {self.must_fit}, wanted a lowest offset up to 0 and a highest from 0.")
 
     def offsets(self, feature: str) -> tuple[int, ...]:
         """The ascending step offsets that `feature` is read at."""
@@ -73,6 +78,12 @@ class Window:
         """Lowest and highest offset (both included) over `features`."""
         spans = [self.offsets(feature) for feature in features]
         return min(span[0] for span in spans), max(span[-1] for span in spans)
+
+    def anchor_rule(self, features: Iterable[str]) -> tuple[tuple[int, int], bool]:
+        """What `Anchors` takes: offsets (lowest, highest), and whether anchors are left out where these do not fit."""
+        if self.must_fit is not None and not self.drop_incomplete:
+            return self.must_fit, True
+        return self.reach(features), self.drop_incomplete
 
     def steps(
         self, feature: str, anchor: NDArray[np.int64], length: NDArray[np.int64]
@@ -90,3 +101,15 @@ class Window:
         wanted = anchor[:, None] + np.asarray(self.offsets(feature), dtype=np.int64)
         inside = np.clip(wanted, 0, length[:, None] - 1)
         return inside, inside != wanted
+
+    def describe(self) -> str:
+        """The window in one short line, equal for equal windows."""
+        spans = [("obs", self.obs), ("action", self.action), *sorted(self.overrides.items())]
+        text = ", ".join(f"{name} {_span(tuple(steps))}" for name, steps in spans)
+        return f"{text}, {self.pad}{', complete only' if self.drop_incomplete else ''}"
+
+
+def _span(steps: tuple[int, ...]) -> str:
+    if len(steps) > 2 and steps == tuple(range(steps[0], steps[-1] + 1)):
+        return f"[{steps[0]}..{steps[-1]}]"
+    return str(list(steps))

@@ -175,3 +175,35 @@ def test_stream_with_impossible_options_is_refused_at_construction(aloha_shards,
     with pytest.raises(OptionError) as caught:
         es.EpisodeStream(aloha_shards, **options)
     assert message in str(caught.value)
+
+
+def test_stream_locate_names_the_window_of_every_position(aloha_shards):
+    stream = es.EpisodeStream(aloha_shards, batch_size=10, features=["action"])
+    stream.set_epoch(1)
+    places = [stream.locate(position) for position in range(140)]
+    assert [(place.episode_index, place.step_index) for place in places] == windows_of(stream)
+    assert places[0] == stream.locate(0, epoch=1)
+    for place in places:
+        assert place.shard_url.endswith(f"shard-{place.episode_index:06d}.tar")
+    with pytest.raises(OptionError, match="position"):
+        stream.locate(140)
+
+
+def test_stream_read_shows_a_window_again(aloha_shards, aloha_files):
+    stream = es.EpisodeStream(aloha_shards, batch_size=10, window=es.Window(obs=range(-1, 1), action=range(5)))
+    batch = stream.read(1, 58)
+    expected = reference.window(reference.aloha_episode(aloha_files[1]), 58, range(-1, 1), range(5), "edge")
+    for key, value in expected.items():
+        np.testing.assert_array_equal(batch[key][0].numpy(), value)
+    for episode, step in [(2, 0), (-1, 0), (1, 60), (1, -1)]:
+        with pytest.raises(OptionError, match=f"episode {episode}, step {step} of 2 episodes"):
+            stream.read(episode, step)
+
+
+def test_stream_repetitions_make_a_curriculum(aloha_shards):
+    stream = es.EpisodeStream(aloha_shards, batch_size=10, features=["action"], repetitions=[0, 3])
+    assert stream.num_windows == 180
+    assert sorted(windows_of(stream)) == sorted([(1, step) for step in range(60)] * 3)
+    other = es.EpisodeStream(aloha_shards, batch_size=10, features=["action"])
+    with pytest.raises(es.EpistreamError, match="anchors is"):
+        other.load_state_dict(stream.state_dict())
