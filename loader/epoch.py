@@ -81,17 +81,18 @@ class SequentialEpoch(EpochOrder):
 class ShuffledEpoch(EpochOrder):
     """Position p belongs to lane p mod L, item p div L; see `LaneOrder` for the order within a lane."""
 
-    def __init__(self, lanes: Lanes, parts: int, seed: int, epoch: int) -> None:
+    def __init__(self, lanes: Lanes, episode_windows: NDArray[np.int64], parts: int, seed: int, epoch: int) -> None:
         """Compute nothing yet.
 
         Args:
             lanes: the lanes of the epoch.
+            episode_windows: (S,) windows of an episode of each shard, on average, at least 1.
             parts: k, shards that a lane draws from at a time, where it has so many.
             seed: the seed of the order.
             epoch: the epoch.
         """
         self.num_windows, self.num_lanes = lanes.num_windows, lanes.num_lanes
-        self._arguments = (lanes, parts, seed, epoch)
+        self._arguments = (lanes, episode_windows, parts, seed, epoch)
         self._orders: dict[int, LaneOrder] = {}
         self._permutations: Permutations = Recent((parts + 1) * self.num_lanes, _PERMUTATIONS_BYTES)
         # Two a lane: batches that are being read at once lie on both sides of a segment's end.
@@ -106,9 +107,9 @@ class ShuffledEpoch(EpochOrder):
         """The order of one lane; O(its pieces) when first asked for."""
         order = self._orders.get(lane)
         if order is None:
-            lanes, parts, seed, epoch = self._arguments
-            pieces = lanes.pieces(lane)
-            order = LaneOrder(pieces, min(len(pieces), parts), (seed, epoch, lane), self._permutations)
+            lanes, episode_windows, parts, seed, epoch = self._arguments
+            pieces, key = lanes.pieces(lane), (seed, epoch, lane)
+            order = LaneOrder(pieces, episode_windows, min(len(pieces), parts), key, self._permutations)
             self._orders[lane] = order
         return order
 

@@ -80,7 +80,7 @@ class Plan:
         Args:
             per_shard: (S,) windows of each shard.
             shard_bytes: (S,) bytes of each shard.
-            shard_episodes: (S,) episodes of each shard.
+            shard_episodes: (S,) episodes of each shard that have windows.
             options: what the user chose.
             runs: the windows in dataset order, where that is not shard after shard; used without shuffling.
 
@@ -102,6 +102,8 @@ class Plan:
             self.resident_shards = options.resident_shards
         else:
             self.resident_shards = default_resident_shards(per_shard, shard_bytes, shard_episodes, self.num_lanes)
+        # Rounded up, so that an even share of a shard's windows is never less than an episode.
+        self._episode_windows = np.maximum(-(-per_shard // np.maximum(shard_episodes, 1)), 1)
         self._runs = runs
         self._lanes = None if options.reshuffle_lanes else self.lay_out(self.num_lanes)
 
@@ -131,7 +133,7 @@ class Plan:
         lanes = self.lanes(epoch)
         if not self.options.shuffle:
             return SequentialEpoch(lanes.pieces(0) if self._runs is None else self._runs)
-        return ShuffledEpoch(lanes, self.parts, self.options.seed, epoch)
+        return ShuffledEpoch(lanes, self._episode_windows, self.parts, self.options.seed, epoch)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,10 +143,9 @@ class Plan:
     def describe(self) -> dict[str, int | bool | str]:
         """What the fingerprint is made of, by the name of the option, to say which one differs."""
         counts = xxhash.xxh3_128()
-        counts.update(np.ascontiguousarray(self.per_shard, "<i8").tobytes())
-        if self._runs is not None:
-            for array in (self._runs.shard, self._runs.first, self._runs.count):
-                counts.update(np.ascontiguousarray(array, "<i8").tobytes())
+        runs = () if self._runs is None else (self._runs.shard, self._runs.first, self._runs.count)
+        for array in (self.per_shard, self._episode_windows, *runs):
+            counts.update(np.ascontiguousarray(array, "<i8").tobytes())
         return {
             "order_version": ORDER_VERSION,
             "windows_per_shard": counts.hexdigest(),

@@ -16,7 +16,7 @@ each segment to the next. With m = 5 and k = 3 (rows: pieces; columns: segments;
 
 Part j of a piece of n windows is ``[floor(n*j/k), floor(n*(j+1)/k))`` of the piece's own permutation, so the
 windows of all segments up to g are a sum of floors: a prefix sum for the pieces that are through, k - 1 terms
-for the rest.
+for the rest. Put together, a segment is mixed so that the windows of an episode lie evenly over it (`spread`).
 """
 
 import heapq
@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.loader.lanes import Pieces
-from epistream.loader.randomness import Purpose, permutation
+from epistream.loader.randomness import Purpose, permutation, stream
 from epistream.loader.recent import Recent
+from epistream.loader.spread import spread
 
 PieceOrder = NDArray[np.uint32] | NDArray[np.int64]
 # Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without
@@ -55,11 +56,19 @@ class ShardUse(NamedTuple):
 class LaneOrder:
     """The order of one lane in one epoch."""
 
-    def __init__(self, pieces: Pieces, parts: int, key: tuple[int, int, int], permutations: Permutations) -> None:
+    def __init__(
+        self,
+        pieces: Pieces,
+        episode_windows: NDArray[np.int64],
+        parts: int,
+        key: tuple[int, int, int],
+        permutations: Permutations,
+    ) -> None:
         """Permute the pieces; O(pieces).
 
         Args:
             pieces: the lane's pieces.
+            episode_windows: (S,) windows of an episode of each shard, on average: what is spread over a segment.
             parts: k, at most the number of pieces.
             key: seed, epoch and lane.
             permutations: where permutations of pieces are remembered; all lanes of an epoch may share it.
@@ -68,6 +77,7 @@ class LaneOrder:
         order = permutation(len(pieces), Purpose.PIECES, seed, epoch, lane)
         self._shard, self._first, self._count = pieces.shard[order], pieces.first[order], pieces.count[order]
         self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._count)])
+        self._episode_windows = episode_windows
         self._key = key
         self.parts = parts
         self.num_segments = len(pieces) - parts + 1
@@ -103,21 +113,28 @@ class LaneOrder:
         return min(max(low, 0), self.parts), min(max(high, 0), self.parts)
 
     def build(self, segment: int) -> Segment:
-        """Put a segment together and permute it."""
+        """Put a segment together and mix it."""
         shards: list[int] = []
         windows: list[NDArray[np.int64]] = []
+        groups: list[NDArray[np.int64]] = []
+        num_groups = 0
         for piece in range(segment, segment + self.parts):
             low, high = self._part_range(piece, segment)
             count = int(self._count[piece])
             start, stop = count * low // self.parts, count * high // self.parts
             if start < stop:
-                shards.append(int(self._shard[piece]))
-                windows.append(self._first[piece] + self._permute(piece)[start:stop])
+                shard, window = int(self._shard[piece]), self._first[piece] + self._permute(piece)[start:stop]
+                episode = window // self._episode_windows[shard]
+                shards.append(shard)
+                windows.append(window)
+                groups.append(episode + num_groups - int(episode.min()))
+                num_groups = int(groups[-1].max()) + 1
         sizes = [len(part) for part in windows]
         seed, epoch, lane = self._key
-        order = permutation(sum(sizes), Purpose.SEGMENT, seed, epoch, lane, segment)
-        shard = np.repeat(np.asarray(shards, np.int64), sizes)[order]
-        return Segment(self.stop(segment - 1), shard, np.concatenate(windows)[order])
+        raw = stream(Purpose.SEGMENT, seed, epoch, lane, segment).random_raw(sum(sizes))
+        order = spread(np.concatenate(groups), raw)
+        shard_of = np.repeat(np.asarray(shards, np.int64), sizes)
+        return Segment(self.stop(segment - 1), shard_of[order], np.concatenate(windows)[order])
 
     def _permute(self, piece: int) -> PieceOrder:
         return self._permutations.get((self._key[2], piece), lambda: self._permute_anew(piece))

@@ -22,22 +22,23 @@ def shuffled(things, purpose, *numbers):
     return [things[i] for i in sorted(range(len(things)), key=lambda i: keys[i])]
 
 
-def epoch_windows(windows_of_shard, epoch, seed, lanes, resident_shards, reshuffle_lanes=False):
+def epoch_windows(windows_of_shard, episodes_of_shard, epoch, seed, lanes, resident_shards, reshuffle_lanes=False):
     """All windows (shard, k) of an epoch, in order."""
     total = sum(windows_of_shard)
     lanes = min(lanes, total)
     k = max(2, ceil(resident_shards / lanes))
     shards = shuffled(list(range(len(windows_of_shard))), SHARDS, seed, epoch if reshuffle_lanes else 0)
+    episode_windows = [max(ceil(n / max(e, 1)), 1) for n, e in zip(windows_of_shard, episodes_of_shard, strict=True)]
     layout = [(shard, window) for shard in shards for window in range(windows_of_shard[shard])]
     cut, orders = 0, []
     for lane in range(lanes):
         length = total // lanes + (1 if lane < total % lanes else 0)
-        orders.append(lane_windows(layout[cut : cut + length], k, seed, epoch, lane))
+        orders.append(lane_windows(layout[cut : cut + length], episode_windows, k, seed, epoch, lane))
         cut += length
     return [orders[p % lanes][p // lanes] for p in range(total)]
 
 
-def lane_windows(lane_layout, k, seed, epoch, lane):
+def lane_windows(lane_layout, episode_windows, k, seed, epoch, lane):
     pieces = []
     for shard, window in lane_layout:
         if not pieces or pieces[-1][0][0] != shard:
@@ -55,7 +56,13 @@ def lane_windows(lane_layout, k, seed, epoch, lane):
             segments[segment] += windows[n * j // k : n * (j + 1) // k]
     order = []
     for g, segment in enumerate(segments):
-        order += shuffled(segment, SEGMENT, seed, epoch, lane, g)
+        keys = raw(len(segment), SEGMENT, seed, epoch, lane, g)
+        episode_of = [(shard, window // episode_windows[shard]) for shard, window in segment]
+        places = []
+        for i, episode in enumerate(episode_of):
+            earlier, size = episode_of[:i].count(episode), episode_of.count(episode)
+            places.append((earlier * 2**32 + keys[i] // 2**32) // size)
+        order += [segment[i] for i in sorted(range(len(segment)), key=lambda i: places[i])]
     return order
 
 

@@ -23,7 +23,7 @@ REMAINDERS = ("drop", "pad", "uneven")
 def slow_epoch(windows, epoch, plan):
     options = plan.options
     arguments = options.seed, options.lanes, plan.resident_shards, options.reshuffle_lanes
-    return epoch_windows(windows, epoch, *arguments)
+    return epoch_windows(windows, [4] * len(windows), epoch, *arguments)
 
 
 def batch_sizes(total, size):

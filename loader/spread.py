@@ -1,0 +1,33 @@
+"""Mixing a segment so that every episode's windows lie evenly over it, at random places.
+
+A plain permutation draws an episode again as soon as chance wants it: with few shards in memory, batches repeat
+episodes, and most in the first and last segments of an epoch, to which the shards contribute unequally. Measured with
+6,000 episodes and a tenth of them in memory (``benchmarks/shuffle_quality.py``), distinct episodes in a batch of 64
+against a full permutation of the dataset: 0.91 to 0.95 permuted, 1.00 spread.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HALF = np.uint64(32)
+
+
+def spread(group: NDArray[np.int64], raw: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """An order of n things in which those of a group lie evenly.
+
+    The r-th of the c things of a group comes at a random place of the r-th of c equal stretches of the order.
+
+    Args:
+        group: (n,) the group of each thing, from 0 on, with few numbers left out.
+        raw: (n,) random 64-bit integers.
+
+    Returns:
+        (n,) int64: the things in their new order. Groups of one thing each come in a random permutation.
+    """
+    size = np.bincount(group)
+    by_group = np.argsort(group, kind="stable")
+    rank = np.empty(len(group), np.uint64)
+    rank[by_group] = np.arange(len(group)) - (np.cumsum(size) - size)[group[by_group]]
+    # The place (rank + fraction) / size in units of 2**-32, in integers: floats may round differently elsewhere.
+    place = ((rank << _HALF) | (raw >> _HALF)) // size[group].astype(np.uint64)
+    return np.argsort(place, kind="stable").astype(np.int64, copy=False)
