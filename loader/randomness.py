@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     SEGMENT = 4
     DEAL = 5
     QUALITY = 6
+    INSTRUCTION = 7
 
 
 def check_seed(seed: int) -> None:

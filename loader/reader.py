@@ -28,6 +28,7 @@ class BatchWindows:
     episode_in_shard: NDArray[np.int64]
     step: NDArray[np.int64]
     is_repeat: NDArray[np.bool_]
+    task_index: NDArray[np.int64]
 
 
 @dataclass
@@ -80,7 +81,7 @@ class EpisodeReader:
         length = self._dataset.episode_length[windows.episode_index]
         out["episode_index"][:num_windows] = windows.episode_index
         out["step_index"][:num_windows] = windows.step
-        out["task_index"][:num_windows] = self._first_task(windows.episode_index)
+        out["task_index"][:num_windows] = windows.task_index
         out["is_repeat"][:num_windows] = windows.is_repeat
         steps = {}
         for name in self._features:
@@ -188,14 +189,6 @@ class EpisodeReader:
         self._checked.add(shard)
         self._open[shard] = opened = _OpenShard(entry, index)
         return opened
-
-    def _first_task(self, episode_index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Task id of each episode's first instruction, -1 where it has none."""
-        offsets, task_ids = self._dataset.episode_tasks
-        first, has_task = offsets[episode_index], offsets[episode_index] < offsets[episode_index + 1]
-        tasks = np.full(len(episode_index), -1, dtype=np.int64)
-        tasks[has_task] = task_ids[first[has_task]]
-        return tasks
 
 
 def _where(index: ShardIndex, row: int) -> str:

@@ -18,7 +18,7 @@ from epistream.loader.anchors import Anchors
 from epistream.loader.deltas import ActionDelta, DeltaKind
 from epistream.loader.finish import Finisher, SampleOptions
 from epistream.loader.formats.names import WantedFormat
-from epistream.loader.instructions import Instruction
+from epistream.loader.instructions import Instruction, first_task
 from epistream.loader.iteration import StreamIterator
 from epistream.loader.job import ReadJob
 from epistream.loader.normalize import Mode, Normalizer
@@ -225,7 +225,7 @@ class EpisodeStream(IterableDataset[Batch]):
         return WindowPlace(self._job.dataset.shard_url[int(shard[0])], int(episode_index[0]), int(step[0]))
 
     def read(self, episode_index: int, step: int) -> Any:
-        """One window as a batch of one, read now.
+        """One window as a batch of one, read now; its instruction is the first.
 
         Raises:
             OptionError: there is no such episode or step.
@@ -238,7 +238,8 @@ class EpisodeStream(IterableDataset[Batch]):
             )
         one = np.array([episode_index], dtype=np.int64)
         in_shard, shard = dataset.episode_in_shard[one], dataset.episode_shard[one]
-        windows = BatchWindows(shard, one, in_shard, np.array([step], dtype=np.int64), np.zeros(1, dtype=np.bool_))
+        at, is_repeat = np.array([step], dtype=np.int64), np.zeros(1, dtype=np.bool_)
+        windows = BatchWindows(shard, one, in_shard, at, is_repeat, first_task(dataset, one))
         views = {name: view[:1] for name, view in self._job.layout.allocate().items()}
         reader = self._job.reader()
         try:
