@@ -60,10 +60,11 @@ def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ..
     for output in outputs:
         if names.count(output.feature.name) > 1:
             raise LayoutError(f"{output.source.path}: {output.feature.name!r} is the name of another feature too")
-    return tuple(sorted(outputs, key=lambda output: _order(output.feature)))
+    return tuple(sorted(outputs, key=lambda output: feature_order(output.feature)))
 
 
-def _order(feature: Feature) -> tuple[int, str]:
+def feature_order(feature: Feature) -> tuple[int, str]:
+    """Sorts the features of a dataset."""
     if feature.kind == "frames":
         return 0, feature.name
     if feature.name == "observation.state":

@@ -151,9 +151,9 @@ class _Job:
         self._note_faults(plan.faults)
         self._stop_at_faults()
         job = identity(scans, self._options, versions)
-        is_resumed = self._workspace.begin(job)
-        if self._options.resume and not is_resumed and (done := self._already_done(scans, versions)):
+        if self._options.resume and (done := self._already_done(scans, versions)):
             return self._report(done, scans, [])
+        is_resumed = self._workspace.begin(job)
         try:
             results = self._pack(plan, scans, is_resumed)
             self._stop_at_faults()
@@ -192,7 +192,7 @@ class _Job:
         Raises:
             DatasetExistsError: If it is another one.
         """
-        if not self._workspace.has_dataset:
+        if not self._workspace.has_dataset or self._workspace.has_job:
             return None
         manifest = Manifest.read(self._workspace.url)
         there = [(source.path, source.num_bytes) for source in manifest.sources]

@@ -59,6 +59,11 @@ class Workspace:
         """Whether there was a dataset when the job began."""
         return FILE_NAME in self._names
 
+    @property
+    def has_job(self) -> bool:
+        """Whether there was an unfinished job."""
+        return JOB_FILE in self._names
+
     def __enter__(self) -> "Workspace":
         local = local_path(self.url)
         if local is None:

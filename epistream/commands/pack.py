@@ -1,17 +1,17 @@
 """`epistream pack`: HDF5 episodes into tar shards."""
 
 import os
+import time
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 from epistream.errors import OptionError
@@ -50,7 +50,9 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
     options["rename"] = [_pair(text) for text in options["rename"]]
     options["image_size"] = _size(options["image_size"])
     with _Display() as display:
-        report = pack(sources, out, progress=display.show, workers=workers or _num_cores(), **options)
+        report = pack(
+            sources, out, progress=display.show, workers=_num_cores() if workers is None else workers, **options
+        )
     _print(report)
 
 
@@ -75,22 +77,22 @@ def _num_cores() -> int:
 
 
 class _Display:
-    """A progress bar on stderr; nothing at all when that is no terminal."""
+    """A progress bar on stderr, for each stage anew; nothing at all when that is no terminal."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("scanning", total=None, count="")
+        self._stage = ""
+        self._task: TaskID | None = None
+        self._started = 0.0
 
     def __enter__(self) -> "_Display":
         self._progress.start()
@@ -101,15 +103,26 @@ class _Display:
 
     def show(self, now: PackProgress) -> None:
         """Bring the bar up to date."""
-        what = "files" if now.stage in ("scanning", "hashing") else "episodes"
-        faults = f", {now.num_faults} bad" if now.num_faults else ""
+        if self._task is None or now.stage != self._stage:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._stage, self._started = now.stage, time.monotonic()
+            self._task = self._progress.add_task(now.stage, total=None, amount="")
         self._progress.update(
             self._task,
-            description=now.stage,
-            count=f"{now.num_done:,}/{now.num_total:,} {what}{faults}",
-            completed=now.bytes_done if now.bytes_total else None,
-            total=now.bytes_total or None,
+            amount=self._amount(now),
+            completed=now.bytes_done if now.bytes_total else now.num_done,
+            total=now.bytes_total or now.num_total,
+            refresh=now.num_done == now.num_total,
         )
+
+    def _amount(self, now: PackProgress) -> str:
+        what = {"packing": "episodes", "publishing": "manifest"}.get(now.stage, "files")
+        text = f"{now.num_done:,}/{now.num_total:,} {what}"
+        if now.bytes_total:
+            rate = now.bytes_done / max(time.monotonic() - self._started, 1e-3)
+            text += f"  {_mb(now.bytes_done)} of {_mb(now.bytes_total)}  {_mb(int(rate))}/s"
+        return text + (f"  {now.num_faults} bad" if now.num_faults else "")
 
 
 def _print(report: PackReport) -> None:

@@ -31,9 +31,9 @@ def fault(path, layout=None):
 @pytest.mark.parametrize(
     ("make", "layout"),
     [
-        (lambda path: aloha_raw(path), "act-sim"),
+        (aloha_raw, "act-sim"),
         (lambda path: aloha_raw(path, sim=False), "aloha"),
-        (lambda path: aloha_jpeg(path), "act-plus-plus"),
+        (aloha_jpeg, "act-plus-plus"),
         (lambda path: aloha_jpeg(path, base_action=True), "mobile-aloha"),
         (lambda path: robomimic(path, {"demo_0": 3}), "robomimic"),
     ],
