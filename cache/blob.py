@@ -102,6 +102,7 @@ class FileBlob:
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes."""
+        check_range(str(self._path), self.size, offset, size)
         buffer = memoryview(bytearray(size))
         self.read_into(offset, buffer)
         return buffer
@@ -180,6 +181,7 @@ class RangeBlob:
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes."""
+        check_range(self._part.url, self.size, offset, size)
         buffer = memoryview(bytearray(size))
         self.read_into(offset, buffer)
         return buffer

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,10 @@ class DescriptorRegistry:
         with self._mutex:
             if self._closing.get(fd) is place:
                 del self._closing[fd]
+
+    def unforked(self) -> AbstractContextManager[object]:
+        """Keep other threads from forking while the block runs; short, and it may be entered again inside."""
+        return self._mutex
 
     def watch(self, aware: ForkAware) -> None:
         """Call its ``after_fork_in_child`` in forked children, as long as it lives."""

@@ -104,7 +104,9 @@ class Filling:
         self._stamps = stamps
         self._observe = directory.observe
 
-    def run(self, turn: LockFile, key: str, size: int, fill: Filler, outcome: Outcome) -> Lease:
+    def run(
+        self, turn: LockFile, key: str, size: int, fill: Filler, outcome: Outcome, *, may_evict: bool = True
+    ) -> Lease:
         """Make room, write, verify and publish.
 
         Args:
@@ -113,6 +115,7 @@ class Filling:
             size: Its bytes.
             fill: Writes them.
             outcome: Filled in.
+            may_evict: Whether others may have to leave for it; else it only takes what is free.
 
         Returns:
             The filler's own lease.
@@ -124,7 +127,7 @@ class Filling:
         """
         started = time.monotonic()
         turn.write_text(str(os.getpid()))
-        part, evicted = self._reserve(key, size)
+        part, evicted = self._reserve(key, size, may_evict)
         outcome.num_evicted += len(evicted)
         published = False
         try:
@@ -185,7 +188,7 @@ class Filling:
             f"{mib(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
         )
 
-    def _reserve(self, key: str, size: int) -> tuple[int, list[int]]:
+    def _reserve(self, key: str, size: int, may_evict: bool) -> tuple[int, list[int]]:
         """Make room and take it: a ``.part`` of the full size, which counts from now on.
 
         Returns:
@@ -203,7 +206,7 @@ class Filling:
                     f"{directory.path}: a budget of {budget}, wanted {mib(wanted)} for one shard. {budget.cure}."
                 )
             used = sum(item.charge_bytes for item in items if item.kind != FILL)
-            evicted = evict(directory, items, used + wanted - budget.bytes)
+            evicted = evict(directory, items if may_evict else [], used + wanted - budget.bytes)
             if evicted is None:
                 raise NoRoomError(
                     f"{directory.path}: a budget of {budget}, {mib(used)} held and too much of it leased, wanted "

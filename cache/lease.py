@@ -36,11 +36,13 @@ class Lease:
         self._mapping: mmap.mmap | None = None
         self._views: list[memoryview] = []
         try:
-            self._map(dir_fd)
+            # No child is born with a mapping that it does not know of.
+            with DESCRIPTORS.unforked():
+                self._map(dir_fd)
+                DESCRIPTORS.watch(self)
         except BaseException:
             self.close()
             raise
-        DESCRIPTORS.watch(self)
 
     def _map(self, dir_fd: int) -> None:
         if self.size == 0:
@@ -61,9 +63,9 @@ class Lease:
         """Read-only bytes of the mapping, no copy; valid until `close`."""
         if self._mapping is None:
             return memoryview(b"")
-        with memoryview(self._mapping) as whole:
+        with DESCRIPTORS.unforked(), memoryview(self._mapping) as whole:
             view = whole[offset : offset + size]
-        self._views.append(view)
+            self._views.append(view)
         return view
 
     def close(self) -> None:
@@ -73,7 +75,8 @@ class Lease:
             # Explicit: a child between fork and exec may hold a duplicate of the descriptor.
             fcntl.flock(fd, fcntl.LOCK_UN)
             DESCRIPTORS.close(fd)
-        self._unmap()
+        with DESCRIPTORS.unforked():
+            self._unmap()
 
     def after_fork_in_child(self) -> None:
         """Drop the mapping; the descriptor is closed already, and the lock stays the parent's."""

@@ -69,6 +69,24 @@ class NodeCache:
         """
         return self._entered().open(entry, before_wait)
 
+    def open_made(
+        self, entry: Entry, size: int, fill: Callable[[memoryview], None], *, may_evict: bool = True
+    ) -> OpenEntry | None:
+        """Something made from an entry's bytes, made once per node and kept beside the shards. Never waits.
+
+        Args:
+            entry: What it is made of; its `content` says what is made, with every option that shapes it.
+            size: Bytes of it, at least 1.
+            fill: Writes all of them, in at most one process of the node at a time. What it raises is raised here, and
+                nothing is kept then.
+            may_evict: Whether entries that nobody uses may have to leave for it; else it only takes what is free.
+
+        Returns:
+            The bytes as a single blob, which the caller closes; None if there is no room now, if another process
+            makes it at this moment, or if the cache is off.
+        """
+        return self._entered().open_made(entry, size, fill, may_evict=may_evict)
+
     def budget(self) -> Budget | None:
         """The byte budget of the first tier as it is now; None if nothing is cached (mode "off", or no directory)."""
         return self._entered().budget()

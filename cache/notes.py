@@ -5,13 +5,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from epistream.errors import ChecksumError, FetchError, SourceChangedError
+from epistream.errors import ChecksumError, FetchError, SourceChangedError, SourceError
 
 # Errors that are carried to the waiters; any other is worth another try by the next process.
 CARRIED: dict[str, type[OSError]] = {
     "FetchError": FetchError,
     "ChecksumError": ChecksumError,
     "SourceChangedError": SourceChangedError,
+    "SourceError": SourceError,
 }
 
 

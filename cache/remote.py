@@ -123,11 +123,11 @@ class Remote:
             return tries(action)
         except (EpistreamError, WholeBodyError):
             raise
-        except _PERMANENT as error:
-            raise SourceError(
-                f"{what}: {_say(error)}, wanted to read it. Check the URL and the credentials."
-            ) from error
         except Exception as error:
+            if not _may_pass(error):
+                raise SourceError(
+                    f"{what}: {_say(error)}, wanted to read it. Check the URL and the credentials."
+                ) from error
             raise FetchError(
                 f"{what}: {_say(error)} after {tries.statistics.get('attempt_number', 1)} tries, wanted the bytes. "
                 "Check the server, or allow more with fetch_timeout_s."

@@ -22,6 +22,8 @@ class CacheStats:
         bytes_ranged: Bytes that ranged reads without the cache brought.
         retries: Requests that were tried again.
         refetches: Parts that were fetched again because of a wrong checksum.
+        made_hits: Entries made of others (decoded episodes) that were there.
+        made_fills: Such entries that this process made.
         fill_seconds: Time in fills.
         wait_seconds: Time waiting for fills of others and for room.
         tier: Where the last entry came from: "shm", "disk" or "direct"; "" before the first.
@@ -39,6 +41,8 @@ class CacheStats:
     bytes_ranged: int = 0
     retries: int = 0
     refetches: int = 0
+    made_hits: int = 0
+    made_fills: int = 0
     fill_seconds: float = 0.0
     wait_seconds: float = 0.0
     tier: str = ""

@@ -9,6 +9,7 @@ State of a key, as its files tell it (``.fill`` is only ever a lock and a note):
 No wait holds a lock: `acquire` polls for the fill right, and gives it back before it waits for room.
 """
 
+import contextlib
 import fcntl
 import os
 import time
@@ -132,6 +133,36 @@ class ShardStore:
                 self._wait_room(key, reason, room_deadline)
         finally:
             outcome.wait_s = max(0.0, time.monotonic() - started - outcome.fill_s)
+
+    def try_acquire(
+        self, key: str, size: int, fill: Filler, outcome: Outcome | None = None, *, may_evict: bool = True
+    ) -> Lease | None:
+        """Lease an entry, or fill it if that can begin now; waits neither for others' fills nor for room.
+
+        Args:
+            key: The entry's key.
+            size: Its bytes.
+            fill: As in `acquire`.
+            outcome: Filled in, if given.
+            may_evict: Whether others may have to leave for it; else it only takes what is free.
+
+        Returns:
+            None if somebody else fills it, or if there is no room.
+        """
+        outcome = outcome if outcome is not None else Outcome()
+        lease = self.lookup(key, size)
+        if lease is not None:
+            outcome.hit = True
+            return lease
+        with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as turn:
+            # A turn whose file was just removed belongs to nobody; the next try opens the new one.
+            if not turn.try_exclusive() or not turn.is_named():
+                return None
+            try:
+                # Who had the turn just before may have completed it.
+                return self.lookup(key, size) or self._filling.run(turn, key, size, fill, outcome, may_evict=may_evict)
+            except (PresentError, NoRoomError, TooLargeError):
+                return None
 
     def _wait_turn(self, key: str, size: int) -> Lease | LockFile:
         """The entry, if somebody else completes it; else the right to fill it."""

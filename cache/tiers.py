@@ -12,6 +12,7 @@ from epistream.cache.directory import Observer
 from epistream.cache.entry import Entry
 from epistream.cache.fetch import Fetcher, checksum_of, write_all
 from epistream.cache.lease import Lease
+from epistream.cache.made import write_mapped
 from epistream.cache.opened import OpenEntry
 from epistream.cache.opening import default_name, open_store
 from epistream.cache.options import CacheOptions
@@ -27,6 +28,8 @@ SHM_PARENT = Path("/dev/shm")
 # Local on clusters where home is a network file system, and it survives reboots.
 DISK_PARENT = Path("/var/tmp")
 _COPY_BYTES = 4 << 20
+# Where entries are kept that are made from others; reading a file in place is no way to keep those.
+_MADE_TIERS = {"auto": "shm", "shm": "shm", "disk": "disk", "off": ""}
 
 
 class Tiers:
@@ -91,6 +94,33 @@ class Tiers:
         self._counters.add(**{"direct" if tiers[0] == "direct" else "bypasses": 1})
         self._counters.tell_tier("direct", reason)
         return OpenEntry(self._direct(entry), "direct", None)
+
+    def open_made(
+        self, entry: Entry, size: int, fill: Callable[[memoryview], None], *, may_evict: bool
+    ) -> OpenEntry | None:
+        """As `NodeCache.open_made`."""
+        tier = _MADE_TIERS[self.options.mode]
+        store = self._store(tier) if tier else None
+        if store is None:
+            return None
+        if any(part.checksum is None and part.version is None for part in entry.parts):
+            entry = entry.with_versions([self._version(part.url) for part in entry.parts])
+        key, outcome = entry.key, Outcome()
+        try:
+            lease = store.try_acquire(key, size, lambda fd: write_mapped(fd, size, fill), outcome, may_evict=may_evict)
+        except EpistreamError:
+            raise
+        except OSError as error:
+            self._forget(tier)
+            self._step_down(tier, error)
+            return None
+        finally:
+            self._counters.add(
+                made_hits=int(outcome.hit), made_fills=int(outcome.filled), evictions=outcome.num_evicted
+            )
+        if lease is None:
+            return None
+        return OpenEntry((MappedBlob(lease.view(0, size), entry.parts[0].url),), tier, lease)
 
     def _route(self, entry: Entry) -> tuple[tuple[str, ...], str]:
         """The tiers to try in order, the source itself last, and why."""

@@ -194,3 +194,12 @@ def run_rank(path: str, cap: int, num_resident: int, seed: int, results: Connect
     give_up()
     store.directory.leave()
     results.send((wrong, bypassed))
+
+
+def run_node(cache: object, entry: object, results: Connection) -> None:
+    """Use a NodeCache that was sent here: (bytes, hits, fills)."""
+    with cache.open(entry) as opened:  # type: ignore[attr-defined]
+        data = bytes(opened.blobs[0].read(0, opened.blobs[0].size))
+    stats = cache.stats()  # type: ignore[attr-defined]
+    results.send((data, stats.hits, stats.fills))
+    # No close(): the end of the process leaves.

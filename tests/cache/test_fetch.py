@@ -1,0 +1,252 @@
+"""Fetching over HTTP from a server that drops, stalls, cuts, lies and refuses."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from faulty_server import FaultyServer, serve
+
+from epistream.cache import fetch
+from epistream.cache.blob import RangeBlob
+from epistream.cache.entry import Entry, Part
+from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.remote import Remote, RetryOptions, local_path
+from epistream.errors import ChecksumError, FetchError, FormatError, SourceChangedError, SourceError
+
+MIB = 1 << 20
+DATA = np.random.default_rng(3).integers(0, 256, 5 * MIB + 77, dtype=np.uint8).tobytes()
+INDEX = bytes(range(200))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with serve() as state:
+        state.files = {"/s.tar": DATA, "/s.index": INDEX}
+        yield state
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "CHUNK_BYTES", MIB)
+    monkeypatch.setattr(fetch.chunks, "__defaults__", (MIB,))
+
+
+def part_of(url: str, data: bytes, *, blocks: bool = False) -> Part:
+    sums = np.array([xxhash.xxh3_64_intdigest(data[i : i + MIB]) for i in range(0, len(data), MIB)], np.uint64)
+    return Part(url, len(data), xxhash.xxh3_128_hexdigest(data), block_checksums=sums if blocks else None)
+
+
+def entry_of(server: FaultyServer) -> Entry:
+    return Entry((part_of(f"{server.url}/s.tar", DATA), part_of(f"{server.url}/s.index", INDEX)))
+
+
+def cache_of(path: Path, **changes: float | str) -> NodeCache:
+    fast = {"request_timeout_s": 10.0, "fetch_timeout_s": 30.0, "directory": str(path), "mode": "shm", **changes}
+    return NodeCache(CacheOptions(**fast))
+
+
+def assert_right(cache: NodeCache, entry: Entry) -> None:
+    with cache.open(entry) as opened:
+        assert bytes(opened.blobs[0].read(0, len(DATA))) == DATA
+        assert bytes(opened.blobs[1].read(0, len(INDEX))) == INDEX
+
+
+def only_first(fault: str, requests: int = 1):
+    return lambda path, number: fault if number < requests else None
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("fault", ["503", "429", "500", "drop", "cut", "short", "trickle"])
+def test_fetch_with_a_passing_fault_brings_the_bytes_once(server: FaultyServer, cache_path: Path, fault: str) -> None:
+    server.plan = lambda path, number: fault if path == "/s.tar" and number in (0, 3) else None
+    with cache_of(cache_path) as cache:
+        assert_right(cache, entry_of(server))
+        stats = cache.stats()
+    assert stats.bytes_fetched == len(DATA) + len(INDEX)
+    # What had arrived is not asked for again: 6 chunks, 1 index, and the two that failed. (A dropped connection
+    # is tried again by the HTTP library itself.)
+    num_faults = 0 if fault == "trickle" else 2
+    assert len(server.requests) == 7 + num_faults
+    assert stats.retries == (0 if fault == "drop" else num_faults)
+
+
+def test_fetch_from_a_stalling_server_is_delayed_and_not_hung(server: FaultyServer, cache_path: Path) -> None:
+    server.plan = only_first("stall")
+    with cache_of(cache_path, request_timeout_s=0.3) as cache:
+        assert_right(cache, entry_of(server))
+
+
+def test_fetch_from_a_server_that_always_stalls_ends_with_an_error(server: FaultyServer, cache_path: Path) -> None:
+    server.plan = lambda path, number: "stall"
+    with (
+        cache_of(cache_path, request_timeout_s=0.2, fetch_timeout_s=1.0) as cache,
+        pytest.raises(FetchError, match=r"/s\.tar: bytes 0-\d+: TimeoutError after \d tries, wanted the bytes\."),
+    ):
+        cache.open(entry_of(server))
+
+
+def test_fetch_from_a_server_that_always_fails_ends_after_its_tries(server: FaultyServer, cache_path: Path) -> None:
+    server.plan = lambda path, number: "503"
+    with cache_of(cache_path, attempts=2) as cache, pytest.raises(FetchError, match=r"503.*after 2 tries"):
+        cache.open(entry_of(server))
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("fault", ["403", "401", "400"])
+def test_fetch_that_is_refused_is_not_tried_again(server: FaultyServer, cache_path: Path, fault: str) -> None:
+    server.plan = lambda path, number: fault
+    with cache_of(cache_path) as cache, pytest.raises(SourceError, match=f"{fault}.*Check the URL and the credentials"):
+        cache.open(entry_of(server))
+    assert len(server.requests) == 1
+
+
+def test_fetch_of_a_missing_object_names_its_url(server: FaultyServer, cache_path: Path) -> None:
+    entry = Entry((part_of(f"{server.url}/none.tar", DATA),))
+    with cache_of(cache_path) as cache, pytest.raises(SourceError, match=r"/none\.tar"):
+        cache.open(entry)
+    assert len(server.requests) == 1
+
+
+def test_fetch_of_wrong_bytes_is_repeated_once(server: FaultyServer, cache_path: Path) -> None:
+    server.plan = lambda path, number: "wrong" if path == "/s.tar" and number == 1 else None
+    with cache_of(cache_path) as cache:
+        assert_right(cache, entry_of(server))
+        assert cache.stats().refetches == 1
+
+
+def test_fetch_of_wrong_bytes_twice_names_both_checksums_and_leaves_nothing(
+    server: FaultyServer, cache_path: Path
+) -> None:
+    server.plan = lambda path, number: "wrong" if path == "/s.tar" else None
+    entry = entry_of(server)
+    with cache_of(cache_path) as cache:
+        with pytest.raises(
+            ChecksumError, match=rf"/s\.tar: checksum [0-9a-f]{{32}} twice, wanted {entry.parts[0].checksum}"
+        ):
+            cache.open(entry)
+        assert [file.name for file in cache_path.iterdir() if file.suffix in (".part", ".shard")] == []
+
+
+def test_fetch_error_is_carried_to_another_process_without_another_request(
+    server: FaultyServer, cache_path: Path
+) -> None:
+    server.plan = lambda path, number: "403"
+    with cache_of(cache_path) as cache, cache_of(cache_path) as other:
+        with pytest.raises(SourceError) as first:
+            cache.open(entry_of(server))
+        with pytest.raises(SourceError) as second:
+            other.open(entry_of(server))
+    assert str(first.value) == str(second.value)
+    assert len(server.requests) == 1
+
+
+def test_fetch_from_a_server_without_ranges_reads_it_through(server: FaultyServer, cache_path: Path) -> None:
+    server.ranges = False
+    with cache_of(cache_path) as cache:
+        assert_right(cache, entry_of(server))
+
+
+def test_fetch_of_an_object_that_became_shorter_ends_with_an_error(server: FaultyServer, cache_path: Path) -> None:
+    entry = entry_of(server)
+    server.files["/s.tar"] = DATA[: 3 * MIB]
+    with cache_of(cache_path, attempts=2) as cache, pytest.raises(FetchError, match="a body of"):
+        cache.open(entry)
+
+
+def test_second_open_fetches_nothing(server: FaultyServer, cache_path: Path) -> None:
+    with cache_of(cache_path) as cache, cache_of(cache_path) as other:
+        assert_right(cache, entry_of(server))
+        before = len(server.requests)
+        assert_right(other, entry_of(server))
+        assert len(server.requests) == before
+        assert other.stats().hits == 1
+
+
+def test_range_blob_checks_each_block(server: FaultyServer) -> None:
+    remote = Remote(None, RetryOptions(attempts=2))
+    counted: list[int] = []
+    blob = RangeBlob(part_of(f"{server.url}/s.tar", DATA, blocks=True), remote, counted.append)
+    assert bytes(blob.read(2 * MIB - 5, 10)) == DATA[2 * MIB - 5 : 2 * MIB + 5]
+    assert counted == [2 * MIB]
+    assert bytes(blob.read(2 * MIB + 5, 10)) == DATA[2 * MIB + 5 : 2 * MIB + 15]
+    assert counted == [2 * MIB], "the block was kept"
+    server.plan = lambda path, number: "wrong"
+    with pytest.raises(ChecksumError, match=r"/s\.tar: block 4 \(bytes from 4194304\)"):
+        blob.read(4 * MIB, 10)
+
+
+def test_range_blob_reads_more_than_it_keeps(server: FaultyServer) -> None:
+    data = np.random.default_rng(4).integers(0, 256, 20 * MIB + 3, dtype=np.uint8).tobytes()
+    server.files["/big"] = data
+    blob = RangeBlob(part_of(f"{server.url}/big", data, blocks=True), Remote(None, RetryOptions()), lambda size: None)
+    assert bytes(blob.read(1, len(data) - 1)) == data[1:]
+
+
+def test_range_blob_without_ranges_on_the_server_says_so(server: FaultyServer) -> None:
+    server.ranges = False
+    blob = RangeBlob(part_of(f"{server.url}/s.tar", DATA), Remote(None, RetryOptions()), lambda size: None)
+    with pytest.raises(FetchError, match="the server ignores ranges"):
+        blob.read(0, 10)
+
+
+def test_range_blob_beyond_the_end_is_a_named_error(server: FaultyServer) -> None:
+    blob = RangeBlob(part_of(f"{server.url}/s.tar", DATA), Remote(None, RetryOptions()), lambda size: None)
+    with pytest.raises(FormatError, match=r"s\.tar: bytes \[5242957, 5242958\) asked for, it has 5242957"):
+        blob.read(len(DATA), 1)
+
+
+def test_fetch_of_a_local_file_that_was_truncated_names_it(tmp_path: Path, cache_path: Path) -> None:
+    file = tmp_path / "s.tar"
+    file.write_bytes(DATA[:-1])
+    entry = Entry((part_of(str(file), DATA),))
+    with (
+        cache_of(cache_path) as cache,
+        pytest.raises(SourceChangedError, match=rf"s\.tar: {len(DATA) - 1} bytes, wanted {len(DATA)}"),
+    ):
+        cache.open(entry)
+
+
+def test_fetch_of_a_missing_local_file_names_it(tmp_path: Path, cache_path: Path) -> None:
+    with cache_of(cache_path) as cache, pytest.raises(SourceError, match=r"none\.tar: No such file"):
+        cache.open(Entry((Part(str(tmp_path / "none.tar"), 10, "0" * 32),)))
+
+
+def test_fetch_through_fsspec_memory_file_system(cache_path: Path) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/bucket/s.tar", DATA)
+    with cache_of(cache_path) as cache, cache.open(Entry((part_of("memory://bucket/s.tar", DATA),))) as opened:
+        assert bytes(opened.blobs[0].read(0, len(DATA))) == DATA
+    fs.rm("/bucket/s.tar")
+
+
+def test_entry_without_a_checksum_is_known_by_its_version(tmp_path: Path, cache_path: Path) -> None:
+    file = tmp_path / "s.tar"
+    entry = Entry((Part(str(file), 4),))
+    with cache_of(cache_path) as cache:
+        file.write_bytes(b"old!")
+        with cache.open(entry) as opened:
+            assert bytes(opened.blobs[0].read(0, 4)) == b"old!"
+    file.write_bytes(b"new!")
+    os.utime(file, ns=(1, 1))
+    with cache_of(cache_path) as cache, cache.open(entry) as opened:
+        assert bytes(opened.blobs[0].read(0, 4)) == b"new!"
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/a/b.tar", "/a/b.tar"),
+        ("file:///a/b.tar", "/a/b.tar"),
+        ("http://h/b.tar", None),
+        ("s3://bucket/b.tar", None),
+        ("memory://b.tar", None),
+        ("simplecache::file:///a/b.tar", None),
+    ],
+)
+def test_local_path_is_that_of_files_only(url: str, path: str | None) -> None:
+    assert local_path(url) == (None if path is None else Path(path))
