@@ -1,8 +1,6 @@
 """Writes tar members under the rules that keep every other reader happy, and knows where each payload begins."""
 
-import contextlib
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +11,18 @@ BLOCK_BYTES = 512
 # USTAR's size field is eleven octal digits.
 MAX_MEMBER_BYTES = 8**11 - 1
 _MAX_NAME_BYTES = 100
+
+
+def _template() -> bytes:
+    """A header without name, size and checksum."""
+    header = bytearray(tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+    header[124:135] = bytes(11)
+    header[148:156] = b" " * 8
+    return bytes(header)
+
+
+_TEMPLATE = _template()
+_TEMPLATE_SUM = sum(_TEMPLATE)
 
 
 def check_member_name(name: str) -> None:
@@ -31,19 +41,26 @@ def check_member_name(name: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def write_errors(path: str | Path, num_bytes: int) -> Iterator[None]:
-    """Turns what the operating system says while `path` is written into a `PackError`.
+def _header(name: bytes, size: int) -> bytes:
+    """The header of a regular file, as tarfile writes it for USTAR, in a twentieth of its time."""
+    header = bytearray(_TEMPLATE)
+    digits = b"%011o" % size
+    header[: len(name)] = name
+    header[124:135] = digits
+    # The sum of all bytes, the checksum's own field taken as spaces.
+    header[148:156] = b"%06o\0 " % (_TEMPLATE_SUM + sum(name) + sum(digits))
+    return bytes(header)
+
+
+def write_error(path: str | Path, num_bytes: int, error: OSError) -> PackError:
+    """What the operating system said while `path` was written, as an error of ours.
 
     Without it a full disk could be taken for a source that cannot be read: h5py raises OSError too.
     """
-    try:
-        yield
-    except OSError as error:
-        raise PackError(
-            f"{path}: cannot write after {num_bytes:,} bytes ({error.strerror or error}). "
-            "Make room, or choose another folder; nothing was published."
-        ) from error
+    return PackError(
+        f"{path}: cannot write after {num_bytes:,} bytes ({error.strerror or error}). "
+        "Make room, or choose another folder; nothing was published."
+    )
 
 
 class TarWriter:
@@ -87,9 +104,7 @@ class TarWriter:
         if size > MAX_MEMBER_BYTES:
             raise LayoutError(f"tar member {name!r}: {size:,} bytes, wanted at most {MAX_MEMBER_BYTES:,} (USTAR).")
         self._names.add(name)
-        info = tarfile.TarInfo(name)
-        info.size = size
-        self._put(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        self._put(_header(name.encode("ascii"), size))
         self._open_bytes = size
         self._padding = -size % BLOCK_BYTES
         return self.num_bytes
@@ -101,7 +116,7 @@ class TarWriter:
             raise ValueError(f"{len(view):,} bytes for a member that lacks {self._open_bytes:,}")
         self._put(view)
         self._open_bytes -= len(view)
-        if not self._open_bytes:
+        if not self._open_bytes and self._padding:
             self._put(bytes(self._padding))
 
     def mark(self) -> int:
@@ -127,6 +142,8 @@ class TarWriter:
         self._put(bytes(2 * BLOCK_BYTES))
 
     def _put(self, data: bytes | memoryview) -> None:
-        with write_errors(self._where, self.num_bytes):
+        try:
             self._file.write(data)
+        except OSError as error:
+            raise write_error(self._where, self.num_bytes, error) from error
         self.hasher.update(data)

@@ -17,7 +17,7 @@ from epistream.sharding.episode_meta import EpisodeMeta
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.names import index_name
-from epistream.sharding.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_errors
+from epistream.sharding.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 
 _BUFFER_BYTES = 1 << 20
 
@@ -118,15 +118,17 @@ class ShardWriter:
         index_temporary = index_path.with_name(f".{index_path.name}.tmp")
         try:
             self._tar.finish()
-            with write_errors(self._path, self._tar.num_bytes):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
             data = self._index().to_bytes()
-            with write_errors(index_path, len(data)), index_temporary.open("wb") as file:
+            with index_temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        except OSError as error:
+            index_temporary.unlink(missing_ok=True)
+            raise write_error(self._path, self._tar.num_bytes, error) from error
         except BaseException:
             index_temporary.unlink(missing_ok=True)
             raise

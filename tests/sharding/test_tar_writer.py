@@ -36,6 +36,19 @@ def test_tar_is_read_by_tarfile_with_fixed_owner_and_time():
         assert (info.mode, info.isreg(), info.pax_headers) == (0o644, True, {})
 
 
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 70_000])
+@pytest.mark.parametrize("name", ["ep-0.a.npy", "ep-000000123." + "x" * 87])
+def test_member_is_byte_for_byte_what_tarfile_writes(name, size):
+    data, _, _ = written([(name, b"q" * size)])
+    info = tarfile.TarInfo(name)
+    info.size = size
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"q" * size))
+    # tarfile fills the end up to 10 KiB.
+    assert expected.getvalue().startswith(data)
+
+
 def test_tar_headers_are_ustar_without_prefix_and_payloads_start_at_multiples_of_512():
     data, offsets, _ = written(MEMBERS)
     for offset in offsets:
