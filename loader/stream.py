@@ -147,7 +147,7 @@ class EpisodeStream(IterableDataset[Batch]):
         if split == "auto":
             split = "train" if "train" in dataset.splits else None
         times = None if repetitions is None else np.asarray(repetitions, dtype=np.int64)
-        anchors = Anchors(dataset, split, window.reach(chosen), window.drop_incomplete, times)
+        anchors = Anchors(dataset, split, *window.anchor_rule(chosen), times)
         plan = Plan.of(anchors, dataset, replace(order or OrderOptions(), shuffle=shuffle, seed=seed))
         self._job = ReadJob(
             dataset=dataset,
