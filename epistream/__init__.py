@@ -11,7 +11,9 @@ from epistream.errors import EpistreamError
 
 if TYPE_CHECKING:
     from epistream.cache.options import CacheOptions
+    from epistream.configs.config import Config, load_config
     from epistream.loader.loader import StreamingLoader
+    from epistream.loader.monitor import MonitorOptions
     from epistream.loader.plan import OrderOptions
     from epistream.loader.stream import EpisodeStream
     from epistream.loader.window import Window
@@ -21,26 +23,32 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CacheOptions": "epistream.cache.options",
+    "Config": "epistream.configs.config",
     "Dataset": "epistream.sharding.dataset",
     "EpisodeStream": "epistream.loader.stream",
+    "MonitorOptions": "epistream.loader.monitor",
     "OrderOptions": "epistream.loader.plan",
     "StreamingLoader": "epistream.loader.loader",
     "Window": "epistream.loader.window",
     "World": "epistream.loader.world",
+    "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
     "pack": "epistream.sharding.pack",
 }
 
 __all__ = [
     "CacheOptions",
+    "Config",
     "Dataset",
     "EpisodeStream",
     "EpistreamError",
+    "MonitorOptions",
     "OrderOptions",
     "StreamingLoader",
     "Window",
     "World",
     "__version__",
+    "load_config",
     "open_dataset",
     "pack",
 ]

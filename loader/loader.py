@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
@@ -24,8 +24,16 @@ from epistream.loader.residency import budget_advice
 from epistream.loader.schedule import Schedule
 from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
-from epistream.loader.stream import EpisodeStream
+from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.worker import Message
+from epistream.loader.world import World
+
+
+class LoaderConfig(StreamConfig, Protocol):
+    """What `StreamingLoader.from_config` asks of a configuration."""
+
+    def loader_arguments(self, world: World | None = None) -> dict[str, Any]:
+        """Keyword arguments of `StreamingLoader` for a rank of this world."""
 
 
 class StreamingLoader:
@@ -93,6 +101,20 @@ class StreamingLoader:
         self._monitor = Monitor(monitor or MonitorOptions(), world.rank, world.local_rank, self.stats, self.report)
         # Where the training loop is: set while an iteration runs, None before and after.
         self._consumed: tuple[int, int] | None = None
+
+    @classmethod
+    def from_config(
+        cls, config: LoaderConfig, source: Source | None = None, world: World | None = None
+    ) -> "StreamingLoader":
+        """The stream that a configuration describes, in a loader as it describes it.
+
+        Args:
+            config: for example one of `epistream.load_config`.
+            source: what to stream instead of the configuration's source.
+            world: which rank this is; detected by default.
+        """
+        stream = EpisodeStream.from_config(config, source, world=world)
+        return cls(stream, **config.loader_arguments(stream.job.world))
 
     @property
     def num_batches(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,18 @@ from epistream.sharding.dataset import open_dataset
 
 Batch = dict[str, Any]
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+@runtime_checkable
+class StreamConfig(Protocol):
+    """What `EpisodeStream.from_config` asks of a configuration, which the loader knows nothing else about."""
+
+    @property
+    def source(self) -> Source | None:
+        """What to stream, if it says so."""
+
+    def stream_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `EpisodeStream`."""
 
 
 class WindowPlace(NamedTuple):
@@ -165,6 +177,27 @@ class EpisodeStream(IterableDataset[Batch]):
         # stay alive over epochs have copies of everything else.
         self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
+
+    @classmethod
+    def from_config(cls, config: StreamConfig, source: Source | None = None, **changes: Any) -> "EpisodeStream":
+        """The stream that a configuration describes, for example one of `epistream.load_config`.
+
+        Args:
+            config: a source and arguments.
+            source: what to stream instead of the configuration's source.
+            changes: arguments that win over the configuration's.
+
+        Raises:
+            OptionError: neither names a source; and as the constructor.
+        """
+        if not isinstance(config, StreamConfig):
+            raise OptionError(
+                f"from_config: {config!r}, wanted a configuration. Use from_config(epistream.load_config({config!r}))."
+            )
+        source = config.source if source is None else source
+        if source is None:
+            raise OptionError("from_config: no source. Name one here, or as 'source' in the configuration.")
+        return cls(source, **{**config.stream_arguments(), **changes})
 
     @property
     def job(self) -> ReadJob:

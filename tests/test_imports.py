@@ -60,14 +60,17 @@ def test_no_module_is_longer_than_400_lines():
 def test_exported_names_are_these():
     assert sorted(epistream.__all__) == [
         "CacheOptions",
+        "Config",
         "Dataset",
         "EpisodeStream",
         "EpistreamError",
+        "MonitorOptions",
         "OrderOptions",
         "StreamingLoader",
         "Window",
         "World",
         "__version__",
+        "load_config",
         "open_dataset",
         "pack",
     ]

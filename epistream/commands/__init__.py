@@ -12,9 +12,11 @@ from epistream.errors import EpistreamError
 _HELP = {
     "bench": "Measure windows/s on a dataset, beside the bound of this machine.",
     "cache": "List, clear and warm the node's shard cache.",
+    "config": "Show a configuration: every key, its value, and where it comes from.",
     "index": "Write indexes and a manifest for tar shards that have none.",
     "inspect": "Show what a dataset holds.",
     "pack": "Pack HDF5 episodes into tar shards.",
+    "tune": "Measure a dataset and this machine, and choose a configuration.",
     "verify": "Check a dataset's bytes, indexes and frames.",
 }
 
@@ -48,7 +50,5 @@ def main() -> None:
     try:
         cli()
     except EpistreamError as error:
-        Console(stderr=True, highlight=False).print(
-            f"error: {error}", style="red", markup=False, soft_wrap=True
-        )
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)

@@ -1,0 +1,192 @@
+"""A configuration, layered: defaults < preset < file < arguments; validated; it builds streams and loaders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from epistream.cache.options import CacheOptions
+from epistream.configs.keys import NAMES, PRESET_KEY, flatten, full_name, keys, nest, unknown
+from epistream.configs.presets import PRESETS, preset_values
+from epistream.configs.schema import Settings
+from epistream.errors import OptionError, SourceError
+from epistream.loader.cores import num_usable_cores
+from epistream.loader.loader import StreamingLoader
+from epistream.loader.monitor import MonitorOptions
+from epistream.loader.plan import OrderOptions
+from epistream.loader.stream import EpisodeStream, Source
+from epistream.loader.window import Window
+from epistream.loader.world import World
+from epistream.sharding.pack import pack
+from epistream.sharding.pack_options import PackOptions
+
+_MAX_AUTO_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Config:
+    """A validated configuration; made by `load_config`.
+
+    Attributes:
+        settings: the values.
+        origins: where each key that is no default comes from: "preset large", the file's path or "argument".
+    """
+
+    settings: Settings
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str | list[str] | None:
+        """What to stream, if the configuration says so."""
+        return self.settings.source
+
+    def stream_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `EpisodeStream`, without its source."""
+        stream = self.settings.stream
+        values = {name: getattr(stream, name) for name in type(stream).model_fields}
+        window = {name: getattr(stream.window, name) for name in type(stream.window).model_fields}
+        # A sample format has a window of its own, which holds unless somebody says otherwise.
+        values["window"] = Window(**window) if any(key.startswith("stream.window.") for key in self.origins) else None
+        values["order"] = OrderOptions(**self.settings.order.model_dump(), shuffle=stream.shuffle, seed=stream.seed)
+        cache = self.settings.cache
+        values["cache"] = CacheOptions(**{name: getattr(cache, name) for name in type(cache).model_fields})
+        return values
+
+    def loader_arguments(self, world: World | None = None) -> dict[str, Any]:
+        """Keyword arguments of `StreamingLoader`, without its stream. `world` shares the cores out."""
+        values = self.settings.loader.model_dump()
+        if values["num_workers"] == "auto" and values["num_threads"]:
+            values["num_workers"] = 0
+        elif values["num_workers"] == "auto":
+            ranks = (world or World.detect()).local_size
+            values["num_workers"] = max(1, min(_MAX_AUTO_WORKERS, num_usable_cores() // ranks))
+        values["monitor"] = MonitorOptions(**self.settings.monitor.model_dump())
+        return values
+
+    def pack_arguments(self) -> dict[str, Any]:
+        """Options of `pack`."""
+        section = self.settings.pack
+        return {name: getattr(section, name) for name in type(section).model_fields}
+
+    def stream(self, source: Source | None = None, world: World | None = None) -> EpisodeStream:
+        """The stream that this describes. `source` replaces the configuration's own."""
+        return EpisodeStream.from_config(self, source, world=world)
+
+    def loader(self, source: Source | None = None, world: World | None = None) -> StreamingLoader:
+        """The stream that this describes, in a loader."""
+        return StreamingLoader.from_config(self, source, world=world)
+
+    def pack(self, sources: Any, out: Any, **options: Any) -> Any:
+        """Pack HDF5 episodes as the section ``pack`` says; other options as `epistream.pack` takes them."""
+        return pack(sources, out, **{**self.pack_arguments(), **options})
+
+    def rows(self) -> list[tuple[str, Any, str, str]]:
+        """(key, value, where it comes from, what it means) of every key."""
+        values = dict(flatten(self.settings.model_dump(mode="json")))
+        return [
+            (name, values.get(name), self.origins.get(name, "default"), info.description or "") for name, info in keys()
+        ]
+
+    def to_yaml(self, everything: bool = False) -> str:
+        """YAML that `load_config` reads back to the same values; only what somebody said, or `everything`."""
+        values = dict(flatten(self.settings.model_dump(mode="json")))
+        kept = {name: values[name] for name in NAMES if everything or name in self.origins}
+        return yaml.safe_dump(nest(kept), sort_keys=False, default_flow_style=None, width=100)
+
+
+def load_config(file: str | Path | None = None, *, preset: str | None = None, **changes: Any) -> Config:
+    """Layer a configuration: defaults < preset < file < arguments.
+
+    Args:
+        file: a YAML file; its key ``preset`` names the preset that it changes. A preset's name is taken as well.
+        preset: small, medium, large or xlarge; wins over the file's.
+        changes: single keys (``batch_size=8``) or sections (``cache={"mode": "shm"}``).
+
+    Raises:
+        OptionError: an unknown key (the nearest known one is named), or a value outside its range.
+        SourceError: the file cannot be read.
+    """
+    if isinstance(file, str) and file in PRESETS:
+        if preset not in (None, file):
+            raise OptionError(f"preset: {file!r} and {preset!r}, wanted one of them.")
+        file, preset = None, file
+    in_file = _read(Path(file)) if file is not None else {}
+    named = in_file.pop(PRESET_KEY, None)
+    preset = preset or named
+    if preset is not None and preset not in PRESETS:
+        raise OptionError(f"preset: {preset!r}, wanted one of {', '.join(PRESETS)}.")
+    layers = [(str(file), in_file), ("argument", changes)]
+    if preset is not None:
+        layers.insert(0, (f"preset {preset}", preset_values(preset)))
+    return _layered(layers)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise SourceError(
+            f"{path}: {why}, wanted a YAML configuration or one of the presets {', '.join(PRESETS)}. "
+            "Make one with 'epistream tune SOURCE --output FILE'."
+        ) from error
+    except yaml.YAMLError as error:
+        raise OptionError(f"{path}: no YAML ({' '.join(str(error).split())}). Correct it.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise OptionError(f"{path}: {type(values).__name__}, wanted keys and values, for example 'stream:'.")
+    return values
+
+
+def _layered(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for where, layer in layers:
+        for given, value in flatten(_opened(layer)):
+            name = full_name(given)
+            # A key by its last part alone is a convenience of arguments; in files it would hide typing errors.
+            if name is None or (where != "argument" and name != given):
+                raise OptionError(f"{where}: {unknown(given)}")
+            values[name], origins[name] = value, where
+    try:
+        config = Config(Settings(**nest(values)), origins)
+    except ValidationError as error:
+        raise OptionError(_explain(error, origins)) from error
+    _check_together(config)
+    return config
+
+
+def _opened(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer with options objects as mappings, and with ``window`` where it belongs."""
+    opened = {key: asdict(value) if isinstance(value, Window | CacheOptions) else value for key, value in layer.items()}
+    if "window" in opened and "stream" not in opened:
+        opened["stream"] = {"window": opened.pop("window")}
+    return opened
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """The first thing that is wrong: where, found, wanted."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    name = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in NAMES), parts[0])
+    info = dict(keys()).get(name)
+    wanted = first["msg"].removeprefix("Value error, ").replace("Input should be", "wanted").rstrip(".")
+    found = "" if first["type"] == "value_error" else f"{first['input']!r:.80}, "
+    meaning = f": {info.description}" if info is not None else ""
+    return f"{origins.get(name, 'configuration')}: {name}: {found}{wanted}{meaning}. See 'epistream config show'."
+
+
+def _check_together(config: Config) -> None:
+    """What only shows when values meet: by building what they are for."""
+    config.stream_arguments()
+    loader = config.settings.loader
+    if loader.num_threads and loader.num_workers not in (0, "auto"):
+        raise OptionError(
+            f"loader.num_threads: {loader.num_threads} with num_workers {loader.num_workers}, wanted one of them. "
+            "Threads serve where num_workers is 0."
+        )
+    PackOptions(**config.pack_arguments())
