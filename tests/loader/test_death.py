@@ -1,5 +1,6 @@
 """Processes die: whatever is killed, nobody hangs, nobody is left over, and no memory stays."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,10 +73,8 @@ def start(aloha_shards, cache_directory):
 
     yield start
     for process in processes:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait(DEADLINE_S)
         with process:  # closes its pipes
             pass

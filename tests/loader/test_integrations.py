@@ -27,7 +27,9 @@ from torch.utils.data import DataLoader
 import epistream as es
 
 accelerator = Accelerator(cpu=True)
-stream = es.EpisodeStream(sys.argv[1], batch_size=10, features=["action"])
+keep = ("episode_index", "step_index")  # Accelerate can hand out tensors only
+only = lambda batch: {key: batch[key] for key in keep}
+stream = es.EpisodeStream(sys.argv[1], batch_size=10, features=["action"], sample_format=only)
 loader = accelerator.prepare(DataLoader(stream, batch_size=None))
 seen = [pair for b in loader for pair in zip(b["episode_index"].tolist(), b["step_index"].tolist())]
 open(f"{sys.argv[2]}/rank-{accelerator.process_index}.json", "w").write(json.dumps(seen))
