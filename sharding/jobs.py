@@ -20,7 +20,7 @@ from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import layout_by_name
 from epistream.sharding.names import index_name
-from epistream.sharding.outputs import Output, outputs_of
+from epistream.sharding.outputs import outputs_of
 from epistream.sharding.pack_options import PackOptions
 from epistream.sharding.planning import PlannedEpisode
 from epistream.sharding.statistics import Summary, merge_all, summarize
@@ -86,6 +86,7 @@ class _Work:
     statistics: list[Mapping[str, Summary]] = field(default_factory=list)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    reported_bytes: int = 0
 
 
 def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
@@ -103,7 +104,9 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
                 _pack_episode(task, writer, episode, source, work, pulse)
             except (LayoutError, FormatError, SourceError) as error:
                 work.faults.append(str(error) if str(error).endswith(".") else f"{error}.")
-            pulse.add(episodes=1, num_bytes=episode.source_bytes)
+            # What its frames have not reported: arrays, and all after a fault.
+            pulse.add(episodes=1, num_bytes=episode.source_bytes - work.reported_bytes)
+            work.reported_bytes = 0
         if not writer.num_episodes:
             return ShardResult(None, b"", {}, {}, tuple(work.faults))
         shard = writer.finish()
@@ -180,10 +183,7 @@ def _pack_episode(
             for name, output in outputs.items()
             if output.feature.kind == "frames"
         }
-        frames = {
-            name: _watched(camera.arrays() if _is_raw(outputs[name]) else camera.encoded(), pulse)
-            for name, camera in cameras.items()
-        }
+        frames = {name: _watched(camera, work, pulse) for name, camera in cameras.items()}
         writer.add(_meta(episode, planned, source), arrays, frames)
     work.statistics.append({name: summarize(values) for name, values in arrays.items()})
     for name, camera in cameras.items():
@@ -191,14 +191,13 @@ def _pack_episode(
             work.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
 
 
-def _is_raw(output: Output) -> bool:
-    return output.feature.codec == "raw"
-
-
-def _watched(frames: Iterator[Any], pulse: Pulse) -> Iterator[Any]:
-    """`frames`, until the job is stopped."""
-    for frame in frames:
-        pulse.add()
+def _watched(camera: FrameSource, work: _Work, pulse: Pulse) -> Iterator[Any]:
+    """The frames of `camera` as the writer wants them, each reported, until the job is stopped."""
+    is_raw = camera.output.feature.codec == "raw"
+    num_bytes = camera.output.source.num_bytes // camera.length
+    for frame in camera.arrays() if is_raw else camera.encoded():
+        work.reported_bytes += num_bytes
+        pulse.add(num_bytes=num_bytes)
         yield frame
 
 

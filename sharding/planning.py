@@ -10,7 +10,7 @@ import xxhash
 
 from epistream.errors import LayoutError, OptionError, PackError
 from epistream.sharding.features import Feature, describe_difference
-from epistream.sharding.layouts.registry import scan_source
+from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.outputs import outputs_of
 from epistream.sharding.pack_options import PackOptions
 
@@ -238,5 +238,10 @@ def _group(episodes: Sequence[PlannedEpisode], estimates: Sequence[int], shard_b
 
 def describe_faults(faults: Sequence[str]) -> str:
     """The message of a job that stops at bad sources: every one of them, a line each."""
-    lines = "\n".join(f"  {fault}" for fault in faults)
-    return f"{len(faults)} faults in the sources, nothing was published:\n{lines}\nGo on without them: --skip-bad."
+    # The list of layouts is long, and the same for every file that fits none.
+    known = looked_for()
+    lines = [f"  {fault.removesuffix(known).rstrip()}" for fault in faults]
+    if any(fault.endswith(known) for fault in faults):
+        lines.append(known)
+    count = f"{len(faults)} fault" + "s" * (len(faults) != 1)
+    return "\n".join([f"{count} in the sources, nothing was published:", *lines, "Go on without them: --skip-bad."])

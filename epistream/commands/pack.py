@@ -1,6 +1,7 @@
 """`epistream pack`: HDF5 episodes into tar shards."""
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -49,10 +50,14 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
     """Pack the HDF5 episodes in SRC... (files, folders, globs) into a dataset of tar shards at OUT (folder or URL)."""
     options["rename"] = [_pair(text) for text in options["rename"]]
     options["image_size"] = _size(options["image_size"])
-    with _Display() as display:
-        report = pack(
-            sources, out, progress=display.show, workers=_num_cores() if workers is None else workers, **options
-        )
+    num_workers = _num_cores() if workers is None else workers
+    try:
+        with _Display() as display:
+            report = pack(sources, out, progress=display.show, workers=num_workers, **options)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: nothing was published; complete shards stay in {out} for --resume", err=True)
+        # What a shell reports of a program ended by Ctrl-C.
+        sys.exit(130)
     _print(report)
 
 
@@ -128,11 +133,13 @@ class _Display:
 def _print(report: PackReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
-    layouts = ", ".join(f"{count} {name}" for name, count in report.layouts.items())
+    layouts = " and ".join(_count(count, f"{name} file") for name, count in report.layouts.items())
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
-    console.print(f"{report.num_episodes:,} episodes, {report.num_steps:,} steps from {layouts} files", markup=False)
     console.print(
-        f"{report.num_shards:,} shards, {_mb(report.num_bytes)} from {_mb(report.source_bytes)} "
+        f"{_count(report.num_episodes, 'episode')}, {_count(report.num_steps, 'step')} from {layouts}", markup=False
+    )
+    console.print(
+        f"{_count(report.num_shards, 'shard')}, {_mb(report.num_bytes)} from {_mb(report.source_bytes)} "
         f"in {report.seconds:.1f} s ({rate:.0f} MB/s)" + (f", {report.num_resumed} resumed" * bool(report.num_resumed))
     )
     console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
@@ -158,6 +165,10 @@ def _describe(feature: Feature, report: PackReport) -> str:
             f"({measured.num_frames} frames)"
         )
     return f"{text}, exact" if feature.codec != "jpeg" else f"{text}, copied byte for byte"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
 
 
 def _mb(num_bytes: int) -> str:

@@ -59,8 +59,12 @@ def detect(file: h5py.File) -> Layout:
     for layout in LAYOUTS:
         if layout.matches(file):
             return layout
-    wanted = "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS)
-    raise LayoutError(f"found {_contents(file)}. That fits no known layout; looked for: {wanted}")
+    raise LayoutError(f"found {_contents(file)}, which fits no known layout. {looked_for()}")
+
+
+def looked_for() -> str:
+    """What a file must hold to be of one of the layouts."""
+    return "Looked for: " + "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS) + "."
 
 
 def scan_source(path: str | Path, layout_name: str | None = None) -> SourceScan:
@@ -96,7 +100,11 @@ def scan_source(path: str | Path, layout_name: str | None = None) -> SourceScan:
 
 
 def _contents(file: h5py.File) -> str:
-    """The first names in a file, for a message."""
+    """The first names in a file, for a message.
+
+    Raises:
+        LayoutError: If there is something in it that cannot be opened: then that is what is wrong.
+    """
     names: list[str] = []
 
     def visit(name: str, node: h5py.Group | h5py.Dataset) -> bool | None:
@@ -107,7 +115,8 @@ def _contents(file: h5py.File) -> str:
     try:
         file.visititems(visit)
     except (KeyError, OSError, RuntimeError) as error:
-        names.append(f"an object that cannot be opened ({str(error).strip(chr(39))})")
+        found = str(error).strip("'\"")
+        raise LayoutError(f"holds an object that cannot be opened ({found}), wanted a whole file") from error
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
     return listed or "no datasets"
 

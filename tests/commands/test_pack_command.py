@@ -25,7 +25,7 @@ def test_pack_command_tells_what_it_did_and_is_silent_on_stderr(tmp_path):
     aloha_jpeg(tmp_path / "in" / "a.hdf5", 4)
     done = run(tmp_path / "in", tmp_path / "out", "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 episodes, 4 steps from 1 act-plus-plus files" in done.stdout
+    assert "1 episode, 4 steps from 1 act-plus-plus file\n" in done.stdout
     assert "observation.images.top: 32x24x3 jpeg, copied byte for byte" in done.stdout
     assert manifest(tmp_path / "out")["fingerprint"] in done.stdout
 

@@ -371,12 +371,12 @@ def wait_until(condition, process):
         time.sleep(0.002)
 
 
-def slow_sources(folder, number=8):
+def slow_sources(folder, number=10):
     for seed in range(number):
-        aloha_raw(folder / f"e_{seed}.hdf5", 600, seed)
+        aloha_raw(folder / f"e_{seed}.hdf5", 300, seed)
 
 
-ARGUMENTS = ("--codec", "png", "--shard-size", "4MiB", "--workers", "2")
+ARGUMENTS = ("--codec", "png", "--shard-size", "1MiB", "--workers", "2")
 
 
 def test_pack_killed_leaves_no_dataset_and_no_process_and_resumes_to_the_same_bytes(tmp_path):
@@ -390,12 +390,12 @@ def test_pack_killed_leaves_no_dataset_and_no_process_and_resumes_to_the_same_by
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "out" / "dataset.json").exists()
     with pytest.raises(DatasetExistsError, match="unfinished"):
-        pack(tmp_path / "in", tmp_path / "out", codec="png", shard_size="4MiB")
+        pack(tmp_path / "in", tmp_path / "out", codec="png", shard_size="1MiB")
     process = run_pack(tmp_path / "in", tmp_path / "out", *ARGUMENTS, "--resume")
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, err
     assert "resumed" in out
-    pack(tmp_path / "in", tmp_path / "whole", codec="png", shard_size="4MiB")
+    pack(tmp_path / "in", tmp_path / "whole", codec="png", shard_size="1MiB")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -412,8 +412,8 @@ def test_pack_worker_killed_is_a_named_error_and_resumes(tmp_path):
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert not list((tmp_path / "out").glob(".*.tmp"))
-    pack(tmp_path / "in", tmp_path / "out", codec="png", shard_size="4MiB", resume=True)
-    assert manifest(tmp_path / "out")["num_episodes"] == 8
+    pack(tmp_path / "in", tmp_path / "out", codec="png", shard_size="1MiB", resume=True)
+    assert manifest(tmp_path / "out")["num_episodes"] == 10
 
 
 def test_pack_interrupted_from_the_keyboard_ends_quietly_and_can_be_resumed(tmp_path):
@@ -422,8 +422,10 @@ def test_pack_interrupted_from_the_keyboard_ends_quietly_and_can_be_resumed(tmp_
     wait_until((tmp_path / "out" / "shard-000000.tar").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode != 0
-    assert "Traceback" not in err
+    assert process.returncode == 130
+    assert err.splitlines() == [
+        f"interrupted: nothing was published; complete shards stay in {tmp_path / 'out'} for --resume"
+    ]
     names = set(contents(tmp_path / "out"))
     assert JOB_FILE in names
     assert not [name for name in names if name.endswith(".tmp")]
