@@ -36,9 +36,16 @@ def ignore(step: str) -> None:
 
 
 class CacheDirectory:
-    """A directory that this process has entered. Build it with `enter`; end it with `leave`."""
+    """A directory that this process has entered. Build it with `enter`; end it with `leave`.
 
-    def __init__(self, path: Path, dir_fd: int, users: LockFile, observe: Observer) -> None:
+    Args:
+        path: Where it is.
+        dir_fd: It, opened.
+        users: The lock on its ``.users``; None for somebody who only looks.
+        observe: Told each step of the protocol.
+    """
+
+    def __init__(self, path: Path, dir_fd: int, users: LockFile | None, observe: Observer = ignore) -> None:
         self.path = path
         self.dir_fd = dir_fd
         self.observe = observe
@@ -100,22 +107,23 @@ class CacheDirectory:
             False when somebody took the directory away in between (flock changes its kind in two steps):
             this object is then closed, and the caller enters again.
         """
-        if self._users.try_shared() and self._is_current():
+        if self._users is not None and self._users.try_shared() and self._is_current():
             return True
         self._close()
         return False
 
     def leave(self) -> None:
         """Stop using it; the last one out removes it, unless it holds a ``.keep``."""
-        if self._pid != os.getpid() or self.dir_fd < 0:
+        users = self._users
+        if self._pid != os.getpid() or self.dir_fd < 0 or users is None:
             return
         try:
             self.observe("leave.begin")
-            if self._users.try_exclusive() and self._is_current() and not self.exists(KEEP):
+            if users.try_exclusive() and self._is_current() and not self.exists(KEEP):
                 self.observe("leave.exclusive")
                 dead = bury(self.path)
                 self.observe("leave.renamed")
-                self._users.unlock()
+                users.unlock()
                 self.observe("leave.unlocked")
                 remove_dead(dead, self.observe)
                 self.observe("leave.removed")
@@ -161,10 +169,13 @@ class CacheDirectory:
         except FileNotFoundError:
             return False
         mine = os.fstat(self.dir_fd)
-        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev) and self._users.is_named()
+        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev) and (
+            self._users is not None and self._users.is_named()
+        )
 
     def _close(self) -> None:
-        self._users.close()
+        if self._users is not None:
+            self._users.close()
         DESCRIPTORS.close(self.dir_fd)
         self.dir_fd = -1
 

@@ -70,7 +70,7 @@ class NodeCache:
         return self._entered().open(entry, before_wait)
 
     def open_made(
-        self, entry: Entry, size: int, fill: Callable[[memoryview], None], *, may_evict: bool = True
+        self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool = True
     ) -> OpenEntry | None:
         """Something made from an entry's bytes, made once per node and kept beside the shards. Never waits.
 
@@ -78,7 +78,7 @@ class NodeCache:
             entry: What it is made of; its `content` says what is made, with every option that shapes it.
             size: Bytes of it, at least 1.
             fill: Writes all of them, in at most one process of the node at a time. What it raises is raised here, and
-                nothing is kept then.
+                nothing is kept then. None only looks whether somebody made it.
             may_evict: Whether entries that nobody uses may have to leave for it; else it only takes what is free.
 
         Returns:

@@ -135,14 +135,14 @@ class ShardStore:
             outcome.wait_s = max(0.0, time.monotonic() - started - outcome.fill_s)
 
     def try_acquire(
-        self, key: str, size: int, fill: Filler, outcome: Outcome | None = None, *, may_evict: bool = True
+        self, key: str, size: int, fill: Filler | None, outcome: Outcome | None = None, *, may_evict: bool = True
     ) -> Lease | None:
         """Lease an entry, or fill it if that can begin now; waits neither for others' fills nor for room.
 
         Args:
             key: The entry's key.
             size: Its bytes.
-            fill: As in `acquire`.
+            fill: As in `acquire`; None only looks whether it is there.
             outcome: Filled in, if given.
             may_evict: Whether others may have to leave for it; else it only takes what is free.
 
@@ -153,6 +153,7 @@ class ShardStore:
         lease = self.lookup(key, size)
         if lease is not None:
             outcome.hit = True
+        if lease is not None or fill is None:
             return lease
         with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as turn:
             # A turn whose file was just removed belongs to nobody; the next try opens the new one.

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from epistream.cache.made import write_mapped
 from epistream.cache.opened import OpenEntry
 from epistream.cache.opening import default_name, open_store
 from epistream.cache.options import CacheOptions
+from epistream.cache.origin import write_origin
 from epistream.cache.place import file_system_type, is_memory, is_network
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
@@ -96,7 +98,7 @@ class Tiers:
         return OpenEntry(self._direct(entry), "direct", None)
 
     def open_made(
-        self, entry: Entry, size: int, fill: Callable[[memoryview], None], *, may_evict: bool
+        self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool
     ) -> OpenEntry | None:
         """As `NodeCache.open_made`."""
         tier = _MADE_TIERS[self.options.mode]
@@ -105,9 +107,10 @@ class Tiers:
             return None
         if any(part.checksum is None and part.version is None for part in entry.parts):
             entry = entry.with_versions([self._version(part.url) for part in entry.parts])
-        key, outcome = entry.key, Outcome()
+        outcome = Outcome()
+        write = None if fill is None else partial(write_mapped, size=size, fill=fill)
         try:
-            lease = store.try_acquire(key, size, lambda fd: write_mapped(fd, size, fill), outcome, may_evict=may_evict)
+            lease = store.try_acquire(entry.key, size, write, outcome, may_evict=may_evict)
         except EpistreamError:
             raise
         except OSError as error:
@@ -154,6 +157,7 @@ class Tiers:
         outcome = Outcome()
 
         def fill(fd: int) -> None:
+            write_origin(fd, entry.parts[0].url)
             if tier != "shm" or not self._disk_is_tier or not self._fill_from_disk(entry, fd):
                 self._fetch(entry, fd)
 

@@ -1,0 +1,209 @@
+"""Looking at caches from outside, and tending them: what `epistream cache` does, without the printing."""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from epistream.cache.budget import Limits
+from epistream.cache.cap import write_cap
+from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.directory import KEEP, USERS, CacheDirectory, open_private, sweep
+from epistream.cache.locks import LockFile, inode_holders
+from epistream.cache.notes import Note, boot_time_s, read_note
+from epistream.cache.opening import default_name, open_store
+from epistream.cache.origin import read_origin
+from epistream.cache.place import file_system_type, is_memory
+from epistream.cache.room import FILL, PART, SHARD, Item, survey, unlink
+from epistream.cache.store import ShardStore, StoreOptions
+from epistream.cache.tiers import DISK_PARENT, SHM_PARENT
+from epistream.errors import CacheError
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """One entry of a cache.
+
+    Args:
+        key: Its key.
+        url: Where its first part came from; "" where the file system keeps no such attributes.
+        size: Bytes.
+        state: "ready", "filling", or "remains" of a filler that died.
+        idle_s: Seconds since it was last used.
+        pids: Processes that lease it, or fill it.
+    """
+
+    key: str
+    url: str
+    size: int
+    state: str
+    idle_s: float
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """A cache as it is now.
+
+    Args:
+        path: Its directory.
+        budget: The budget in bytes, and what it comes from, in words.
+        budget_bytes: The same as a number.
+        held_bytes: Bytes of entries and fills, in whole pages.
+        pids: Processes that use it.
+        kept: Whether it outlives its last user.
+        entries: Most recently used first.
+        notes: Failures and decisions of the last seconds, by key.
+    """
+
+    path: Path
+    budget: str
+    budget_bytes: int
+    held_bytes: int
+    pids: tuple[int, ...]
+    kept: bool
+    entries: tuple[EntryRow, ...]
+    notes: dict[str, Note]
+
+    @property
+    def leased_bytes(self) -> int:
+        """Bytes of entries that somebody leases or fills."""
+        return sum(entry.size for entry in self.entries if entry.pids)
+
+
+def find_caches() -> list[Path]:
+    """This user's cache directories in the usual places."""
+    name = default_name()
+    return [
+        path
+        for parent in (SHM_PARENT, DISK_PARENT)
+        if parent.is_dir()
+        for path in sorted(parent.glob(f"{name}*"))
+        if path.name == name or path.name.startswith(name + "-")
+    ]
+
+
+def look(path: Path) -> CacheView:
+    """Look at a cache without entering it: nothing is changed and nobody has to wait.
+
+    Raises:
+        CacheError: No such cache, or not ours.
+    """
+    try:
+        dir_fd = open_private(path)
+    except FileNotFoundError:
+        raise CacheError(f"{path}: not there, wanted a cache. 'epistream cache ls' lists yours.") from None
+    try:
+        directory = CacheDirectory(path, dir_fd, None)
+        items, locks = survey(directory), inode_holders()
+        budget = ShardStore(directory, _options(path)).budget()
+        return CacheView(
+            path=path,
+            budget=str(budget),
+            budget_bytes=budget.bytes,
+            held_bytes=sum(item.charge_bytes for item in items if item.kind != FILL),
+            pids=_holders(directory, USERS, locks),
+            kept=directory.exists(KEEP),
+            entries=tuple(_rows(directory, items, locks)),
+            notes=_notes(directory, items),
+        )
+    finally:
+        DESCRIPTORS.close(dir_fd)
+
+
+def clear(path: Path, *, forget: bool) -> int:
+    """Evict all that nobody leases, and remove what the dead left, here and beside.
+
+    A directory that nobody else uses and that is not kept disappears.
+
+    Args:
+        path: The cache's directory.
+        forget: Let it no longer outlive its last user.
+
+    Returns:
+        Bytes given back.
+    """
+    if not path.exists():
+        return 0
+    store = open_store(path, _options(path))
+    try:
+        freed = store.give_back()
+        if forget:
+            unlink(store.directory, KEEP)
+        return freed
+    finally:
+        store.directory.leave()
+
+
+def sweep_usual_places() -> list[Path]:
+    """Remove what dead processes of this user left in the usual places; returns what was removed."""
+    removed = []
+    for parent in (SHM_PARENT, DISK_PARENT):
+        # A name that is never used: no directory is spared as being one's own.
+        removed += sweep(parent / (default_name() + "-"), default_name())
+    return removed
+
+
+def resize(path: Path, cap: int | None) -> int:
+    """Set the byte cap for all who use a cache, now, and evict what is above it.
+
+    Returns:
+        Bytes given back; leased shards may leave the cache above its cap until they are released.
+    """
+    look(path)  # refuses what is no cache: entering would make one
+    store = open_store(path, _options(path))
+    try:
+        with store.directory.locked(store.options.lock_timeout_s):
+            write_cap(store.directory, cap)
+            held = sum(item.charge_bytes for item in survey(store.directory) if item.kind != FILL)
+        above = held - store.budget().bytes
+        return store.give_back(above) if above > 0 else 0
+    finally:
+        store.directory.leave()
+
+
+def _options(path: Path) -> StoreOptions:
+    return StoreOptions(Limits(in_memory=is_memory(file_system_type(path))), lock_timeout_s=10.0)
+
+
+_Locks = dict[tuple[int, int], list[int]]
+
+
+def _holders(directory: CacheDirectory, name: str, locks: _Locks) -> tuple[int, ...]:
+    try:
+        status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return ()
+    return tuple(sorted(set(locks.get((status.st_dev, status.st_ino), []))))
+
+
+def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[EntryRow]:
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    rows = []
+    for item in sorted(items, key=lambda item: item.stamp_ns, reverse=True):
+        if item.kind == SHARD:
+            idle_s = max(0.0, (now_ns - item.stamp_ns) / 1e9)
+            pids, state = _holders(directory, item.name, locks), "ready"
+        elif item.kind == PART:
+            # A fill that has not ended has its time of day as stamp.
+            idle_s = max(0.0, time.time() - item.stamp_ns / 1e9)
+            pids = _holders(directory, item.key + FILL, locks)
+            state = "filling" if pids else "remains"
+        else:
+            continue
+        rows.append(EntryRow(item.key, read_origin(directory.dir_fd, item.name), item.size, state, idle_s, pids))
+    return rows
+
+
+def _notes(directory: CacheDirectory, items: list[Item]) -> dict[str, Note]:
+    notes = {}
+    for item in items:
+        if item.kind == FILL and item.size:
+            with contextlib.suppress(OSError):
+                lock = LockFile(item.name, directory.dir_fd, create=False)
+                note = read_note(lock.read_text())
+                lock.close()
+                if note is not None and note.is_fresh(60.0, boot_time_s()):
+                    notes[item.key] = note
+    return notes

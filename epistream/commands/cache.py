@@ -1,0 +1,278 @@
+"""``epistream cache``: what this node's shard caches hold, and tending them."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+import psutil
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from epistream.cache import admin
+from epistream.cache.budget import mib
+from epistream.cache.options import CacheOptions
+from epistream.errors import CacheError, OptionError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+directory_option = click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="A cache directory of your own choice; without it, this user's in /dev/shm and /var/tmp.",
+)
+
+
+@click.group()
+def command() -> None:
+    """List, clear, resize and warm this node's shard caches."""
+
+
+@command.command()
+@directory_option
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON array.")
+def ls(directory: Path | None, as_json: bool) -> None:
+    """List entries: what they are, their size, since when unused, and which processes lease them."""
+    views = _views(directory)
+    if as_json:
+        click.echo(json.dumps([_as_dict(view) for view in views], indent=1))
+        return
+    console = Console()
+    for view in views:
+        console.print(_headline(view), soft_wrap=True)
+        console.print(_entries(view))
+    if not views:
+        console.print("No cache of this user on this node.")
+
+
+@command.command()
+@directory_option
+def stats(directory: Path | None) -> None:
+    """Show each cache's budget and where it comes from, what is held and leased, and recent failures."""
+    console = Console(highlight=False)
+    views = _views(directory)
+    for view in views:
+        table = Table(title=str(view.path), title_justify="left", show_header=False)
+        table.add_row("budget", view.budget)
+        table.add_row("held", f"{mib(view.held_bytes)} in {len(view.entries)} entries")
+        table.add_row("leased or being filled", mib(view.leased_bytes))
+        table.add_row("used by", _processes(view.pids) or "nobody")
+        table.add_row("outlives its last user", "yes" if view.kept else "no")
+        for key, note in view.notes.items():
+            table.add_row(f"{note.kind} {key[:8]}", note.text)
+        console.print(table)
+    if not views:
+        console.print("No cache of this user on this node.")
+
+
+@command.command()
+@directory_option
+@click.option("--forget", is_flag=True, help="Also let a kept cache end with its last user.")
+def clear(directory: Path | None, forget: bool) -> None:
+    """Give back everything that no process leases, and remove what dead processes left."""
+    paths = _paths(directory)
+    removed = [] if directory else admin.sweep_usual_places()
+    for path in removed:
+        click.echo(f"{path}: left by dead processes, removed")
+    for path in paths:
+        if path in removed:
+            continue
+        freed = admin.clear(path, forget=forget)
+        left = admin.look(path) if path.exists() else None
+        after = f"{mib(left.held_bytes)} leased or kept" if left else "nothing left"
+        click.echo(f"{path}: {mib(freed)} given back, {after}")
+    if not paths and not removed:
+        click.echo("No cache of this user on this node.")
+
+
+@command.command()
+@click.argument("size")
+@directory_option
+def resize(size: str, directory: Path | None) -> None:
+    """Set the byte budget of a cache for all who use it: a number with K, M, G or T, or "none" for no cap."""
+    cap = None if size == "none" else parse_size(size)
+    paths = _paths(directory)
+    if not paths:
+        raise CacheError("cache: none of this user on this node, wanted one to resize. Start a job or 'cache warm'.")
+    for path in paths:
+        freed = admin.resize(path, cap)
+        click.echo(f"{path}: a cap of {'none' if cap is None else mib(cap)}, {mib(freed)} given back")
+
+
+@command.command()
+@click.argument("source", nargs=-1, required=True)
+@directory_option
+@click.option("--mode", type=click.Choice(["shm", "disk"]), default="shm", show_default=True, help="Where to keep it.")
+@click.option("--budget", metavar="SIZE", help="Most bytes to keep: a number with K, M, G or T.")
+@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+def warm(
+    source: tuple[str, ...], directory: Path | None, mode: str, budget: str | None, options_json: str | None
+) -> None:
+    """Fetch a dataset's shards into the cache ahead of a job, in the dataset's order, as far as they fit.
+
+    The cache then outlives this command, until 'epistream cache clear --forget'.
+    """
+    from epistream.cache.node import NodeCache
+    from epistream.commands.verify import storage_options
+    from epistream.loader.reader import shard_entry
+    from epistream.sharding.dataset import open_dataset
+
+    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json))
+    place = str(directory) if directory else None
+    cap = parse_size(budget) if budget else None
+    options = (
+        CacheOptions(mode="disk", keep=True, disk_directory=place, disk_budget_bytes=cap)
+        if mode == "disk"
+        else CacheOptions(mode="shm", keep=True, directory=place, budget_bytes=cap)
+    )
+    entries = [shard_entry(dataset, shard) for shard in range(len(dataset.shard_url))]
+    with NodeCache(options, dataset.storage_options) as cache:
+        budget_now = cache.budget()
+        room = budget_now.bytes if budget_now else 0
+        fitting, total = 0, 0
+        while fitting < len(entries) and total + entries[fitting].size <= room:
+            total += entries[fitting].size
+            fitting += 1
+        with _progress() as progress:
+            task = progress.add_task("warming", total=total)
+            for entry in entries[:fitting]:
+                cache.open(entry).close()
+                progress.advance(task, entry.size)
+        done = cache.stats()
+    click.echo(
+        f"{fitting} of {len(entries)} shards are in the cache ({mib(total)}): {done.fills} fetched, "
+        f"{done.hits} were there"
+    )
+    if fitting < len(entries) and budget_now is not None:
+        click.echo(f"The rest does not fit a budget of {budget_now}: {budget_now.cure}.")
+
+
+@command.command()
+@directory_option
+@click.option("--interval", type=click.FloatRange(0.05), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--count", type=click.IntRange(1), help="Looks before it ends; without it, until Ctrl-C.")
+def top(directory: Path | None, interval: float, count: int | None) -> None:
+    """Watch the caches live: how full, who uses them, which entries come and go."""
+    looks = 0
+    with Live(Text("looking"), console=Console(), auto_refresh=False, transient=False) as live:
+        try:
+            while True:
+                views = _views(directory)
+                live.update(Group(*(_screen(view) for view in views)) if views else Text("No cache."), refresh=True)
+                looks += 1
+                if looks == count:
+                    return
+                time.sleep(interval)
+        except KeyboardInterrupt:
+            return
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512M", "1.5GiB", "4096".
+
+    Raises:
+        OptionError: It is no size.
+    """
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in ("K", "M", "G", "T") else ""
+    try:
+        size = float(number.removesuffix(unit)) * _UNITS[unit]
+        if not 0 <= size < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise OptionError(f"size: {text!r}, wanted a number with K, M, G or T, such as 512M.") from None
+    return int(size)
+
+
+def _paths(directory: Path | None) -> list[Path]:
+    return [directory.absolute()] if directory else admin.find_caches()
+
+
+def _views(directory: Path | None) -> list[admin.CacheView]:
+    if directory is not None:
+        return [admin.look(directory.absolute())]
+    views = []
+    for path in admin.find_caches():
+        try:
+            views.append(admin.look(path))
+        except CacheError:  # its last user left, just now
+            continue
+    return views
+
+
+def _headline(view: admin.CacheView) -> str:
+    kept = ", kept" if view.kept else ""
+    used_by = _processes(view.pids) or "nobody"
+    return f"{view.path}: {mib(view.held_bytes)} of {view.budget}; used by {used_by}{kept}"
+
+
+def _entries(view: admin.CacheView, most: int | None = None) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("entry", "size", "state", "unused for", "leased by"):
+        table.add_column(name, justify="right" if name in ("size", "unused for") else "left", overflow="fold")
+    for row in view.entries[:most]:
+        what = row.url or row.key
+        table.add_row(Text(what), mib(row.size), row.state, _age(row.idle_s), _processes(row.pids))
+    if most is not None and len(view.entries) > most:
+        table.add_row(f"and {len(view.entries) - most} more", "", "", "", "")
+    return table
+
+
+def _screen(view: admin.CacheView) -> Group:
+    bar = ProgressBar(total=max(1, view.budget_bytes), completed=view.held_bytes, width=60)
+    line = Text(f"{view.path}  {mib(view.held_bytes)} of {mib(view.budget_bytes)}, {mib(view.leased_bytes)} leased")
+    return Group(line, bar, _entries(view, most=20), Text(""))
+
+
+def _processes(pids: tuple[int, ...]) -> str:
+    named = []
+    for pid in pids[:6]:
+        try:
+            named.append(f"{psutil.Process(pid).name()}[{pid}]")
+        except psutil.Error:
+            named.append(f"[{pid}]")
+    return ", ".join(named) + (f" and {len(pids) - 6} more" if len(pids) > 6 else "")
+
+
+def _age(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _as_dict(view: admin.CacheView) -> dict[str, object]:
+    return {
+        "path": str(view.path),
+        "budget_bytes": view.budget_bytes,
+        "held_bytes": view.held_bytes,
+        "pids": list(view.pids),
+        "kept": view.kept,
+        "entries": [
+            {
+                "key": row.key,
+                "url": row.url,
+                "size": row.size,
+                "state": row.state,
+                "idle_s": round(row.idle_s, 3),
+                "pids": list(row.pids),
+            }
+            for row in view.entries
+        ],
+    }

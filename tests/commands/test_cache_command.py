@@ -1,0 +1,170 @@
+"""`epistream cache`, run as a user runs it, on caches that this process holds or has left."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import xxhash
+from click.testing import CliRunner
+
+from epistream.cache import admin
+from epistream.cache.entry import Entry, Part
+from epistream.cache.node import CacheOptions, NodeCache
+from epistream.commands.cache import command, parse_size
+from epistream.errors import CacheError, OptionError
+
+KIB = 1024
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default places, moved to where the test is alone."""
+    shm, disk = tmp_path / "shm", tmp_path / "disk"
+    shm.mkdir()
+    disk.mkdir()
+    monkeypatch.setattr(admin, "SHM_PARENT", shm)
+    monkeypatch.setattr(admin, "DISK_PARENT", disk)
+    return shm / f"epistream-{os.geteuid()}"
+
+
+def entry_of(path: Path, number: int) -> Entry:
+    file = path / f"{number}.tar"
+    data = bytes([number]) * (100 * KIB)
+    file.write_bytes(data)
+    return Entry((Part(str(file), len(data), xxhash.xxh3_128_hexdigest(data)),))
+
+
+@pytest.fixture
+def cache(place: Path, tmp_path: Path) -> Iterator[NodeCache]:
+    """Three entries, the first of them leased."""
+    with NodeCache(CacheOptions(mode="shm", directory=str(place))) as made:
+        leased = made.open(entry_of(tmp_path, 0))
+        for number in (1, 2):
+            made.open(entry_of(tmp_path, number)).close()
+        yield made
+        leased.close()
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.usefixtures("cache")
+def test_ls_shows_entries_and_who_leases_them(place: Path) -> None:
+    lines = run("ls").splitlines()
+    assert lines[0].startswith(f"{place}: 0.3 MiB of ")
+    assert f"[{os.getpid()}]" in lines[0]
+    rows = [line for line in lines if "ready" in line]
+    assert len(rows) == 3
+    assert [f"[{os.getpid()}]" in row for row in rows] == [False, False, True], "the most recently used first"
+    assert "0.tar" in rows[2]
+
+
+@pytest.mark.usefixtures("cache")
+def test_ls_json_has_the_facts(place: Path) -> None:
+    (view,) = json.loads(run("ls", "--json"))
+    assert view["path"] == str(place)
+    assert view["pids"] == [os.getpid()]
+    assert [entry["size"] for entry in view["entries"]] == [100 * KIB] * 3
+    assert [entry["pids"] for entry in view["entries"]] == [[], [], [os.getpid()]]
+    assert view["held_bytes"] == 300 * KIB
+
+
+@pytest.mark.usefixtures("place")
+def test_without_a_cache_commands_say_so() -> None:
+    for name in ("ls", "stats", "clear"):
+        assert run(name) == "No cache of this user on this node.\n"
+
+
+@pytest.mark.usefixtures("cache")
+def test_clear_leaves_what_is_leased(place: Path) -> None:
+    assert run("clear") == f"{place}: 0.2 MiB given back, 0.1 MiB leased or kept\n"
+    assert len(list(place.glob("*.shard"))) == 1
+
+
+def test_clear_removes_what_the_dead_left(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    for name in (".users", "a" * 32 + ".shard", "b" * 32 + ".part", "b" * 32 + ".fill"):
+        (place / name).write_bytes(b"x")
+    dead = place.with_name(f".dead-{place.name}-1-00000000")
+    dead.mkdir(mode=0o700)
+    lines = sorted(run("clear").splitlines())
+    assert lines == [f"{dead}: left by dead processes, removed", f"{place}: left by dead processes, removed"]
+    assert list(place.parent.iterdir()) == []
+
+
+def test_clear_of_a_directory_of_ones_own_choice_removes_what_the_dead_left(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    (mine / ("a" * 32 + ".shard")).write_bytes(b"x")
+    assert run("clear", "--directory", str(mine)) == f"{mine}: 0.0 MiB given back, nothing left\n"
+    assert not mine.exists()
+
+
+def test_clear_forget_ends_a_kept_cache(place: Path, tmp_path: Path) -> None:
+    with NodeCache(CacheOptions(mode="shm", directory=str(place), keep=True)) as cache:
+        cache.open(entry_of(tmp_path, 0)).close()
+    assert place.is_dir()
+    run("clear")
+    assert place.is_dir()
+    assert run("clear", "--forget").endswith("nothing left\n")
+    assert not place.exists()
+
+
+def test_resize_changes_the_cap_for_all_and_evicts(cache: NodeCache, place: Path) -> None:
+    assert run("resize", "200K") == f"{place}: a cap of 0.2 MiB, 0.1 MiB given back\n"
+    budget = cache.budget()
+    assert budget is not None
+    assert budget.bytes == 200 * KIB
+    assert len(list(place.glob("*.shard"))) == 2
+    run("resize", "none")
+    budget = cache.budget()
+    assert budget is not None
+    assert "cap" not in budget.terms
+
+
+@pytest.mark.usefixtures("cache")
+def test_stats_says_what_the_budget_is_the_least_of() -> None:
+    text = run("stats")
+    assert "the least of: filesystem" in text
+    assert "0.3 MiB in 3 entries" in text
+
+
+@pytest.mark.usefixtures("cache")
+def test_top_shows_the_entries_and_ends_after_its_count() -> None:
+    text = run("top", "--count", "2", "--interval", "0.05")
+    assert "0.1 MiB leased" in text
+    assert "2.tar" in text
+
+
+def test_look_at_what_is_no_cache_is_a_named_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="not there, wanted a cache"):
+        admin.look(tmp_path / "none")
+    with pytest.raises(CacheError, match="not there, wanted a cache"):
+        admin.resize(tmp_path / "none", 1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_look_changes_nothing(place: Path, cache: NodeCache) -> None:
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in place.iterdir())
+    for _ in range(3):
+        admin.look(place)
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("512M", 512 << 20), ("1.5GiB", 3 << 29), ("2tb", 2 << 40), ("7k", 7168)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1X", "inf", "nan", "one"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="wanted a number with K, M, G or T"):
+        parse_size(text)
