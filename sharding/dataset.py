@@ -15,7 +15,7 @@ from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.names import index_name
-from epistream.sharding.sources import AnySource, Folder, Tars, resolve
+from epistream.sharding.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
 from epistream.sharding.statistics_schema import merge_statistics
 from epistream.sharding.storage import join, local_path, read_bytes
 
@@ -29,7 +29,7 @@ class Dataset:
     Args:
         url: What was opened, for messages.
         features: By name.
-        shard_url: (S,) tars.
+        shard_url: (S,) tars, or HDF5 files; one that makes several shards is named several times.
         index_url: (S,) their indexes.
         shard_bytes: (S,) sizes of the tars.
         index_bytes: (S,) sizes of the indexes.
@@ -92,7 +92,8 @@ def open_dataset(source: AnySource | Sequence[AnySource], storage_options: Mappi
     Args:
         source: A folder or URL with a ``dataset.json``; tars as a brace pattern (``s3://b/shard-{000000..000003}.tar``)
             or, local ones, as a glob; or a list of these, whose episodes follow each other. Tars in the folder of a
-            dataset are that part of it. Local tars without one are indexed once, in the user's cache folder.
+            dataset are that part of it. Local tars without one are indexed once, in the user's cache folder. HDF5
+            files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``.
         storage_options: For fsspec: credentials, endpoints.
 
     Returns:
@@ -103,13 +104,19 @@ def open_dataset(source: AnySource | Sequence[AnySource], storage_options: Mappi
         SourceError: If there is no dataset; the message says what is there instead.
         VersionError: If it was written in a later format.
         FormatError: If it is torn, or parts of a list have different features.
+        LayoutError: If an HDF5 file fits no known layout.
     """
     options = dict(storage_options or {})
     parts = [_open(part, options) for part in resolve(source)]
     return parts[0] if len(parts) == 1 else _concatenate(parts)
 
 
-def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
+def _open(part: Part, options: dict[str, Any]) -> Dataset:
+    if isinstance(part, Hdf5Files):
+        from epistream.sharding.hdf5_dataset import open_hdf5_files
+
+        opened = open_hdf5_files([_absolute(url) for url in part.files], options)
+        return _from_manifest(opened.manifest, part.url, options, opened.index_urls, opened.shard_urls)
     url = _absolute(part.url)
     if isinstance(part, Folder):
         return _from_manifest(Manifest.read(url, options), url, options)
@@ -173,13 +180,17 @@ class _Urls(Sequence[str]):
 
 
 def _from_manifest(
-    manifest: Manifest, url: str, options: dict[str, Any], index_urls: Sequence[str] | None = None
+    manifest: Manifest,
+    url: str,
+    options: dict[str, Any],
+    index_urls: Sequence[str] | None = None,
+    shard_urls: Sequence[str] | None = None,
 ) -> Dataset:
     columns = manifest.columns
     return Dataset(
         url=url,
         features=manifest.features,
-        shard_url=_Urls(url, columns.names, index=False),
+        shard_url=shard_urls or _Urls(url, columns.names, index=False),
         index_url=index_urls or _Urls(url, columns.names, index=True),
         shard_bytes=columns.shard_bytes,
         index_bytes=columns.index_bytes,

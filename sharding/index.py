@@ -12,7 +12,7 @@ from epistream.errors import FormatError
 from epistream.sharding.checksums import BLOCK_BYTES
 from epistream.sharding.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.features import Feature, features_from_list
-from epistream.sharding.names import shard_name_problem
+from epistream.sharding.names import HDF5_SUFFIXES, shard_name_problem
 from epistream.sharding.tables import Names, Tables, parse_tables, write_tables
 
 KIND = "epistream.shard-index"
@@ -80,6 +80,10 @@ class ShardIndex:
             FormatError: If `check` finds a fault: a writer never publishes what a reader refuses.
         """
         check(self, self.shard_name)
+        return write_tables(KIND, *self.to_tables())
+
+    def to_tables(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """The small values and the arrays of the file, unchecked."""
         meta = {
             "shard": {"name": self.shard_name, "bytes": self.shard_bytes, "checksum": self.shard_checksum},
             "block_bytes": self.block_bytes,
@@ -100,7 +104,7 @@ class ShardIndex:
             else:
                 arrays[f"offset:{name}"] = self.frame_offset[name].astype("<u8")
                 arrays[f"size:{name}"] = self.frame_size[name].astype("<u4")
-        return write_tables(KIND, meta, arrays)
+        return meta, arrays
 
     @classmethod
     def parse(cls, buffer: memoryview | bytes, where: str, *, validate: bool = True) -> "ShardIndex":
@@ -118,7 +122,7 @@ class ShardIndex:
         """
         tables = parse_tables(buffer, KIND, where, _REMEDY, verify_body=validate)
         try:
-            index = _build(tables, where)
+            index = build_index(tables, where)
         except (KeyError, TypeError) as error:
             raise FormatError(f"{where}: lacks {error}, wanted a whole shard index. {_REMEDY}") from error
         if validate:
@@ -145,8 +149,8 @@ class _Episodes(Sequence[EpisodeMeta]):
         return self._items[index]
 
 
-def _build(tables: Tables, where: str) -> ShardIndex:
-    """An index of views. KeyError and TypeError mean that something is missing or of another type."""
+def build_index(tables: Tables, where: str) -> ShardIndex:
+    """An unchecked index of views. KeyError and TypeError mean that something is missing or of another type."""
     meta, arrays = tables.meta, tables.arrays
     features = features_from_list(meta["features"], where)
     num_episodes, num_rows = _count(meta, "num_episodes"), _count(meta, "num_rows")
@@ -204,7 +208,11 @@ def check(index: ShardIndex, where: str) -> None:
     Raises:
         FormatError: At the first that cannot be; the message names feature, episode or step.
     """
-    problem = shard_name_problem(index.shard_name) or _shape_problem(index) or _block_problem(index)
+    # Episodes of an HDF5 file have no tar: nothing has read all their bytes, so there are no checksums of blocks.
+    if index.shard_name.endswith(HDF5_SUFFIXES):
+        problem = _shape_problem(index)
+    else:
+        problem = shard_name_problem(index.shard_name) or _shape_problem(index) or _block_problem(index)
     if problem is None:
         problem = next(filter(None, (_range_problem(index, feature) for feature in index.features.values())), None)
     if problem:

@@ -39,7 +39,7 @@ def index_local_tars(
         CacheError: If the folder cannot be written.
         DeadlineError: If another process holds the lock for too long.
     """
-    folder = folder or _default_folder()
+    folder = folder or default_folder()
     kept: dict[str, str] = {}
     builder: ManifestBuilder | None = None
     for path in map(Path, paths):
@@ -52,7 +52,8 @@ def index_local_tars(
     return manifest, tuple(kept[name] for name in manifest.columns.names)
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
+    """Where indexes of this user are kept."""
     # The one place where users say that their home has no room; what is kept here changes no result.
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "epistream" / "indexes"
@@ -68,7 +69,8 @@ def _index(path: Path, folder: Path, deadline_s: float) -> tuple[ShardIndex, byt
         return index
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _lock(folder / f"{name}.lock", deadline_s, path):
+        remedy = f"or write indexes for good: epistream index {path.parent}"
+        with locked(folder / f"{name}.lock", deadline_s, str(path), remedy):
             index = _read(kept, path)  # somebody else may have made it meanwhile
             if index:
                 return index
@@ -107,8 +109,18 @@ def _read(kept: Path, tar: Path) -> tuple[ShardIndex, bytes, str] | None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, deadline_s: float, tar: Path) -> Iterator[None]:
-    """Held by one process of this machine; the kernel lets go when the process ends, however it ends."""
+def locked(path: Path, deadline_s: float, source: str, remedy: str) -> Iterator[None]:
+    """Held by one process of this machine; the kernel lets go when the process ends, however it ends.
+
+    Args:
+        path: The lock's file.
+        deadline_s: How long to wait for it.
+        source: What is indexed under it, for messages.
+        remedy: What else to do than to end the other process; ends the message.
+
+    Raises:
+        DeadlineError: If another process holds it for too long.
+    """
     end = time.monotonic() + deadline_s
     with path.open("ab") as file:
         while True:
@@ -118,8 +130,8 @@ def _lock(path: Path, deadline_s: float, tar: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= end:
                     raise DeadlineError(
-                        f"{path}: held by another process for {deadline_s:g} s, wanted it to index {tar}. End that "
-                        f"process, or write indexes for good: epistream index {tar.parent}"
+                        f"{path}: held by another process for {deadline_s:g} s, wanted it to index {source}. End that "
+                        f"process, {remedy}"
                     ) from None
                 time.sleep(_POLL_S)
         yield

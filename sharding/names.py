@@ -5,6 +5,8 @@ import re
 # No slash, no leading dot, nothing that a URL, a shell or a brace pattern would read as something else.
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-+=@,]{0,199}\.tar")
 
+HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
+
 
 def shard_name_problem(name: str) -> str | None:
     """What is wrong with the file name of a shard, or None."""

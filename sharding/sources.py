@@ -1,6 +1,7 @@
-"""From what a user gives as a source to dataset folders and tars: brace patterns, globs, lists."""
+"""From what a user gives as a source to dataset folders, tars and HDF5 files: brace patterns, globs, lists."""
 
 import glob
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,14 @@ import natsort
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from epistream.errors import OptionError, SourceError
+from epistream.sharding.names import HDF5_SUFFIXES
+from epistream.sharding.pack_sources import find_sources
 from epistream.sharding.storage import local_path, parent_and_name
 
 AnySource = str | os.PathLike[str]
 _MAX_NAMES = 1_000_000
+_LABELLED = 3
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,34 @@ class Tars:
     names: tuple[str, ...]
 
 
-def resolve(source: AnySource | Sequence[AnySource]) -> list[Folder | Tars]:
-    """The parts of a dataset in the order given; neighbouring tars of one folder are one part.
+@dataclass(frozen=True)
+class Hdf5Files:
+    """HDF5 files, read where they are. `url` is what was given, for messages."""
+
+    url: str
+    files: tuple[str, ...]
+
+
+Part = Folder | Tars | Hdf5Files
+
+
+def resolve(source: AnySource | Sequence[AnySource]) -> list[Part]:
+    """The parts of a dataset in the order given; neighbouring tars of one folder, or HDF5 files, are one part.
 
     Raises:
         OptionError: If a pattern cannot be read, or a glob is given for something remote.
         SourceError: If a glob matches nothing.
     """
-    given = [source] if isinstance(source, str | os.PathLike) else list(source)
-    if not given or not all(isinstance(one, str | os.PathLike) for one in given):
+    given = [source] if isinstance(source, str | os.PathLike) else source
+    if not isinstance(given, Sequence) or not given or not all(isinstance(one, str | os.PathLike) for one in given):
         raise OptionError(f"source: {source!r:.200}, wanted a path, a URL, a pattern, or a list of these.")
     urls = [url for one in given for url in _expand(os.fspath(one))]
-    parts: list[Folder | Tars] = []
+    parts: list[Part] = []
     for url in urls:
+        files = _hdf5_files(url)
+        if files:
+            parts.append(Hdf5Files(url, files))
+            continue
         if not url.partition("::")[0].endswith(".tar"):
             parts.append(Folder(url.removesuffix("/dataset.json") if url.endswith("/dataset.json") else url))
             continue
@@ -53,7 +73,34 @@ def resolve(source: AnySource | Sequence[AnySource]) -> list[Folder | Tars]:
             parts[-1] = Tars(folder, (*last.names, name))
         else:
             parts.append(Tars(folder, (name,)))
-    return parts
+    return [joined for _, group in itertools.groupby(parts, type) for joined in _join(list(group))]
+
+
+def _join(parts: list[Part]) -> list[Part]:
+    """Parts of one kind, HDF5 files as one."""
+    files = [part for part in parts if isinstance(part, Hdf5Files)]
+    if len(files) < 2:
+        return parts
+    label = ", ".join(part.url for part in files[:_LABELLED]) + (", ..." if len(files) > _LABELLED else "")
+    return [Hdf5Files(label, tuple(itertools.chain.from_iterable(part.files for part in files)))]
+
+
+def _hdf5_files(url: str) -> tuple[str, ...]:
+    """The HDF5 files behind a URL: itself, or those in a local folder that is no dataset of ours."""
+    path = local_path(url)
+    if path is not None and path.is_dir():
+        if (path / "dataset.json").exists():
+            return ()
+        try:
+            return tuple(map(str, find_sources(path)))
+        except SourceError:
+            return ()
+    if url.partition("::")[0].partition("?")[0].lower().endswith(HDF5_SUFFIXES):
+        return (url,)
+    if path is None or path.suffix == ".tar" or not path.is_file():
+        return ()
+    with path.open("rb") as file:
+        return (url,) if file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE else ()
 
 
 def _expand(pattern: str) -> list[str]:
@@ -84,7 +131,7 @@ def _glob(pattern: str) -> list[str]:
             "shard-{000000..000003}.tar."
         )
     # pathlib has no glob for an absolute pattern.
-    found = natsort.natsorted(glob.glob(str(path)))  # noqa: PTH207
+    found = natsort.natsorted(glob.glob(str(path), recursive=True), alg=natsort.ns.PATH)  # noqa: PTH207
     if not found:
         raise SourceError(f"{pattern}: matches nothing. Check the pattern.")
     return found
