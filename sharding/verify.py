@@ -17,6 +17,7 @@ from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.foreign import index_tar
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.local_copy import local_copy
+from epistream.sharding.manifest import Manifest
 from epistream.sharding.storage import list_names, parent_and_name, read_bytes
 
 # One shard can be wrong in every frame; the first few say as much as all of them.
@@ -97,8 +98,14 @@ def verify(
         advance: Called with bytes of tars that were dealt with, all in all the sum of `dataset.shard_bytes`. From
             several threads.
         report_fault: Called with each fault as soon as its shard is done, in the order of shards.
+
+    Raises:
+        OptionError: If the dataset is not made of tars.
     """
     options = options or VerifyOptions()
+    other = next((url for url in dataset.shard_url if not url.partition("::")[0].endswith(".tar")), None)
+    if other:
+        raise OptionError(f"{other}: no tar. Verify checks packed datasets; pack it first: epistream pack {other} OUT")
     advance = advance or (lambda num_bytes: None)
     report = Report(num_episodes=dataset.num_episodes)
 
@@ -125,12 +132,21 @@ def verify(
     return report
 
 
+def whole_manifest(dataset: Dataset) -> Manifest | None:
+    """The manifest that `dataset` is all of; None for a part, a list, or tars without one."""
+    try:
+        manifest = Manifest.read(dataset.url, dataset.storage_options)
+    except EpistreamError:
+        return None
+    return manifest if manifest.fingerprint == dataset.fingerprint else None
+
+
 def _strangers(dataset: Dataset) -> Iterator[Fault]:
     """Tars in a dataset's folder that its manifest does not name: a brace pattern would read them."""
-    folders = {parent_and_name(url)[0] for url in dataset.shard_url}
-    if len(folders) > 1 or ".tar" in dataset.url or parent_and_name(dataset.index_url[0])[0] not in folders:
+    manifest = whole_manifest(dataset)
+    if manifest is None:
         return
-    known = {parent_and_name(url)[1] for url in dataset.shard_url}
+    known = set(manifest.columns.names)
     for name in list_names(dataset.url, dataset.storage_options) or ():
         if name.endswith(".tar") and name not in known:
             yield Fault(name, "", "a tar that the manifest does not name", "no other tars in the dataset's folder")

@@ -8,7 +8,8 @@ import numpy as np
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
-from epistream.sharding.verify import Fault, Moments
+from epistream.sharding.manifest_file import FILE_NAME
+from epistream.sharding.verify import Fault, Moments, whole_manifest
 
 # float32 sums of another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
@@ -33,15 +34,22 @@ def sum_up(file: BinaryIO, index: ShardIndex, feature: Feature) -> Moments:
 
 
 def statistics_faults(dataset: Dataset, shards: Sequence[tuple[int, dict[str, Moments]]]) -> Iterator[Fault]:
-    """Compare the manifest's statistics with the sums over `train`, or over all without it.
+    """Compare the manifest's statistics with the sums over the split they were computed on.
 
-    Left out for a part of a dataset: its statistics are those of the whole.
+    Only for a whole dataset: the statistics of a part are those of the whole, and those of a list are merged.
     """
+    manifest = whole_manifest(dataset)
+    if manifest is None or manifest.statistics_split is None:
+        return
     split_of_shard = np.zeros(dataset.num_shards, np.int64)
     split_of_shard[dataset.episode_shard] = dataset.episode_split
-    wanted_split = dataset.splits.index("train") if "train" in dataset.splits else None
-    chosen = [sums for shard, sums in shards if wanted_split in (None, int(split_of_shard[shard]))]
+    split = manifest.splits.index(manifest.statistics_split)
+    num_steps = int(dataset.episode_length[dataset.episode_split == split].sum())
+    chosen = [sums for shard, sums in shards if split_of_shard[shard] == split]
     for name, said in dataset.statistics.items():
+        if said["count"] != num_steps:
+            yield Fault(FILE_NAME, f"statistics of {name}", f"of {said['count']} steps", f"{num_steps}")
+            continue
         parts = [sums[name] for sums in chosen if name in sums]
         if not parts:
             continue
@@ -58,4 +66,4 @@ def statistics_faults(dataset: Dataset, shards: Sequence[tuple[int, dict[str, Mo
             if bad.any():
                 at = tuple(int(axis[0]) for axis in np.nonzero(np.atleast_1d(bad)))
                 found, wanted = np.atleast_1d(claimed)[at], np.atleast_1d(values)[at]
-                yield Fault("dataset.json", f"statistics of {name}", f"{moment}{list(at)} {found:g}", f"{wanted:g}")
+                yield Fault(FILE_NAME, f"statistics of {name}", f"{moment}{list(at)} {found:g}", f"{wanted:g}")

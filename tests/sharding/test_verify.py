@@ -176,10 +176,15 @@ def test_verify_finds_statistics_of_other_values(folder):
     }
     dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
     assert faults(folder, statistics=True) == []
+    part = verify(open_dataset(f"{folder}/shard-{{000001..000001}}.tar"), VerifyOptions(statistics=True))
+    assert part.faults == []
     values["min"][1] = -5.0
     dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
     assert faults(folder) == []
     assert faults(folder, statistics=True) == ["dataset.json, statistics of action: min[1] -5, wanted 0.125"]
+    values["count"] = 11
+    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
+    assert faults(folder, statistics=True) == ["dataset.json, statistics of action: of 11 steps, wanted 12"]
 
 
 def test_verify_stops_listing_a_shard_that_is_wrong_everywhere(tmp_path):

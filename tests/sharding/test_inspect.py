@@ -1,0 +1,179 @@
+"""Inspect: the numbers are those of the files, and the picture shows the frames upright at the labelled steps."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from handmade import HEIGHT, WIDTH, encoded, members, npy, picture, publish, write_dataset, write_tar
+from PIL import Image
+
+from epistream.commands import cli
+from epistream.errors import FormatError, OptionError, SourceError
+from epistream.sharding.contact_sheet import contact_sheet
+from epistream.sharding.dataset import open_dataset
+from epistream.sharding.inspect import EpisodeFrames, describe
+
+CAMERA = "observation.images.top"
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, ["inspect", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path):
+    metas = {
+        0: {"tasks": ["lift"], "split": "train"},
+        1: {"tasks": ["lift", "[red]drop\n"], "valid_ranges": [[0, 1]], "split": "train"},
+        2: {"split": "val"},
+    }
+    return write_dataset(tmp_path / "ds", lengths=((5, 3), (4,)), codec="raw", metas=metas)
+
+
+def with_meta(folder, feature, frames):
+    """A dataset of one episode whose meta.json describes its camera; frames as (name, bytes)."""
+    from epistream.sharding.foreign import index_tar
+
+    folder.mkdir()
+    length = len(frames)
+    described = {"name": CAMERA, "kind": "frames", "dtype": "uint8", "shape": [HEIGHT, WIDTH, 3], **feature}
+    meta = {"length": length, "features": [described], "tasks": ["a task " * 100]}
+    pairs = [("ep.meta.json", json.dumps(meta).encode())]
+    path = write_tar(folder / "a.tar", pairs + frames)
+    index = index_tar(path)
+    data = index.to_bytes()
+    path.with_suffix(".index").write_bytes(data)
+    publish(folder, {path.name: (index, data)})
+    return open_dataset(folder)
+
+
+def test_describe_sums_up_what_the_manifest_says(folder):
+    facts = describe(open_dataset(folder))
+    assert (facts["num_shards"], facts["num_episodes"], facts["num_steps"]) == (2, 3, 12)
+    assert facts["num_valid_steps"] == 10
+    assert facts["episode_length"] == {"min": 3, "median": 4.0, "max": 5}
+    assert facts["num_bytes"] == sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert facts["num_index_bytes"] == sum(path.stat().st_size for path in folder.glob("*.index"))
+    assert [(s["name"], s["num_shards"], s["num_episodes"], s["num_steps"]) for s in facts["splits"]] == [
+        ("train", 1, 2, 8),
+        ("val", 1, 1, 4),
+    ]
+    assert facts["tasks"] == [{"task": "lift", "num_episodes": 2}, {"task": "[red]drop\n", "num_episodes": 1}]
+    assert [feature["name"] for feature in facts["features"]] == ["action", CAMERA]
+
+
+def test_inspect_json_is_json_and_says_the_same(folder):
+    assert json.loads(run(folder, "--json")) == json.loads(json.dumps(describe(open_dataset(folder))))
+    episode = json.loads(run(folder, "--episode", 1, "--json"))
+    assert (episode["key"], episode["length"], episode["tasks"][0]) == ("ep-000000001", 3, "lift")
+
+
+def test_inspect_tables_show_features_splits_and_tasks_without_markup_from_outside(folder):
+    text = run(folder)
+    assert f"{HEIGHT}x{WIDTH}x3" in text
+    assert "3 to 5 (median 4) steps" in text
+    assert "2 not valid as anchors" in text
+    assert "[red]drop" in text
+    for word in ("train", "val", "action", "float32", "fingerprint"):
+        assert word in text
+    assert "ep-000000002" in run(folder, "--episode", 2)
+
+
+def test_inspect_shows_statistics_with_gaps_and_many_dimensions(tmp_path):
+    import dataclasses
+
+    from epistream.sharding.manifest import Manifest
+
+    folder = write_dataset(tmp_path / "ds")
+    manifest = Manifest.read(str(folder))
+    values = {"count": 12, "mean": [1.5, None, 3.0], "std": [0] * 3, "min": [-1] * 3, "max": [2] * 3}
+    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
+    text = run(folder)
+    assert "action, 12 steps" in text
+    assert "1.5" in text
+    assert "q01" not in text
+
+
+def test_contact_sheet_shows_first_and_last_step_pixel_by_pixel(folder):
+    sheet = np.asarray(contact_sheet(open_dataset(folder), 0, num_columns=2))
+    factor = 240 // WIDTH  # small pictures are enlarged by whole pixels
+    for step in (0, 4):
+        wanted = picture(0, step).repeat(factor, 0).repeat(factor, 1)
+        assert contains(sheet, wanted)
+    assert not contains(sheet, picture(0, 2).repeat(factor, 0).repeat(factor, 1))
+
+
+def contains(sheet, part):
+    height, width = part.shape[:2]
+    corners = np.argwhere((sheet[: -height + 1, : -width + 1] == part[0, 0]).all(-1))
+    return any((sheet[y : y + height, x : x + width] == part).all() for y, x in corners)
+
+
+def test_contact_sheet_turns_upside_down_cameras_upright(tmp_path):
+    frames = [("ep.observation.images.top.npy", npy(np.stack([picture(0, 3)[::-1, ::-1]])))]
+    dataset = with_meta(tmp_path / "ds", {"codec": "raw", "rotate": 180}, frames)
+    factor = 240 // WIDTH
+    assert contains(np.asarray(contact_sheet(dataset, 0)), picture(0, 3).repeat(factor, 0).repeat(factor, 1))
+
+
+def test_frames_of_a_bgr_camera_are_the_writers_array(tmp_path):
+    swapped = encoded(picture(0, 3)[..., ::-1], "png")
+    dataset = with_meta(tmp_path / "p", {"codec": "png"}, [(f"ep.{CAMERA}.000000.png", swapped)])
+    frame = EpisodeFrames(dataset, 0).read(dataset.features[CAMERA], 0)
+    np.testing.assert_array_equal(frame, picture(0, 3)[..., ::-1])
+    red = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    red[..., 0] = 200
+    jpeg = encoded(red, "jpeg")
+    feature = {"codec": "jpeg", "jpeg_channels": "bgr"}
+    dataset = with_meta(tmp_path / "j", feature, [(f"ep.{CAMERA}.000000.jpg", jpeg)])
+    frame = EpisodeFrames(dataset, 0).read(dataset.features[CAMERA], 0)
+    assert frame[..., 2].min() > 190
+    assert frame[..., 0].max() < 10
+
+
+def test_contact_sheet_shows_depth_stretched_to_grey(tmp_path):
+    depth = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) + 500
+    feature = {"codec": "png", "dtype": "uint16", "shape": [HEIGHT, WIDTH, 1]}
+    dataset = with_meta(tmp_path / "ds", feature, [(f"ep.{CAMERA}.000000.png", encoded(depth, "png"))])
+    sheet = np.asarray(contact_sheet(dataset, 0))
+    cell = sheet[-20 - 7 * HEIGHT : -20, -20 - 7 * WIDTH : -20]
+    assert cell[0, 0].tolist() == [0, 0, 0]
+    assert cell[-1, -1].tolist() == [255, 255, 255]
+
+
+def test_inspect_writes_a_picture_that_can_be_opened(folder, tmp_path):
+    out = tmp_path / "sheet.png"
+    text = run(folder, "--episode", 1, "--image", out, "--columns", 3)
+    with Image.open(out) as image:
+        assert f"{image.width} x {image.height} pixels" in text
+    failed = CliRunner().invoke(cli, ["inspect", str(folder), "--image", str(tmp_path / "sheet.xyz")])
+    assert isinstance(failed.exception, OptionError)
+    failed = CliRunner().invoke(cli, ["inspect", str(folder), "--image", str(tmp_path / "no" / "sheet.png")])
+    assert isinstance(failed.exception, SourceError)
+
+
+def test_inspect_of_what_is_not_there_is_refused(folder, tmp_path):
+    dataset = open_dataset(folder)
+    with pytest.raises(OptionError, match="episode 3, wanted 0 to 2"):
+        contact_sheet(dataset, 3)
+    with pytest.raises(OptionError, match="0 columns"):
+        contact_sheet(dataset, 0, 0)
+    index = folder / "shard-000000.index"
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="the manifest says"):
+        contact_sheet(dataset, 0)
+    index.unlink()
+    with pytest.raises(SourceError, match=r"shard-000000\.index: no such file"):
+        contact_sheet(dataset, 0)
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(SourceError, match=r"shard-000001\.tar: FileNotFoundError"):
+        contact_sheet(dataset, 2)
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    write_tar(arrays / "a.tar", members(0, 3)[:1])
+    CliRunner().invoke(cli, ["index", str(arrays)])
+    with pytest.raises(OptionError, match="0 cameras"):
+        contact_sheet(open_dataset(arrays), 0)
