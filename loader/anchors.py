@@ -71,7 +71,8 @@ class Anchors:
         if self.num_windows == 0:
             raise OptionError(self._nothing_left(split, wanted))
         shard = _at(dataset.episode_shard, episode)
-        self._shard_before = self._before[np.searchsorted(shard, np.arange(len(dataset.shard_url) + 1))]
+        self._row_of_shard = np.searchsorted(shard, np.arange(len(dataset.shard_url) + 1))
+        self._shard_before = self._before[self._row_of_shard]
         self.per_shard = np.diff(self._shard_before)
         has_window = counts > 0
         if episode is not None:
@@ -88,6 +89,16 @@ class Anchors:
         for array in (self._before, self._episode, self._start, self._steps):
             digest.update(b"-" if array is None else np.ascontiguousarray(array, "<i8").tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def windows_per_episode(self) -> NDArray[np.int64]:
+        """(E,) int64, windows of each episode; 0 where it is of another split."""
+        counts = np.diff(self._before)
+        if self._episode is None:
+            return counts
+        total = np.zeros(len(self._dataset.episode_length), np.int64)
+        np.add.at(total, self._episode, counts)
+        return total
 
     def locate(
         self, shard: NDArray[np.int64], k: NDArray[np.int64]
@@ -110,6 +121,13 @@ class Anchors:
         if self._start is not None:
             step += self._start[row]
         return episode, self._dataset.episode_in_shard[episode], step
+
+    def places(self, shard: int, window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The place within the shard of the episode that each of its windows belongs to, (n,) int64."""
+        first, last = int(self._row_of_shard[shard]), int(self._row_of_shard[shard + 1])
+        before = self._before[first:last] - self._before[first]
+        row = first + np.searchsorted(before, window, side="right") - 1
+        return self._dataset.episode_in_shard[row if self._episode is None else self._episode[row]]
 
     def find(self, episode_index: int, step: int) -> tuple[int, int]:
         """The window (shard, k) that stands at a step; the first of its repetitions.

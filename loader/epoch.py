@@ -12,6 +12,7 @@ from epistream.errors import OptionError
 from epistream.loader.lanes import Lanes, Pieces
 from epistream.loader.recent import Recent
 from epistream.loader.segments import LaneOrder, Permutations, Segment, ShardUse
+from epistream.loader.spread import Episodes
 
 # Permutations of pieces are kept within this by each process; without room they are computed again.
 _PERMUTATIONS_BYTES = 24 * 2**20
@@ -81,18 +82,18 @@ class SequentialEpoch(EpochOrder):
 class ShuffledEpoch(EpochOrder):
     """Position p belongs to lane p mod L, item p div L; see `LaneOrder` for the order within a lane."""
 
-    def __init__(self, lanes: Lanes, episode_windows: NDArray[np.int64], parts: int, seed: int, epoch: int) -> None:
+    def __init__(self, lanes: Lanes, episodes: Episodes, parts: int, seed: int, epoch: int) -> None:
         """Compute nothing yet.
 
         Args:
             lanes: the lanes of the epoch.
-            episode_windows: (S,) windows of an episode of each shard, on average, at least 1.
+            episodes: which windows are of one episode.
             parts: k, shards that a lane draws from at a time, where it has so many.
             seed: the seed of the order.
             epoch: the epoch.
         """
         self.num_windows, self.num_lanes = lanes.num_windows, lanes.num_lanes
-        self._arguments = (lanes, episode_windows, parts, seed, epoch)
+        self._arguments = (lanes, episodes, parts, seed, epoch)
         self._orders: dict[int, LaneOrder] = {}
         self._permutations: Permutations = Recent((parts + 1) * self.num_lanes, _PERMUTATIONS_BYTES)
         # Two a lane: batches that are being read at once lie on both sides of a segment's end.
@@ -107,16 +108,16 @@ class ShuffledEpoch(EpochOrder):
         """The order of one lane; O(its pieces) when first asked for."""
         order = self._orders.get(lane)
         if order is None:
-            lanes, episode_windows, parts, seed, epoch = self._arguments
+            lanes, episodes, parts, seed, epoch = self._arguments
             pieces, key = lanes.pieces(lane), (seed, epoch, lane)
-            order = LaneOrder(pieces, episode_windows, min(len(pieces), parts), key, self._permutations)
+            order = LaneOrder(pieces, episodes, min(len(pieces), parts), key, self._permutations)
             self._orders[lane] = order
         return order
 
     def _windows(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shard, window = np.empty_like(positions), np.empty_like(positions)
         items, lanes = np.divmod(positions, self.num_lanes)
-        for lane in np.unique(lanes).tolist():
+        for lane in np.flatnonzero(np.bincount(lanes)).tolist():
             where = np.flatnonzero(lanes == lane)
             while len(where):
                 wanted = items[where]

@@ -15,6 +15,7 @@ from epistream.errors import OptionError
 from epistream.loader.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
 from epistream.loader.lanes import Lanes, Pieces
 from epistream.loader.randomness import Purpose, check_seed, permutation
+from epistream.loader.spread import AverageEpisodes, Episodes
 
 __all__ = ["ORDER_VERSION", "EpochOrder", "OrderOptions", "Plan", "default_resident_shards"]
 
@@ -74,6 +75,7 @@ class Plan:
         shard_episodes: NDArray[np.int64],
         options: OrderOptions,
         runs: Pieces | None = None,
+        episodes: Episodes | None = None,
     ) -> None:
         """Lay the lanes out.
 
@@ -83,6 +85,7 @@ class Plan:
             shard_episodes: (S,) episodes of each shard that have windows.
             options: what the user chose.
             runs: the windows in dataset order, where that is not shard after shard; used without shuffling.
+            episodes: which windows are of one episode; without it, a shard's are taken to be of equal length.
 
         Raises:
             OptionError: if there is no window at all.
@@ -102,8 +105,7 @@ class Plan:
             self.resident_shards = options.resident_shards
         else:
             self.resident_shards = default_resident_shards(per_shard, shard_bytes, shard_episodes, self.num_lanes)
-        # Rounded up, so that an even share of a shard's windows is never less than an episode.
-        self._episode_windows = np.maximum(-(-per_shard // np.maximum(shard_episodes, 1)), 1)
+        self._episodes = AverageEpisodes(per_shard, shard_episodes) if episodes is None else episodes
         self._runs = runs
         self._lanes = None if options.reshuffle_lanes else self.lay_out(self.num_lanes)
 
@@ -111,7 +113,9 @@ class Plan:
     def of(cls, anchors: "Anchors", dataset: "Dataset", options: OrderOptions) -> "Plan":
         """The plan of a dataset's anchors."""
         runs = None if options.shuffle else anchors.runs()
-        return cls(anchors.per_shard, dataset.shard_bytes, anchors.episodes_per_shard, options, runs)
+        # A cache entry is a shard with its index.
+        sizes = dataset.shard_bytes + dataset.index_bytes
+        return cls(anchors.per_shard, sizes, anchors.episodes_per_shard, options, runs, anchors)
 
     @property
     def parts(self) -> int:
@@ -133,7 +137,7 @@ class Plan:
         lanes = self.lanes(epoch)
         if not self.options.shuffle:
             return SequentialEpoch(lanes.pieces(0) if self._runs is None else self._runs)
-        return ShuffledEpoch(lanes, self._episode_windows, self.parts, self.options.seed, epoch)
+        return ShuffledEpoch(lanes, self._episodes, self.parts, self.options.seed, epoch)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,11 +148,12 @@ class Plan:
         """What the fingerprint is made of, by the name of the option, to say which one differs."""
         counts = xxhash.xxh3_128()
         runs = () if self._runs is None else (self._runs.shard, self._runs.first, self._runs.count)
-        for array in (self.per_shard, self._episode_windows, *runs):
+        for array in (self.per_shard, *runs):
             counts.update(np.ascontiguousarray(array, "<i8").tobytes())
         return {
             "order_version": ORDER_VERSION,
             "windows_per_shard": counts.hexdigest(),
+            "windows_of_episodes": self._episodes.digest,
             "num_windows": self.num_windows,
             "shuffle": self.options.shuffle,
             "seed": int(self.options.seed),

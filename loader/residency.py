@@ -1,6 +1,7 @@
 """How many shards an order keeps open at once, what they weigh, and which order would fit a budget."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,41 @@ def open_bytes(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None =
     return _largest(plan, open_shards(plan, windows_in_flight, lanes))
 
 
+@dataclass(frozen=True)
+class Fit:
+    """An order that a budget can hold: its options, and what it keeps open."""
+
+    lanes: int
+    resident_shards: int
+    open_shards: int
+    open_bytes: int
+
+
+def largest_fit(plan: Plan, budget_bytes: int, windows_in_flight: int) -> Fit | None:
+    """The order with the most resident shards that a budget holds; None if not even one lane of two shards fits.
+
+    The plan's number of lanes is kept if it can be, else the largest number that divides it: lanes that the number
+    of nodes divided before are then likely to be so still.
+    """
+    for num_lanes in range(plan.num_lanes, 0, -1):
+        if plan.num_lanes % num_lanes:
+            continue
+        lanes = plan.lanes() if num_lanes == plan.num_lanes else plan.lay_out(num_lanes)
+        low, high = 2, max(2, *(lanes.num_pieces(lane) for lane in range(num_lanes)))
+        found = None
+        while low <= high:
+            parts = (low + high) // 2
+            count = _open_shards(plan, lanes, parts, windows_in_flight, None)
+            size = _largest(plan, count)
+            if size <= budget_bytes:
+                found, low = Fit(num_lanes, num_lanes * parts, count, size), parts + 1
+            else:
+                high = parts - 1
+        if found is not None:
+            return found
+    return None
+
+
 def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str | None:
     """What to tell a user whose cache cannot hold the order's open shards; None if it can.
 
@@ -39,14 +75,12 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
         f"cache budget: {_mib(budget_bytes)}, but the order draws from {open_shards(plan, windows_in_flight)} shards "
         f"at once (lanes={plan.num_lanes}, resident_shards={plan.resident_shards}), up to {_mib(needed)}."
     )
-    for num_lanes in range(plan.num_lanes, 0, -1):
-        lanes = plan.lanes() if num_lanes == plan.num_lanes else plan.lay_out(num_lanes)
-        for parts in range(plan.parts if num_lanes == plan.num_lanes else 2, 1, -1):
-            size = _largest(plan, _open_shards(plan, lanes, parts, windows_in_flight, None))
-            if size <= budget_bytes:
-                changed = f"lanes={num_lanes}, " if num_lanes != plan.num_lanes else ""
-                return f"{found} Use {changed}resident_shards={num_lanes * parts} ({_mib(size)}), or a larger budget."
-    return f"{found} No shuffled order fits: use a larger budget, smaller shards, or shuffle=False."
+    fit = largest_fit(plan, budget_bytes, windows_in_flight) if plan.options.shuffle else None
+    if fit is None:
+        cure = "smaller shards" + (", or shuffle=False" if plan.options.shuffle else "")
+        return f"{found} No shuffled order fits: use a larger budget, {cure}."
+    changed = f"lanes={fit.lanes}, " if fit.lanes != plan.num_lanes else ""
+    return f"{found} Use {changed}resident_shards={fit.resident_shards} ({_mib(fit.open_bytes)}), or a larger budget."
 
 
 def _open_shards(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int, which: Iterable[int] | None) -> int:
@@ -67,4 +101,4 @@ def _largest(plan: Plan, count: int) -> int:
 
 
 def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+    return f"{size / 2**20:,.1f} MiB"

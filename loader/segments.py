@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from epistream.loader.lanes import Pieces
 from epistream.loader.randomness import Purpose, permutation, stream
 from epistream.loader.recent import Recent
-from epistream.loader.spread import spread
+from epistream.loader.spread import Episodes, spread
 
 PieceOrder = NDArray[np.uint32] | NDArray[np.int64]
 # Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without
@@ -59,7 +59,7 @@ class LaneOrder:
     def __init__(
         self,
         pieces: Pieces,
-        episode_windows: NDArray[np.int64],
+        episodes: Episodes,
         parts: int,
         key: tuple[int, int, int],
         permutations: Permutations,
@@ -68,7 +68,7 @@ class LaneOrder:
 
         Args:
             pieces: the lane's pieces.
-            episode_windows: (S,) windows of an episode of each shard, on average: what is spread over a segment.
+            episodes: which windows are of one episode, to be spread over a segment.
             parts: k, at most the number of pieces.
             key: seed, epoch and lane.
             permutations: where permutations of pieces are remembered; all lanes of an epoch may share it.
@@ -77,7 +77,7 @@ class LaneOrder:
         order = permutation(len(pieces), Purpose.PIECES, seed, epoch, lane)
         self._shard, self._first, self._count = pieces.shard[order], pieces.first[order], pieces.count[order]
         self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._count)])
-        self._episode_windows = episode_windows
+        self._episodes = episodes
         self._key = key
         self.parts = parts
         self.num_segments = len(pieces) - parts + 1
@@ -124,7 +124,7 @@ class LaneOrder:
             start, stop = count * low // self.parts, count * high // self.parts
             if start < stop:
                 shard, window = int(self._shard[piece]), self._first[piece] + self._permute(piece)[start:stop]
-                episode = window // self._episode_windows[shard]
+                episode = self._episodes.places(shard, window)
                 shards.append(shard)
                 windows.append(window)
                 groups.append(episode + num_groups - int(episode.min()))

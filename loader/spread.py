@@ -6,7 +6,10 @@ episodes, and most in the first and last segments of an epoch, to which the shar
 against a full permutation of the dataset: 0.91 to 0.95 permuted, 1.00 spread.
 """
 
+from typing import Protocol
+
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 _HALF = np.uint64(32)
@@ -25,9 +28,39 @@ def spread(group: NDArray[np.int64], raw: NDArray[np.uint64]) -> NDArray[np.int6
         (n,) int64: the things in their new order. Groups of one thing each come in a random permutation.
     """
     size = np.bincount(group)
-    by_group = np.argsort(group, kind="stable")
+    # Numpy sorts 16-bit integers by radix, ten times as fast.
+    narrow = group.astype(np.uint16) if len(size) <= 2**16 else group
+    by_group = np.argsort(narrow, kind="stable")
     rank = np.empty(len(group), np.uint64)
     rank[by_group] = np.arange(len(group)) - (np.cumsum(size) - size)[group[by_group]]
     # The place (rank + fraction) / size in units of 2**-32, in integers: floats may round differently elsewhere.
     place = ((rank << _HALF) | (raw >> _HALF)) // size[group].astype(np.uint64)
     return np.argsort(place, kind="stable").astype(np.int64, copy=False)
+
+
+class Episodes(Protocol):
+    """Which episode a window is of, as far as spreading needs to know."""
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that `places` answers: it decides the order too."""
+
+    def places(self, shard: int, window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The place within the shard of each window's episode, (n,) int64, from 0 on."""
+
+
+class AverageEpisodes:
+    """Episodes of equal length, for those who know only how many a shard holds."""
+
+    def __init__(self, per_shard: NDArray[np.int64], shard_episodes: NDArray[np.int64]) -> None:
+        # Rounded up, so that an even share of a shard's windows is never less than an episode.
+        self._windows = np.maximum(-(-per_shard // np.maximum(shard_episodes, 1)), 1)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the lengths."""
+        return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self._windows, "<i8").tobytes())
+
+    def places(self, shard: int, window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The place that each window's episode would have."""
+        return window // int(self._windows[shard])

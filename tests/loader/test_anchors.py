@@ -23,6 +23,7 @@ def dataset_of(episodes, splits=("all",)):
         url="demo",
         shard_url=[f"shard-{s}.tar" for s in range(num_shards)],
         shard_bytes=np.full(num_shards, 2**20),
+        index_bytes=np.full(num_shards, 2**10),
         episode_shard=np.array(shard, np.int64),
         episode_in_shard=np.array(place, np.int64),
         episode_length=np.array(length, np.int64),
@@ -97,7 +98,10 @@ def test_anchors_of_any_manifest_are_those_of_a_slow_enumeration(number):
     assert anchors.per_shard.tolist() == [len(windows) for windows in expected]
     assert anchors.num_windows == sum(map(len, expected))
     assert anchors.episodes_per_shard.tolist() == [len({e for e, _ in windows}) for windows in expected]
-    _, located = all_located(anchors)
+    shard, located = all_located(anchors)
+    for number in set(shard):
+        places = anchors.places(number, np.arange(anchors.per_shard[number])).tolist()
+        assert places == [episodes[e][1] for e, _ in expected[number]]
     assert located == [window for windows in expected for window in windows]
     for shard, windows in enumerate(expected):
         for window in set(windows):

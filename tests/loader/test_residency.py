@@ -48,14 +48,14 @@ def test_budget_that_fits_needs_no_advice():
 
 def test_advice_for_a_small_budget_names_a_smaller_k_that_fits():
     advice = budget_advice(plan_of(64, lanes=4, resident_shards=16), 170 * MIB, 64)
-    assert "cache budget: 170 MiB, but the order draws from 20 shards at once" in advice
-    assert "Use resident_shards=12 (160 MiB)" in advice
+    assert "cache budget: 170.0 MiB, but the order draws from 20 shards at once" in advice
+    assert "Use resident_shards=12 (160.0 MiB)" in advice
     assert budget_advice(plan_of(64, lanes=4, resident_shards=12), 170 * MIB, 64) is None
 
 
 def test_advice_below_two_shards_a_lane_names_fewer_lanes_that_fit():
     advice = budget_advice(plan_of(64, lanes=4, resident_shards=16), 70 * MIB, 64)
-    assert "Use lanes=2, resident_shards=4 (60 MiB)" in advice
+    assert "Use lanes=2, resident_shards=4 (60.0 MiB)" in advice
     assert budget_advice(plan_of(64, lanes=2, resident_shards=4), 70 * MIB, 64) is None
 
 

@@ -46,5 +46,10 @@ def test_spread_of_single_things_is_any_permutation():
     assert len(found) == 6
 
 
+def test_spread_of_many_groups_is_that_of_few():
+    group = np.random.default_rng(0).integers(0, 500, 3000)
+    assert np.array_equal(spread(group, raw(3000)), spread(np.where(group == 0, 70_000, group), raw(3000)))
+
+
 def test_spread_of_known_numbers_is_the_order_written_here():
     assert spread(np.array([0, 0, 0, 1, 1, 2, 2, 2]), raw(8)).tolist() == [5, 0, 1, 3, 6, 4, 7, 2]

@@ -1,0 +1,97 @@
+"""Distinct episodes per batch of 64 when a tenth of the data fits into memory, against a full permutation.
+
+    python benchmarks/shuffle_quality.py [--share 0.1] [--epochs 3] [--json]
+
+For made-up datasets: the largest order that the budget holds, with its segments in flight counted. The columns are
+the mean number of distinct episodes over the first hundred, two hundred middle and the last hundred batches, divided
+by that of a full random permutation of the dataset, and by that of uniform draws from as many shards as are resident.
+"""
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from epistream.loader.anchors import Anchors
+from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.quality import distinct_by_third, expected_distinct
+from epistream.loader.residency import largest_fit
+
+BATCH = 64
+# Episodes, episodes per shard, steps per episode.
+DATASETS = [
+    (6000, 20, 300),
+    (6000, 10, 100),
+    (6000, 5, 100),
+    (6000, 1, 200),
+    (1000, 5, 100),
+    (300, 2, 400),
+    (300, 1, 400),
+]
+
+
+def make_up(num_episodes: int, per_shard: int, steps: int) -> SimpleNamespace:
+    """A manifest of ragged episodes: lengths from half to one and a half times `steps`."""
+    episode = np.arange(num_episodes)
+    length = np.random.default_rng(0).integers(steps // 2, steps * 3 // 2 + 1, num_episodes)
+    shard = episode // per_shard
+    size = np.bincount(shard, weights=length).astype(np.int64) * 30_000
+    return SimpleNamespace(
+        url="made up",
+        shard_url=range(len(size)),
+        shard_bytes=size,
+        index_bytes=size // 1000,
+        episode_shard=shard,
+        episode_in_shard=episode % per_shard,
+        episode_length=length,
+        episode_split=np.zeros(num_episodes, np.uint8),
+        splits=("all",),
+        valid_ranges=(np.arange(num_episodes + 1), np.stack([length * 0, length], 1)),
+    )
+
+
+def measure(num_episodes: int, per_shard: int, steps: int, share: float, epochs: int) -> dict[str, float]:
+    """The order that fits `share` of the bytes of a dataset, and how varied its batches are."""
+    dataset = make_up(num_episodes, per_shard, steps)
+    anchors = Anchors(dataset, None, (0, 0), drop_incomplete=False)  # type: ignore[arg-type]
+    budget = int(share * int((dataset.shard_bytes + dataset.index_bytes).sum()))
+    fit = largest_fit(Plan.of(anchors, dataset, OrderOptions()), budget, BATCH)  # type: ignore[arg-type]
+    if fit is None:
+        raise SystemExit(f"{num_episodes} episodes, {per_shard} per shard: nothing fits {share:.0%}")
+    options = OrderOptions(lanes=fit.lanes, resident_shards=fit.resident_shards)
+    plan = Plan.of(anchors, dataset, options)  # type: ignore[arg-type]
+    thirds = np.mean([distinct_by_third(plan, anchors, BATCH, epoch) for epoch in range(epochs)], axis=0)
+    permuted = expected_distinct(anchors.windows_per_episode, BATCH)
+    resident = expected_distinct(np.full(fit.resident_shards * per_shard, steps), BATCH)
+    return {
+        "episodes": num_episodes, "per_shard": per_shard, "lanes": fit.lanes, "K": fit.resident_shards,
+        "open": fit.open_shards, "shards": len(dataset.shard_bytes),
+        "first_of_permutation": thirds[0] / permuted, "middle_of_permutation": thirds[1] / permuted,
+        "last_of_permutation": thirds[2] / permuted, "first_of_residents": thirds[0] / resident,
+        "middle_of_residents": thirds[1] / resident, "last_of_residents": thirds[2] / resident,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Print a line for each dataset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = [measure(*shape, arguments.share, arguments.epochs) for shape in DATASETS]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'episodes':>8} {'/shard':>6} {'L':>3} {'K':>4} {'open':>9}   of a permutation        of the residents")
+    for row in rows:
+        ratios = [f"{value:.3f}" for key, value in row.items() if "_of_" in key]
+        where = (
+            f"{row['episodes']:8} {row['per_shard']:6} {row['lanes']:3} {row['K']:4} {row['open']:4}/{row['shards']:4}"
+        )
+        print(where, "  ", *ratios[:3], "    ", *ratios[3:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""`epistream plan`: how well an epoch is shuffled within a budget, and what it fetches."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from epistream.commands.verify import storage_options
+from epistream.errors import OptionError, SourceError
+
+if TYPE_CHECKING:
+    from epistream.loader.anchors import Anchors
+    from epistream.loader.plan import OrderOptions, Plan
+    from epistream.loader.quality import OrderReport
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the options say of the job: batch size of a rank, nodes, ranks of a node."""
+
+    batch_size: int
+    num_nodes: int
+    ranks_per_node: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.num_nodes * self.ranks_per_node
+
+
+@click.command()
+@click.argument("source", nargs=-1, required=True, metavar="URL")
+@click.option(
+    "--budget", metavar="SIZE", help="Memory for shards, as 4GiB, or as 10% of the data.  [default: unlimited]"
+)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Windows per rank and batch.")
+@click.option("--nodes", "num_nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the job.")
+@click.option("--ranks-per-node", type=click.IntRange(1), default=1, show_default=True, help="Ranks on each of them.")
+@click.option("--split", default="auto", show_default=True, help="A split; auto is train where there is one, else all.")
+@click.option("--lanes", type=click.IntRange(1), help="L, a multiple of the nodes.  [default: 8, fewer if need be]")
+@click.option("--resident-shards", type=click.IntRange(2), help="K.  [default: what the budget or the manifest says]")
+@click.option("--seed", default=0, show_default=True, help="Of the order.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw where batches come from (PNG, PDF)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options: Any) -> None:
+    """Say how well the windows of URL are shuffled within a memory budget, and what an epoch fetches.
+
+    Reads the manifest only. Every step that the dataset allows is an anchor.
+    """
+    from epistream.loader.anchors import Anchors
+    from epistream.loader.plan import OrderOptions
+    from epistream.loader.quality import report
+    from epistream.loader.residency import budget_advice
+    from epistream.sharding.dataset import open_dataset
+
+    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options["options_json"]))
+    split = options["split"]
+    if split == "auto":
+        split = "train" if "train" in dataset.splits else None
+    anchors = Anchors(dataset, split, (0, 0), drop_incomplete=False)
+    job = _Job(options["batch_size"], options["num_nodes"], options["ranks_per_node"])
+    lanes, resident_shards = options["lanes"], options["resident_shards"]
+    if lanes is None:
+        lanes = 8 if resident_shards is None else min(8, resident_shards // 2)
+    wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards)
+    used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
+    budget = None if options["budget"] is None else _bytes(options["budget"], used_bytes)
+    plan = _plan(dataset, anchors, wanted, budget, job)
+    found = report(plan, anchors, job.batch_size, job.num_nodes, job.ranks_per_node)
+    advice = None if budget is None else budget_advice(plan, budget, job.global_batch)
+    if plot is not None:
+        _draw(plan, anchors, found, plot)
+    if as_json:
+        click.echo(
+            json.dumps({"url": dataset.url, "budget_bytes": budget, "advice": advice} | found.to_dict(), indent=1)
+        )
+        return
+    _show(dataset.url, found, budget, advice)
+    if plot is not None:
+        click.echo(f"plot: {plot}")
+
+
+def _plan(dataset: Any, anchors: "Anchors", wanted: "OrderOptions", budget: int | None, job: _Job) -> "Plan":
+    """The plan of the options; where they leave K open, with the largest K that fits the budget."""
+    from epistream.loader.plan import Plan
+    from epistream.loader.residency import largest_fit
+
+    plan = Plan.of(anchors, dataset, wanted)
+    if budget is None or wanted.resident_shards is not None:
+        return plan
+    fit = largest_fit(plan, budget, job.global_batch)
+    if fit is None:
+        return plan
+    return Plan.of(anchors, dataset, replace(wanted, lanes=fit.lanes, resident_shards=fit.resident_shards))
+
+
+def _bytes(text: str, used_bytes: int) -> int:
+    from epistream.sharding.pack_options import parse_bytes
+
+    if not text.endswith("%"):
+        return parse_bytes(text, "--budget")
+    try:
+        share = float(text[:-1]) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 < share < float("inf"):
+        raise OptionError(f"--budget {text}: wanted a share such as 10%, or a size such as 4GiB.")
+    return int(share * used_bytes)
+
+
+def _show(url: str, found: "OrderReport", budget: int | None, advice: str | None) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    ratios = [f"{value / found.distinct_permuted:.3f}" for value in found.distinct]
+    rows = {
+        "dataset": f"{url}: {found.num_windows:,} windows of {found.num_episodes:,} episodes in "
+        f"{found.num_shards:,} shards, {decimal(found.num_bytes)}",
+        "order": f"{found.lanes} lanes, resident shards K = {found.resident_shards}",
+        "in memory": f"up to {found.open_shards} shards at once, {decimal(found.open_bytes)}"
+        + ("" if budget is None else f" of a budget of {decimal(budget)}"),
+        "episodes": f"distinct in a batch of {found.global_batch}: {found.distinct[0]:.1f} first hundred, "
+        f"{found.distinct[1]:.1f} middle, {found.distinct[2]:.1f} last hundred batches",
+        "": f"a full random permutation has {found.distinct_permuted:.1f}: that is {', '.join(ratios)} of it",
+        "fetched": f"{decimal(found.fetch_bytes)} an epoch, {decimal(max(found.fetch_bytes_per_node))} by one node; "
+        "nothing again while it stays in memory",
+        "first batch": f"{decimal(max(found.first_batch_bytes))} by one node, in whole shards",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(table)
+    if advice is not None:
+        console.print(advice)
+
+
+def _draw(plan: "Plan", anchors: "Anchors", found: "OrderReport", path: Path) -> None:
+    """Two panels over the epoch: where each batch's windows lie in storage order, and its distinct episodes."""
+    import numpy as np
+
+    from epistream.loader.quality import distinct_episodes, source_places
+
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OptionError("--plot: matplotlib is missing. Install it with: pip install 'epistream[bench]'") from None
+    num_batches = found.num_windows // found.global_batch
+    batches = np.unique(np.linspace(0, num_batches - 1, 300).astype(np.int64))
+    places = source_places(plan, found.global_batch, batches)
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot(np.repeat(batches, found.global_batch), places.ravel(), ",", color="tab:blue", alpha=0.6)
+    top.set(ylabel="place in storage order", ylim=(0, 1), title=f"lanes={found.lanes}, K={found.resident_shards}")
+    bottom.plot(batches, distinct_episodes(plan, anchors, found.global_batch, batches), lw=0.8, label="this order")
+    bottom.axhline(found.distinct_permuted, color="k", ls="--", lw=0.8, label="full permutation, expected")
+    bottom.set(xlabel="batch", ylabel="distinct episodes")
+    bottom.legend(loc="lower center", ncols=2)
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise OptionError(f"--plot {path}: {error}, wanted a name such as out.png.") from error
+    except OSError as error:
+        raise SourceError(f"{path}: {error}, wanted to write a plot. Check room and permissions.") from error

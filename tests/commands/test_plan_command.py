@@ -1,0 +1,118 @@
+"""`epistream plan`: what it prints for a budget."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from epistream.commands.plan import command
+from epistream.errors import OptionError
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def sixty_shards(monkeypatch):
+    """A dataset of 60 shards of 1 MB, each of 10 episodes of 50 steps, which no file holds."""
+    episode = np.arange(600)
+    dataset = SimpleNamespace(
+        url="s3://bucket/demo/",
+        shard_url=[f"shard-{shard:06}.tar" for shard in range(60)],
+        shard_bytes=np.full(60, 990_000),
+        index_bytes=np.full(60, 10_000),
+        episode_shard=episode // 10,
+        episode_in_shard=episode % 10,
+        episode_length=np.full(600, 50),
+        episode_split=(episode >= 550).astype(np.uint8),
+        splits=("train", "val"),
+        valid_ranges=(np.arange(601), np.stack([episode * 0, episode * 0 + 50], 1)),
+    )
+    monkeypatch.setattr("epistream.sharding.dataset.open_dataset", lambda source, options: dataset)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(command, ["s3://bucket/demo/", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def figures(*arguments):
+    return json.loads(run("--json", *arguments))
+
+
+@pytest.mark.usefixtures("sixty_shards")
+class TestPlanCommand:
+    def test_plan_without_a_budget_takes_the_default_order_of_the_train_split(self):
+        found = figures()
+        assert (found["num_windows"], found["num_episodes"], found["num_shards"]) == (27_500, 550, 55)
+        assert (found["lanes"], found["resident_shards"]) == (8, 26)
+        assert found["num_bytes"] == 55 * MB
+        assert found["budget_bytes"] is found["advice"] is None
+
+    def test_plan_for_a_budget_takes_the_most_resident_shards_that_fit(self):
+        found = figures("--budget", "24MB", "--split", "val", "--lanes", "1")
+        assert (found["lanes"], found["resident_shards"]) == (1, 5)
+        found = figures("--budget", "24MB")
+        assert (found["lanes"], found["resident_shards"], found["open_shards"]) == (8, 16, 24)
+        assert found["open_bytes"] == 24 * MB
+        found = figures("--budget", "23MB")
+        assert (found["lanes"], found["resident_shards"]) == (4, 16)
+        assert found["advice"] is None
+
+    def test_plan_for_a_tenth_of_the_data_sees_as_many_episodes_as_a_permutation_of_them(self):
+        found = figures("--budget", "10%")
+        assert found["budget_bytes"] == 5_500_000
+        assert (found["lanes"], found["resident_shards"], found["open_shards"]) == (1, 4, 5)
+        # 40 resident episodes, 64 draws: uniform draws would see 32 of them.
+        assert found["distinct_residents"] == pytest.approx(40 * (1 - (1 - 1 / 40) ** 64), abs=0.5)
+        assert all(distinct > 0.97 * found["distinct_residents"] for distinct in found["distinct"])
+        assert found["distinct_permuted"] == pytest.approx(550 * (1 - (1 - 1 / 550) ** 64), abs=0.1)
+
+    def test_plan_over_nodes_shares_the_fetching_by_lanes(self):
+        whole = figures("--resident-shards", "16")
+        # Each of the 7 cuts between lanes puts a shard into two of them.
+        assert 55 * MB <= whole["fetch_bytes"] <= (55 + 7) * MB
+        nodes = figures("--resident-shards", "16", "--nodes", "4", "--ranks-per-node", "2", "--batch-size", "8")
+        assert nodes["global_batch"] == 64
+        assert nodes["fetch_bytes"] == sum(nodes["fetch_bytes_per_node"]) == whole["fetch_bytes"]
+        assert max(nodes["fetch_bytes_per_node"]) <= 18 * MB
+        assert nodes["distinct"] == whole["distinct"]
+        uneven = figures("--resident-shards", "16", "--nodes", "3")
+        assert uneven["fetch_bytes"] == 3 * whole["fetch_bytes"]
+
+    def test_plan_that_keeps_all_shards_fetches_each_once(self):
+        assert figures("--resident-shards", "600")["fetch_bytes"] == 55 * MB
+
+    def test_first_batch_draws_from_the_first_segments(self):
+        # Two shards a lane; one at a cut may be among the first of both of its lanes.
+        (size,) = figures("--resident-shards", "16")["first_batch_bytes"]
+        assert 14 * MB <= size <= 16 * MB
+
+    def test_plan_of_options_that_a_budget_cannot_hold_says_what_would_fit(self):
+        output = run("--budget", "10MB", "--lanes", "8", "--resident-shards", "24")
+        assert "cache budget: 9.5 MiB, but the order draws from 32 shards at once" in output
+        assert "Use lanes=2, resident_shards=8" in output
+
+    def test_plan_prints_a_table_with_all_of_it(self):
+        output = run("--budget", "50%")
+        for words in ("27,500 windows of 550 episodes in 55 shards, 55.0 MB", "8 lanes, resident shards K = 16",
+                      "up to 24 shards at once, 24.0 MB of a budget of 27.5 MB", "distinct in a batch of 64",
+                      "a full random permutation has 60.", "an epoch", "first batch"):  # fmt: skip
+            assert words in output
+
+    def test_plot_is_written(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        path = tmp_path / "out.png"
+        assert f"plot: {path}" in run("--plot", str(path)).replace("\n", "")
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("budget", ["0%", "-1%", "x%", "nan%", "much"])
+    def test_budget_that_is_none_is_refused(self, budget):
+        with pytest.raises(OptionError, match=r"--budget"):
+            run("--budget", budget)
+
+    def test_batch_larger_than_the_data_is_refused(self):
+        with pytest.raises(OptionError, match="an epoch has 27500"):
+            run("--batch-size", "27501")
