@@ -76,8 +76,8 @@ class Normalizer:
         for name, feature in (features or {}).items():
             if name in self.affine and self.affine[name].shift.shape != feature.shape:
                 raise OptionError(
-                    f"normalize[{name!r}]: statistics of shape {self.affine[name].shift.shape}, wanted {feature.shape}. "
-                    "Use the statistics of this dataset."
+                    f"normalize[{name!r}]: statistics of shape {self.affine[name].shift.shape}, wanted "
+                    f"{feature.shape}. Use the statistics of this dataset."
                 )
         self._on_device: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -177,7 +177,7 @@ def normalizer_for(
 
 def _is_motion(name: str, feature: Feature) -> bool:
     is_float = np.dtype(feature.dtype).kind == "f"
-    return feature.kind == "array" and is_float and name.split(".")[0].split("_")[0] in ("observation", "action")
+    return feature.kind == "array" and is_float and name.startswith(("observation.", "action"))
 
 
 def _check_mode(where: str, mode: object) -> None:

@@ -54,8 +54,8 @@ def window_in_seconds(
         offsets[name] = tuple(_step(name, float(second), rate, tolerance_s) for second in seconds)
         if len(set(offsets[name])) < len(offsets[name]):
             raise OptionError(
-                f"delta_timestamps[{name!r}]: {list(seconds)[:8]} are the steps {list(offsets[name])[:8]} at {rate:g} Hz, "
-                "wanted each step once. Leave times out that fall on the same step."
+                f"delta_timestamps[{name!r}]: {list(seconds)[:8]} are the steps {list(offsets[name])[:8]} at "
+                f"{rate:g} Hz, wanted each step once. Leave times out that fall on the same step."
             )
     return replace(base, overrides={**base.overrides, **offsets})
 
@@ -96,10 +96,11 @@ def _step(name: str, seconds: float, rate: float, tolerance_s: float) -> int:
     if not math.isfinite(seconds):
         raise OptionError(f"delta_timestamps[{name!r}]: {seconds}, wanted seconds.")
     step = round(seconds * rate)
-    if abs(step / rate - seconds) > tolerance_s:
+    away_s = abs(step / rate - seconds)
+    if away_s > tolerance_s:
         below = math.floor(seconds * rate)
         raise OptionError(
-            f"delta_timestamps[{name!r}]: {seconds:g} s is no step at {rate:g} Hz; the nearest are {below / rate:g} s and "
-            f"{(below + 1) / rate:g} s. Take one of these, or a tolerance_s of {abs(step / rate - seconds):.2g} or more."
+            f"delta_timestamps[{name!r}]: {seconds:g} s is no step at {rate:g} Hz; the nearest are {below / rate:g} s "
+            f"and {(below + 1) / rate:g} s. Take one of these, or a tolerance_s of {away_s:.2g} or more."
         )
     return step

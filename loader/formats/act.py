@@ -1,7 +1,7 @@
 """The batches of ACT and ACT++: a tuple, pictures as floats, zeros after the end of the episode."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class ActFormat(SampleFormat):
     action: str | Sequence[str] = "action"
     chunk_size: int | None = None
     lag_one_step: bool = False
-    padding: Padding = Padding("zero", "is_pad")
+    padding: Padding = field(default_factory=lambda: Padding("zero", "is_pad"))
 
     def select(self, available: Mapping[str, Feature]) -> list[str]:
         """Cameras, state and action."""

@@ -39,8 +39,8 @@ class Padding:
     def __post_init__(self) -> None:
         if self.value not in get_args(Pad) or self.mask_true not in get_args(MaskTrue):
             raise OptionError(
-                f"Padding: value {self.value!r}, mask_true {self.mask_true!r}, wanted one of {', '.join(get_args(Pad))} "
-                f"and one of {', '.join(get_args(MaskTrue))}."
+                f"Padding: value {self.value!r}, mask_true {self.mask_true!r}, wanted one of "
+                f"{', '.join(get_args(Pad))} and one of {', '.join(get_args(MaskTrue))}."
             )
 
     def of(self, is_pad: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class DiffusionPolicyFormat(SampleFormat):
     num_action_steps: int = 8
     action: str = "action"
     keys: Mapping[str, str] = field(default_factory=dict)
-    padding: Padding = Padding("edge", None)
+    padding: Padding = field(default_factory=lambda: Padding("edge", None))
 
     def __post_init__(self) -> None:
         if min(self.num_obs_steps, self.num_action_steps) < 1 or (
@@ -77,8 +77,8 @@ class DiffusionPolicyFormat(SampleFormat):
         twice = [key for key, count in Counter(keys.values()).items() if count > 1]
         if twice or not keys:
             raise OptionError(
-                f"sample_format 'diffusion_policy': keys of obs {sorted(keys.values())}, wanted at least one, each once. "
-                "Name them with DiffusionPolicyFormat(keys={feature: key})."
+                f"sample_format 'diffusion_policy': keys of obs {sorted(keys.values())}, wanted at least one, each "
+                "once. Name them with DiffusionPolicyFormat(keys={feature: key})."
             )
 
     def __call__(self, batch: Batch, context: FormatContext) -> Batch:

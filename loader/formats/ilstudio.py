@@ -1,7 +1,7 @@
 """The batches of IL-Studio's data sets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from epistream.loader.formats.base import (
     Batch,
@@ -49,7 +49,7 @@ class IlStudioFormat(SampleFormat):
     state: str | Sequence[str] = "observation.state"
     action: str | Sequence[str] = "action"
     chunk_size: int = 16
-    padding: Padding = Padding("zero", "is_pad")
+    padding: Padding = field(default_factory=lambda: Padding("zero", "is_pad"))
 
     def select(self, available: Mapping[str, Feature]) -> list[str]:
         """Cameras, state and action."""
@@ -70,7 +70,7 @@ class IlStudioFormat(SampleFormat):
     def __call__(self, batch: Batch, context: FormatContext) -> Batch:
         """The batch as the dict above."""
         actions = as_tuple(self.action)
-        sample = {
+        sample: Batch = {
             "image": stacked([one_step(batch[name]) for name in context.cameras]),
             "state": one_step(joined(batch, as_tuple(self.state))),
             "action": joined(batch, actions),

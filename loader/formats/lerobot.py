@@ -1,7 +1,7 @@
 """The batches of LeRobot's data sets: flat keys, pictures as floats with channels first, a mask per key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ class LeRobotFormat(SampleFormat):
     """
 
     images: Literal["float32", "uint8"] = "float32"
-    padding: Padding = Padding("edge", "{key}_is_pad")
+    padding: Padding = field(default_factory=lambda: Padding("edge", "{key}_is_pad"))
 
     def __post_init__(self) -> None:
         if self.images not in ("float32", "uint8"):

@@ -1,6 +1,7 @@
 """Pictures for training: channels first, cameras stacked, scaled, with no copy where none is needed."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def _side_by_side(cameras: Sequence[Tensor]) -> Tensor:
     if len(cameras) == 1:
         return first.unsqueeze(1)
     addresses = [camera.data_ptr() for camera in cameras]
-    distances = {after - before for before, after in zip(addresses, addresses[1:], strict=False)}
+    distances = {after - before for before, after in pairwise(addresses)}
     distance = distances.pop()
     alike = all(camera.stride() == first.stride() and camera.device.type == "cpu" for camera in cameras)
     if distances or distance <= 0 or distance % first.element_size() or not alike:
