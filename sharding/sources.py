@@ -2,7 +2,9 @@
 
 import glob
 import itertools
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +19,7 @@ from epistream.sharding.storage import local_path, parent_and_name
 
 AnySource = str | os.PathLike[str]
 _MAX_NAMES = 1_000_000
+_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
 _LABELLED = 3
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -110,11 +113,13 @@ def _expand(pattern: str) -> list[str]:
         raise OptionError("source: empty, wanted a path, a URL or a pattern.")
     if path is not None and path.exists():
         return [str(path)]
+    # braceexpand makes every range a list before it gives the first name.
+    num_names = math.prod(abs(int(stop) - int(start)) + 1 for start, stop in _RANGE.findall(pattern))
     try:
-        names = list(islice(braceexpand(pattern), _MAX_NAMES + 1))
+        names = list(islice(braceexpand(pattern), _MAX_NAMES + 1)) if num_names <= _MAX_NAMES else []
     except (UnbalancedBracesError, ValueError) as error:
         raise OptionError(f"{pattern}: {error}, wanted a pattern such as shard-{{000000..000003}}.tar.") from error
-    if len(names) > _MAX_NAMES:
+    if max(num_names, len(names)) > _MAX_NAMES:
         raise OptionError(f"{pattern}: more than {_MAX_NAMES:,} names, wanted fewer. Give the dataset's folder.")
     return [url for name in names for url in _glob(name)]
 
