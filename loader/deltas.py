@@ -1,6 +1,6 @@
 """Actions relative to the state, under two names for the two things that people call delta."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from epistream.errors import OptionError
 from epistream.loader.window import Window
 from epistream.sharding.features import Feature
+from epistream.sharding.statistics import Summary, merge, summarize, to_plain
 
 DeltaKind = Literal["delta_step", "delta_first"]
 
@@ -107,3 +108,25 @@ def _take(values: Tensor, have: tuple[int, ...], wanted: tuple[int, ...]) -> Ten
 def delta_for(wanted: DeltaKind | ActionDelta | None) -> ActionDelta | None:
     """What the argument `action_delta` of a stream means."""
     return ActionDelta(wanted) if isinstance(wanted, str) else wanted
+
+
+def delta_statistics(stream: Iterable[dict[str, Any]], action: str = "action") -> dict[str, dict[str, Any]]:
+    """Statistics of an action as a stream gives it, for a `Normalizer`: those of the manifest are of absolute actions.
+
+    Args:
+        stream: an `EpisodeStream` with `action_delta` and no `normalize`; stream the state and the action only.
+        action: the feature.
+
+    Returns:
+        ``{action: {count, mean, std, min, max, q01, q99}}`` over all entries of the windows that are not padded.
+
+    Raises:
+        OptionError: the stream gave no batch.
+    """
+    total: Summary | None = None
+    for batch in stream:
+        part = summarize(batch[action][~batch[f"{action}_is_pad"]].numpy())
+        total = part if total is None else merge(total, part)
+    if total is None:
+        raise OptionError("delta_statistics: a stream without batches, wanted at least one. Use a smaller batch_size.")
+    return {action: to_plain(total)}

@@ -127,6 +127,6 @@ def _normalizer(
     if delta is not None and delta.action in normalizer.affine and not isinstance(options.normalize, Normalizer):
         raise OptionError(
             f"normalize and action_delta: the dataset's statistics are of {delta.action} as recorded, not of the "
-            "differences. Give a Normalizer with statistics of these; epistream.loader.delta_statistics computes them."
+            "differences. Give a Normalizer with those that epistream.loader.deltas.delta_statistics computes."
         )
     return normalizer
