@@ -141,7 +141,7 @@ def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns:
     for values in lists:
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
         hasher.update(data.nbytes.to_bytes(8, "little"))
-        hasher.update(data)
+        hasher.update(data.data)
     return hasher.hexdigest()
 
 
@@ -242,7 +242,8 @@ class HexRows(Sequence[str]):
     def __getitem__(self, index: int | slice) -> "str | HexRows":
         if isinstance(index, slice):
             return HexRows(self._rows[index])
-        return self._rows[index].tobytes().hex()
+        digest: str = self._rows[index].tobytes().hex()
+        return digest
 
 
 def hex_rows(digests: Sequence[str]) -> UInt8:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import natsort
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.names import HDF5_SUFFIXES

@@ -65,7 +65,8 @@ def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     def pooled(values: Array) -> Array:
         # A part without finite values has NaN for everything, and weighs nothing.
-        return (weight * np.where(finite > 0, values, 0)).sum(axis=0)
+        total: Array = np.sum(weight * np.where(finite > 0, values, 0), axis=0)
+        return total
 
     mean = pooled(columns["mean"])
     merged = {
@@ -79,4 +80,5 @@ def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {"count": count}
     if (known != count).any():
         result["finite"] = known.astype(np.int64).tolist()
-    return result | {key: np.where(known > 0, values, None).tolist() for key, values in merged.items()}
+    plain = {key: np.asarray(np.where(known > 0, values, None)) for key, values in merged.items()}
+    return result | {key: values.tolist() for key, values in plain.items()}

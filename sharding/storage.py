@@ -63,7 +63,9 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
     try:
         if path is not None:
             return path.read_bytes()
-        return _retry(lambda: _file_system(url, options)[0].cat_file(_file_system(url, options)[1]))
+        file_system, target = _file_system(url, options)
+        data: bytes = _retry(lambda: file_system.cat_file(target))
+        return data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except OptionError:

@@ -1,6 +1,6 @@
 """Checking a dataset: every checksum, every index against its tar as tarfile reads it, every frame by decoding it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +203,7 @@ def _from_error(file: str, error: EpistreamError) -> Fault:
     return Fault(file, "", found.removeprefix(file).lstrip(":, ").rstrip("."), (wanted or "it to be whole").rstrip("."))
 
 
-def _read_index(dataset: Dataset, shard: int) -> Iterator[Fault]:  # and returns the index
+def _read_index(dataset: Dataset, shard: int) -> Generator[Fault, None, ShardIndex | None]:
     """The index, after comparing it with the manifest."""
     url = dataset.index_url[shard]
     name = parent_and_name(url)[1]
