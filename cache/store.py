@@ -9,7 +9,6 @@ State of a key, as its files tell it (``.fill`` is only ever a lock and a note):
 No wait holds a lock: `acquire` polls for the fill right, and gives it back before it waits for room.
 """
 
-import contextlib
 import fcntl
 import os
 import time
@@ -137,7 +136,10 @@ class ShardStore:
     def try_acquire(
         self, key: str, size: int, fill: Filler | None, outcome: Outcome | None = None, *, may_evict: bool = True
     ) -> Lease | None:
-        """Lease an entry, or fill it if that can begin now; waits neither for others' fills nor for room.
+        """Lease an entry, filling it if that needs nobody else: no fill of another process, no lease to end.
+
+        For those who may hold leases meanwhile (a prefetcher, a decoder with its source open): they wait for
+        the source's bytes, and never for another reader.
 
         Args:
             key: The entry's key.
@@ -147,7 +149,11 @@ class ShardStore:
             may_evict: Whether others may have to leave for it; else it only takes what is free.
 
         Returns:
-            None if somebody else fills it, or if there is no room.
+            None if somebody is filling it, there is no room now or ever, or a note says not to try.
+
+        Raises:
+            DeadlineError: ``.lock`` could not be had.
+            FetchError: `fill` failed.
         """
         outcome = outcome if outcome is not None else Outcome()
         lease = self.lookup(key, size)
@@ -155,15 +161,23 @@ class ShardStore:
             outcome.hit = True
         if lease is not None or fill is None:
             return lease
-        with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as turn:
+        turn = LockFile(key + FILL, self.directory.dir_fd)
+        try:
             # A turn whose file was just removed belongs to nobody; the next try opens the new one.
             if not turn.try_exclusive() or not turn.is_named():
                 return None
-            try:
-                # Who had the turn just before may have completed it.
-                return self.lookup(key, size) or self._filling.run(turn, key, size, fill, outcome, may_evict=may_evict)
-            except (PresentError, NoRoomError, TooLargeError):
+            note = read_note(turn.read_text())
+            if note is not None and note.is_fresh(self.options.note_s, boot_time_s()):
                 return None
+            # Who had the turn just before may have completed it.
+            lease = self.lookup(key, size)
+            if lease is None:
+                lease = self._filling.run(turn, key, size, fill, outcome, may_evict=may_evict)
+            return lease
+        except (NoRoomError, TooLargeError, PresentError):
+            return None
+        finally:
+            turn.close()
 
     def _wait_turn(self, key: str, size: int) -> Lease | LockFile:
         """The entry, if somebody else completes it; else the right to fill it."""
