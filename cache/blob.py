@@ -75,13 +75,18 @@ class FileBlob:
 
     It is never mapped: a file that is not ours may be truncated, which under a mapping is SIGBUS.
 
+    Args:
+        path: The file.
+        size: Bytes that it must have.
+        ahead: Bytes [first, stop) that are wanted soon; all unless given.
+
     Raises:
         SourceError: It cannot be opened.
         SourceChangedError: It has not the size that was promised; also raised by every read once the file was
             replaced, truncated or written to.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, ahead: tuple[int, int] | None = None) -> None:
         self.size = size
         self._path = path
         try:
@@ -98,7 +103,13 @@ class FileBlob:
                 "if it was changed on purpose."
             )
         # The whole shard: windows are drawn from all over it, and soon.
-        os.posix_fadvise(self._fd, 0, size, os.POSIX_FADV_WILLNEED)
+        first, stop = ahead or (0, size)
+        os.posix_fadvise(self._fd, first, stop - first, os.POSIX_FADV_WILLNEED)
+
+    @property
+    def status(self) -> os.stat_result:
+        """Of the file that is open, as it is now."""
+        return os.fstat(self._fd)
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes."""

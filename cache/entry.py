@@ -5,12 +5,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+
+if TYPE_CHECKING:
+    from epistream.cache.supply import Supply
 
 # Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
 ALIGNMENT_BYTES = 64
@@ -31,6 +34,8 @@ class Part:
         block_checksums: uint64 XXH3-64 of each block of ``block_bytes``; ranged reads are checked
             with it. Not a part of the key.
         block_bytes: Block size of ``block_checksums``.
+        supply: Gives the bytes where they are not simply those at ``url``; ``checksum`` or ``version`` then tells
+            them apart. Not a part of the key.
     """
 
     url: str
@@ -39,6 +44,7 @@ class Part:
     version: str | None = None
     block_checksums: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
     block_bytes: int = field(default=BLOCK_BYTES, compare=False, repr=False)
+    supply: "Supply | None" = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 0:

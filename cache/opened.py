@@ -2,7 +2,7 @@
 
 from types import TracebackType
 
-from epistream.cache.blob import Blob, FileBlob
+from epistream.cache.blob import Blob
 from epistream.cache.lease import Lease
 
 
@@ -28,8 +28,9 @@ class OpenEntry:
         """End the lease, or close the files. Harmless when called twice."""
         blobs, self.blobs = self.blobs, ()
         for blob in blobs:
-            if isinstance(blob, FileBlob):
-                blob.close()
+            close = getattr(blob, "close", None)
+            if close is not None:
+                close()
         del blobs
         if self._lease is not None:
             self._lease.close()

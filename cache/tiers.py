@@ -174,7 +174,9 @@ class Tiers:
         blobs: list[Blob] = []
         for part in entry.parts:
             path = local_path(part.url)
-            if path is not None:
+            if part.supply is not None:
+                blobs.append(part.supply.open())
+            elif path is not None:
                 blobs.append(FileBlob(path, part.size))
             else:
                 blobs.append(RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size)))
