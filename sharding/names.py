@@ -18,3 +18,8 @@ def shard_name_problem(name: str) -> str | None:
 def index_name(shard_name: str) -> str:
     """``shard-000012.tar`` -> ``shard-000012.index``."""
     return shard_name.removesuffix(".tar") + ".index"
+
+
+def is_tar(url: str) -> bool:
+    """Whether a shard is a tar; all others are HDF5 files."""
+    return url.partition("::")[0].endswith(".tar")
