@@ -2,8 +2,8 @@
 
     python benchmarks/plan_scale.py [--windows 1e9] [--shards 1e5] [--steps-per-episode 400] [--json]
 
-Every figure is of a fresh process; `_cpu_ms` is its processor time, which a busy machine distorts less. Memory is what the order adds to a process that has imported numpy. Datasets are
-made up in memory: no data is read.
+Every figure is of a fresh process; those named `_cpu_ms` are processor time, which a busy machine distorts less.
+Memory is what the order adds to a process that has imported numpy. Datasets are made up in memory: no data is read.
 """
 
 import argparse
