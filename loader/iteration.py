@@ -6,6 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from epistream.errors import StateError
+from epistream.loader.feed import Replaced
 from epistream.loader.job import ReadJob
 
 Finish = Callable[[Mapping[str, NDArray[Any]]], Any]
@@ -23,6 +24,9 @@ class StreamIterator(Iterator[Any]):
         cursor: epoch and position at which the epoch is begun or gone on with.
         worker_index: this worker, in [0, num_workers).
         num_workers: workers that share the epoch.
+
+    Attributes:
+        replaced: windows of bad shards that were replaced in the last batch.
     """
 
     def __init__(
@@ -32,25 +36,26 @@ class StreamIterator(Iterator[Any]):
         self._finish = finish
         self._worker = worker_index, num_workers
         self._num_done = 0
-        self._reader = job.reader()
+        self.replaced: tuple[Replaced, ...] = ()
+        self._feed = job.feed()
         self._begin(*cursor)
 
     def _begin(self, epoch: int, start: int) -> None:
         self._cursor = epoch, start
-        self._schedule, self._order = self._job.schedule(epoch, start), self._job.plan.epoch(epoch)
+        self._num_batches = self._feed.begin(epoch, start)
 
     def __next__(self) -> Any:
         worker_index, num_workers = self._worker
         batch_index = worker_index + self._num_done * num_workers
-        if batch_index >= self._schedule.num_batches:
+        if batch_index >= self._num_batches:
             raise StopIteration
-        windows = self._job.windows(self._order, self._schedule, batch_index)
-        views = {name: view[: len(windows.step)] for name, view in self._job.layout.allocate().items()}
+        num_windows = self._feed.num_windows(batch_index)
+        views = {name: view[:num_windows] for name, view in self._job.layout.allocate().items()}
         try:
-            self._reader.read(windows, views)
+            _, self.replaced = self._feed.read(batch_index, views)
         finally:
             # What the consumer does with a batch may take long, and nobody waits with shards in hand.
-            self._reader.release()
+            self._feed.release()
         self._num_done += 1
         return self._finish(views)
 

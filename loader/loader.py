@@ -306,7 +306,15 @@ class StreamingLoader:
                 return
             busy_s, effort = time.perf_counter() - began, thread_effort() - before
             cache, num_windows = job.cache.stats(), len(views["step_index"])
-            message = Message(self._serial, 0, num_windows=num_windows, busy_s=busy_s, cache=cache, effort=effort)
+            message = Message(
+                self._serial,
+                0,
+                num_windows=num_windows,
+                busy_s=busy_s,
+                cache=cache,
+                effort=effort,
+                replaced=batches.replaced,
+            )
             self._recorder.receive(0, message, busy_s, copied=False)
             yield self.stream.finish(views)
 

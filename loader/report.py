@@ -46,6 +46,7 @@ class PerformanceReport:
             ("workers", worker_shares(self.stats)),
             ("cache", _cache(self.stats)),
             ("memory", _memory(self.memory)),
+            *(("skipped", f"{url}: {reason}") for url, reason in self.stats.bad_shards.items()),
         ]
         return "\n".join([self.title, *(f"  {name:<8} {text}" for name, text in rows)])
 

@@ -18,6 +18,8 @@ class LoaderStats:
     before the first batch of workers that were just started. `worker_busy_s` (reading batches) and
     `worker_idle_s` (waiting for a free slot) are summed over workers; `effort` tells what the busy time was
     spent on, the rest of it being waits for bytes or locks. `elapsed_s` is the time inside ``for`` loops.
+    `bad_shards` gives the reason by URL of shards that were skipped, and `num_replaced_windows` how many of their
+    windows were replaced.
     """
 
     num_batches: int = 0
@@ -30,6 +32,8 @@ class LoaderStats:
     worker_idle_s: float = 0.0
     first_batch_s: float | None = None
     effort: Effort = field(default_factory=Effort)
+    num_replaced_windows: int = 0
+    bad_shards: dict[str, str] = field(default_factory=dict)
     cache: CacheStats = field(default_factory=CacheStats)
 
     @property
@@ -53,7 +57,7 @@ class LoaderStats:
         added = {
             item.name: getattr(self, item.name) - getattr(earlier, item.name)
             for item in fields(self)
-            if item.name not in ("first_batch_s", "cache")
+            if item.name not in ("first_batch_s", "cache", "bad_shards")
         }
         cache = {
             item.name: getattr(self.cache, item.name) - getattr(earlier.cache, item.name)
@@ -63,6 +67,7 @@ class LoaderStats:
         return LoaderStats(
             **added,
             first_batch_s=self.first_batch_s,
+            bad_shards=self.bad_shards,
             cache=CacheStats(**cache, tier=self.cache.tier, reason=self.cache.reason),
         )
 
@@ -118,6 +123,9 @@ class StatsRecorder:
             stats.worker_busy_s += message.busy_s
             stats.worker_idle_s += message.slot_wait_s
             stats.effort = stats.effort + message.effort
+            for replaced in message.replaced:
+                stats.num_replaced_windows += replaced.num_windows
+                stats.bad_shards[replaced.shard_url] = replaced.reason
             if message.cache is not None:
                 self._cache.pop(worker_index, None)  # so that the newest is the last
                 self._cache[worker_index] = message.cache
@@ -125,7 +133,9 @@ class StatsRecorder:
     def snapshot(self, shared_cache: bool) -> LoaderStats:
         """The figures so far. Workers that are threads share one cache (`shared_cache`), processes have one each."""
         with self._mutex:
-            return replace(self._stats, cache=self._past + self._sum(shared_cache))
+            return replace(
+                self._stats, bad_shards=dict(self._stats.bad_shards), cache=self._past + self._sum(shared_cache)
+            )
 
     def _sum(self, shared_cache: bool) -> CacheStats:
         workers = list(self._cache.values())

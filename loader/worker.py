@@ -15,6 +15,7 @@ from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.effort import Effort, thread_effort
+from epistream.loader.feed import Replaced
 from epistream.loader.job import ReadJob
 from epistream.loader.ring import Ring
 
@@ -29,7 +30,7 @@ class Message:
     """From a worker to the loader: a filled slot, or the error that ended this worker's epoch.
 
     `busy_s` is the time spent reading this batch, `effort` what of it the thread did itself, `slot_wait_s` the time
-    spent waiting for a free slot before it.
+    spent waiting for a free slot before it. `replaced` tells of bad shards whose windows were replaced in it.
     """
 
     serial: int
@@ -41,6 +42,7 @@ class Message:
     slot_wait_s: float = 0.0
     cache: CacheStats | None = None
     effort: Effort = field(default_factory=Effort)
+    replaced: tuple[Replaced, ...] = ()
 
 
 @dataclass
@@ -94,7 +96,7 @@ class _Worker:
     def __init__(self, seat: WorkerSeat) -> None:
         self._seat = seat
         self._job = seat.job
-        self._reader = seat.job.reader()
+        self._feed = seat.job.feed()
         self._free = deque(seat.slots)
         self._views = {slot: self._job.layout.views(seat.ring.slot(slot)) for slot in seat.slots}
         self._command: Record | None = None
@@ -115,27 +117,27 @@ class _Worker:
                     ahead = Record(Kind.RUN, command.first + 1, command.second + 1, 0)
                     done_ahead = ahead if self._run_epoch(ahead) else None
         finally:
-            self._reader.release()
+            self._feed.release()
 
     def _run_epoch(self, command: Record) -> bool:
         """Fill this worker's share of an epoch; False if it failed or another command came in between."""
         serial, epoch, start = command.first, command.second, command.third
         batch_index = -1
         try:
-            schedule = self._job.schedule(epoch, start)
-            order = self._job.plan.epoch(epoch)
-            for batch_index in range(self._seat.worker_index, schedule.num_batches, self._seat.num_workers):
+            num_batches = self._feed.begin(epoch, start)
+            for batch_index in range(self._seat.worker_index, num_batches, self._seat.num_workers):
                 waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
                 if self._is_superseded(command):
                     return False
                 started, before = time.perf_counter(), thread_effort()
-                windows = self._job.windows(order, schedule, batch_index)
-                self._reader.read(windows, self._views[self._free[0]])
+                num_windows, replaced = self._feed.read(batch_index, self._views[self._free[0]])
                 busy_s, effort = time.perf_counter() - started, thread_effort() - before
                 slot, cache = self._free.popleft(), self._job.cache.stats()
-                self._send(Message(serial, batch_index, slot, len(windows.step), None, busy_s, waited_s, cache, effort))
+                self._send(
+                    Message(serial, batch_index, slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)
+                )
         except Exception as error:  # whatever it is, the training process must hear of it
-            self._reader.release()
+            self._feed.release()
             self._send(Message(serial, batch_index, error=self._sendable(error)))
             return False
         return True
@@ -150,7 +152,7 @@ class _Worker:
         if ready():
             return 0.0
         started = time.perf_counter()
-        self._reader.release()
+        self._feed.release()
         while not ready():
             # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
             self._seat.inbox.wait(timeout_s=3600.0)

@@ -1,0 +1,145 @@
+"""A job's batches for one thread or process: which windows, then their bytes, and what to do when a shard is bad."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import FetchError, FormatError, SourceChangedError, SourceError
+from epistream.loader.reader import BatchWindows
+
+if TYPE_CHECKING:
+    from epistream.loader.job import ReadJob
+
+OnBad = Literal["raise", "skip"]
+
+# What a shard can do wrong; errors of the cache or of the caller are nobody's fault to be skipped.
+BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)
+# Positions that are looked through at a time for a window to put in a bad one's place.
+_LOOK = 64
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Windows of a bad shard that were replaced in one batch."""
+
+    shard_url: str
+    reason: str
+    num_windows: int
+
+
+class BatchFeed:
+    """Reads the batches of an epoch. One per thread or process; keeps shards open until `release`.
+
+    With ``on_bad="skip"`` a shard that cannot be read is left alone for the rest of the epoch, and each of its windows
+    is replaced by a repeat of the nearest window of the same lane, marked ``is_repeat``: every rank still gets
+    the same number of batches. The next epoch tries the shard again.
+    """
+
+    def __init__(self, job: "ReadJob") -> None:
+        self._job = job
+        self._reader = job.reader()
+        self._bad: dict[int, str] = {}
+        self.begin(0, 0)
+
+    def begin(self, epoch: int, start: int) -> int:
+        """Turn to position `start` of an epoch; returns the number of batches from there."""
+        self._schedule, self._order = self._job.schedule(epoch, start), self._job.plan.epoch(epoch)
+        self._bad.clear()
+        return self._schedule.num_batches
+
+    def num_windows(self, batch_index: int) -> int:
+        """Windows of a batch: the batch size, but for the last under ``remainder="uneven"``."""
+        return len(self._schedule.positions(batch_index)[0])
+
+    def read(self, batch_index: int, out: Mapping[str, NDArray[Any]]) -> tuple[int, tuple[Replaced, ...]]:
+        """Fill the arrays of one batch.
+
+        Args:
+            batch_index: counted from where the epoch was begun.
+            out: the arrays of `BatchLayout`; the first rows are written.
+
+        Returns:
+            The number of windows, and what had to be replaced.
+
+        Raises:
+            FormatError, FetchError, SourceError, SourceChangedError: a bad shard; with ``on_bad="skip"`` only if a lane
+                has no other.
+            CacheError: see `NodeCache.open`.
+        """
+        positions, is_repeat = self._schedule.positions(batch_index)
+        windows = self._windows(positions, is_repeat)
+        if self._job.on_bad == "raise":
+            self._reader.read(windows, out)
+            return len(positions), ()
+        wanted = windows.shard
+        while True:
+            windows = self._replace_bad(positions, windows)
+            try:
+                self._reader.read(windows, out)
+                break
+            except BAD_SHARD:
+                if not self._find_bad(windows):
+                    raise  # each shard can be read by itself: something else is wrong
+        return len(positions), self._report(wanted, windows)
+
+    def release(self) -> None:
+        """Give up every shard that is held open. Call before any wait."""
+        self._reader.release()
+
+    def _windows(self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_]) -> BatchWindows:
+        return self._job.windows_at(self._order, self._schedule.epoch, positions, is_repeat)
+
+    def _find_bad(self, windows: BatchWindows) -> bool:
+        """Read the windows of each shard by themselves, into memory that is thrown away; True if one is found bad."""
+        scratch = self._job.layout.allocate()
+        found = False
+        for shard in np.unique(windows.shard).tolist():
+            try:
+                self._reader.read(_rows(windows, windows.shard == shard), scratch)
+            except BAD_SHARD as error:
+                self._bad[shard] = f"{type(error).__name__}: {error}"
+                logger.warning("Skipped for the rest of the epoch: %s", error)
+                found = True
+        return found
+
+    def _replace_bad(self, positions: NDArray[np.int64], windows: BatchWindows) -> BatchWindows:
+        is_bad = self._is_bad(windows.shard)
+        if not is_bad.any():
+            return windows
+        taken = positions.copy()
+        for row in np.flatnonzero(is_bad).tolist():
+            taken[row] = self._nearest_good(int(positions[row]))
+        return self._windows(taken, windows.is_repeat | is_bad)
+
+    def _nearest_good(self, position: int) -> int:
+        """The nearest position of the same lane whose shard is good, looking back first."""
+        num_lanes, total = self._job.plan.num_lanes, self._job.anchors.num_windows
+        for block in range(0, total // num_lanes + _LOOK, _LOOK):
+            away = np.arange(block + 1, block + _LOOK + 1) * num_lanes
+            near = np.stack([position - away, position + away], axis=1).reshape(-1)
+            near = near[(near >= 0) & (near < total)]
+            good = near[~self._is_bad(self._order.windows(near)[0])]
+            if len(good):
+                return int(good[0])
+        reasons = "; ".join(self._bad.values())
+        raise FormatError(f"lane of position {position}: no shard of it can be read. {reasons}")
+
+    def _is_bad(self, shard: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.isin(shard, list(self._bad))
+
+    def _report(self, wanted: NDArray[np.int64], windows: BatchWindows) -> tuple[Replaced, ...]:
+        lost = wanted[wanted != windows.shard]
+        urls = self._job.dataset.shard_url
+        return tuple(
+            Replaced(urls[shard], self._bad[shard], int((lost == shard).sum())) for shard in np.unique(lost).tolist()
+        )
+
+
+def _rows(windows: BatchWindows, chosen: NDArray[np.bool_]) -> BatchWindows:
+    return replace(windows, **{name: values[chosen] for name, values in vars(windows).items()})
