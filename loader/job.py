@@ -7,9 +7,12 @@ from typing import Any
 from epistream.cache.node import NodeCache
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
+from epistream.loader.decoded import DecodedPlan
+from epistream.loader.frames import FrameOptions
 from epistream.loader.instructions import Instruction, first_task, random_task
 from epistream.loader.plan import EpochOrder, Plan
-from epistream.loader.reader import BatchWindows, EpisodeReader
+from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions
+from epistream.loader.residency import open_bytes
 from epistream.loader.schedule import Remainder, Schedule
 from epistream.loader.window import Window
 from epistream.loader.world import World
@@ -31,6 +34,7 @@ class ReadJob:
     remainder: Remainder
     cache: NodeCache = field(repr=False)
     instruction: Instruction = "first"
+    frames: FrameOptions = field(default_factory=FrameOptions)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -45,7 +49,7 @@ class ReadJob:
     @cached_property
     def layout(self) -> BatchLayout:
         """How one batch of this job lies in memory."""
-        return BatchLayout.plan(self.features, self.window, self.batch_size)
+        return BatchLayout.plan(self.frames.all_shown(self.features), self.window, self.batch_size)
 
     def schedule(self, epoch: int, start: int) -> Schedule:
         """Which positions of an epoch this rank takes, from position `start` on."""
@@ -62,14 +66,20 @@ class ReadJob:
 
     def reader(self) -> EpisodeReader:
         """A reader for one thread or process."""
+        return EpisodeReader(self.dataset, self.features, self.window, self.cache, self._reader_options)
+
+    @cached_property
+    def _reader_options(self) -> ReaderOptions:
         # Room for the shards of the segments in flight: a batch may reach into the next segment of each lane.
-        return EpisodeReader(
-            self.dataset,
-            self.features,
-            self.window,
-            self.cache,
-            self.plan.resident_shards + self.plan.num_lanes,
-        )
+        max_open_shards = self.plan.resident_shards + self.plan.num_lanes
+        if self.frames.decode == "per_read" or (self.frames.decode == "auto" and self.cache.options.mode == "off"):
+            return ReaderOptions(max_open_shards, self.frames)
+        episodes = self.anchors.per_shard[self.dataset.episode_shard] > 0
+        num_steps = int(self.dataset.episode_length[episodes].sum())
+        step_bytes = sum(self.frames.shown(f).step_bytes for f in self.features.values() if f.kind == "frames")
+        source_bytes = open_bytes(self.plan, self.batch_size * self.world.size)
+        plan = DecodedPlan(self.frames.decode == "once", num_steps * step_bytes, source_bytes)
+        return ReaderOptions(max_open_shards, self.frames, plan)
 
     def windows(self, order: EpochOrder, schedule: Schedule, batch_index: int) -> BatchWindows:
         """The windows of this rank's batch, in batch order."""

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from epistream.cache.blob import Blob
 from epistream.cache.entry import Entry, Part
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.errors import FormatError
+from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames
+from epistream.loader.frames import FrameDecoder, FrameOptions
 from epistream.loader.window import Window
-from epistream.sharding.codecs import decode_into
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
@@ -42,6 +43,21 @@ class _OpenShard:
         return self.entry.blobs[0]
 
 
+@dataclass(frozen=True)
+class ReaderOptions:
+    """What a reader may keep, and how it makes frames.
+
+    Args:
+        max_open_shards: shards held open between batches.
+        frames: size of the frames.
+        decoded: sizes of the decoded episodes; None decodes every frame when it is read.
+    """
+
+    max_open_shards: int = 64
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    decoded: DecodedPlan | None = None
+
+
 class EpisodeReader:
     """Reads windows of a dataset into given arrays. One per thread or process; not shared between threads.
 
@@ -56,16 +72,25 @@ class EpisodeReader:
         features: Mapping[str, Feature],
         window: Window,
         cache: NodeCache,
-        max_open_shards: int = 64,
+        options: ReaderOptions | None = None,
     ) -> None:
+        options = options or ReaderOptions()
         self._dataset = dataset
         self._features = dict(features)
         self._window = window
         self._cache = cache
-        self._max_open_shards = max_open_shards
+        self._max_open_shards = options.max_open_shards
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
+        self._decoders = {
+            name: FrameDecoder(feature, options.frames.shown(feature).shape)
+            for name, feature in features.items()
+            if feature.kind == "frames"
+        }
+        # Frames that are stored as they are wanted are gathered from their shard already.
+        costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
+        self._decoded = DecodedEpisodes(costly, cache, options.decoded) if costly and options.decoded else None
 
     def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]]) -> None:
         """Fill the arrays of one batch.
@@ -84,6 +109,8 @@ class EpisodeReader:
         out["step_index"][:num_windows] = windows.step
         out["task_index"][:num_windows] = windows.task_index
         out["is_repeat"][:num_windows] = windows.is_repeat
+        if self._decoded is not None:
+            self._decoded.begin_batch()
         steps = {}
         for name in self._features:
             steps[name], is_pad = self._window.steps(name, windows.step, length)
@@ -98,7 +125,9 @@ class EpisodeReader:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
 
     def release(self) -> None:
-        """Give up every shard that is held open. Call before any wait."""
+        """Give up every shard and episode that is held open. Call before any wait."""
+        if self._decoded is not None:
+            self._decoded.release()
         while self._open:
             self._open.popitem()[1].entry.close()
 
@@ -114,13 +143,30 @@ class EpisodeReader:
         for name, feature in self._features.items():
             if feature.kind == "array":
                 self._gather(opened, feature, episodes, steps[name][rows], out[name], rows)
-            else:
-                needed = steps[name][rows] + opened.index.first_row[episodes][:, None]
+        ready = self._ready(opened, shard, episodes)
+        for name, decoder in self._decoders.items():
+            wanted, missing = steps[name][rows], np.ones(len(rows), dtype=np.bool_)
+            if ready and name in next(iter(ready.values())):
+                missing = np.array([episode not in ready for episode in episodes.tolist()])
+                _copy_frames(ready, name, episodes[~missing], wanted[~missing], out[name], rows[~missing])
+            if missing.any():
+                frames = wanted[missing] + opened.index.first_row[episodes[missing]][:, None]
                 if self._window.pad == "zero":
-                    skip = out[f"{name}_is_pad"][rows]
+                    skip = out[f"{name}_is_pad"][rows[missing]]
                 else:
-                    skip = np.zeros(needed.shape, dtype=np.bool_)
-                self._decode(opened, feature, needed, skip, out[name], rows)
+                    skip = np.zeros(frames.shape, dtype=np.bool_)
+                self._decode(opened, decoder, frames, skip, out[name], rows[missing])
+
+    def _ready(self, opened: _OpenShard, shard: int, episodes: NDArray[np.int64]) -> dict[int, Frames]:
+        """The decoded frames of those episodes that are kept so, by position in the shard."""
+        if self._decoded is None:
+            return {}
+        ready = {}
+        for episode in np.unique(episodes).tolist():
+            frames = self._decoded.take(shard_entry(self._dataset, shard), opened.tar, opened.index, (shard, episode))
+            if frames is not None:
+                ready[episode] = frames
+        return ready
 
     @staticmethod
     def _gather(
@@ -142,14 +188,15 @@ class EpisodeReader:
     @staticmethod
     def _decode(
         opened: _OpenShard,
-        feature: Feature,
+        decoder: FrameDecoder,
         needed: NDArray[np.int64],
         skip: NDArray[np.bool_],
         out: NDArray[Any],
         rows: NDArray[np.int64],
     ) -> None:
         """Decode frames `needed` (R, n) of the shard into `out[rows]`, each frame once; `skip` (R, n) are left."""
-        offsets, sizes = opened.index.frame_offset[feature.name], opened.index.frame_size[feature.name]
+        name = decoder.feature.name
+        offsets, sizes = opened.index.frame_offset[name], opened.index.frame_size[name]
         done: dict[int, NDArray[Any]] = {}
         tar = opened.tar
         for row, frames, skipped in zip(rows.tolist(), needed.tolist(), skip.tolist(), strict=True):
@@ -160,13 +207,13 @@ class EpisodeReader:
                 twin = done.get(frame)
                 if twin is not None:
                     image[...] = twin
-                elif feature.codec == "raw":
+                elif decoder.is_copy:
                     tar.read_into(int(offsets[frame]), image.reshape(-1).view(np.uint8))
                     done[frame] = image
                 else:
                     data = tar.read(int(offsets[frame]), int(sizes[frame]))
                     try:
-                        decode_into(feature, data, image, feature.name)
+                        decoder.decode(data, image, name)
                     except FormatError as error:
                         raise FormatError(f"{_where(opened.index, frame)}: {error}") from error
                     done[frame] = image
@@ -190,6 +237,28 @@ class EpisodeReader:
         self._checked.add(shard)
         self._open[shard] = opened = _OpenShard(entry, index)
         return opened
+
+
+def _copy_frames(
+    ready: Mapping[int, Frames],
+    name: str,
+    episodes: NDArray[np.int64],
+    steps: NDArray[np.int64],
+    out: NDArray[Any],
+    rows: NDArray[np.int64],
+) -> None:
+    """Copy steps (R, n) of decoded episodes into `out[rows]`; neighbouring steps in one go."""
+    num_steps = steps.shape[1]
+    adjacent = (np.diff(steps, axis=1) == 1).all(axis=1)
+    for row, episode, wanted, whole in zip(
+        rows.tolist(), episodes.tolist(), steps.tolist(), adjacent.tolist(), strict=True
+    ):
+        frames = ready[episode][name]
+        if whole:
+            np.copyto(out[row], frames[wanted[0] : wanted[0] + num_steps])
+        else:
+            for position, step in enumerate(wanted):
+                np.copyto(out[row, position], frames[step])
 
 
 def _where(index: ShardIndex, row: int) -> str:

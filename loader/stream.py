@@ -18,6 +18,7 @@ from epistream.loader.anchors import Anchors
 from epistream.loader.deltas import ActionDelta, DeltaKind
 from epistream.loader.finish import Finisher, SampleOptions
 from epistream.loader.formats.names import WantedFormat
+from epistream.loader.frames import Decode, FrameOptions
 from epistream.loader.instructions import Instruction, first_task
 from epistream.loader.iteration import StreamIterator
 from epistream.loader.job import ReadJob
@@ -100,6 +101,8 @@ class EpisodeStream(IterableDataset[Batch]):
         action_delta: DeltaKind | ActionDelta | None = None,
         normalize: Mode | Mapping[str, Mode] | Normalizer | None = None,
         instruction: Instruction = "first",
+        image_size: tuple[int, int] | None = None,
+        decode: Decode = "auto",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the dataset's manifest and decide the order; no episode is read.
@@ -132,6 +135,11 @@ class EpisodeStream(IterableDataset[Batch]):
                 actions or by feature; or a `Normalizer`. After padding and deltas. See `normalizer`.
             instruction: of an episode with several: the ``"first"``, a ``"random"`` one for each window and epoch,
                 or ``"all"``, as a tuple.
+            image_size: (height, width) in pixels to which camera frames are resized as they are decoded; see
+                `FrameOptions` for the filters.
+            decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once
+                per node and keeps them in the cache, as far as they fit; ``"auto"`` is ``"once"`` where all of them
+                fit the cache's budget. The batches are the same.
             storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``.
 
         Raises:
@@ -172,6 +180,7 @@ class EpisodeStream(IterableDataset[Batch]):
             remainder=remainder,
             cache=NodeCache(_cache_options(cache), dataset.storage_options),
             instruction=instruction,
+            frames=FrameOptions(image_size, decode),
         )
         # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
         # stay alive over epochs have copies of everything else.
