@@ -171,7 +171,7 @@ def _pack_episode(
 ) -> None:
     _check_unchanged(source)
     with open_source(source.path) as file:
-        episode = layout_by_name(source.layout).episode(file, planned.group)
+        episode = layout_by_name(task.options.layout or source.layout).episode(file, planned.group)
         outputs = {output.feature.name: output for output in outputs_of(episode, task.options)}
         arrays = {
             name: read_array(file, output.source, episode.length)

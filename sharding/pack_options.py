@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from epistream.errors import OptionError
 from epistream.sharding.features import Channels
+from epistream.sharding.layouts.mapping import MappingLayout
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _MIN_SHARD_BYTES = 1 << 16
@@ -20,7 +21,7 @@ class PackOptions:
     """How to pack. The first ones decide the bytes of the result, the last four only how the job runs.
 
     Args:
-        layout: Insist on this layout instead of finding it from the files.
+        layout: Insist on this layout instead of finding it from the files: its name, or a mapping of your own.
         codec: For cameras that are arrays in the source: ``jpeg``, or ``png`` and ``raw``, which keep every bit.
             None is JPEG, and keeps cameras that are JPEG in the source as they are; naming ``png`` or ``raw``
             decodes those. Depth and other cameras that are not 8-bit colour are PNG or raw in any case.
@@ -43,7 +44,7 @@ class PackOptions:
         OptionError: If any of these cannot work.
     """
 
-    layout: str | None = None
+    layout: str | MappingLayout | None = None
     codec: Literal["jpeg", "png", "raw"] | None = None
     quality: int = 95
     shard_size: int | str = "128MiB"
@@ -82,6 +83,8 @@ class PackOptions:
         """The options that decide the bytes of the result, as JSON can hold them."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RUNNING}
         values["shard_size"] = self.shard_bytes
+        if isinstance(self.layout, MappingLayout):
+            values["layout"] = self.layout.plain()
         values["rename"] = [list(pair) for pair in self.rename]
         values["cameras"], values["drop"] = list(self.cameras), list(self.drop)
         values["image_size"] = list(self.image_size) if self.image_size else None

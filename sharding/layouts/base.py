@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import h5py
 import numpy as np
@@ -191,8 +191,13 @@ def _frame_shape(found: h5py.Dataset, path: str) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def check_lengths(file: h5py.File, fields: list[Field], length: int, what: str) -> None:
-    """Compare the rows of every field with `length`.
+def turned(field: Field, rotate: Literal[0, 180]) -> Field:
+    """`field` with a record of how its pictures must be turned to be upright."""
+    return replace(field, feature=replace(field.feature, rotate=rotate))
+
+
+def check_lengths(file: h5py.File, fields: list[Field], length: int, what: str, spare: int = 0) -> None:
+    """Compare the rows of every field with `length`; where others are shifted, `spare` rows more are left unused.
 
     Raises:
         LayoutError: At the first that has another number of rows, or if there are no steps at all.
@@ -200,7 +205,7 @@ def check_lengths(file: h5py.File, fields: list[Field], length: int, what: str) 
     if length < 1:
         raise LayoutError(f"{what}: no steps, wanted at least 1")
     for item in fields:
-        rows = len(file[item.path]) - item.first_row
+        rows = len(file[item.path]) - (spare or item.first_row)
         if rows != length:
             raise LayoutError(f"{item.path}: {rows} steps, wanted {length} as in {what}")
 

@@ -8,12 +8,14 @@ import h5py
 from epistream.errors import EpistreamError, FormatError, LayoutError, OptionError
 from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
 from epistream.sharding.layouts.base import Layout, SourceEpisode
+from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
+from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
 
 # The more particular come first.
-LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), *ALOHA_LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), RDT, *ALOHA_LAYOUTS, *OTHER_MAPPINGS)
 _MAX_LISTED = 20
 
 
@@ -38,12 +40,14 @@ class SourceScan:
     faults: tuple[str, ...]
 
 
-def layout_by_name(name: str) -> Layout:
-    """The layout that ``--layout`` asks for.
+def layout_by_name(name: str | MappingLayout) -> Layout:
+    """The layout that ``--layout`` asks for; one that the user brings is itself.
 
     Raises:
         OptionError: If there is none of that name.
     """
+    if isinstance(name, MappingLayout):
+        return name
     for layout in LAYOUTS:
         if layout.name == name:
             return layout
@@ -67,7 +71,7 @@ def looked_for() -> str:
     return "Looked for: " + "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS) + "."
 
 
-def scan_source(path: str | Path, layout_name: str | None = None) -> SourceScan:
+def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None) -> SourceScan:
     """Describe every episode of a file. Faults of its contents are reported, not raised.
 
     Args:

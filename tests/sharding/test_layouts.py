@@ -327,7 +327,7 @@ def test_file_that_is_missing_torn_or_no_hdf5_is_a_fault(tmp_path):
 
 
 def test_real_broken_file_is_a_fault(shared_data):
-    assert "cannot be opened" in fault(shared_data / "ilstudio" / "tmp.hdf5")
+    assert "cannot be read as HDF5" in fault(shared_data / "ilstudio" / "tmp.hdf5")
 
 
 def test_errors_while_reading_name_the_file(tmp_path):
