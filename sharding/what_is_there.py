@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+from epistream.sharding.names import HDF5_SUFFIXES
 from epistream.sharding.storage import Options, list_names, local_path
 
-_HDF5 = (".hdf5", ".h5", ".hdf")
+_OTHERS = "other files or folders"
 
 
 def describe_folder(url: str, options: Options = None) -> str:
@@ -18,12 +19,15 @@ def describe_folder(url: str, options: Options = None) -> str:
     if not names:
         return "The folder is empty. Pack episodes into it with 'epistream pack SRC... OUT'."
     kinds = Counter(_kind(name) for name in names)
-    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: item[0] == _OTHERS))
+    others = [name[:40] for name in names if _kind(name) == _OTHERS]
+    if others:
+        found += f" ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
     return f"Found {found}. {_advice(kinds, url)}"
 
 
 def _kind(name: str) -> str:
-    if name.endswith(_HDF5):
+    if name.endswith(HDF5_SUFFIXES):
         return "HDF5 files"
     if name.endswith(".tar"):
         return "tars"
@@ -31,7 +35,7 @@ def _kind(name: str) -> str:
         return "unfinished files"
     if name.endswith(".index"):
         return "shard indexes"
-    return "others (" + name[:40] + ")" if "." in name else "folders or others"
+    return _OTHERS
 
 
 def _advice(kinds: Counter[str], url: str) -> str:
@@ -47,7 +51,7 @@ def _advice(kinds: Counter[str], url: str) -> str:
 
 
 def _advice_for_file(name: str, url: str) -> str:
-    if name.endswith(_HDF5):
+    if name.endswith(HDF5_SUFFIXES):
         return f"Pack it first: epistream pack {url} OUT"
     if name.endswith(".tar.gz") or name.endswith(".tgz"):
         return "Compressed tars cannot be read at random: decompress it first."

@@ -129,24 +129,23 @@ def _plain(text: str) -> str:
 
 
 def _features(features: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "feature", "shape", "dtype", "codec", "fps", "units", "source", title="features", title_justify="left"
-    )
+    table = Table(title="features", title_justify="left")
+    table.add_column("feature", no_wrap=True)  # in a narrow window other columns give way
+    for name in ("shape", "dtype", "codec"):
+        table.add_column(name, overflow="fold")
+    optional = [name for name in ("fps", "units", "source_path") if any(feature[name] for feature in features)]
+    for name in optional:
+        table.add_column(name.replace("_path", ""), overflow="fold")
     for feature in features:
         codec = feature["codec"]
         if feature["jpeg_channels"]:
             codec += f" ({feature['jpeg_channels']})"
         if feature["rotate"]:
             codec += f", upright after {feature['rotate']}°"
-        table.add_row(
-            feature["name"],
-            "x".join(map(str, feature["shape"])) or "scalar",
-            feature["dtype"],
-            codec,
-            "" if feature["fps"] is None else f"{feature['fps']:g}",
-            _plain(feature["units"] or ""),
-            _plain(feature["source_path"]),
-        )
+        shape = "x".join(map(str, feature["shape"])) or "scalar"
+        values = {"fps": "" if feature["fps"] is None else f"{feature['fps']:g}"}
+        values |= {name: _plain(feature[name] or "") for name in ("units", "source_path")}
+        table.add_row(feature["name"], shape, feature["dtype"], codec, *(values[name] for name in optional))
     return table
 
 

@@ -143,7 +143,8 @@ def fill(tmp_path, *files):
         ([], "The folder is empty. Pack episodes into it"),
         (["a.tar"], "Found 1 tars. Index them first: epistream index"),
         (["shard-000000.tar", "shard-000000.index", ".x.tmp"], "did not finish: run it again with --resume"),
-        (["notes.txt"], "Check the path: a dataset is the folder"),
+        (["notes.txt"], "Found 1 other files or folders (notes.txt). Check the path: a dataset is the folder"),
+        (["a", "b.tar", "c", "d", "e"], "Found 1 tars, 4 other files or folders (a, c, d, ...). Index them first"),
     ],
 )
 def test_folder_without_a_manifest_says_what_is_there(tmp_path, files, message):

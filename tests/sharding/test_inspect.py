@@ -177,3 +177,16 @@ def test_inspect_of_what_is_not_there_is_refused(folder, tmp_path):
     CliRunner().invoke(cli, ["index", str(arrays)])
     with pytest.raises(OptionError, match="0 cameras"):
         contact_sheet(open_dataset(arrays), 0)
+
+
+def test_frames_come_from_a_server_that_knows_no_ranges(folder, monkeypatch):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        memory.pipe_file(f"/noranges/{path.name}", path.read_bytes())
+    dataset = open_dataset("memory://noranges")
+    whole = type(memory).cat_file
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, **ranges: whole(self, path))
+    frame = EpisodeFrames(dataset, 1).read(dataset.features[CAMERA], 2)
+    np.testing.assert_array_equal(frame, picture(1, 2))
