@@ -1,0 +1,286 @@
+"""What a stream of HDF5 files yields, window by window, against an independent reading of the same files."""
+
+from pathlib import Path
+
+import h5py
+import hdf5_world as world
+import numpy as np
+import pytest
+
+import epistream as es
+
+FILES = [
+    "aloha/episode_0.hdf5",
+    "aloha/episode_1.hdf5",
+    "aloha_sim/episode_0.hdf5",
+    "mobile_aloha/episode_0.hdf5",
+    "robomimic/scripted_lift.hdf5",
+    "libero/pick_up_the_red_cube_demo.hdf5",
+]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def everything(episodes):
+    return [(e, t) for e, episode in enumerate(episodes) for t in range(len(episode["action"]))]
+
+
+def stream_of(source, obs=(-1, 0), action=(0, 1, 2, 5), pad="edge", **options):
+    window = es.Window(obs=list(obs), action=list(action), pad=pad)
+    options = {"batch_size": 4, "shuffle": False, "remainder": "uneven", "split": None, **options}
+    return es.EpisodeStream(source, window=window, **options)
+
+
+def check(source, episodes, obs=(-1, 0), action=(0, 1, 2, 5), pad="edge", **options):
+    stream = stream_of(source, obs, action, pad, **options)
+    assert world.assert_stream_equals(stream, episodes, obs, action, pad) == everything(episodes)
+    stream.job.cache.close()
+
+
+@pytest.mark.parametrize("cache", ["off", "shm"])
+@pytest.mark.parametrize("name", FILES)
+def test_stream_of_a_real_file_at_every_window_equals_direct_reading(example_data, name, cache, tmp_path):
+    path = example_data / name
+    options = es.CacheOptions(mode=cache, directory=str(tmp_path / "shm") if cache == "shm" else None)
+    check(path, world.read_episodes(path), pad="edge" if cache == "off" else "zero", cache=options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aloha_mobile/episode_0.hdf5",
+        "aloha_raw/episode_0.hdf5",
+        "robomimic/human_door.hdf5",
+        "robomimic/scripted_lift.hdf5",
+        "libero_like/pick_up_the_red_cube_demo.hdf5",
+    ],
+)
+def test_stream_of_a_larger_real_file_at_every_window_equals_direct_reading(shared_data, name):
+    path = shared_data / name
+    check(path, world.read_episodes(path), obs=(0,), batch_size=16, cache="off")
+
+
+# --- every way of storing a dataset ----------------------------------------------------------------------------------
+
+
+def big_endian(group, name, array):
+    group.create_dataset(name, data=array.astype(array.dtype.newbyteorder(">")))
+
+
+def missing_chunk(group, name, array):
+    array[4:6] = 0
+    found = group.create_dataset(name, shape=array.shape, dtype=array.dtype, chunks=(2, *array.shape[1:]))
+    found[:4], found[6:] = array[:4], array[6:]
+
+
+def missing_chunk_with_fill_value(group, name, array):
+    found = group.create_dataset(name, shape=array.shape, dtype=array.dtype, chunks=(2, *array.shape[1:]), fillvalue=7)
+    found[:4], found[6:] = array[:4], array[6:]
+
+
+def never_written(group, name, array):
+    group.create_dataset(name, shape=array.shape, dtype=array.dtype)
+
+
+def never_written_with_fill_value(group, name, array):
+    group.create_dataset(name, shape=array.shape, dtype=array.dtype, fillvalue=3)
+
+
+def grown(group, name, array):
+    """As a recorder writes that appends a row at a time."""
+    found = group.create_dataset(
+        name, shape=(0, *array.shape[1:]), maxshape=(None, *array.shape[1:]), dtype=array.dtype, chunks=True
+    )
+    for step in range(len(array)):
+        found.resize(step + 1, axis=0)
+        found[step] = array[step]
+
+
+def wide_chunks(group, name, array):
+    """Chunks that reach beyond the dataset along every axis that may grow."""
+    chunks = (4, *(size + 3 for size in array.shape[1:]))
+    group.create_dataset(name, data=array, chunks=chunks, maxshape=(None,) * array.ndim)
+
+
+def cut_rows(group, name, array):
+    group.create_dataset(name, data=array, chunks=(3, *(max(1, size * 2 // 5) for size in array.shape[1:])))
+
+
+def cut_rows_big_endian(group, name, array):
+    chunks = (3, *(max(1, size * 2 // 5) for size in array.shape[1:]))
+    group.create_dataset(name, data=array.astype(array.dtype.newbyteorder(">")), chunks=chunks)
+
+
+def compact(group, name, array):
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    space = h5py.h5s.create_simple(array.shape)
+    found = h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(array.dtype), space, plist)
+    found.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
+
+
+def odd_integers(group, name, array):
+    """40 bits, somewhere within 64."""
+    if array.dtype.kind != "i":
+        group.create_dataset(name, data=array)
+        return
+    kind = h5py.h5t.NATIVE_INT64.copy()
+    kind.set_precision(40)
+    kind.set_offset(5)
+    found = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(array.shape)))
+    found[...] = array
+
+
+def as_bool(group, name, array):
+    group.create_dataset(name, data=array > 0)
+
+
+def as_half(group, name, array):
+    group.create_dataset(name, data=array.astype(np.float16))
+
+
+def external(group, name, array):
+    file = Path(group.file.filename)
+    side = file.with_name(f"{file.stem}.{name}.bin")
+    found = group.create_dataset(name, shape=array.shape, dtype=array.dtype, external=[(str(side), 0, array.nbytes)])
+    found[...] = array
+
+
+def virtual(group, name, array):
+    file = Path(group.file.filename)
+    path = file.with_name(f"{file.stem}.{name}.source")
+    with h5py.File(path, "w") as file:
+        file["x"] = array
+    layout = h5py.VirtualLayout(shape=array.shape, dtype=array.dtype)
+    layout[:] = h5py.VirtualSource(str(path), "x", shape=array.shape)
+    group.create_virtual_dataset(name, layout)
+
+
+IN_PLACE = {
+    "contiguous": {},
+    "one row a chunk": "rows",
+    "three rows a chunk": "three",
+    "missing chunk": missing_chunk,
+    "missing chunk with fill value": missing_chunk_with_fill_value,
+    "never written": never_written,
+    "never written with fill value": never_written_with_fill_value,
+    "big endian": big_endian,
+    "grown": grown,
+    "wide chunks": wide_chunks,
+    "cut rows": cut_rows,
+    "cut rows, big endian": cut_rows_big_endian,
+    "bool": as_bool,
+    "half": as_half,
+}
+THROUGH_H5PY = {
+    "gzip": {"compression": "gzip", "chunks": True},
+    "lzf, shuffled": {"compression": "lzf", "shuffle": True},
+    "checksums": {"fletcher32": True},
+    "compact": compact,
+    "external": external,
+    "virtual": virtual,
+}
+
+
+def storing(how):
+    rows = {"rows": 1, "three": 3}.get(how) if isinstance(how, str) else None
+    if rows is None:
+        return how
+    return lambda group, name, array: group.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]))
+
+
+@pytest.mark.parametrize("cache", ["off", "shm"])
+@pytest.mark.parametrize("how", [*IN_PLACE, *THROUGH_H5PY])
+def test_stream_of_every_kind_of_storage_equals_h5py(tmp_path, how, cache, caplog):
+    store = storing({**IN_PLACE, **THROUGH_H5PY}[how])
+    is_camera_too = how not in ("bool", "half", "compact")  # a camera of these would be none, or larger than 64 KiB
+    paths = [
+        world.write_episode(
+            tmp_path / f"episode_{n}.hdf5", 11 - n, seed=n, values=store, camera=store if is_camera_too else None
+        )
+        for n in range(2)
+    ]
+    episodes = [episode for path in paths for episode in world.read_episodes(path)]
+    options = es.CacheOptions(mode=cache, directory=str(tmp_path / "shm") if cache == "shm" else None)
+    with caplog.at_level("WARNING"):
+        check([str(path) for path in paths], episodes, cache=options)
+    slow = [record.getMessage() for record in caplog.records if "h5py" in record.getMessage()]
+    if how in THROUGH_H5PY:
+        assert len(slow) == 1
+        assert slow[0].startswith("2 of 2 HDF5 files: /action, ")
+        assert "epistream pack" in slow[0]
+    else:
+        assert slow == []
+
+
+def test_stream_of_integers_of_40_bits_equals_h5py(tmp_path):
+    path = world.write_episode(tmp_path / "episode.hdf5", values=odd_integers)
+    check(path, world.read_episodes(path), cache="off")
+
+
+def test_stream_of_a_file_with_a_user_block_equals_h5py(tmp_path):
+    path = world.write_episode(tmp_path / "episode.hdf5", userblock_size=512)
+    check(path, world.read_episodes(path), cache="off")
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_stream_of_files_of_old_and_new_versions_of_hdf5_equals_h5py(tmp_path, libver):
+    path = world.write_episode(tmp_path / "episode.hdf5", values=grown, camera=cut_rows, libver=libver)
+    check(path, world.read_episodes(path), cache="off")
+
+
+def test_stream_of_grey_frames_without_a_channel_axis_equals_h5py(tmp_path):
+    def grey(group, name, array):
+        group.create_dataset(name, data=array[..., 0], chunks=(1, 7, 9))
+
+    path = world.write_episode(tmp_path / "episode.hdf5", camera=grey)
+    check(path, world.read_episodes(path), cache="off")
+
+
+# --- JPEG rows -------------------------------------------------------------------------------------------------------
+
+
+def padded(array, extra=5):
+    data = [world.jpeg(image) for image in array]
+    rows = np.zeros((len(data), max(map(len, data)) + extra), np.uint8)
+    for row, one in zip(rows, data, strict=True):
+        row[: len(one)] = np.frombuffer(one, np.uint8)
+    return rows
+
+
+def jpeg_rows(**options):
+    return lambda group, name, array: group.create_dataset(name, data=padded(array), **options)
+
+
+def jpeg_strings(group, name, array):
+    data = [world.jpeg(image) for image in array]
+    group.create_dataset(name, data=np.array(data, f"S{max(map(len, data))}"))
+
+
+def jpeg_of_variable_length(group, name, array):
+    found = group.create_dataset(name, (len(array),), h5py.vlen_dtype(np.uint8))
+    for step, image in enumerate(array):
+        found[step] = np.frombuffer(world.jpeg(image), np.uint8)
+
+
+JPEG = {
+    "padded": jpeg_rows(),
+    "one row a chunk": lambda group, name, array: group.create_dataset(
+        name, data=padded(array), chunks=(1, padded(array).shape[1])
+    ),
+    "cut by chunks": jpeg_rows(chunks=(4, 100)),
+    "strings": jpeg_strings,
+    "variable length": jpeg_of_variable_length,
+    "gzip": jpeg_rows(compression="gzip"),
+}
+
+
+@pytest.mark.parametrize("cache", ["off", "shm"])
+@pytest.mark.parametrize("how", JPEG)
+def test_stream_of_jpeg_rows_of_every_kind_equals_direct_reading(tmp_path, how, cache):
+    path = world.write_episode(tmp_path / "episode.hdf5", camera=JPEG[how])
+    options = es.CacheOptions(mode=cache, directory=str(tmp_path / "shm") if cache == "shm" else None)
+    check(path, world.read_episodes(path), cache=options)
