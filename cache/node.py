@@ -1,7 +1,7 @@
 """The node's cache as readers see it: `NodeCache.open` gives the bytes of an entry, from wherever is best."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import util
 from types import TracebackType
 from typing import Any
@@ -12,6 +12,7 @@ from epistream.cache.directory import Observer, ignore
 from epistream.cache.entry import Entry
 from epistream.cache.opened import OpenEntry
 from epistream.cache.options import CacheOptions
+from epistream.cache.prefetch import Prefetcher
 from epistream.cache.stats import CacheStats
 from epistream.cache.tiers import Tiers
 
@@ -86,6 +87,19 @@ class NodeCache:
             makes it at this moment, or if the cache is off.
         """
         return self._entered().open_made(entry, size, fill, may_evict=may_evict)
+
+    def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
+        """Keep the next entries of a plan ready: one process per node and plan does it, for all.
+
+        Args:
+            plan: Names the order, the same for all ranks of the node (a fingerprint).
+            entries: In the order of use, each where it is first needed; read lazily, in the prefetcher's thread.
+            ahead: Entries to keep ready beyond those that were passed.
+
+        Returns:
+            A prefetcher that is not started: ``start()`` it after any fork, tell it ``advance(num_passed)``.
+        """
+        return self._entered().prefetcher(plan, entries, ahead)
 
     def budget(self) -> Budget | None:
         """The byte budget of the first tier as it is now; None if nothing is cached (mode "off", or no directory)."""

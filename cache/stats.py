@@ -13,6 +13,7 @@ class CacheStats:
     Args:
         hits: Entries that were there.
         fills: Entries that this process fetched into the cache; over a node, each shard once while it stays.
+        prefetches: Those of the fills that were made ahead, by the prefetcher.
         waits: Entries that another process was filling, or that had to wait for room.
         evictions: Entries that this process evicted.
         bypasses: Entries read without the cache although it was wanted: no room, too large, too slow.
@@ -32,6 +33,7 @@ class CacheStats:
 
     hits: int = 0
     fills: int = 0
+    prefetches: int = 0
     waits: int = 0
     evictions: int = 0
     bypasses: int = 0

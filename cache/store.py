@@ -214,12 +214,16 @@ class ShardStore:
                 lock.close()
 
     def _follow_note(self, turn: LockFile) -> None:
-        note = read_note(turn.read_text())
-        if note is None or not note.is_fresh(self.options.note_s, boot_time_s()):
+        note = self._fresh_note(turn)
+        if note is None:
             return
         if note.kind == "bypass":
             raise NoRoomError(note.text)
         raise note.to_error()
+
+    def _fresh_note(self, turn: LockFile) -> Note | None:
+        note = read_note(turn.read_text())
+        return note if note is not None and note.is_fresh(self.options.note_s, boot_time_s()) else None
 
     def _wait_room(self, key: str, reason: str, deadline: float) -> None:
         """Wait a little, with no lock held; at the deadline, tell the others of the decision and give up."""

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from epistream.cache.opening import default_name, open_store
 from epistream.cache.options import CacheOptions
 from epistream.cache.origin import write_origin
 from epistream.cache.place import file_system_type, is_memory, is_network
+from epistream.cache.prefetch import Prefetcher
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
-from epistream.cache.store import NoRoomError, Outcome, ShardStore, StoreOptions, TooLargeError
+from epistream.cache.store import Filler, NoRoomError, Outcome, ShardStore, StoreOptions, TooLargeError
 from epistream.errors import CacheError, DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Tiers:
         self._counters = Counters()
         self._mutex = threading.Lock()
         self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
+        self._prefetchers: list[Prefetcher] = []
         self._said: set[str] = set()
         self._routes: dict[str, tuple[tuple[str, ...], str]] = {}
         self._versions: dict[str, str] = {}
@@ -60,8 +62,8 @@ class Tiers:
     def open(self, entry: Entry, before_wait: Callable[[], None] | None) -> OpenEntry:
         """As `NodeCache.open`."""
         tiers, reason = self._route(entry)
-        if tiers[0] != "direct" and any(part.checksum is None and part.version is None for part in entry.parts):
-            entry = entry.with_versions([self._version(part.url) for part in entry.parts])
+        if tiers[0] != "direct":
+            entry = self._with_versions(entry)
         before_wait = _once(before_wait)
         for tier in tiers:
             if tier == "direct":
@@ -105,8 +107,7 @@ class Tiers:
         store = self._store(tier) if tier else None
         if store is None:
             return None
-        if any(part.checksum is None and part.version is None for part in entry.parts):
-            entry = entry.with_versions([self._version(part.url) for part in entry.parts])
+        entry = self._with_versions(entry)
         outcome = Outcome()
         write = None if fill is None else partial(write_mapped, size=size, fill=fill)
         try:
@@ -155,16 +156,45 @@ class Tiers:
         if store is None:
             return None
         outcome = Outcome()
+        try:
+            return store.acquire(entry.key, entry.size, self._filler(tier, entry), before_wait, outcome)
+        finally:
+            self._counters.add_outcome(outcome)
 
+    def _filler(self, tier: str, entry: Entry) -> Filler:
         def fill(fd: int) -> None:
             write_origin(fd, entry.parts[0].url)
             if tier != "shm" or not self._disk_is_tier or not self._fill_from_disk(entry, fd):
                 self._fetch(entry, fd)
 
-        try:
-            return store.acquire(entry.key, entry.size, fill, before_wait, outcome)
-        finally:
+        return fill
+
+    # --- ahead -------------------------------------------------------------------------------------------
+
+    def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
+        """A prefetcher that is not started yet; it ends with `close`."""
+        made = Prefetcher(self, plan, entries, ahead)
+        with self._mutex:
+            self._prefetchers.append(made)
+        return made
+
+    def store_of(self, entry: Entry) -> ShardStore | None:
+        """The store of the entry's first tier; None if it is read in place, or the tier cannot be used."""
+        tier = self._route(entry)[0][0]
+        return None if tier == "direct" else self._store(tier)
+
+    def try_lease(self, entry: Entry) -> Lease | None:
+        """A lease in the entry's first tier, filled if that needs no waiting for others; else None."""
+        tier, store = self._route(entry)[0][0], self.store_of(entry)
+        if store is None:
+            return None
+        entry = self._with_versions(entry)
+        outcome = Outcome()
+        lease = store.try_acquire(entry.key, entry.size, self._filler(tier, entry), outcome)
+        if outcome.filled:
             self._counters.add_outcome(outcome)
+            self._counters.add(prefetches=1)
+        return lease
 
     def _fetch(self, entry: Entry, fd: int) -> None:
         fetched = self._fetcher.fetch(entry, fd)
@@ -182,10 +212,14 @@ class Tiers:
                 blobs.append(RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size)))
         return tuple(blobs)
 
-    def _version(self, url: str) -> str:
-        if url not in self._versions:
-            self._versions[url] = self._remote.version(url)
-        return self._versions[url]
+    def _with_versions(self, entry: Entry) -> Entry:
+        """The entry with something in its key that tells its content, where the manifest tells no checksum."""
+        if all(part.checksum is not None or part.version is not None for part in entry.parts):
+            return entry
+        for part in entry.parts:
+            if part.url not in self._versions:
+                self._versions[part.url] = self._remote.version(part.url)
+        return entry.with_versions([self._versions[part.url] for part in entry.parts])
 
     # --- the disk tier -----------------------------------------------------------------------------------
 
@@ -302,6 +336,10 @@ class Tiers:
 
     def close(self) -> None:
         """Leave every directory."""
+        with self._mutex:
+            prefetchers, self._prefetchers = self._prefetchers, []
+        for prefetcher in prefetchers:
+            prefetcher.close()
         with self._mutex:
             stores, self._stores = list(self._stores.values()), {}
         for store in stores:

@@ -203,3 +203,17 @@ def run_node(cache: object, entry: object, results: Connection) -> None:
     stats = cache.stats()  # type: ignore[attr-defined]
     results.send((data, stats.hits, stats.fills))
     # No close(): the end of the process leaves.
+
+
+def run_prefetcher(path: str, cap: int, entries: list, step: str, results: Connection) -> None:
+    """Prefetch the first three entries, tell so, and go on existing; or die at a step."""
+    from epistream.cache.node import CacheOptions, NodeCache
+
+    options = CacheOptions(mode="shm", directory=path, budget_bytes=cap)
+    cache = NodeCache(options, observe=KillAt(step))
+    prefetcher = cache.prefetcher("p", entries, ahead=3)
+    prefetcher.start()
+    while cache.stats().prefetches < 3:
+        time.sleep(0.005)
+    results.send("filled")
+    time.sleep(10 * DEADLINE_S)

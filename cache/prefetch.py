@@ -1,0 +1,206 @@
+"""Filling ahead: one process per node and plan brings the next entries before anybody needs them.
+
+Correctness never depends on it: without it, or when it is late, readers fill for themselves.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from epistream.cache.entry import Entry
+from epistream.cache.lease import Lease
+from epistream.cache.locks import LockFile, inode_holders
+from epistream.cache.room import charge
+from epistream.cache.store import ShardStore
+from epistream.errors import EpistreamError
+
+logger = logging.getLogger(__name__)
+
+# How often one that may not fill looks whether it may now: the filler may have died, or a lease ended.
+_PAUSE_S = 0.25
+_PREFIX = "prefetch-"
+_SUFFIX = ".lock"
+
+
+class Source(Protocol):
+    """Where entries are brought from and to."""
+
+    def store_of(self, entry: Entry) -> ShardStore | None:
+        """The store that keeps an entry; None if it is read in place, or cannot be kept."""
+
+    def try_lease(self, entry: Entry) -> Lease | None:
+        """Lease an entry of such a store, filling it if that needs no waiting for others."""
+
+
+class Prefetcher:
+    """A thread that keeps the next entries of a plan in the cache.
+
+    Of all processes of the node with the same plan, the holder of ``prefetch-<plan>.lock`` works; when it ends,
+    in whatever way, another goes on from its own position. It leases what is ahead until its rank has passed
+    it, and all prefetchers of a directory together leave room for one entry per process, and one more.
+
+    Args:
+        source: The node's cache.
+        plan: Names the order, the same on all ranks: letters, digits, "-" and "_".
+        entries: In the order of use; read lazily, only in this object's thread.
+        ahead: Entries to keep ready beyond the one in use.
+    """
+
+    def __init__(self, source: Source, plan: str, entries: Iterable[Entry], ahead: int) -> None:
+        self._source = source
+        self._name = f"{_PREFIX}{plan}{_SUFFIX}"
+        self._entries: Iterator[Entry] = iter(entries)
+        self._ahead = ahead
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._passed = 0
+        # What lies ahead: (position, entry), and the leases of those that are there.
+        self._next_position = 0
+        self._window: deque[tuple[int, Entry]] = deque()
+        self._leases: dict[int, tuple[Entry, Lease]] = {}
+        self._failed: set[int] = set()
+        self._lock: LockFile | None = None
+        self._store: ShardStore | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; after fork, if the process forks at all."""
+        self._thread = threading.Thread(target=self._run, name="epistream-prefetch", daemon=True)
+        self._thread.start()
+
+    def advance(self, num_passed: int) -> None:
+        """Tell that this rank needs the first `num_passed` entries no more; cheap, and never waits for a fill."""
+        with self._changed:
+            self._passed = max(self._passed, num_passed)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread, after the fill that it is in, and give up its leases."""
+        if self._pid != os.getpid():
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    # --- in the thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    if self._closed:
+                        return
+                    passed = self._passed
+                try:
+                    worked = self._step(passed)
+                except (EpistreamError, OSError) as error:
+                    logger.info("prefetch: %s", error)
+                    worked = False
+                except Exception:
+                    logger.exception("prefetch: ended; readers fill for themselves.")
+                    return
+                if not worked:
+                    with self._changed:
+                        if not self._closed and self._passed == passed:
+                            self._changed.wait(_PAUSE_S * random.uniform(0.5, 1.5))
+        finally:
+            self._drop_all()
+
+    def _step(self, passed: int) -> bool:
+        """Bring one entry; False if there is nothing to do now."""
+        for position in [position for position in self._leases if position < passed]:
+            self._leases.pop(position)[1].close()
+        self._failed = {position for position in self._failed if position >= passed}
+        self._look_ahead(passed)
+        for position, entry in self._window:
+            if position in self._leases or position in self._failed:
+                continue
+            store = self._source.store_of(entry)
+            if store is None or not self._may_fill(store) or not self._may_hold(store, entry):
+                return False
+            try:
+                lease = self._source.try_lease(entry)
+            except EpistreamError as error:
+                # The reader that needs the entry meets the error itself, and reports it.
+                logger.info("prefetch: %s", error)
+                self._failed.add(position)
+                return True
+            if lease is not None:
+                self._leases[position] = (entry, lease)
+                return True
+            # A reader is filling it, or found no room: the ones after it may do.
+        return False
+
+    def _look_ahead(self, passed: int) -> None:
+        while self._window and self._window[0][0] < passed:
+            self._window.popleft()
+        while self._next_position < passed + self._ahead:
+            entry = next(self._entries, None)
+            if entry is None:
+                return
+            if self._next_position >= passed:
+                self._window.append((self._next_position, entry))
+            self._next_position += 1
+
+    def _may_fill(self, store: ShardStore) -> bool:
+        """Whether this is the node's filler for the plan."""
+        if self._store is not store:
+            self._drop_all()
+            self._store = store
+        if self._lock is None:
+            lock = LockFile(self._name, store.directory.dir_fd)
+            if not lock.try_exclusive():
+                lock.close()
+                return False
+            self._lock = lock
+        return True
+
+    def _may_hold(self, store: ShardStore, entry: Entry) -> bool:
+        """Whether one more lease leaves the readers their share; what is held is written down for the others."""
+        size = charge(entry.size)
+        mine = sum(charge(held.size) for held, _ in self._leases.values()) + size
+        with store.directory.locked(store.options.lock_timeout_s):
+            readers = _num_processes(store)
+            allowed = store.budget().bytes - (readers + 1) * size
+            if mine + self._held_by_others(store) > allowed:
+                return False
+            if self._lock is not None:
+                self._lock.write_text(str(mine))
+        return True
+
+    def _held_by_others(self, store: ShardStore) -> int:
+        """Bytes that living prefetchers of other plans have written down."""
+        total = 0
+        for name in os.listdir(store.directory.dir_fd):  # noqa: PTH208, an open directory
+            if name.startswith(_PREFIX) and name.endswith(_SUFFIX) and name != self._name:
+                with contextlib.suppress(FileNotFoundError):
+                    other = LockFile(name, store.directory.dir_fd, create=False)
+                    text = other.read_text().strip()
+                    if not other.try_exclusive():
+                        total += int(text) if text.isdecimal() else 0
+                    other.close()
+        return total
+
+    def _drop_all(self) -> None:
+        while self._leases:
+            self._leases.popitem()[1][1].close()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.write_text("0")
+            self._lock.close()
+            self._lock = None
+
+
+def _num_processes(store: ShardStore) -> int:
+    """Users of the directory, from /proc/locks; where that cannot be read, as many as there are processors."""
+    status = os.stat(".users", dir_fd=store.directory.dir_fd)
+    holders = inode_holders().get((status.st_dev, status.st_ino), [])
+    return len(holders) or os.cpu_count() or 1
