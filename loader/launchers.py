@@ -47,7 +47,18 @@ def detect_fields(environ: Mapping[str, str]) -> WorldFields:
             if found is not None and (found["rank"], found["size"]) == (rank, size):
                 return found
         return _nodes_unknown(rank, size)
-    return _torchrun(environ) or _slurm(environ) or _open_mpi(environ) or _nodes_unknown(0, 1)
+    found = _torchrun(environ) or _slurm(environ) or _open_mpi(environ)
+    if found is not None:
+        return found
+    if "WORLD_SIZE" in environ and _integer(environ, "WORLD_SIZE") > 1:
+        # Lightning's own launcher does so until it initialises torch.distributed. Going on as one process alone
+        # would give every rank all the windows, without a word.
+        raise OptionError(
+            f"environment variables: WORLD_SIZE={environ['WORLD_SIZE']}, but no RANK. Make the stream after "
+            "torch.distributed is initialised (with Lightning: in train_dataloader), or pass world=World() if this "
+            "process streams alone."
+        )
+    return _nodes_unknown(0, 1)
 
 
 def _torch_distributed() -> tuple[int, int] | None:

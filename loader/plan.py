@@ -54,6 +54,10 @@ class OrderOptions:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        for name in ("lanes", "resident_shards"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name == "resident_shards"):
+                raise OptionError(f"{name}: {value!r}, wanted an integer.")
         if self.lanes < 1:
             raise OptionError(f"lanes: {self.lanes}, wanted at least 1. The default is 8.")
         if self.resident_shards is not None and self.shuffle and self.resident_shards < 2 * self.lanes:

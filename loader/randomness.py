@@ -23,7 +23,6 @@ class Purpose(IntEnum):
     WINDOWS = 3
     SEGMENT = 4
     DEAL = 5
-    QUALITY = 6
     INSTRUCTION = 7
 
 

@@ -170,6 +170,9 @@ def test_plan_without_windows_is_refused():
     [
         ({"lanes": 0}, "lanes: 0, wanted at least 1"),
         ({"seed": -1}, "seed: -1"),
+        ({"lanes": 8.0}, "lanes: 8.0, wanted an integer"),
+        ({"lanes": None}, "lanes: None, wanted an integer"),
+        ({"resident_shards": "16"}, "resident_shards: '16', wanted an integer"),
         ({"resident_shards": 10}, "wanted at least 2 x lanes = 16. Use resident_shards=16, or lanes=5"),
         ({"resident_shards": 1}, "or shuffle=False"),
     ],

@@ -152,6 +152,13 @@ def test_variables_that_contradict_each_other_are_refused_by_name(change, messag
         World.detect({**TORCHRUN, **change})
 
 
+def test_world_of_ranks_that_are_not_numbered_yet_is_refused_with_the_cure():
+    with pytest.raises(OptionError, match=r"WORLD_SIZE=2, but no RANK.*train_dataloader.*world=World\(\)"):
+        World.detect({"WORLD_SIZE": "2", "LOCAL_RANK": "1", "NODE_RANK": "0"})
+    assert World.detect({"WORLD_SIZE": "1"}) == World()
+    assert World.detect({**SRUN, "WORLD_SIZE": "2"}).size == 8
+
+
 def test_world_by_hand_numbers_ranks_node_after_node():
     assert World.of(5, 8, 4) == World(5, 8, 1, 4, 1, 2)
     assert World.of(1, 2) == World(1, 2, 1, 2, 0, 1)
