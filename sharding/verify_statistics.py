@@ -8,8 +8,9 @@ import numpy as np
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
+from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
-from epistream.sharding.verify import Fault, Moments, whole_manifest
+from epistream.sharding.verify_report import Fault, Moments
 
 # float32 sums of another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
@@ -33,13 +34,14 @@ def sum_up(file: BinaryIO, index: ShardIndex, feature: Feature) -> Moments:
     )
 
 
-def statistics_faults(dataset: Dataset, shards: Sequence[tuple[int, dict[str, Moments]]]) -> Iterator[Fault]:
+def statistics_faults(
+    dataset: Dataset, manifest: Manifest, shards: Sequence[tuple[int, dict[str, Moments]]]
+) -> Iterator[Fault]:
     """Compare the manifest's statistics with the sums over the split they were computed on.
 
-    Only for a whole dataset: the statistics of a part are those of the whole, and those of a list are merged.
+    Only for all of a manifest: the statistics of a part are those of the whole, and those of a list are merged.
     """
-    manifest = whole_manifest(dataset)
-    if manifest is None or manifest.statistics_split is None:
+    if manifest.statistics_split is None:
         return
     split_of_shard = np.zeros(dataset.num_shards, np.int64)
     split_of_shard[dataset.episode_shard] = dataset.episode_split

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from epistream.errors import OptionError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.verify import Fault, Report, VerifyOptions, verify
+from epistream.sharding.verify import verify
+from epistream.sharding.verify_report import Fault, Report, VerifyOptions
 
 
 def storage_options(text: str | None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from epistream.errors import DatasetExistsError, FormatError, OptionError, Sourc
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.reindex import ReindexOptions, reindex
-from epistream.sharding.verify import VerifyOptions, verify
+from epistream.sharding.verify import verify
+from epistream.sharding.verify_report import VerifyOptions
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from epistream.errors import OptionError
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.manifest import Manifest
-from epistream.sharding.verify import VerifyOptions, verify
+from epistream.sharding.verify import verify
+from epistream.sharding.verify_report import VerifyOptions
 
 CAMERA = "observation.images.top"
 
@@ -60,6 +61,16 @@ def test_verify_of_a_whole_dataset_finds_nothing_and_counts_everything(tmp_path,
     assert report.faults == []
     assert (report.num_shards, report.num_episodes, report.num_frames) == (2, 3, 12)
     assert report.num_bytes == sum(path.stat().st_size for path in folder.glob("*.tar")) == sum(seen)
+
+
+@pytest.mark.parametrize("name", ["aloha", "mobile_aloha", "libero", "robomimic"])
+def test_verify_of_packed_real_episodes_finds_nothing(tmp_path, example_data, name):
+    from epistream.sharding.pack import pack
+
+    pack(str(example_data / name), str(tmp_path / "ds"))
+    report = verify(open_dataset(tmp_path / "ds"), VerifyOptions(statistics=True, sample=20))
+    assert report.faults == []
+    assert report.num_frames > 0
 
 
 def test_verify_with_a_sample_decodes_that_many_frames(folder):
