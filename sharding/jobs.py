@@ -69,10 +69,9 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a task. `shard` is None if all its episodes were bad."""
+    """What became of a task. `shard` is None if all its episodes were bad; otherwise its index is in the folder."""
 
     shard: FinishedShard | None
-    index_data: bytes
     statistics: Mapping[str, Summary]
     fidelity: Mapping[str, Fidelity]
     faults: tuple[str, ...]
@@ -108,15 +107,13 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
             pulse.add(episodes=1, num_bytes=episode.source_bytes - work.reported_bytes)
             work.reported_bytes = 0
         if not writer.num_episodes:
-            return ShardResult(None, b"", {}, {}, tuple(work.faults))
+            return ShardResult(None, {}, {}, tuple(work.faults))
         shard = writer.finish()
-    index_path = Path(task.folder) / index_name(task.name)
-    index_data = index_path.read_bytes()
     if local_path(task.url) is None:
         for name in (index_name(task.name), task.name):
             upload(Path(task.folder) / name, task.url, task.storage_options)
-            (Path(task.folder) / name).unlink()
-    return ShardResult(shard, index_data, merge_all(work.statistics), work.fidelity, tuple(work.faults))
+        (Path(task.folder) / task.name).unlink()
+    return ShardResult(shard, merge_all(work.statistics), work.fidelity, tuple(work.faults))
 
 
 def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
@@ -141,7 +138,7 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
         return None
     pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
     shard = FinishedShard(task.name, index.shard_bytes, len(data), checksum(data))
-    return ShardResult(shard, data, _statistics_of(path, index), {}, (), is_resumed=True)
+    return ShardResult(shard, _statistics_of(path, index), {}, (), is_resumed=True)
 
 
 def pack_or_resume(task: ShardTask, pulse: Pulse) -> ShardResult:

@@ -3,8 +3,8 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from epistream._version import __version__
 from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, PackError, WorkerError
 from epistream.sharding.crew import Crew, Pulse
 from epistream.sharding.encoding import Fidelity
-from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.jobs import ShardResult, ShardTask, TaskSource, hash_source, pack_or_resume, pack_shard
 from epistream.sharding.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.names import index_name
 from epistream.sharding.pack_options import PackOptions
+from epistream.sharding.pack_report import Listener, PackProgress, PackReport
 from epistream.sharding.pack_sources import AnyPath, find_sources, names_below_root
 from epistream.sharding.planning import Plan, ScannedFile, describe_faults, identity, make_plan, scan_file
-from epistream.sharding.statistics import merge_all, to_plain
+from epistream.sharding.statistics import Summary, merge_all, to_plain
 from epistream.sharding.storage import Options
 from epistream.sharding.workspace import Workspace
 
@@ -31,60 +32,6 @@ _ENCODERS = ("numpy", "pillow", "simplejpeg")
 
 # Opening a file takes some 5 ms, starting the processes a second.
 _MIN_PARALLEL_SCANS = 64
-
-
-@dataclass(frozen=True)
-class PackProgress:
-    """How far a job is. `stage` is scanning, packing, hashing or publishing; bytes are those of the source."""
-
-    stage: str
-    num_done: int
-    num_total: int
-    bytes_done: int = 0
-    bytes_total: int = 0
-    num_faults: int = 0
-
-
-@dataclass(frozen=True)
-class PackReport:
-    """What a job did.
-
-    Args:
-        url: Where the dataset is.
-        fingerprint: Of the dataset.
-        layouts: Files by layout.
-        features: By name.
-        splits: Episodes by split.
-        num_episodes: Packed.
-        num_steps: Of all episodes.
-        num_shards: Tars.
-        num_resumed: Of these, complete from an interrupted job.
-        source_bytes: What the episodes take in the source.
-        num_bytes: Of all tars.
-        seconds: Wall time.
-        faults: What was left out, and why (with ``skip_bad``).
-        left_out: Paths in the sources that were not packed.
-        fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG.
-    """
-
-    url: str
-    fingerprint: str
-    layouts: Mapping[str, int]
-    features: Mapping[str, Feature]
-    splits: Mapping[str, int]
-    num_episodes: int
-    num_steps: int
-    num_shards: int
-    num_resumed: int
-    source_bytes: int
-    num_bytes: int
-    seconds: float
-    faults: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
-
-
-Listener = Callable[[PackProgress], None]
 
 
 def pack(
@@ -127,6 +74,30 @@ def pack(
         return _Job(paths, workspace, crew, options, progress).run()
 
 
+@dataclass
+class _Made:
+    """What the tasks of a job have made. Statistics are of one split."""
+
+    statistics_split: str
+    shard_names: list[str] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
+    num_resumed: int = 0
+    statistics: dict[str, Summary] = field(default_factory=dict)
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+
+    def take(self, result: ShardResult, split: str) -> None:
+        """Add the next result in the order of the plan."""
+        if result.shard is None:
+            return
+        self.shard_names.append(result.shard.name)
+        self.splits.add(split)
+        self.num_resumed += result.is_resumed
+        if split == self.statistics_split:
+            self.statistics = merge_all((self.statistics, result.statistics))
+        for name, measured in result.fidelity.items():
+            self.fidelity.setdefault(name, Fidelity()).add(measured)
+
+
 class _Job:
     """The steps of one packing job, and what they hand on."""
 
@@ -152,19 +123,19 @@ class _Job:
         self._stop_at_faults()
         job = identity(scans, self._options, versions)
         if self._options.resume and (done := self._already_done(scans, versions)):
-            return self._report(done, scans, [])
+            return self._report(done, scans, None)
         is_resumed = self._workspace.begin(job)
         try:
-            results = self._pack(plan, scans, is_resumed)
+            made = self._pack(plan, scans, is_resumed)
             self._stop_at_faults()
             checksums = self._hash_sources(scans)
-            manifest = self._publish(plan, scans, results, checksums, versions)
+            manifest = self._publish(plan, scans, made, checksums, versions)
         except BaseException as error:
             self._crew.stop()
             self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
             raise
         self._workspace.conclude(manifest.columns.names)
-        return self._report(manifest, scans, results)
+        return self._report(manifest, scans, made)
 
     def _scan(self) -> list[ScannedFile]:
         """Look into every file, in the order given."""
@@ -230,8 +201,8 @@ class _Job:
             for shard in plan.shards
         ]
 
-    def _pack(self, plan: Plan, scans: Sequence[ScannedFile], is_resumed: bool) -> list[ShardResult]:
-        """Make every shard; the results come in the order of the plan."""
+    def _pack(self, plan: Plan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Made":
+        """Make every shard."""
 
         def tick(num_episodes: int, num_bytes: int) -> None:
             self._tell(
@@ -240,12 +211,19 @@ class _Job:
                 )
             )
 
-        results: dict[int, ShardResult] = {}
+        made = _Made("train" if "train" in plan.splits else plan.splits[0])
         function = pack_or_resume if is_resumed else pack_shard
-        for position, result in self._crew.map(function, self._tasks(plan, scans), tick):
-            results[position] = result
+        early: dict[int, ShardResult] = {}
+        position = 0
+        for finished, result in self._crew.map(function, self._tasks(plan, scans), tick):
             self._note_faults(result.faults)
-        return [results[position] for position in sorted(results)]
+            early[finished] = result
+            # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at
+            # once, because those of 100,000 shards do not fit into memory.
+            while position in early:
+                made.take(early.pop(position), plan.shards[position].split)
+                position += 1
+        return made
 
     def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
         checksums: dict[int, str] = {}
@@ -258,33 +236,26 @@ class _Job:
         self,
         plan: Plan,
         scans: Sequence[ScannedFile],
-        results: Sequence[ShardResult],
+        made: _Made,
         checksums: Sequence[str],
         versions: Mapping[str, str],
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
         self._tell(PackProgress("publishing", 0, 1))
-        present = [result for result in results if result.shard]
-        if not present:
+        if not made.shard_names:
             raise PackError(describe_faults(self._faults))
-        indexes = [ShardIndex.parse(result.index_data, "index") for result in present]
-        used = {index.episodes[0].split for index in indexes}
-        splits = tuple(name for name in plan.splits if name in used)
+        splits = tuple(name for name in plan.splits if name in made.splits)
         builder = ManifestBuilder(plan.features, splits)
-        for index, result in zip(indexes, present, strict=True):
-            builder.add_shard(index, result.index_data)
-        split = "train" if "train" in splits else splits[0]
-        chosen = [
-            result.statistics
-            for index, result in zip(indexes, present, strict=True)
-            if index.episodes[0].split == split
-        ]
-        usable = [
-            (name, scan) for name, scan in zip(names_below_root(self._paths), scans, strict=True) if scan.episodes
-        ]
+        for name in made.shard_names:
+            path = self._workspace.folder / index_name(name)
+            data = path.read_bytes()
+            builder.add_shard(_without_tables(ShardIndex.parse(data, path.name)), data)
+        usable = self._usable(scans)
+        names = {scan.path: name for name, scan in usable}
         manifest = builder.build(
-            statistics={name: to_plain(summary) for name, summary in merge_all(chosen).items()},
-            statistics_split=split,
+            statistics={name: to_plain(summary) for name, summary in made.statistics.items()},
+            # Empty if every episode of that split was bad.
+            statistics_split=made.statistics_split if made.statistics else None,
             sources=[
                 Source(name, scan.num_bytes, checksum) for (name, scan), checksum in zip(usable, checksums, strict=True)
             ],
@@ -292,36 +263,32 @@ class _Job:
                 "versions": dict(versions),
                 "options": self._options.deciding(),
                 "layouts": dict(Counter(scan.layout for _, scan in usable)),
-                "left_out": list(self._faults),
+                "left_out": [_rename_source(fault, names) for fault in self._faults],
             },
         )
         manifest.write(self._workspace.url, self._workspace.storage_options)
         return manifest
 
-    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: Sequence[ShardResult]) -> PackReport:
-        fidelity: dict[str, Fidelity] = {}
-        for result in results:
-            for name, measured in result.fidelity.items():
-                fidelity.setdefault(name, Fidelity()).add(measured)
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], made: _Made | None) -> PackReport:
+        """The report of a job; `made` is None if all had been done before."""
         columns = manifest.columns
         split_of = columns.shard_split[columns.episode_shard]
-        splits = {name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)}
         return PackReport(
             url=self._workspace.url,
             fingerprint=manifest.fingerprint,
             layouts=dict(Counter(scan.layout for scan in scans if scan.episodes)),
             features=manifest.features,
-            splits=splits,
+            splits={name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)},
             num_episodes=columns.num_episodes,
             num_steps=manifest.num_steps,
             num_shards=columns.num_shards,
-            num_resumed=sum(result.is_resumed for result in results) if results else columns.num_shards,
+            num_resumed=columns.num_shards if made is None else made.num_resumed,
             source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
             num_bytes=int(columns.shard_bytes.sum()),
             seconds=time.monotonic() - self._started,
             faults=tuple(self._faults),
             left_out=tuple(dict.fromkeys(path for scan in scans for path in scan.left_out)),
-            fidelity=fidelity,
+            fidelity={} if made is None else made.fidelity,
         )
 
     def _tell(self, progress: PackProgress) -> None:
@@ -333,6 +300,26 @@ def _scan_task(task: tuple[str, PackOptions], pulse: Pulse) -> ScannedFile:
     scan = scan_file(*task)
     pulse.add()
     return scan
+
+
+def _without_tables(index: ShardIndex) -> ShardIndex:
+    """`index` with what a manifest takes from it only: the tables of 100,000 shards are 10 GB."""
+    return replace(
+        index,
+        keys=tuple(index.keys),
+        episodes=tuple(index.episodes),
+        length=index.length.copy(),
+        array_offset={},
+        frame_offset={},
+        frame_size={},
+        block_checksums=index.block_checksums[:0].copy(),
+    )
+
+
+def _rename_source(fault: str, names: Mapping[str, str]) -> str:
+    """`fault` with its file as the dataset calls it."""
+    path, colon, rest = fault.partition(": ")
+    return f"{names.get(path, Path(path).name)}{colon}{rest}"
 
 
 def _can_be_resumed(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,16 +15,20 @@ from typing import IO, Any
 
 import fsspec
 
-from epistream.errors import DatasetExistsError, EpistreamError, OptionError, PackError
+from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.names import index_name
 from epistream.sharding.pack_options import PackOptions
 from epistream.sharding.storage import Options, join, list_names, local_path, read_bytes, remove_quietly
+from epistream.sharding.tar_writer import write_error
+
+_log = logging.getLogger(__name__)
 
 JOB_FILE = ".pack-job.json"
 LOCK_FILE = ".pack.lock"
 _OURS = re.compile(r"(shard-(?:r\d+-)?)\d{6,}\.(?:tar|index)")
+_TABLES = re.compile(r"dataset-[0-9a-f]{8}\.tables")
 _TEMPORARY = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:tar|index)\.tmp")
 
 
@@ -90,12 +95,10 @@ class Workspace:
             # Unlinked while the lock is held; whoever waits for it notices that the name is gone.
             (self.folder / LOCK_FILE).unlink(missing_ok=True)
             self._lock.close()
-        made = self._made
-        while made is not None and self.folder.is_relative_to(made):
+        if self._made is not None:
             # Only folders that this job made, and only if nothing is in them.
             with contextlib.suppress(OSError):
-                self._remove_empty(made)
-            made = None
+                self._remove_empty(self._made)
 
     def begin(self, identity: Mapping[str, str]) -> bool:
         """Clean up after an interrupted job, or take it up; True if shards of it may be complete.
@@ -122,10 +125,7 @@ class Workspace:
             self._remove_shards(job["prefix"])
         self._names = set(list_names(self.url) or ())
         self._choose_prefix()
-        content = json.dumps({"identity": dict(identity), "prefix": self.prefix}).encode()
-        temporary = self.folder / f"{JOB_FILE}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(self.folder / JOB_FILE)
+        self._write_job({"identity": dict(identity), "prefix": self.prefix})
         return False
 
     def shard_name(self, number: int) -> str:
@@ -133,14 +133,19 @@ class Workspace:
         return f"{self.prefix}{number:06d}.tar"
 
     def abandon(self, *, keep_complete: bool) -> None:
-        """Take everything of this job away again; with `keep_complete` only what is not complete."""
-        if self.is_remote:
-            for name in self._listed(self.prefix):
-                remove_quietly(join(self.url, name), self.storage_options)
+        """Take everything of this job away again; with `keep_complete` only what is not complete.
+
+        An error can come after the manifest is in place: then the shards are a dataset's, and nothing is removed.
+        """
+        if not self.is_remote:
+            self._remove_temporary()
+        if self.prefix in self._published_prefixes() or (keep_complete and not self.is_remote):
             return
-        self._remove_temporary()
-        if not keep_complete:
-            self._remove_shards(self.prefix)
+        self._remove_shards(self.prefix)
+        for name in list_names(self.url, self.storage_options) or ():
+            if _TABLES.fullmatch(name) and name not in self._names:
+                remove_quietly(join(self.url, name), self.storage_options)
+        if not self.is_remote:
             (self.folder / JOB_FILE).unlink(missing_ok=True)
 
     def conclude(self, shard_names: Iterable[str]) -> None:
@@ -176,11 +181,13 @@ class Workspace:
                 raise PackError(f"{path}: cannot be written ({error.strerror}). Check permissions.") from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 lock.close()
                 raise PackError(
                     f"{self.url}: another packing job writes there, wanted it alone. Wait for it to end."
                 ) from error
+            except OSError as error:
+                _log.warning("%s: this file system has no locks (%s); see to it that no other job writes", path, error)
             with contextlib.suppress(FileNotFoundError):
                 if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
                     self._lock = lock
@@ -211,11 +218,21 @@ class Workspace:
             )
 
     def _choose_prefix(self) -> None:
-        taken = {match[1] for name in self._names if (match := _OURS.fullmatch(name))}
+        taken = {match[1] for name in self._names if (match := _OURS.fullmatch(name))} | self._published_prefixes()
         number = 0
         while self.prefix in taken:
             number += 1
             self.prefix = f"shard-r{number}-"
+
+    def _write_job(self, job: Mapping[str, Any]) -> None:
+        path = self.folder / JOB_FILE
+        temporary = self.folder / f"{JOB_FILE}.tmp"
+        try:
+            temporary.write_text(json.dumps(job))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise write_error(path, 0, error) from error
 
     def _read_job(self) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError):
@@ -229,12 +246,12 @@ class Workspace:
         return None
 
     def _published_prefixes(self) -> set[str]:
-        """Prefixes of the shards of the dataset that is there; all, if that cannot be told."""
-        if FILE_NAME not in self._names:
+        """Prefixes of the shards of the dataset that is there; all, if its manifest cannot be understood."""
+        if read_bytes(join(self.url, FILE_NAME), self.storage_options) is None:
             return set()
         try:
-            names = Manifest.read(self.url).columns.names
-        except EpistreamError:
+            names = Manifest.read(self.url, self.storage_options).columns.names
+        except FormatError:
             names = sorted(self._names)
         return {match[1] for name in names if (match := _OURS.fullmatch(name))}
 
@@ -244,7 +261,7 @@ class Workspace:
 
     def _remove_shards(self, prefix: str) -> None:
         for name in self._listed(prefix):
-            (self.folder / name).unlink(missing_ok=True)
+            remove_quietly(join(self.url, name), self.storage_options)
 
     def _remove_temporary(self) -> None:
         for name in list_names(self.url) or ():

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import click
+import natsort
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,7 +20,8 @@ from epistream.errors import OptionError
 from epistream.sharding.features import Feature
 from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.layouts.registry import LAYOUTS
-from epistream.sharding.pack import PackProgress, PackReport, pack
+from epistream.sharding.pack import pack
+from epistream.sharding.pack_report import PackProgress, PackReport
 
 _MAX_FAULTS_SHOWN = 50
 
@@ -56,6 +58,9 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
         options["layout"] = read_layout_file(layout_file)
     options["rename"] = [_pair(text) for text in options["rename"]]
     options["image_size"] = _size(options["image_size"])
+    if list(sources) == sorted(sources):
+        # As a shell expands a glob: episode_10 before episode_2.
+        sources = tuple(natsort.natsorted(sources, alg=natsort.ns.PATH))
     num_workers = _num_cores() if workers is None else workers
     try:
         with _Display() as display:

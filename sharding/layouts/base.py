@@ -173,7 +173,9 @@ def frames_field(
         )
     except FormatError as error:
         raise LayoutError(str(error)) from error
-    return Field(feature, path, found.nbytes, lengths_path=lengths_path)
+    # Rows of variable length are references of 16 bytes each; the first row stands for all.
+    num_bytes = len(row) * len(found) if found.dtype.kind == "O" else found.nbytes
+    return Field(feature, path, num_bytes, lengths_path=lengths_path)
 
 
 def looks_like_frames(found: h5py.Dataset) -> bool:

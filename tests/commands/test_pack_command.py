@@ -91,6 +91,19 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
     }
 
 
+def test_pack_command_takes_files_as_a_shell_expands_them_in_natural_order(monkeypatch):
+    seen = []
+
+    def pack(sources, out, **options):
+        seen.append(sources)
+        raise EpistreamError("enough")
+
+    monkeypatch.setattr("epistream.commands.pack.pack", pack)
+    CliRunner().invoke(command, ["e_1.hdf5", "e_10.hdf5", "e_2.hdf5", "out"])
+    CliRunner().invoke(command, ["e_2.hdf5", "e_1.hdf5", "out"])
+    assert seen == [("e_1.hdf5", "e_2.hdf5", "e_10.hdf5"), ("e_2.hdf5", "e_1.hdf5")]
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

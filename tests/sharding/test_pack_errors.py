@@ -17,8 +17,9 @@ import pytest
 from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, robomimic, shards
 
 from epistream.errors import DatasetExistsError, OptionError, PackError, SourceChangedError, SourceError
-from epistream.sharding import jobs
-from epistream.sharding.pack import PackProgress, pack
+from epistream.sharding import jobs, manifest_file
+from epistream.sharding.pack import pack
+from epistream.sharding.pack_report import PackProgress
 from epistream.sharding.workspace import JOB_FILE, LOCK_FILE
 
 DEADLINE_S = 60
@@ -76,7 +77,8 @@ def test_pack_skip_bad_leaves_out_and_lists(tmp_path):
     report = pack(tmp_path / "in", tmp_path / "out", skip_bad=True)
     assert report.num_episodes == 3
     assert len(report.faults) == len(bad)
-    assert manifest(tmp_path / "out")["provenance"]["left_out"] == list(report.faults)
+    without_folder = [fault.removeprefix(f"{tmp_path}/in/") for fault in report.faults]
+    assert manifest(tmp_path / "out")["provenance"]["left_out"] == without_folder
     assert manifest(tmp_path / "out")["num_episodes"] == 3
     sources = [json.loads(fields["meta.json"])["source"] for fields in episodes(tmp_path / "out").values()]
     assert sources == ["good_0.hdf5", "good_1.hdf5", "good_2.hdf5"]
@@ -262,6 +264,43 @@ def test_pack_error_of_the_manifest_leaves_a_clean_folder(tmp_path, monkeypatch)
     with pytest.raises(SourceError, match="no room"):
         pack(aloha_raw(tmp_path / "a.hdf5"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_pack_error_between_tables_and_manifest_leaves_the_old_dataset_alone(tmp_path, monkeypatch):
+    path = aloha_raw(tmp_path / "a.hdf5")
+    pack(path, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    real = manifest_file.write_atomic
+
+    def fail_at_the_end(url, data, options=None):
+        if url.endswith("dataset.json"):
+            raise SourceError("dataset.json: no room")
+        real(url, data, options)
+
+    monkeypatch.setattr(manifest_file, "write_atomic", fail_at_the_end)
+    with pytest.raises(SourceError, match="no room"):
+        pack(path, tmp_path / "out", overwrite=True, codec="raw")
+    assert contents(tmp_path / "out") == before
+
+
+def test_pack_error_after_the_manifest_is_in_place_leaves_the_dataset_whole(tmp_path, monkeypatch):
+    path = aloha_raw(tmp_path / "a.hdf5")
+    real = manifest_file.write_manifest
+
+    def fail_after(*arguments):
+        real(*arguments)
+        raise SourceError("dataset.json: the folder cannot be synchronised")
+
+    monkeypatch.setattr(manifest_file, "write_manifest", fail_after)
+    with pytest.raises(SourceError):
+        pack(path, tmp_path / "out")
+    (shard,) = shards(tmp_path / "out")
+    assert manifest(tmp_path / "out")["num_episodes"] == 1
+    monkeypatch.undo()
+    report = pack(path, tmp_path / "out", resume=True)
+    assert report.num_resumed == 1
+    assert JOB_FILE not in contents(tmp_path / "out")
+    assert shard.exists()
 
 
 def test_pack_folder_that_cannot_be_made_is_an_error(tmp_path):
