@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from epistream.cache.blob import Blob, FileBlob, MappedBlob, RangeBlob
+from epistream.cache.blob import Blob, FileBlob, MappedBlob
 from epistream.cache.budget import Budget, Limits
 from epistream.cache.directory import Observer
 from epistream.cache.entry import Entry
@@ -20,6 +20,7 @@ from epistream.cache.options import CacheOptions
 from epistream.cache.origin import write_origin
 from epistream.cache.place import file_system_type, is_memory, is_network
 from epistream.cache.prefetch import Prefetcher
+from epistream.cache.range_blob import RangeBlob
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
 from epistream.cache.store import Filler, NoRoomError, Outcome, ShardStore, StoreOptions, TooLargeError

@@ -1,4 +1,4 @@
-"""Processes that use a shard store, and how to start them quickly. Content of a key is arithmetic, so anybody can check it."""
+"""Processes that use a shard store, and how to start them quickly; the content of a key is arithmetic."""
 
 import multiprocessing
 import os

@@ -36,7 +36,9 @@ def test_cgroup_v2_is_the_least_over_the_ancestors(tmp_path: Path) -> None:
             "sys/fs/cgroup/user/job/memory.max": f"{8 * GIB}\n",
             "sys/fs/cgroup/user/job/memory.current": f"{6 * GIB}\n",
             # Page cache is free: of 6 GiB in use, 3 are files'.
-            "sys/fs/cgroup/user/job/memory.stat": f"anon {3 * GIB}\nactive_file {GIB}\ninactive_file {2 * GIB}\nshmem 5\n",
+            "sys/fs/cgroup/user/job/memory.stat": (
+                f"anon {3 * GIB}\nactive_file {GIB}\ninactive_file {2 * GIB}\nshmem 5\n"
+            ),
             "sys/fs/cgroup/user/memory.max": f"{16 * GIB}\n",
             "sys/fs/cgroup/user/memory.current": f"{9 * GIB}\n",
             "sys/fs/cgroup/user/memory.stat": "anon 1\n",
@@ -53,7 +55,9 @@ def test_cgroup_v1_counts_the_whole_hierarchy_and_knows_its_no_limit(tmp_path: P
             "proc/self/mountinfo": V1_MOUNT,
             "sys/fs/cgroup/memory/slurm/job/memory.limit_in_bytes": f"{4 * GIB}\n",
             "sys/fs/cgroup/memory/slurm/job/memory.usage_in_bytes": f"{3 * GIB}\n",
-            "sys/fs/cgroup/memory/slurm/job/memory.stat": f"inactive_file 7\ntotal_active_file 0\ntotal_inactive_file {GIB}\n",
+            "sys/fs/cgroup/memory/slurm/job/memory.stat": (
+                f"inactive_file 7\ntotal_active_file 0\ntotal_inactive_file {GIB}\n"
+            ),
             "sys/fs/cgroup/memory/slurm/memory.limit_in_bytes": "9223372036854771712\n",
             "sys/fs/cgroup/memory/slurm/memory.usage_in_bytes": f"{3 * GIB}\n",
         },
@@ -85,7 +89,9 @@ def test_meminfo_and_pressure_are_read(tmp_path: Path) -> None:
         tmp_path,
         {
             "proc/meminfo": "MemTotal:       1000 kB\nMemAvailable:    600 kB\nHugePages_Total:       0\n",
-            "proc/pressure/memory": "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0 avg300=0 total=0\n",
+            "proc/pressure/memory": (
+                "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0 avg300=0 total=0\n"
+            ),
         },
     )
     assert available_bytes(system) == 600 * 1024

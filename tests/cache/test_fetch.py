@@ -10,9 +10,9 @@ import xxhash
 from faulty_server import FaultyServer, serve
 
 from epistream.cache import fetch
-from epistream.cache.blob import RangeBlob
 from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.range_blob import RangeBlob
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.errors import ChecksumError, FetchError, FormatError, SourceChangedError, SourceError
 

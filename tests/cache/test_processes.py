@@ -1,5 +1,6 @@
 """Fork, spawn and forkserver: a child neither keeps its parent's leases alive nor takes them away."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -162,9 +163,10 @@ def test_fork_while_other_threads_open_and_close_leaves_the_child_nothing(cache_
         thread.start()
 
     def inherited() -> list[str]:
-        links = [
-            os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and exists(fd)
-        ]
+        links = []
+        for fd in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the listing's own
+                links.append(str(fd.readlink()))
         return [link for link in links if str(cache_path) in link]
 
     try:
@@ -175,10 +177,6 @@ def test_fork_while_other_threads_open_and_close_leaves_the_child_nothing(cache_
         for thread in threads:
             thread.join(DEADLINE_S)
     store.directory.leave()
-
-
-def exists(fd: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -1,7 +1,6 @@
 """Many processes at once: no wrong byte, one fetch, the budget kept, nothing left, whoever is killed."""
 
 import multiprocessing.process
-import os
 import random
 import time
 from collections.abc import Callable
@@ -80,7 +79,7 @@ def assert_stress(path: Path, rounds: int, num_kills: int, seed: int) -> None:
     assert sum(bypassed for _, bypassed, _ in results) == 0
     assert 0 < highest <= cap
     observer.give_back()
-    assert [name for name in os.listdir(path) if name.endswith((".part", ".shard"))] == []
+    assert [file.name for file in path.iterdir() if file.suffix in (".part", ".shard")] == []
     observer.directory.leave()
     assert list(path.parent.iterdir()) == []
 
