@@ -48,11 +48,11 @@ def test_ranks_of_any_topology_partition_the_epoch_in_equal_batches(windows, opt
                     assert_equal_batches(run, batch_size)
 
 
-@pytest.mark.parametrize(("windows", "options"), SHAPES[::2])
+@pytest.mark.parametrize(("windows", "options"), SHAPES[::4])
 def test_global_batches_are_equal_on_all_topologies(windows, options):
     plan = plan_of(windows, **options)
     expected = slow_epoch(windows, 1, plan)
-    for global_batch in (4, 12, 24):
+    for global_batch in (4, 24):
         topologies = [ranks for ranks in TOPOLOGIES if global_batch % sum(ranks) == 0]
         jobs = [Job(ranks, 0, global_batch // sum(ranks)) for ranks in topologies]
         for remainder in REMAINDERS[global_batch > plan.num_windows :]:
