@@ -50,6 +50,7 @@ class Config:
         window = {name: getattr(stream.window, name) for name in type(stream.window).model_fields}
         # A sample format has a window of its own, which holds unless somebody says otherwise.
         values["window"] = Window(**window) if any(key.startswith("stream.window.") for key in self.origins) else None
+        values["image_size"] = tuple(stream.image_size) if stream.image_size else None
         values["order"] = OrderOptions(**self.settings.order.model_dump(), shuffle=stream.shuffle, seed=stream.seed)
         cache = self.settings.cache
         values["cache"] = CacheOptions(**{name: getattr(cache, name) for name in type(cache).model_fields})

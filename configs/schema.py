@@ -39,6 +39,10 @@ class StreamSection(Section):
     shuffle: Flag = Field(True, description="false streams in storage order")
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] = Field(0, description="of the order")
     remainder: Literal["drop", "pad", "uneven"] = Field("drop", description="windows that fill no global batch")
+    image_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="[height, width] in pixels that camera frames are resized to as they are read"
+    )
+    decode: Literal["auto", "once", "per_read"] = Field("auto", description="whether decoded episodes are kept")
     squeeze: Flag = Field(False, description="drop step axes of length 1")
     sample_format: Literal["act", "diffusion_policy", "lerobot", "ilstudio"] | None = Field(
         None, description="batches as these code bases make them"

@@ -24,7 +24,7 @@ def show(file: str | None, preset: str | None, changes: tuple[str, ...], as_yaml
     """Check FILE (a YAML file, or a preset's name) and show every key with its value and origin."""
     from epistream.configs.config import load_config
 
-    config = load_config(file, preset=preset, **dict(_parse(change) for change in changes))
+    config = load_config(file, preset=preset, **dict(parse_change(change) for change in changes))
     if as_yaml:
         print(config.to_yaml(everything=True), end="")
         return
@@ -41,7 +41,8 @@ def show(file: str | None, preset: str | None, changes: tuple[str, ...], as_yaml
     Console().print(table)
 
 
-def _parse(change: str) -> tuple[str, Any]:
+def parse_change(change: str) -> tuple[str, Any]:
+    """A key and its value from ``KEY=VALUE``; the value is YAML."""
     key, equals, value = change.partition("=")
     if not equals:
         raise click.BadParameter(f"{change!r}, wanted KEY=VALUE, for example stream.batch_size=8")

@@ -1,0 +1,98 @@
+"""Predicts windows/s and memory of a configuration from what was measured: arithmetic, nothing is run."""
+
+from dataclasses import dataclass
+
+from epistream.configs.read_rates import Kind, ReadRate
+from epistream.configs.survey import Survey
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a loader runs on each rank."""
+
+    kind: Kind
+    number: int
+    prefetch: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one node.
+
+    Attributes:
+        windows_per_s: of all ranks together, once the caches are warm.
+        limit: which term that is: "reading", "cores", "hand-over" or "fetching".
+        first_epoch_windows_per_s: while shards still have to be fetched.
+        ring_bytes: batches of all ranks.
+        process_bytes: ranks and workers beside them.
+        cache_bytes: shared memory, or page cache, that the dataset takes.
+    """
+
+    windows_per_s: float
+    limit: str
+    first_epoch_windows_per_s: float
+    ring_bytes: int
+    process_bytes: int
+    cache_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of it."""
+        return self.ring_bytes + self.process_bytes + self.cache_bytes
+
+
+def predict(found: Survey, choice: Choice, ranks: int, cache_bytes: int) -> Prediction:
+    """The rate and memory of one node.
+
+    Args:
+        found: what was measured.
+        choice: how each rank's loader runs.
+        ranks: of the node.
+        cache_bytes: what the node's cache, or the page cache, may hold.
+    """
+    terms = _terms(found, choice, ranks)
+    fetching = found.fetch_bytes_per_s / found.window_bytes
+    first = min(*terms.values(), fetching)
+    if found.dataset_bytes > cache_bytes:
+        # Shards leave before the next epoch needs them.
+        terms["fetching"] = fetching
+    limit = min(terms, key=lambda name: terms[name])
+    slots = choice.number * (choice.prefetch + 2) * ranks
+    workers = choice.number * ranks if choice.kind == "processes" else 0
+    return Prediction(
+        windows_per_s=terms[limit],
+        limit=limit,
+        first_epoch_windows_per_s=first,
+        ring_bytes=slots * found.batch_bytes,
+        process_bytes=ranks * found.main_bytes + workers * found.together["processes"].worker_bytes,
+        cache_bytes=min(found.dataset_bytes, cache_bytes),
+    )
+
+
+def _terms(found: Survey, choice: Choice, ranks: int) -> dict[str, float]:
+    """Windows per second of each thing that can limit a node."""
+    total = ranks * choice.number
+    processes = _scaled(found.alone["processes"], found.together["processes"], total)
+    if choice.kind == "processes":
+        reading = processes
+    else:
+        reading = ranks * _scaled(found.alone["threads"], found.together["threads"], choice.number)
+        if ranks > 1:
+            reading = min(reading, processes)
+    reading /= found.more_frames
+    # A window costs its worker 1/alone and its rank `finish` seconds of a core; there are only so many cores.
+    finish_s = found.finish_s / found.batch_size
+    most = max(rate.windows_per_s for rate in found.together.values()) / found.more_frames
+    cores = found.num_cores / (found.num_cores / most + finish_s)
+    return {"reading": reading, "cores": cores, "hand-over": ranks / finish_s}
+
+
+def _scaled(alone: ReadRate, together: ReadRate, number: int) -> float:
+    """The rate of `number` workers, between that of one and that of as many as there are cores."""
+    if number >= together.number:
+        return together.windows_per_s
+    if number <= 1:
+        return alone.windows_per_s
+    last = together.windows_per_s / together.number / alone.windows_per_s
+    efficiency = 1 + (last - 1) * (number - 1) / (together.number - 1)
+    return alone.windows_per_s * number * efficiency

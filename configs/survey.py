@@ -1,0 +1,262 @@
+"""Measures what a choice of configuration needs to know about a dataset and where it lies."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from epistream.cache.fetch import Fetcher
+from epistream.cache.options import CacheOptions
+from epistream.cache.place import file_system_type, is_network
+from epistream.cache.remote import Remote, RetryOptions, local_path
+from epistream.configs.config import Config
+from epistream.configs.read_rates import NUM_BUFFERS, Kind, ReadRate, measure_reading, unique_share
+from epistream.loader.cores import num_usable_cores
+from epistream.loader.job import ReadJob
+from epistream.loader.reader import shard_entry
+from epistream.loader.stream import EpisodeStream, Source
+from epistream.loader.world import World
+
+# Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
+_SAMPLE_BYTES = 192 << 20
+_SAMPLE_SHARDS = 16
+_KEPT_BYTES = 512 << 20
+_ROUNDS = 2
+# One rank alone, every window at least once, and every frame decoded: what is kept decoded is reckoned later.
+PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read"}
+_PAGE_BYTES = 4 << 20
+# Receiving a message, wrapping a slot in arrays and giving it back, for each batch; measured with batches of
+# almost nothing: python benchmarks/tuner_prediction.py --handover.
+_HANDOVER_S = 0.0002
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the shards lie. `shared_by_pages`: the page cache serves all ranks, so nothing is copied."""
+
+    name: str
+    shared_by_pages: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        place: where the shards lie.
+        dataset_bytes: of all shards that are read.
+        num_windows: of an epoch.
+        decoded_bytes: of all camera frames of the dataset, decoded, at the size that is streamed.
+        batch_size: windows per batch and rank.
+        batch_bytes: one batch in memory.
+        num_cores: that the rates below were measured with.
+        alone: rate of one worker, by kind.
+        together: rate of as many workers as cores, by kind.
+        more_frames: how many times more different frames a batch of the whole dataset has than one of the sample.
+        finish_s: what the training process does for each batch, in seconds.
+        fetch_bytes_per_s: one shard from where it lies, with nothing cached.
+        main_bytes: memory of this process, which has what a training process has but for the model.
+    """
+
+    place: Place
+    dataset_bytes: int
+    num_windows: int
+    decoded_bytes: int
+    batch_size: int
+    batch_bytes: int
+    num_cores: int
+    alone: dict[Kind, ReadRate]
+    together: dict[Kind, ReadRate]
+    more_frames: float
+    finish_s: float
+    fetch_bytes_per_s: float
+    main_bytes: int
+
+    @property
+    def window_bytes(self) -> float:
+        """Bytes of the shards that an epoch fetches for each window."""
+        return self.dataset_bytes / self.num_windows
+
+
+def survey(
+    base: Config, source: Source | None, seconds: float, say: Callable[[str], None] = lambda text: None
+) -> tuple[Survey, EpisodeStream, EpisodeStream]:
+    """Measure; takes about five times `seconds`, and the fetch of a sample.
+
+    Args:
+        base: says what is streamed: batch size, window, features.
+        source: the dataset, if `base` does not name it.
+        seconds: for each measurement.
+        say: told what is done next.
+
+    Returns:
+        What was found, the whole stream, and the stream of the sample, both for one rank.
+    """
+    say("opening the dataset")
+    whole = EpisodeStream.from_config(base, source, **PLAIN)
+    job = whole.job
+    say("fetching a shard")
+    fetch_rate, where = _measure_fetch(job), _place(job)
+    sample = _sample(base, whole)
+    num_cores = num_usable_cores()
+    alone, together = _rates(sample.job, num_cores, seconds, 2 * NUM_BUFFERS, say)
+    say("handing over batches")
+    finish_s = _measure_finish(sample)
+    rows = int(job.dataset.episode_length.sum())
+    frames = [feature for feature in job.frames.all_shown(job.features).values() if feature.kind == "frames"]
+    found = Survey(
+        place=where,
+        dataset_bytes=int(job.dataset.shard_bytes[job.plan.per_shard > 0].sum()),
+        num_windows=whole.num_windows,
+        decoded_bytes=rows * sum(feature.step_bytes for feature in frames),
+        batch_size=job.batch_size,
+        batch_bytes=job.layout.num_bytes,
+        num_cores=num_cores,
+        alone=alone,
+        together=together,
+        more_frames=unique_share(job) / unique_share(sample.job),
+        finish_s=finish_s,
+        fetch_bytes_per_s=fetch_rate,
+        main_bytes=psutil.Process().memory_full_info().pss,
+    )
+    sample.job.cache.close()
+    return found, whole, sample
+
+
+def survey_kept(
+    found: Survey, base: Config, sample: EpisodeStream, seconds: float, say: Callable[[str], None]
+) -> Survey | None:
+    """The survey as it is once all episodes have been decoded and are kept, measured on some episodes.
+
+    None where nothing is decoded, or where a few episodes do not fit the memory.
+    """
+    job = sample.job
+    shown = job.frames.all_shown(job.features)
+    costly = [name for name, f in job.features.items() if f.kind == "frames" and (f.codec, f) != ("raw", shown[name])]
+    if not costly:
+        return None
+    step_bytes = sum(shown[name].step_bytes for name in costly)
+    sizes = np.cumsum(job.dataset.episode_length * step_bytes)
+    number = max(1, int(np.searchsorted(sizes, _KEPT_BYTES)))
+    times = [int(index < number) for index in range(job.dataset.num_episodes)]
+    few = EpisodeStream.from_config(
+        base,
+        list(job.dataset.shard_url),
+        **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": CacheOptions()},
+    )
+    budget = few.job.cache.budget()
+    try:
+        if budget is None or budget.bytes < 1.5 * sizes[number - 1]:
+            return None
+        # A reader makes one episode a batch, and looks for all of them at first.
+        alone, together = _rates(few.job, found.num_cores, seconds, 2 * NUM_BUFFERS + 2 * number, say)
+    finally:
+        few.job.cache.close()
+    # Mapped episodes would count as a worker's own memory; the cache's bytes have them.
+    workers = found.together["processes"].worker_bytes
+    return replace(
+        found,
+        alone={kind: replace(rate, worker_bytes=workers) for kind, rate in alone.items()},
+        together={kind: replace(rate, worker_bytes=workers) for kind, rate in together.items()},
+        more_frames=1.0,  # a frame is copied for each window that shows it, whether or not others do
+    )
+
+
+def _rates(
+    job: ReadJob, num_cores: int, seconds: float, warm_up: int, say: Callable[[str], None]
+) -> tuple[dict[Kind, ReadRate], dict[Kind, ReadRate]]:
+    """Rates of one worker, and of as many as there are cores, by kind: the better of two interleaved rounds.
+
+    The better one, because what disturbs a measurement only ever makes it slower.
+    """
+    best: dict[tuple[Kind, int], ReadRate] = {}
+    kinds: tuple[Kind, ...] = ("processes", "threads")
+    for _ in range(_ROUNDS):
+        for kind, number in itertools.product(kinds, sorted({1, num_cores})):
+            say(f"reading with {number} {kind}")
+            rate = measure_reading(job, number, kind, seconds / _ROUNDS, warm_up)
+            before = best.get((kind, number), rate)
+            best[kind, number] = max(rate, before, key=lambda each: each.windows_per_s)
+    return {kind: best[kind, 1] for kind in kinds}, {kind: best[kind, num_cores] for kind in kinds}
+
+
+def _sample(base: Config, whole: EpisodeStream) -> EpisodeStream:
+    """A stream of some shards from all over the dataset."""
+    dataset, used = whole.job.dataset, np.flatnonzero(whole.job.plan.per_shard > 0)
+    average = max(1, int(dataset.shard_bytes[used].mean()))
+    number = max(1, min(_SAMPLE_SHARDS, _SAMPLE_BYTES // average))
+    if number >= len(used):
+        return EpisodeStream.from_config(base, _source_of(whole), **PLAIN)
+    chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
+    urls = [dataset.shard_url[int(shard)] for shard in chosen]
+    return EpisodeStream.from_config(base, urls, **{**PLAIN, "split": None})
+
+
+def _source_of(whole: EpisodeStream) -> Source:
+    return whole.job.dataset.url.split(", ")
+
+
+def _place(job: ReadJob) -> Place:
+    url = job.dataset.shard_url[0]
+    path = local_path(url)
+    if path is None:
+        return Place(f"remote ({url.partition('://')[0]})", shared_by_pages=False)
+    kind = file_system_type(path)
+    if is_network(kind):
+        return Place(f"a network file system ({kind})", shared_by_pages=False)
+    return Place(f"a local file system ({kind})", shared_by_pages=job.cache.options.mode in ("auto", "off"))
+
+
+def _measure_fetch(job: ReadJob) -> float:
+    """Bytes per second of one shard, from the disk and not from the page cache where the kernel lets us ask."""
+    used = np.flatnonzero(job.plan.per_shard > 0)
+    shard = int(used[np.argsort(job.dataset.shard_bytes[used])[len(used) // 2]])
+    entry = shard_entry(job.dataset, shard)
+    path = local_path(entry.parts[0].url)
+    if path is not None:
+        return _measure_disk(path)
+    options = job.cache.options
+    remote = Remote(
+        job.dataset.storage_options, RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s)
+    )
+    fd = os.memfd_create("epistream-tune")
+    try:
+        os.truncate(fd, entry.size)
+        began = time.perf_counter()
+        Fetcher(remote, options.parallel_requests, options.fetch_timeout_s).fetch(entry, fd)
+        return entry.size / (time.perf_counter() - began)
+    finally:
+        os.close(fd)
+
+
+def _measure_disk(path: Path) -> float:
+    page = bytearray(_PAGE_BYTES)
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        began, size = time.perf_counter(), 0
+        while (count := file.readinto(page)) and size < _SAMPLE_BYTES:
+            size += count
+        return size / max(1e-9, time.perf_counter() - began)
+
+
+def _measure_finish(sample: EpisodeStream) -> float:
+    """Seconds of the training process for each batch, with one thread that reads: taking it over and finishing it."""
+    job, reader = sample.job, sample.job.reader()
+    views = job.layout.allocate()
+    try:
+        reader.read(job.windows(job.plan.epoch(0), job.schedule(0, 0), 0), views)
+    finally:
+        reader.release()
+    sample.finish(views)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        sample.finish(views)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[2] + _HANDOVER_S

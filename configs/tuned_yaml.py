@@ -1,0 +1,49 @@
+"""Writes a tuning as a configuration file: every value with its reason beside it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from epistream.configs.keys import flatten
+from epistream.configs.machine import gib
+from epistream.configs.tuner import Tuning
+
+
+def tuned_yaml(tuning: Tuning) -> str:
+    """YAML for `load_config`, with comments."""
+    config = tuning.config
+    values = {name: value for name, value in flatten(config.settings.model_dump(mode="json")) if name in config.origins}
+    lines = [f"# {line}" for line in _head(tuning)]
+    section: tuple[str, ...] = ()
+    for name, value in values.items():
+        *path, key = name.split(".")
+        for depth, part in enumerate(path):
+            if section[: depth + 1] != tuple(path[: depth + 1]):
+                lines.append(f"{'  ' * depth}{part}:")
+        section = tuple(path)
+        text = f"{'  ' * len(path)}{key}: {_flow(value)}"
+        reason = tuning.reasons.get(name)
+        lines.append(f"{text}  # {reason}" if reason else text)
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").rstrip()
+
+
+def _head(tuning: Tuning) -> Iterator[str]:
+    ranks, prediction = tuning.options.ranks, tuning.prediction
+    yield f"Chosen by 'epistream tune' for {ranks} rank{'s' if ranks > 1 else ''} on this machine:"
+    yield f"{tuning.machine}."
+    yield (
+        f"Predicted: {prediction.windows_per_s:,.0f} windows/s on the node ({prediction.limit} limits it), "
+        f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch;"
+    )
+    yield (
+        f"memory {gib(prediction.memory_bytes)}: processes {gib(prediction.process_bytes)}, batches "
+        f"{gib(prediction.ring_bytes)}, cache {gib(prediction.cache_bytes)}."
+    )
+    for note in tuning.notes:
+        yield f"Note: {note}."

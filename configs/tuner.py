@@ -1,0 +1,323 @@
+"""The tuner: measures a dataset on this machine, chooses a configuration, predicts and explains it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from epistream.configs.config import Config, load_config
+from epistream.configs.machine import Machine, gib
+from epistream.configs.prediction import Choice, Prediction, predict
+from epistream.configs.presets import preset_for, preset_values
+from epistream.configs.read_rates import Kind
+from epistream.configs.repacking import WORTH, Alternative, Load, alternatives, is_hdf5, packed_survey
+from epistream.configs.survey import Survey, survey, survey_kept
+from epistream.errors import OptionError
+from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.residency import open_bytes
+from epistream.loader.stream import EpisodeStream, Source
+
+_MAX_WORKERS = 16
+# Fewer workers that reach this share of the best rate are enough.
+_ENOUGH = 0.95
+# Decoded episodes are 30 times as many bytes: only for this much more speed.
+_WORTH_KEEPING = 1.2
+# Rates vary; a target is met with something in hand.
+_MARGIN = 1.2
+# What may go to batches and caches together, of the memory that is free: the rest is the model's and the kernel's.
+_RING_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What the user says.
+
+    Args:
+        ranks: training processes on this node.
+        nodes: nodes of the job.
+        target: windows/s that the node's training takes; None for as many as possible.
+        seconds: length of each measurement.
+    """
+
+    ranks: int = 1
+    nodes: int = 1
+    target: float | None = None
+    seconds: float = 1.5
+
+    def __post_init__(self) -> None:
+        if min(self.ranks, self.nodes) < 1 or self.seconds <= 0 or (self.target is not None and self.target <= 0):
+            raise OptionError(f"tune: {self}, wanted ranks, nodes, target and seconds above 0.")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was chosen.
+
+    Attributes:
+        config: validated, for `load_config` and ``from_config``.
+        reasons: why, by key of the configuration.
+        prediction: of one node.
+        survey: what was measured.
+        machine: what there is.
+        options: what was asked for.
+        repacking: other ways to pack, the fastest first.
+        notes: what else the user should know.
+    """
+
+    config: Config
+    reasons: dict[str, str]
+    prediction: Prediction
+    survey: Survey
+    machine: Machine
+    options: TuneOptions
+    repacking: tuple[Alternative, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        values = asdict(replace(self, config=None))  # type: ignore[arg-type]
+        values["config"] = self.config.settings.model_dump(mode="json")
+        values["prediction"]["memory_bytes"] = self.prediction.memory_bytes
+        return values
+
+
+def tune(
+    source: Source | None,
+    options: TuneOptions | None = None,
+    base: Config | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tuning:
+    """Measure, choose and explain. Takes some ten seconds, and the fetch of a sample of the data.
+
+    Args:
+        source: what to stream.
+        options: ranks, target.
+        base: what is streamed (batch size, window, features, image size); its choices of speed are replaced.
+        say: told what is done next.
+
+    Raises:
+        OptionError, SourceError, FormatError: as `EpisodeStream`.
+    """
+    options, base = options or TuneOptions(), base or load_config()
+    machine = Machine.look()
+    found, whole, sample = survey(base, source, options.seconds, say)
+    return _Chooser(machine, options, base, found, whole, sample).choose(source, say)
+
+
+class _Chooser:
+    """Decides key by key; each decision leaves its reason."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        options: TuneOptions,
+        base: Config,
+        found: Survey,
+        whole: EpisodeStream,
+        sample: EpisodeStream,
+    ) -> None:
+        self._machine, self._options, self._base = machine, options, base
+        self._found, self._whole, self._sample = found, whole, sample
+        self._values: dict[str, Any] = {}
+        self._reasons: dict[str, str] = {}
+        self._notes: list[str] = []
+        self._kept: Survey | None = None
+        self._kept_bytes = 0
+        self._open = 0  # bytes of the shards that the order draws from at a time
+
+    def choose(self, source: Source | None, say: Callable[[str], None]) -> Tuning:
+        preset = preset_for(self._found.dataset_bytes)
+        said = f"preset {preset}: {gib(self._found.dataset_bytes)}"
+        for section, keys in preset_values(preset).items():
+            for key, value in keys.items():
+                self._set(f"{section}.{key}", value, said)
+        if isinstance(source, str):
+            self._set("source", source, "given")
+        cache_bytes = self._choose_cache()
+        self._choose_order(cache_bytes)
+        kept = self._choose_decode(say)
+        choice = self._choose_workers(kept, cache_bytes)
+        prediction = predict(kept, choice, self._options.ranks, cache_bytes)
+        at_first = predict(self._found, choice, self._options.ranks, cache_bytes)
+        prediction = replace(
+            prediction,
+            first_epoch_windows_per_s=at_first.first_epoch_windows_per_s,
+            cache_bytes=prediction.cache_bytes + self._kept_bytes,
+        )
+        say("trying other codecs")
+        repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes, say)
+        if self._options.target and prediction.windows_per_s < self._options.target:
+            self._notes.append(
+                f"the target of {self._options.target:,.0f} windows/s is out of reach: {prediction.limit} allows "
+                f"{prediction.windows_per_s:,.0f}"
+            )
+        if self._machine.load > self._machine.num_cores:
+            self._notes.append(
+                f"this machine is busy (load {self._machine.load:.1f} on {self._machine.num_cores} cores): measure "
+                "again when it is quiet"
+            )
+        changes = {**_said(self._base), **self._values}
+        return Tuning(
+            config=load_config(**changes),
+            reasons=self._reasons,
+            prediction=prediction,
+            survey=self._found,
+            machine=self._machine,
+            options=self._options,
+            repacking=tuple(repacking),
+            notes=tuple(self._notes),
+        )
+
+    def _set(self, key: str, value: Any, reason: str) -> None:
+        self._values[key], self._reasons[key] = value, reason
+
+    def _choose_cache(self) -> int:
+        """Where shards are kept; returns the bytes that stay in memory from one epoch to the next."""
+        found, machine = self._found, self._machine
+        share = float(self._values["cache.memory_fraction"])
+        mode = self._base.settings.cache.mode
+        if found.place.shared_by_pages:
+            self._set("cache.mode", mode, f"on {found.place.name}: the page cache is one copy for all ranks already")
+            return int(machine.free_bytes * share)
+        room = int(min(machine.free_bytes * share, machine.shm_free_bytes))
+        wanted = int(found.dataset_bytes / self._options.nodes * 1.05)
+        self._set("cache.mode", mode, f"on {found.place.name}: one copy in shared memory for all ranks")
+        if wanted <= room:
+            # A little more than the data, so that fills of the next shard never wait for room.
+            self._set("cache.budget_bytes", wanted, f"all shards of this node fit ({gib(room)} could be had)")
+            return room
+        self._set("cache.budget_bytes", room, f"{share:.0%} of the free memory, and no more than /dev/shm has")
+        self._notes.append(
+            f"{gib(wanted)} of shards do not fit {gib(room)} of memory: name a cache.disk_directory on a local disk, "
+            "or each epoch fetches them again"
+        )
+        return room
+
+    def _choose_order(self, cache_bytes: int) -> None:
+        """Lanes for the nodes, and K within the budget."""
+        job, nodes = self._whole.job, self._options.nodes
+        num_shards = int(np.count_nonzero(job.plan.per_shard))
+        lanes = int(self._values["order.lanes"])
+        if lanes % nodes:
+            lanes = -(-lanes // nodes) * nodes
+            self._set("order.lanes", lanes, f"a multiple of {nodes} nodes, so that each fetches its own share only")
+        while lanes > nodes and 2 * lanes > max(2, num_shards):
+            lanes = max(nodes, lanes // 2 if (lanes // 2) % nodes == 0 else nodes)
+            self._set("order.lanes", lanes, f"only {num_shards} {_shards(num_shards)}")
+        resident = max(2 * lanes, int(self._values["order.resident_shards"]))
+        if not self._base.settings.stream.shuffle:
+            self._open = int(job.dataset.shard_bytes.max())
+            return
+        in_flight = job.batch_size * self._options.ranks * self._options.nodes * 4
+        fitting = resident
+        while fitting > 2 * lanes and self._open_bytes(lanes, fitting, in_flight) > cache_bytes:
+            fitting = max(2 * lanes, fitting - lanes)
+        reason = f"draws from {min(fitting, num_shards)} of {num_shards} {_shards(num_shards)} at a time"
+        if fitting < resident:
+            reason += f"; more would not fit {gib(cache_bytes)}"
+        self._open = self._open_bytes(lanes, fitting, in_flight)
+        self._set("order.resident_shards", fitting, reason)
+
+    def _open_bytes(self, lanes: int, resident: int, in_flight: int) -> int:
+        job = self._whole.job
+        options = OrderOptions(seed=job.plan.options.seed, lanes=lanes, resident_shards=resident)
+        return open_bytes(Plan.of(job.anchors, job.dataset, options), in_flight)
+
+    def _choose_decode(self, say: Callable[[str], None]) -> Survey:
+        """Whether decoded episodes are kept; returns the survey as it is then."""
+        found, nodes = self._found, self._options.nodes
+        kept = self._kept = survey_kept(
+            found, self._base, self._sample, self._options.seconds, lambda text: say(f"{text}, decoded before")
+        )
+        if kept is None:
+            self._set("stream.decode", "per_read", "no frames to decode, or no memory to keep a few episodes decoded")
+            return found
+        room = int(min(self._machine.shm_free_bytes, self._machine.free_bytes * self._values["cache.memory_fraction"]))
+        gain = kept.together["processes"].windows_per_s / found.together["processes"].windows_per_s * found.more_frames
+        times = f"gathering decoded frames is {gain:.1f} times as fast"
+        # The reader wants room for the shards that it decodes from, wherever they are kept.
+        needed = found.decoded_bytes // nodes + (
+            self._open if found.place.shared_by_pages else found.dataset_bytes // nodes
+        )
+        if needed > room or gain < _WORTH_KEEPING:
+            why = f"but {gib(needed)} do not fit {gib(room)} of memory" if needed > room else "not worth the memory"
+            self._set("stream.decode", "per_read", f"{times}, {why}")
+            return found
+        self._set("stream.decode", "once", f"{times}, and {gib(needed)} fit {gib(room)} of memory")
+        self._set("cache.budget_bytes", int(needed * 1.05), "decoded episodes, and the shards they come from")
+        self._kept_bytes = found.decoded_bytes // nodes
+        return kept
+
+    def _choose_workers(self, found: Survey, cache_bytes: int) -> Choice:
+        ranks, machine = self._options.ranks, self._machine
+        most = max(1, min(_MAX_WORKERS, machine.num_cores // ranks))
+        if machine.gpus and most > 2:
+            most -= 1  # a core for the process that drives the card
+        prefetch = self._prefetch(most)
+        kinds: tuple[Kind, ...] = ("processes", "threads")
+        rate = {
+            Choice(kind, number, prefetch): predict(
+                found, Choice(kind, number, prefetch), ranks, cache_bytes
+            ).windows_per_s
+            for kind in kinds
+            for number in range(1, most + 1)
+        }
+        best = max(rate.values())
+        goal = best * _ENOUGH
+        if self._options.target is not None:
+            goal = min(goal, self._options.target * _MARGIN)
+        enough = [choice for choice in rate if rate[choice] >= goal]
+        choice = min(enough, key=lambda each: (each.number, each.kind == "threads"))
+        others = f"{machine.num_cores} cores for {ranks} ranks" if ranks > 1 else f"{machine.num_cores} cores"
+        what = f"{others}; {choice.number} {choice.kind} reach {rate[choice]:,.0f} windows/s, the best is {best:,.0f}"
+        if choice.kind == "processes":
+            self._set("loader.num_workers", choice.number, what)
+        else:
+            self._set("loader.num_workers", 0, "threads are faster here: no batch crosses a process border")
+            self._set("loader.num_threads", choice.number, what)
+        return choice
+
+    def _prefetch(self, workers: int) -> int:
+        found, wanted = self._found, int(self._values["loader.prefetch"])
+        reason = f"{found.batch_bytes / 2**20:,.1f} MiB a batch"
+        if found.batch_bytes < 1 << 20:
+            wanted = 2 * wanted
+            reason += ": small ones cost little, and ride out uneven times"
+        room = self._machine.free_bytes * _RING_SHARE
+        slots = workers * self._options.ranks * found.batch_bytes
+        while wanted > 1 and slots * (wanted + 2) > room:
+            wanted -= 1
+            reason = f"batches of {found.batch_bytes / 2**20:,.1f} MiB: more would take over {gib(room)}"
+        self._set("loader.prefetch", wanted, reason)
+        return wanted
+
+    def _look_at_packing(
+        self, choice: Choice, now: float, cache_bytes: int, say: Callable[[str], None]
+    ) -> list[Alternative]:
+        ranks = self._options.ranks
+        ways = alternatives(self._found, self._sample, Load(choice, ranks, cache_bytes, now), self._kept)
+        if is_hdf5(self._whole):
+            packed = packed_survey(self._found, self._base, self._sample, self._options.seconds, say)
+            if packed is not None:
+                prediction = predict(packed, choice, ranks, cache_bytes)
+                pays = prediction.windows_per_s > WORTH * now
+                ways.append(Alternative("packed as it is", {}, packed.dataset_bytes, prediction, pays))
+                ways.sort(key=lambda each: -each.prediction.windows_per_s)
+        best = next((way for way in ways if way.pays), None)
+        if best is not None:
+            for key, value in best.options.items():
+                times = best.prediction.windows_per_s / now
+                self._set(f"pack.{key}", value, f"{best.name} would stream {times:.1f} times as fast")
+        elif ways:
+            self._notes.append("packing the data in another way does not pay")
+        return ways
+
+
+def _shards(number: int) -> str:
+    return "shard" if number == 1 else "shards"
+
+
+def _said(base: Config) -> dict[str, Any]:
+    """What the user's own configuration says, by dotted key."""
+    return {name: value for name, value, origin, _ in base.rows() if origin != "default"}

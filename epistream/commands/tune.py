@@ -1,0 +1,99 @@
+"""`epistream tune`: measures a dataset on this machine and writes a configuration for it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from epistream.configs.tuner import Tuning
+
+
+@click.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--batch-size", type=int, help="Windows per batch and rank.")
+@click.option("--obs", metavar="START:STOP", help="Step offsets of observations.")
+@click.option("--action", metavar="START:STOP", help="Step offsets of actions.")
+@click.option("--image-size", nargs=2, type=int, metavar="HEIGHT WIDTH", help="Pixels that the training wants.")
+@click.option("--config", "base", help="What is streamed: a YAML file, whose choices of speed are replaced.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key of it; may be repeated.")
+@click.option("--ranks", default=1, show_default=True, help="Training processes on this node.")
+@click.option("--nodes", default=1, show_default=True, help="Nodes of the job.")
+@click.option("--target", type=float, help="Windows/s that this node's training takes.")
+@click.option("--seconds", default=1.5, show_default=True, help="Length of each measurement.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the configuration here.")
+@click.option("--json", "as_json", is_flag=True, help="Print choices, reasons and measurements as JSON.")
+def command(source: tuple[str, ...], base: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure SOURCE on this machine; choose, predict and explain a configuration.
+
+    Without --output the configuration is printed as YAML. Read it with epistream.load_config(FILE).
+    """
+    from epistream.commands.config import parse_change
+    from epistream.configs.config import load_config
+    from epistream.configs.tuned_yaml import tuned_yaml
+    from epistream.configs.tuner import TuneOptions, tune
+
+    changes = dict(parse_change(change) for change in options.pop("changes"))
+    for key in ("batch_size", "obs", "action"):
+        value = options.pop(key)
+        if value is not None:
+            changes[key] = value
+    image_size = options.pop("image_size")
+    if image_size:
+        changes["stream.image_size"] = list(image_size)
+    config, how = load_config(base, **changes), TuneOptions(**options)
+    error_console = Console(stderr=True)
+    with error_console.status("") as status:
+        tuning = tune(
+            source[0] if len(source) == 1 else list(source), how, config, lambda text: status.update(f"{text} ...")
+        )
+    text = tuned_yaml(tuning)
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+    if as_json:
+        print(json.dumps(tuning.to_json(), indent=2))
+    elif output is None:
+        print(text, end="")
+    else:
+        _show(tuning, output)
+
+
+def _show(tuning: "Tuning", output: Path) -> None:
+    from epistream.configs.machine import gib
+
+    console, prediction = Console(), tuning.prediction
+    console.print(f"[bold]machine[/]     {tuning.machine}", highlight=False, soft_wrap=True)
+    found = tuning.survey
+    console.print(
+        f"[bold]data[/]        {gib(found.dataset_bytes)} on {found.place.name}, read at "
+        f"{gib(found.fetch_bytes_per_s)}/s; {found.num_windows:,} windows; {gib(found.decoded_bytes)} decoded",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("key", "value", "why")
+    values = {key: value for key, value, _, _ in tuning.config.rows()}
+    for key, reason in tuning.reasons.items():
+        table.add_row(key, json.dumps(values[key]), reason)
+    console.print(table)
+    console.print(
+        f"[bold]predicted[/]   {prediction.windows_per_s:,.0f} windows/s on this node, limited by {prediction.limit}; "
+        f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch\n"
+        f"[bold]memory[/]      {gib(prediction.memory_bytes)}: processes {gib(prediction.process_bytes)}, batches "
+        f"{gib(prediction.ring_bytes)}, cache {gib(prediction.cache_bytes)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for way in tuning.repacking:
+        verdict = "pays" if way.pays else "does not pay"
+        console.print(
+            f"[bold]packing[/]     {way.name}: {way.prediction.windows_per_s:,.0f} windows/s, "
+            f"{gib(way.dataset_bytes)}: {verdict}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for note in tuning.notes:
+        console.print(f"[bold]note[/]        {note}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {output}. Use: epistream.load_config({str(output)!r}).loader()", highlight=False)
