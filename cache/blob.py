@@ -1,6 +1,7 @@
 """The bytes of one part of an entry, whatever is behind them: a mapping or a local file here, a URL in `range_blob`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
