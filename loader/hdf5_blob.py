@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob, FileBlob, RangeBlob, as_bytes, check_range, check_starts
+from epistream.cache.blob import Blob, FileBlob
 from epistream.cache.entry import Part
+from epistream.cache.range_blob import RangeBlob
 from epistream.cache.remote import Remote, RetryOptions
+from epistream.cache.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.loader.hdf5_made import RowMaker
 from epistream.sharding.hdf5_file import version_and_bytes, version_of_file
