@@ -91,7 +91,7 @@ def _names_of(field: Field, options: PackOptions) -> set[str]:
     """Everything by which a person may call a field."""
     new = _rename(field, options)
     path = field.feature.source_path
-    names = {field.feature.name, new, path, f"/{path}", path.rsplit("/", 1)[-1]}
+    names = {field.feature.name, new, path, f"/{path}", field.path, path.rsplit("/", 1)[-1]}
     return names | {name.removeprefix(IMAGES) for name in (field.feature.name, new)}
 
 

@@ -17,10 +17,10 @@ from epistream.sharding.layouts.base import (
     array_field,
     check_lengths,
     feature_name,
+    finished,
     frames_field,
     read_attributes,
     texts,
-    unique_names,
 )
 
 IMAGES = "/observations/images"
@@ -103,7 +103,7 @@ class AlohaLayout:
         attributes, large = read_attributes(file)
         tasks = tuple(text for path in _INSTRUCTIONS if path in file for text in texts(file[path][()]))
         return SourceEpisode(
-            "/", length, unique_names(fields), tasks, attributes=attributes, left_out=(*left_out, *large)
+            "/", length, finished(fields, group), tasks, attributes=attributes, left_out=(*left_out, *large)
         )
 
     def _numbers(self, file: h5py.File, path: str, name: str) -> Field | None:

@@ -25,8 +25,8 @@ class Field:
     """One dataset of an episode.
 
     Args:
-        feature: What a reader of the source gets. Codec ``jpeg`` says that the rows are JPEG files, ``raw`` that
-            they are arrays.
+        feature: What a reader of the source gets; its source path begins at the episode's group. Codec ``jpeg`` says
+            that the rows are JPEG files, ``raw`` that they are arrays.
         path: Of the dataset, from the root of the file.
         num_bytes: As stored in the source, padding included.
         first_row: Row of step 0, for datasets that are shifted against the others.
@@ -115,9 +115,7 @@ def array_field(file: h5py.File, path: str, name: str, *, fps: float | None = No
     found = dataset(file, path)
     if found.dtype.name not in DTYPES or not 1 <= found.ndim <= 5:
         return None
-    feature = Feature(
-        name, "array", found.dtype.name, tuple(found.shape[1:]), "npy", fps=fps, source_path=path.lstrip("/")
-    )
+    feature = Feature(name, "array", found.dtype.name, tuple(found.shape[1:]), "npy", fps=fps)
     return Field(feature, path, found.nbytes)
 
 
@@ -144,10 +142,9 @@ def frames_field(
         LayoutError: If it is no camera.
     """
     found = dataset(file, path)
-    source_path = path.lstrip("/")
     if found.ndim >= 3:
         shape = _frame_shape(found, path)
-        feature = Feature(name, "frames", found.dtype.name, shape, "raw", fps=fps, source_path=source_path)
+        feature = Feature(name, "frames", found.dtype.name, shape, "raw", fps=fps)
         return Field(feature, path, found.nbytes)
     is_bytes = found.dtype.kind in "SO" and found.ndim == 1
     if not is_bytes and not (found.dtype == np.uint8 and found.ndim == 2):
@@ -161,16 +158,7 @@ def frames_field(
     try:
         height, width, _ = jpeg_shape(row[: true_end(row, (), where)], where)
         # Three channels even for a grey JPEG: that is what the readers of these files get from OpenCV.
-        feature = Feature(
-            name,
-            "frames",
-            "uint8",
-            (height, width, 3),
-            "jpeg",
-            jpeg_channels,
-            fps=fps,
-            source_path=source_path,
-        )
+        feature = Feature(name, "frames", "uint8", (height, width, 3), "jpeg", jpeg_channels, fps=fps)
     except FormatError as error:
         raise LayoutError(str(error)) from error
     # Rows of variable length are references of 16 bytes each; the first row stands for all.
@@ -212,8 +200,10 @@ def check_lengths(file: h5py.File, fields: list[Field], length: int, what: str, 
             raise LayoutError(f"{item.path}: {rows} steps, wanted {length} as in {what}")
 
 
-def unique_names(fields: list[Field]) -> tuple[Field, ...]:
-    """`fields`, once it is sure that no two have the same feature name.
+def finished(fields: list[Field], group: str) -> tuple[Field, ...]:
+    """`fields`, once it is sure that no two have the same feature name; their source paths then begin at `group`.
+
+    Otherwise the features of two episodes of one file would never be equal.
 
     Raises:
         LayoutError: If two do, for example because they differ in case only.
@@ -226,7 +216,10 @@ def unique_names(fields: list[Field]) -> tuple[Field, ...]:
                 f"{item.path}: would be named {item.feature.name!r}, and so would {other}. "
                 "Lower-case names must differ: rename one in the source"
             )
-    return tuple(fields)
+    return tuple(
+        replace(item, feature=replace(item.feature, source_path=item.path.removeprefix(group).strip("/")))
+        for item in fields
+    )
 
 
 def read_attributes(*nodes: h5py.Group) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -18,12 +18,12 @@ from epistream.sharding.layouts.base import (
     array_field,
     check_lengths,
     feature_name,
+    finished,
     frames_field,
     looks_like_frames,
     read_attributes,
     texts,
     turned,
-    unique_names,
 )
 
 _IMAGES = "observation.images."
@@ -116,7 +116,7 @@ class MappingLayout:
         return SourceEpisode(
             group,
             length,
-            unique_names(fields),
+            finished(fields, group),
             self._tasks(file, node),
             attributes=attributes,
             left_out=(*left_out, *large),

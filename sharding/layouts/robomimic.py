@@ -13,13 +13,13 @@ from epistream.sharding.layouts.base import (
     array_field,
     check_lengths,
     feature_name,
+    finished,
     frames_field,
     looks_like_frames,
     plain,
     read_attributes,
     text_attribute,
     texts,
-    unique_names,
 )
 
 # Masks that mean a split, by the split's name here. Others ("20_percent") are filters, kept as an attribute.
@@ -77,7 +77,7 @@ class RobomimicLayout:
         return SourceEpisode(
             group,
             length,
-            unique_names(fields),
+            finished(fields, group),
             tasks=self.tasks(file, demo),
             split=_split(file, masks),
             attributes=attributes,

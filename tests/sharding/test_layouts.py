@@ -189,10 +189,10 @@ def test_robomimic_features_leave_out_next_obs_and_simulator_states(tmp_path):
     _, episode = only(robomimic(tmp_path / "a.hdf5", {"demo_0": 2}))
     found = {name: field.feature.source_path for name, field in fields(episode).items()}
     assert found == {
-        "observation.images.agentview": "data/demo_0/obs/agentview_image",
-        "observation.robot0_eef_pos": "data/demo_0/obs/robot0_eef_pos",
-        "action": "data/demo_0/actions",
-        "reward": "data/demo_0/rewards",
+        "observation.images.agentview": "obs/agentview_image",
+        "observation.robot0_eef_pos": "obs/robot0_eef_pos",
+        "action": "actions",
+        "reward": "rewards",
     }
     assert episode.left_out == ("/data/demo_0/next_obs", "/data/demo_0/states")
     assert {field.feature.fps for field in episode.fields} == {20.0}
