@@ -117,8 +117,18 @@ class MixtureSchedule:
         counts = [count * self.num_lanes for count in self._counts(block)]
         if lane:
             counts[self._descend(block)[0]] += lane
-        sizes = (blocks * self.num_lanes for blocks in self._blocks_of_epoch)
-        return [DatasetPosition(*divmod(count, size)) for count, size in zip(counts, sizes, strict=True)]
+        return [DatasetPosition(*divmod(count, self.size_of(dataset))) for dataset, count in enumerate(counts)]
+
+    def position_of(self, dataset: int, own: DatasetPosition) -> tuple[int, int]:
+        """The mixture's epoch and position at which a window of a dataset stands: the inverse of `locate`."""
+        block, lane = divmod(own.position, self.num_lanes)
+        count = own.epoch * self._blocks_of_epoch[dataset] + block + 1
+        position = (self._blocks_until(dataset, count) - 1) * self.num_lanes + lane
+        return divmod(position, self.num_windows)
+
+    def size_of(self, dataset: int) -> int:
+        """Windows of a dataset that an epoch of its own has: those of its plan, cut to a multiple of the lanes."""
+        return self._blocks_of_epoch[dataset] * self.num_lanes
 
     def _choose(self, block: int) -> tuple[int, int, int]:
         """Dataset, its epoch, and the block of that epoch."""

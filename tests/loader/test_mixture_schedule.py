@@ -5,17 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from laws import (
-    assert_equal_batches,
-    assert_partitions_exactly,
-    assert_resumes_anywhere,
-    assert_same_batches_everywhere,
-)
-from order_grid import TOPOLOGIES, Job, plan_of, windows_at
 
 from epistream.errors import OptionError
 from epistream.loader.mixture_schedule import DatasetPosition, MixtureSchedule
-from epistream.loader.schedule import Schedule
 
 WEIGHTS = [
     (1,),
@@ -145,66 +137,3 @@ def test_position_outside_the_epoch_is_refused():
     schedule = MixtureSchedule((1, 1), [20, 20], 4, stop=16)
     with pytest.raises(OptionError, match="wanted 0 to 15"):
         schedule.locate(np.array([16]))
-
-
-class TestLaws:
-    """The laws of the order hold for mixtures as for one dataset."""
-
-    plans = (plan_of([9, 14, 3, 20], lanes=4, seed=1), plan_of([31, 8], lanes=4, seed=2))
-    schedule = MixtureSchedule((0.3, 0.7), [plan.num_windows for plan in plans], 4, stop="all_exhausted")
-
-    def windows(self, epoch, positions):
-        """(dataset, its epoch, shard, k) of positions."""
-        dataset, own_epoch, position = self.schedule.locate(positions, epoch)
-        found = {}
-        for key in set(zip(dataset.tolist(), own_epoch.tolist(), strict=True)):
-            rows = np.flatnonzero((dataset == key[0]) & (own_epoch == key[1]))
-            windows = windows_at(self.plans[key[0]].epoch(key[1]), position[rows])
-            found.update({row: (*key, *window) for row, window in zip(rows.tolist(), windows, strict=True)})
-        return [found[row] for row in range(len(positions))]
-
-    def run(self, job, epoch, start, remainder):
-        run, repeats, after = [], [], []
-        for _, world in job.ranks():
-            total = self.schedule.num_windows
-            schedule = Schedule(total, 4, 0, epoch, start, world, job.batch_size, remainder)
-            batches = []
-            for batch_index in range(schedule.num_batches):
-                positions, is_repeat = schedule.positions(batch_index)
-                batches.append(self.windows(epoch, positions))
-                repeats += [window for window, flag in zip(batches[-1], is_repeat.tolist(), strict=True) if flag]
-            run.append(batches)
-            after = [schedule.position_after(t) for t in range(schedule.num_batches)]
-        return run, repeats, after
-
-    @pytest.mark.parametrize("remainder", ["drop", "pad", "uneven"])
-    def test_ranks_partition_a_mixture_epoch_in_the_same_batches_everywhere(self, remainder):
-        expected = self.windows(1, np.arange(self.schedule.num_windows))
-        runs = []
-        for ranks in (ranks for ranks in TOPOLOGIES if 12 % sum(ranks) == 0):
-            job = Job(ranks, 0, 12 // sum(ranks))
-            run, repeats, _ = self.run(job, 1, 0, remainder)
-            assert_partitions_exactly(run, expected, remainder, 12, repeats)
-            if remainder != "uneven":
-                assert_equal_batches(run, job.batch_size)
-            runs.append(run)
-        assert_same_batches_everywhere(runs, expected, 12)
-
-    def test_mixture_resumes_anywhere(self):
-        def play(job, state, num_steps):
-            epoch, position = state or (0, 0)
-            batches, states = [], []
-            while len(batches) < num_steps:
-                run, _, after = self.run(job, epoch, position, "drop")
-                batches += [sorted(sum(parts, [])) for parts in zip(*run, strict=True)]
-                states += [(epoch, at) for at in after]
-                epoch, position = epoch + 1, 0
-            return batches[:num_steps], states[:num_steps]
-
-        jobs = [Job((1,), 0, 12), Job((2, 2), 0, 3), Job((1, 2), 0, 4)]
-        steps = 2 * (self.schedule.num_windows // 12) + 2
-        assert_resumes_anywhere(play, jobs, steps, stops=range(1, steps, 3))
-
-    def test_no_window_of_a_dataset_comes_twice_in_its_epoch(self):
-        windows = [window for epoch in range(3) for window in self.windows(epoch, np.arange(self.schedule.num_windows))]
-        assert len(set(windows)) == len(windows)
