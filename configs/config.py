@@ -12,6 +12,7 @@ from epistream.cache.options import CacheOptions
 from epistream.configs.keys import NAMES, PRESET_KEY, flatten, full_name, keys, nest, unknown
 from epistream.configs.presets import PRESETS, preset_values
 from epistream.configs.schema import Settings
+from epistream.configs.yaml_text import dump_yaml, parse_yaml
 from epistream.errors import OptionError, SourceError
 from epistream.loader.cores import num_usable_cores
 from epistream.loader.loader import StreamingLoader
@@ -95,7 +96,7 @@ class Config:
         """YAML that `load_config` reads back to the same values; only what somebody said, or `everything`."""
         values = dict(flatten(self.settings.model_dump(mode="json")))
         kept = {name: values[name] for name in NAMES if everything or name in self.origins}
-        return yaml.safe_dump(nest(kept), sort_keys=False, default_flow_style=None, width=100)
+        return dump_yaml(nest(kept))
 
 
 def load_config(file: str | Path | None = None, *, preset: str | None = None, **changes: Any) -> Config:
@@ -127,7 +128,7 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
         raise SourceError(

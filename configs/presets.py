@@ -3,7 +3,7 @@
 from importlib import resources
 from typing import Any
 
-import yaml
+from epistream.configs.yaml_text import parse_yaml
 
 # Below so many bytes; GB are 10^9. See the comment in each file for why its values are what they are.
 _LIMITS = (("small", 10**9), ("medium", 10**10), ("large", 10**11))
@@ -26,5 +26,5 @@ def preset_text(name: str) -> str:
 
 def preset_values(name: str) -> dict[str, Any]:
     """What a preset's file says."""
-    values: dict[str, Any] = yaml.safe_load(preset_text(name))
+    values: dict[str, Any] = parse_yaml(preset_text(name))
     return values

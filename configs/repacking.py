@@ -171,8 +171,9 @@ def packed_survey(
     """
     dataset = sample.job.dataset
     sizes = np.cumsum(dataset.shard_bytes)
-    number = max(1, int(np.searchsorted(sizes, _PACK_BYTES)))
-    urls = [dataset.shard_url[index] for index in range(min(number, dataset.num_shards))]
+    number = min(dataset.num_shards, max(1, int(np.searchsorted(sizes, _PACK_BYTES))))
+    urls = list(dict.fromkeys(dataset.shard_url[index] for index in range(number)))
+    tried = sum(int(size) for url, size in zip(dataset.shard_url, dataset.shard_bytes, strict=True) if url in urls)
     with tempfile.TemporaryDirectory(prefix="epistream-tune-") as folder:
         say(f"packing {len(urls)} files to compare")
         out = Path(folder) / "shards"
@@ -191,5 +192,5 @@ def packed_survey(
         found,
         alone={k: replace(r, windows_per_s=r.windows_per_s * gain) for k, r in found.alone.items()},
         together={k: replace(r, windows_per_s=r.windows_per_s * gain) for k, r in found.together.items()},
-        dataset_bytes=int(found.dataset_bytes * packed / max(1, int(sizes[len(urls) - 1]))),
+        dataset_bytes=int(found.dataset_bytes * packed / tried),
     )

@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def survey(
     job = whole.job
     say("fetching a shard")
     fetch_rate, where = _measure_fetch(job), _place(job)
-    sample = _sample(base, whole)
+    sample = _sample(base, source, whole)
     num_cores = num_usable_cores()
     alone, together = _rates(sample.job, num_cores, seconds, 2 * NUM_BUFFERS, say)
     say("handing over batches")
@@ -147,7 +147,7 @@ def survey_kept(
     times = [int(index < number) for index in range(job.dataset.num_episodes)]
     few = EpisodeStream.from_config(
         base,
-        list(job.dataset.shard_url),
+        _once(job.dataset.shard_url),
         **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": CacheOptions()},
     )
     budget = few.job.cache.budget()
@@ -186,20 +186,21 @@ def _rates(
     return {kind: best[kind, 1] for kind in kinds}, {kind: best[kind, num_cores] for kind in kinds}
 
 
-def _sample(base: Config, whole: EpisodeStream) -> EpisodeStream:
+def _sample(base: Config, source: Source | None, whole: EpisodeStream) -> EpisodeStream:
     """A stream of some shards from all over the dataset."""
     dataset, used = whole.job.dataset, np.flatnonzero(whole.job.plan.per_shard > 0)
     average = max(1, int(dataset.shard_bytes[used].mean()))
     number = max(1, min(_SAMPLE_SHARDS, _SAMPLE_BYTES // average))
     if number >= len(used):
-        return EpisodeStream.from_config(base, _source_of(whole), **PLAIN)
+        return EpisodeStream.from_config(base, source, **PLAIN)
     chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
     urls = [dataset.shard_url[int(shard)] for shard in chosen]
-    return EpisodeStream.from_config(base, urls, **{**PLAIN, "split": None})
+    return EpisodeStream.from_config(base, _once(urls), **{**PLAIN, "split": None})
 
 
-def _source_of(whole: EpisodeStream) -> Source:
-    return whole.job.dataset.url.split(", ")
+def _once(urls: Sequence[str]) -> list[str]:
+    """Without repeats: several shards may lie in one HDF5 file."""
+    return list(dict.fromkeys(urls))
 
 
 def _place(job: ReadJob) -> Place:

@@ -1,13 +1,11 @@
 """Writes a tuning as a configuration file: every value with its reason beside it."""
 
 from collections.abc import Iterator
-from typing import Any
-
-import yaml
 
 from epistream.configs.keys import flatten
 from epistream.configs.machine import gib
 from epistream.configs.tuner import Tuning
+from epistream.configs.yaml_text import dump_yaml
 
 
 def tuned_yaml(tuning: Tuning) -> str:
@@ -22,15 +20,10 @@ def tuned_yaml(tuning: Tuning) -> str:
             if section[: depth + 1] != tuple(path[: depth + 1]):
                 lines.append(f"{'  ' * depth}{part}:")
         section = tuple(path)
-        text = f"{'  ' * len(path)}{key}: {_flow(value)}"
+        text = f"{'  ' * len(path)}{key}: {dump_yaml(value, one_line=True)}"
         reason = tuning.reasons.get(name)
         lines.append(f"{text}  # {reason}" if reason else text)
     return "\n".join(lines) + "\n"
-
-
-def _flow(value: Any) -> str:
-    """A value on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").rstrip()
 
 
 def _head(tuning: Tuning) -> Iterator[str]:

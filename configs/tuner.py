@@ -269,8 +269,9 @@ class _Chooser:
             goal = min(goal, self._options.target * _MARGIN)
         enough = [choice for choice in rate if rate[choice] >= goal]
         choice = min(enough, key=lambda each: (each.number, each.kind == "threads"))
+        kind = choice.kind if choice.number > 1 else {"processes": "process", "threads": "thread"}[choice.kind]
         others = f"{machine.num_cores} cores for {ranks} ranks" if ranks > 1 else f"{machine.num_cores} cores"
-        what = f"{others}; {choice.number} {choice.kind} reach {rate[choice]:,.0f} windows/s, the best is {best:,.0f}"
+        what = f"{others}; {choice.number} {kind} a rank: {rate[choice]:,.0f} windows/s, the best is {best:,.0f}"
         if choice.kind == "processes":
             self._set("loader.num_workers", choice.number, what)
         else:

@@ -43,10 +43,12 @@ def show(file: str | None, preset: str | None, changes: tuple[str, ...], as_yaml
 
 def parse_change(change: str) -> tuple[str, Any]:
     """A key and its value from ``KEY=VALUE``; the value is YAML."""
+    from epistream.configs.yaml_text import parse_yaml
+
     key, equals, value = change.partition("=")
     if not equals:
         raise click.BadParameter(f"{change!r}, wanted KEY=VALUE, for example stream.batch_size=8")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), parse_yaml(value)
     except yaml.YAMLError:
         raise click.BadParameter(f"{change!r}: the value is no YAML") from None
