@@ -50,7 +50,7 @@ class NodeCache:
         self._tiers: Tiers | None = None
         self._exit: util.Finalize | None = None
 
-    def open(self, entry: Entry, before_wait: Callable[[], None] | None = None) -> OpenEntry:
+    def open(self, entry: Entry, before_wait: Callable[[], None] | None = None, *, wait: bool = True) -> OpenEntry:
         """The bytes of an entry: leased from the cache, filled into it first if need be, or read directly.
 
         No lock is held while it waits for another process's fill or for room. The caller must hold no other
@@ -59,6 +59,9 @@ class NodeCache:
         Args:
             entry: What to open.
             before_wait: Called once, before anything that may take long; never on a hit.
+            wait: False to have the bytes now: an entry that is not in the cache is read by ranges of its source,
+                and not filled. For the first batches after a cold start, while a prefetcher fills; open it anew
+                for each batch, so that the cache serves it as soon as it can.
 
         Returns:
             An entry that the caller closes, in the same process.
@@ -68,7 +71,7 @@ class NodeCache:
             SourceChangedError: A local source has not the size that was promised.
             CacheError: Mode "shm" was asked for, and shared memory cannot hold the entry at all.
         """
-        return self._entered().open(entry, before_wait)
+        return self._entered().open(entry, before_wait, wait=wait)
 
     def open_made(
         self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool = True
@@ -87,6 +90,10 @@ class NodeCache:
             makes it at this moment, or if the cache is off.
         """
         return self._entered().open_made(entry, size, fill, may_evict=may_evict)
+
+    def keeps(self, entry: Entry) -> bool:
+        """Whether an entry goes through shared memory or the disk tier, rather than being read in place."""
+        return self._entered().store_of(entry) is not None
 
     def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
         """Keep the next entries of a plan ready: one process per node and plan does it, for all.

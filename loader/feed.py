@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FetchError, FormatError, SourceChangedError, SourceError
+from epistream.loader.ahead import ShardsAhead
 from epistream.loader.reader import BatchWindows
 
 if TYPE_CHECKING:
@@ -41,17 +42,33 @@ class BatchFeed:
     the same number of batches. The next epoch tries the shard again.
     """
 
-    def __init__(self, job: "ReadJob") -> None:
+    def __init__(self, job: "ReadJob", *, prefetch: bool = False) -> None:
+        """Read nothing yet.
+
+        Args:
+            job: what to read.
+            prefetch: fill the node's cache ahead, from a thread of this process.
+        """
         self._job = job
+        self._prefetch = prefetch
         self._reader = job.reader()
         self._bad: dict[int, str] = {}
-        self.begin(0, 0)
+        self._ahead: ShardsAhead | None = None
+        self._turn(0, 0)
 
     def begin(self, epoch: int, start: int) -> int:
-        """Turn to position `start` of an epoch; returns the number of batches from there."""
+        """Turn to position `start` of an epoch, and fill the cache ahead of it; returns the number of batches there."""
+        goes_on = (epoch, start) == (self._schedule.epoch + 1, 0)
+        self._turn(epoch, start)
+        if self._ahead is not None and not goes_on:
+            self.close()
+        if self._ahead is None and self._prefetch and self._job.keeps_shards():
+            self._ahead = ShardsAhead(self._job, epoch, start)
+        return self._schedule.num_batches
+
+    def _turn(self, epoch: int, start: int) -> None:
         self._schedule, self._order = self._job.schedule(epoch, start), self._job.plan.epoch(epoch)
         self._bad.clear()
-        return self._schedule.num_batches
 
     def num_windows(self, batch_index: int) -> int:
         """Windows of a batch: the batch size, but for the last under ``remainder="uneven"``."""
@@ -73,6 +90,8 @@ class BatchFeed:
             CacheError: see `NodeCache.open`.
         """
         positions, is_repeat = self._schedule.positions(batch_index)
+        if self._ahead is not None:
+            self._ahead.reach(self._schedule.epoch, int(positions[0]))
         windows = self._windows(positions, is_repeat)
         if self._job.on_bad == "raise":
             self._reader.read(windows, out)
@@ -91,6 +110,13 @@ class BatchFeed:
     def release(self) -> None:
         """Give up every shard that is held open. Call before any wait."""
         self._reader.release()
+
+    def close(self) -> None:
+        """Give up everything, and stop filling ahead."""
+        self.release()
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def _windows(self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_]) -> BatchWindows:
         return self._job.windows_at(self._order, self._schedule.epoch, positions, is_repeat)

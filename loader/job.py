@@ -4,14 +4,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from epistream.cache.node import NodeCache
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
 from epistream.loader.decoded import DecodedPlan
+from epistream.loader.feed import BatchFeed, OnBad
 from epistream.loader.frames import FrameOptions
 from epistream.loader.instructions import Instruction, first_task, random_task
 from epistream.loader.plan import EpochOrder, Plan
-from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions
+from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
 from epistream.loader.residency import open_bytes
 from epistream.loader.schedule import Remainder, Schedule
 from epistream.loader.window import Window
@@ -34,6 +38,7 @@ class ReadJob:
     remainder: Remainder
     cache: NodeCache = field(repr=False)
     instruction: Instruction = "first"
+    on_bad: OnBad = "raise"
     frames: FrameOptions = field(default_factory=FrameOptions)
 
     @cached_property
@@ -64,6 +69,14 @@ class ReadJob:
             remainder=self.remainder,
         )
 
+    def feed(self, *, prefetch: bool = False) -> BatchFeed:
+        """Batches for one thread or process, which may fill the node's cache ahead."""
+        return BatchFeed(self, prefetch=prefetch)
+
+    def keeps_shards(self) -> bool:
+        """Whether shards go through the node's cache, rather than being read where they lie."""
+        return self.cache.keeps(shard_entry(self.dataset, int(np.argmax(self.plan.per_shard))))
+
     def reader(self) -> EpisodeReader:
         """A reader for one thread or process."""
         return EpisodeReader(self.dataset, self.features, self.window, self.cache, self._reader_options)
@@ -83,12 +96,17 @@ class ReadJob:
 
     def windows(self, order: EpochOrder, schedule: Schedule, batch_index: int) -> BatchWindows:
         """The windows of this rank's batch, in batch order."""
-        positions, is_repeat = schedule.positions(batch_index)
+        return self.windows_at(order, schedule.epoch, *schedule.positions(batch_index))
+
+    def windows_at(
+        self, order: EpochOrder, epoch: int, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_]
+    ) -> BatchWindows:
+        """The windows at positions of an epoch, in that order."""
         shard, k = order.windows(positions)
         episode_index, episode_in_shard, step = self.anchors.locate(shard, k)
         if self.instruction == "random":
             seed = self.plan.options.seed
-            task_index = random_task(self.dataset, episode_index, (shard, k), seed, schedule.epoch)
+            task_index = random_task(self.dataset, episode_index, (shard, k), seed, epoch)
         else:
             task_index = first_task(self.dataset, episode_index)
         return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat, task_index)

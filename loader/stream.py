@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
 from epistream.loader.anchors import Anchors
 from epistream.loader.deltas import ActionDelta, DeltaKind
+from epistream.loader.feed import OnBad
 from epistream.loader.finish import Finisher, SampleOptions
 from epistream.loader.formats.names import WantedFormat
 from epistream.loader.frames import Decode, FrameOptions
@@ -73,7 +74,7 @@ class EpisodeStream(IterableDataset[Batch]):
     | ``<key>_is_pad``               | bool (B, n), True where the episode does not reach              |
     | ``episode_index, step_index``  | int64 (B,): position of the episode in the dataset, anchor step |
     | ``task``                       | list of B str, the episode's first instruction or ""            |
-    | ``is_repeat``                  | bool (B,), only with ``remainder="pad"``                        |
+    | ``is_repeat``                  | bool (B,), only with ``remainder="pad"`` or ``on_bad="skip"``   |
 
     It has no ``__len__``, because training code takes whatever has one for a map-style dataset: see `num_batches`
     and `num_windows`.
@@ -103,6 +104,7 @@ class EpisodeStream(IterableDataset[Batch]):
         instruction: Instruction = "first",
         image_size: tuple[int, int] | None = None,
         decode: Decode = "auto",
+        on_bad: OnBad = "raise",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the dataset's manifest and decide the order; no episode is read.
@@ -140,6 +142,8 @@ class EpisodeStream(IterableDataset[Batch]):
             decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once
                 per node and keeps them in the cache, as far as they fit; ``"auto"`` is ``"once"`` where all of them
                 fit the cache's budget. The batches are the same.
+            on_bad: what a shard that cannot be read does: ``"raise"`` an error, or ``"skip"``: its windows are
+                replaced by repeats from other shards, marked ``is_repeat`` and listed in the report.
             storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``.
 
         Raises:
@@ -148,6 +152,8 @@ class EpisodeStream(IterableDataset[Batch]):
         """
         if batch_size < 1:
             raise OptionError(f"batch_size: {batch_size}, wanted at least 1.")
+        if on_bad not in get_args(OnBad):
+            raise OptionError(f"on_bad: {on_bad!r}, wanted 'raise' or 'skip'.")
         dataset = open_dataset(source, storage_options)
         self._finisher = Finisher(
             dataset,
@@ -181,6 +187,7 @@ class EpisodeStream(IterableDataset[Batch]):
             cache=NodeCache(_cache_options(cache), dataset.storage_options),
             instruction=instruction,
             frames=FrameOptions(image_size, decode),
+            on_bad=on_bad,
         )
         # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
         # stay alive over epochs have copies of everything else.
@@ -292,7 +299,7 @@ class EpisodeStream(IterableDataset[Batch]):
 
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory."""
-        return self._finisher(views, with_repeats=self._job.remainder == "pad")
+        return self._finisher(views, with_repeats=self._job.remainder == "pad" or self._job.on_bad == "skip")
 
     def __iter__(self) -> StreamIterator:
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""

@@ -21,6 +21,8 @@ from epistream.loader.ring import Ring
 
 # How often a worker looks whether its parent is still there; the time that orphans may live on.
 _PARENT_CHECK_S = 0.5
+# How long shards are held while waiting: short against the time that a process waits for room in the cache.
+_HOLD_S = 0.02
 # An orphan that cannot unwind in this time is stuck in a foreign call; leaving at once frees its locks and memory.
 _ORPHAN_GRACE_S = 10.0
 
@@ -96,7 +98,7 @@ class _Worker:
     def __init__(self, seat: WorkerSeat) -> None:
         self._seat = seat
         self._job = seat.job
-        self._feed = seat.job.feed()
+        self._feed = seat.job.feed(prefetch=True)
         self._free = deque(seat.slots)
         self._views = {slot: self._job.layout.views(seat.ring.slot(slot)) for slot in seat.slots}
         self._command: Record | None = None
@@ -117,7 +119,7 @@ class _Worker:
                     ahead = Record(Kind.RUN, command.first + 1, command.second + 1, 0)
                     done_ahead = ahead if self._run_epoch(ahead) else None
         finally:
-            self._feed.release()
+            self._feed.close()
 
     def _run_epoch(self, command: Record) -> bool:
         """Fill this worker's share of an epoch; False if it failed or another command came in between."""
@@ -152,7 +154,12 @@ class _Worker:
         if ready():
             return 0.0
         started = time.perf_counter()
-        self._feed.release()
+        # A loop that takes batches as fast as they come returns slots within this; mapping dozens of entries afresh
+        # for every batch would cost more than copying small frames out of them.
+        self._seat.inbox.wait(timeout_s=_HOLD_S)
+        self._take_in()
+        if not ready():
+            self._feed.release()
         while not ready():
             # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
             self._seat.inbox.wait(timeout_s=3600.0)

@@ -1,0 +1,83 @@
+"""Filling ahead: the cache is told of the right shards, and every shard is still fetched once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import epistream as es
+from epistream.loader.ahead import ShardsAhead
+
+
+class Recorder:
+    """A prefetcher that only takes notes."""
+
+    def __init__(self, entries, ahead):
+        self.entries, self.ahead, self.passed = entries, ahead, 0
+
+    def start(self):
+        pass
+
+    def advance(self, num_passed):
+        self.passed = num_passed
+
+    def close(self):
+        self.passed = None
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, shared_shape=(6, 400)):
+    import h5py
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("source")
+    with h5py.File(folder / "demos.hdf5", "w") as file:
+        for number in range(shared_shape[0]):
+            steps = np.arange(shared_shape[1], dtype=np.float64)[:, None] + np.zeros((1, 14))
+            file[f"data/demo_{number}/actions"] = steps + 1000 * number
+            file[f"data/demo_{number}/obs/robot0_joint_pos"] = steps
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    es.pack(folder, out, shard_size="64KiB")
+    return out
+
+
+def test_shards_ahead_names_every_shard_in_the_order_of_use_over_epochs(shards, monkeypatch):
+    stream = es.EpisodeStream(shards, batch_size=50, order=es.OrderOptions(lanes=2))
+    made = []
+    monkeypatch.setattr(
+        type(stream.job.cache),
+        "prefetcher",
+        lambda self, plan, entries, ahead: made.append(Recorder(entries, ahead)) or made[-1],
+    )
+    following = ShardsAhead(stream.job, 0, 0)
+    recorder = made[0]
+    order = stream.job.plan.epoch(0)
+    needed = list(order.uses_from(0))
+    first = [Path(next(recorder.entries).parts[0].url).name for _ in range(len(needed) + 1)]
+    assert first[:-1] == [f"shard-{use.shard:06d}.tar" for use in needed]
+    assert first[-1] == f"shard-{next(iter(stream.job.plan.epoch(1).uses_from(0))).shard:06d}.tar"
+    for position in range(0, 2400, 50):
+        following.reach(0, position)
+        gone = [use for use in needed if use.stop <= position]
+        # Uses are passed in the order of need, so one that ends early waits for those before it.
+        assert recorder.passed <= len(gone)
+        assert all(use.stop <= position for use in needed[: recorder.passed])
+    following.reach(1, 0)
+    assert recorder.passed == len(needed)
+
+
+@pytest.mark.parametrize("way", [{"num_workers": 2}, {"num_workers": 0, "num_threads": 2}])
+def test_loader_over_shared_memory_fetches_each_byte_once_in_three_epochs(shards, way):
+    directory = Path(f"/dev/shm/epistream-ahead-{os.getpid()}")
+    cache = es.CacheOptions(mode="shm", directory=str(directory))
+    stream = es.EpisodeStream(shards, batch_size=50, order=es.OrderOptions(lanes=2), cache=cache)
+    with es.StreamingLoader(stream, **way) as loader:
+        for _ in range(3):
+            seen = [pair for b in loader for pair in zip(b["episode_index"].tolist(), b["step_index"].tolist(), strict=True)]
+            assert len(set(seen)) == 2400
+        stats = loader.stats().cache
+    dataset = es.open_dataset(shards)
+    # Fills of the last moments may be missing from a worker's last message, but none may be counted twice.
+    assert stats.fills <= dataset.num_shards
+    assert stats.bytes_fetched <= int(dataset.shard_bytes.sum() + dataset.index_bytes.sum())
+    assert not directory.exists()
