@@ -1,7 +1,7 @@
 """What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from epistream.loader.batch import choose_features
 from epistream.loader.deltas import ActionDelta, DeltaKind, delta_for
 from epistream.loader.formats.base import FormatContext, SampleFormat
 from epistream.loader.formats.names import WantedFormat, format_for
+from epistream.loader.frames import FrameOptions
 from epistream.loader.instructions import Instruction, all_tasks, check_instruction
 from epistream.loader.normalize import Mode, Normalizer, normalizer_for
 from epistream.loader.timing import TOLERANCE_S, window_in_seconds
@@ -35,6 +36,7 @@ class SampleOptions:
     normalize: Mode | Mapping[str, Mode] | Normalizer | None = None
     instruction: Instruction = "first"
     sample_format: WantedFormat | None = None
+    frames: FrameOptions = field(default_factory=FrameOptions)
 
 
 class Finisher:
@@ -71,7 +73,7 @@ class Finisher:
         unknown = sorted(set(window.overrides) - set(self.features))
         if unknown:
             raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(self.features)}.")
-        self._context = FormatContext(dataset, self.features, window)
+        self._context = FormatContext(dataset, options.frames.all_shown(self.features), window)
         if preset is not None:
             preset.check(self._context)
         self._format = sample_format

@@ -1,0 +1,117 @@
+"""Episodes by number and by path, as code that thinks in files asks for them."""
+
+import bisect
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import EpistreamError, OptionError
+from epistream.sharding.dataset import Dataset, open_dataset
+from epistream.sharding.manifest_file import FILE_NAME
+from epistream.sharding.pack_sources import find_sources
+from epistream.sharding.storage import local_path
+
+AnyPath = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
+
+
+def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
+    """HDF5 files and shard folders behind a list of paths; a folder without shards is walked for HDF5 files.
+
+    Raises:
+        OptionError: no path at all.
+        SourceError: a folder that holds neither.
+    """
+    paths = [given] if isinstance(given, str | os.PathLike) else list(given)
+    if not paths:
+        raise OptionError("dataset_path_list: empty, wanted HDF5 files, folders of them, or folders of shards.")
+    found: list[str] = []
+    for path in map(os.fspath, paths):
+        local = local_path(path)
+        is_folder = local is not None and local.is_dir() and not (local / FILE_NAME).exists()
+        found += map(str, find_sources(path)) if is_folder else [path]
+    return found
+
+
+def open_readable(paths: Sequence[str]) -> tuple[Dataset, list[str], dict[str, str]]:
+    """The dataset of those paths that can be opened, these paths, and why each of the others cannot.
+
+    Raises:
+        EpistreamError: that of the first path, if none can be opened.
+    """
+    good: list[str] = []
+    bad: dict[str, str] = {}
+    first: EpistreamError | None = None
+    for path in paths:
+        try:
+            open_dataset([path])
+            good.append(path)
+        except EpistreamError as error:
+            first = first or error
+            bad[path] = str(error)
+            _log.warning("left out: %s", error)
+    if first is not None and not good:
+        raise first
+    return open_dataset(good), good, bad
+
+
+class EpisodeTable:
+    """The episodes of a dataset, E of them.
+
+    The path of an episode is that of its file, followed by ``#n`` where the file holds several: n counts them in
+    the order of the dataset, from 0.
+
+    Attributes:
+        paths: (E,) as above.
+        length: (E,) steps.
+        cumulative: (E,) steps up to the end of each episode.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        files = [dataset.shard_url[shard] for shard in dataset.episode_shard.tolist()]
+        held, seen = Counter(files), Counter[str]()
+        self.paths: list[str] = []
+        for file in files:
+            self.paths.append(file if held[file] == 1 else f"{file}#{seen[file]}")
+            seen[file] += 1
+        self.length: NDArray[np.int64] = np.asarray(dataset.episode_length, np.int64)
+        self.cumulative = np.cumsum(self.length)
+        self._ends: list[int] = self.cumulative.tolist()
+        self._number = {path: number for number, path in enumerate(self.paths)}
+        self._held = held
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Episode and step of the window that has number `index`, counted over all episodes; negative from the end.
+
+        Raises:
+            IndexError: there is no such window, which ends a ``for`` loop over a map-style dataset.
+        """
+        total = self._ends[-1]
+        if not -total <= index < total:
+            raise IndexError(f"index {index} of {total} windows")
+        index += total if index < 0 else 0
+        episode = bisect.bisect_right(self._ends, index)
+        return episode, index - (self._ends[episode - 1] if episode else 0)
+
+    def number(self, path: AnyPath) -> int:
+        """The episode that a path means.
+
+        Raises:
+            OptionError: no episode, or several.
+        """
+        name = os.fspath(path)
+        for candidate in (name, str(Path(name).absolute())):
+            if candidate in self._number:
+                return self._number[candidate]
+            if self._held.get(candidate, 0) > 1:
+                raise OptionError(
+                    f"{name}: holds {self._held[candidate]} episodes, wanted one of them. Append its number, for "
+                    f"example {name}#0."
+                )
+        raise OptionError(f"{name}: no episode of this dataset. Its episodes are called like {self.paths[0]}.")
