@@ -156,7 +156,7 @@ def resize(path: Path, cap: int | None) -> int:
     try:
         with store.directory.locked(store.options.lock_timeout_s):
             write_cap(store.directory, cap)
-            held = sum(item.charge_bytes for item in survey(store.directory) if item.kind != FILL)
+            held = store.held_bytes()
         above = held - store.budget().bytes
         return store.give_back(above) if above > 0 else 0
     finally:

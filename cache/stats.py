@@ -17,6 +17,7 @@ class CacheStats:
         waits: Entries that another process was filling, or that had to wait for room.
         evictions: Entries that this process evicted.
         bypasses: Entries read without the cache although it was wanted: no room, too large, too slow.
+        cold: Entries read by ranges because they were not there yet, while they come in.
         direct: Entries read in place because that is best (local disks), or because mode is "off".
         disk_hits: Fills of memory that found the entry on the disk tier.
         bytes_fetched: Bytes that fills brought from the source.
@@ -37,6 +38,7 @@ class CacheStats:
     waits: int = 0
     evictions: int = 0
     bypasses: int = 0
+    cold: int = 0
     direct: int = 0
     disk_hits: int = 0
     bytes_fetched: int = 0

@@ -247,6 +247,10 @@ class ShardStore:
         """The byte budget as it is now."""
         return self._filling.measure(survey(self.directory))
 
+    def held_bytes(self) -> int:
+        """Bytes of entries and fills, in whole pages, as they are now."""
+        return sum(item.charge_bytes for item in survey(self.directory) if item.kind != FILL)
+
     def discard(self, key: str) -> None:
         """Remove an entry that turned out to be damaged; those who lease it keep their mapping."""
         with self.directory.locked(self.options.lock_timeout_s):

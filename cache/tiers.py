@@ -14,12 +14,14 @@ from epistream.cache.entry import Entry
 from epistream.cache.fetch import Fetcher, checksum_of, write_all
 from epistream.cache.lease import Lease
 from epistream.cache.made import write_mapped
+from epistream.cache.memory import System
 from epistream.cache.opened import OpenEntry
 from epistream.cache.opening import default_name, open_store
 from epistream.cache.options import CacheOptions
 from epistream.cache.origin import write_origin
 from epistream.cache.place import file_system_type, is_memory, is_network
 from epistream.cache.prefetch import Prefetcher
+from epistream.cache.pressure import Relief
 from epistream.cache.range_blob import RangeBlob
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
@@ -54,17 +56,20 @@ class Tiers:
         self._mutex = threading.Lock()
         self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
         self._prefetchers: list[Prefetcher] = []
+        self._relief = Relief(System())
         self._said: set[str] = set()
         self._routes: dict[str, tuple[tuple[str, ...], str]] = {}
         self._versions: dict[str, str] = {}
 
     # --- opening -----------------------------------------------------------------------------------------
 
-    def open(self, entry: Entry, before_wait: Callable[[], None] | None) -> OpenEntry:
+    def open(self, entry: Entry, before_wait: Callable[[], None] | None, *, wait: bool = True) -> OpenEntry:
         """As `NodeCache.open`."""
         tiers, reason = self._route(entry)
         if tiers[0] != "direct":
             entry = self._with_versions(entry)
+            if not wait:
+                return self._open_now(tiers[0], entry)
         before_wait = _once(before_wait)
         for tier in tiers:
             if tier == "direct":
@@ -90,14 +95,22 @@ class Tiers:
                 break
             if lease is not None:
                 self._counters.tell_tier(tier, reason)
-                blobs = tuple(
-                    MappedBlob(lease.view(offset, part.size), part.url)
-                    for part, offset in zip(entry.parts, entry.offsets, strict=True)
-                )
-                return OpenEntry(blobs, tier, lease)
+                return _mapped(entry, tier, lease)
             reason = str(self._stores.get(tier, ""))
         self._counters.add(**{"direct" if tiers[0] == "direct" else "bypasses": 1})
         self._counters.tell_tier("direct", reason)
+        return OpenEntry(self._direct(entry), "direct", None)
+
+    def _open_now(self, tier: str, entry: Entry) -> OpenEntry:
+        """The entry from the cache if it is there, else by ranges; somebody else fills it meanwhile."""
+        store = self._store(tier)
+        lease = store.lookup(entry.key, entry.size) if store is not None else None
+        if lease is not None:
+            self._counters.add(hits=1)
+            self._counters.tell_tier(tier, "there already")
+            return _mapped(entry, tier, lease)
+        self._counters.add(cold=1)
+        self._counters.tell_tier("direct", "not there yet")
         return OpenEntry(self._direct(entry), "direct", None)
 
     def open_made(
@@ -156,6 +169,8 @@ class Tiers:
         store = self._store(tier)
         if store is None:
             return None
+        if tier == "shm":
+            self._relief.look(store)
         outcome = Outcome()
         try:
             return store.acquire(entry.key, entry.size, self._filler(tier, entry), before_wait, outcome)
@@ -346,6 +361,13 @@ class Tiers:
         for store in stores:
             if isinstance(store, ShardStore):
                 store.directory.leave()
+
+
+def _mapped(entry: Entry, tier: str, lease: Lease) -> OpenEntry:
+    """An entry whose parts are views of a lease."""
+    places = zip(entry.parts, entry.offsets, strict=True)
+    blobs = tuple(MappedBlob(lease.view(offset, part.size), part.url) for part, offset in places)
+    return OpenEntry(blobs, tier, lease)
 
 
 def _once(action: Callable[[], None] | None) -> Callable[[], None] | None:

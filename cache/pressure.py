@@ -1,0 +1,69 @@
+"""Giving memory back when the machine runs short of it."""
+
+import contextlib
+import logging
+import random
+import time
+
+from epistream.cache.budget import mib
+from epistream.cache.locks import LockFile
+from epistream.cache.memory import System, pressure_percent
+from epistream.cache.notes import boot_time_s
+from epistream.cache.store import ShardStore
+
+logger = logging.getLogger(__name__)
+
+_FILE = ".pressure"
+# The kernel's figure is a mean of ten seconds: what was given back is not seen at once.
+_BETWEEN_S = 5.0
+
+
+class Relief:
+    """Looks at the memory pressure now and then, and evicts a part of what nobody leases.
+
+    Args:
+        system: Where the kernel's numbers are read.
+        limit_percent: Share of time in which something waited for memory, from which on bytes are given back.
+        share: Part of the held bytes that is given back at a time.
+    """
+
+    def __init__(self, system: System, limit_percent: float = 10.0, share: float = 0.25) -> None:
+        self._system = system
+        self._limit_percent = limit_percent
+        self._share = share
+        self._next_look = 0.0
+
+    def look(self, store: ShardStore) -> int:
+        """Called often, looks every few seconds, and only one process of the node acts on it.
+
+        Returns:
+            Bytes given back.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return 0
+        self._next_look = now + random.uniform(1.0, 3.0)
+        pressure = pressure_percent(self._system)
+        if pressure is None or pressure < self._limit_percent:
+            return 0
+        with contextlib.closing(LockFile(_FILE, store.directory.dir_fd)) as turn:
+            if not turn.try_exclusive() or not self._is_due(turn):
+                return 0
+            given = store.give_back(int(store.held_bytes() * self._share))
+            turn.write_text(f"{boot_time_s():.3f}")
+        if given:
+            logger.warning(
+                "%s: memory pressure %.0f%%, wanted below %.0f%%: %s given back. Lower memory_fraction.",
+                store.directory.path,
+                pressure,
+                self._limit_percent,
+                mib(given),
+            )
+        return given
+
+    def _is_due(self, turn: LockFile) -> bool:
+        try:
+            last_s = float(turn.read_text())
+        except ValueError:  # nobody yet, or torn
+            return True
+        return not 0 <= boot_time_s() - last_s < _BETWEEN_S
