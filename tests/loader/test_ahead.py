@@ -73,7 +73,8 @@ def test_loader_over_shared_memory_fetches_each_byte_once_in_three_epochs(shards
     stream = es.EpisodeStream(shards, batch_size=50, order=es.OrderOptions(lanes=2), cache=cache)
     with es.StreamingLoader(stream, **way) as loader:
         for _ in range(3):
-            seen = [pair for b in loader for pair in zip(b["episode_index"].tolist(), b["step_index"].tolist(), strict=True)]
+            pairs = (zip(b["episode_index"].tolist(), b["step_index"].tolist(), strict=True) for b in loader)
+            seen = [pair for batch in pairs for pair in batch]
             assert len(set(seen)) == 2400
         stats = loader.stats().cache
     dataset = es.open_dataset(shards)
