@@ -209,10 +209,9 @@ def check(index: ShardIndex, where: str) -> None:
         FormatError: At the first that cannot be; the message names feature, episode or step.
     """
     # Episodes of an HDF5 file have no tar: nothing has read all their bytes, so there are no checksums of blocks.
-    if index.shard_name.endswith(HDF5_SUFFIXES):
-        problem = _shape_problem(index)
-    else:
-        problem = shard_name_problem(index.shard_name) or _shape_problem(index) or _block_problem(index)
+    is_tar = not index.shard_name.endswith(HDF5_SUFFIXES)
+    problem = (shard_name_problem(index.shard_name) if is_tar else None) or _shape_problem(index)
+    problem = problem or _block_problem(index, is_tar)
     if problem is None:
         problem = next(filter(None, (_range_problem(index, feature) for feature in index.features.values())), None)
     if problem:
@@ -241,15 +240,15 @@ def _shape_problem(index: ShardIndex) -> str | None:
     return None
 
 
-def _block_problem(index: ShardIndex) -> str | None:
+def _block_problem(index: ShardIndex, is_tar: bool) -> str | None:
     size = index.block_bytes
     if not 512 <= size <= _MAX_BLOCK_BYTES or size & (size - 1):
         return f"blocks of {size} bytes, wanted a power of two from 512 to 1 GiB"
-    wanted = -(-index.shard_bytes // size)
+    wanted = -(-index.shard_bytes // size) if is_tar else 0
     if len(index.block_checksums) != wanted:
         return f"{len(index.block_checksums)} block checksums, wanted {wanted} for {index.shard_bytes} bytes"
     digest = index.shard_checksum
-    if len(digest) != 32 or set(digest) - set("0123456789abcdef"):
+    if is_tar and (len(digest) != 32 or set(digest) - set("0123456789abcdef")):
         return f"shard checksum {digest!r:.80}, wanted 32 hexadecimal digits"
     return None
 

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from handmade import HEIGHT, WIDTH, actions, encoded, members, npy, picture, places, write_tar
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from epistream.errors import DeadlineError, FormatError, SourceError
 from epistream.sharding.dataset import open_dataset
@@ -204,3 +207,72 @@ def test_foreign_tar_that_is_missing_is_refused(tmp_path):
 def test_remote_tar_without_a_manifest_is_refused_with_the_command_that_cures_it():
     with pytest.raises(SourceError, match="Run: epistream index memory://nowhere/x"):
         open_dataset("memory://nowhere/x/a-{0..3}.tar")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KNOWN = ["length", "episode_index", "split", "tasks", "valid_ranges", "source", "layout", "features", "attributes"]
+FEATURE = {"name": "action", "kind": "array", "dtype": "float32", "shape": [3], "codec": "npy"}
+
+
+@given(st.dictionaries(st.sampled_from(KNOWN), JSON), st.dictionaries(st.sampled_from([*FEATURE, "rotate"]), JSON))
+@settings(max_examples=200, deadline=None)
+def test_any_meta_json_is_read_or_refused_by_name(meta, feature):
+    camera = {"kind": "frames", "dtype": "uint8", "shape": [HEIGHT, WIDTH, 3], "codec": "jpeg", "jpeg_channels": "rgb"}
+    features = [{**FEATURE, **feature}, {"name": "observation.images.top", **camera}]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_tar(Path(folder) / "a.tar", members(0, 2, meta={"features": features, **meta}))
+        try:
+            index = index_tar(path)
+        except FormatError as error:
+            message = str(error)
+        else:
+            message = "a.tar"
+            assert ShardIndex.parse(index.to_bytes(), "x").length.tolist() == [2]
+    assert message.startswith("a.tar")
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_tar_with_damaged_bytes_is_indexed_within_itself_or_refused(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_tar(Path(folder) / "a.tar", members(0, 2, meta={}), data.draw(st.sampled_from([0, 1, 2])))
+        torn = bytearray(path.read_bytes())
+        del torn[data.draw(st.integers(0, len(torn)) | st.just(len(torn))) :]
+        for _ in range(data.draw(st.integers(0, 4))):
+            # mostly in headers: bytes of pictures are nobody's business here
+            place = data.draw(st.integers(0, len(torn) // 512)) * 512 + data.draw(st.integers(0, 345))
+            if place < len(torn):
+                torn[place] = data.draw(st.integers(0, 255))
+        path.write_bytes(torn)
+        try:
+            index = index_tar(path)
+        except FormatError as error:
+            message = str(error)
+        else:
+            message = "a.tar"
+            ShardIndex.parse(index.to_bytes(), "x")
+    assert "a.tar" in message
+
+
+def test_processes_that_open_foreign_tars_at_once_agree_and_index_once(tmp_path):
+    for shard in range(3):
+        write_tar(tmp_path / f"part-{shard}.tar", members(shard, 30, key=f"ep{shard}"))
+    code = (
+        "import sys, logging; logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s')\n"
+        "from epistream.sharding.dataset import open_dataset\n"
+        "print('fingerprint', open_dataset(sys.argv[1]).fingerprint)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "part-*.tar")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    lines = [line for process in running for line in process.communicate(timeout=120)[0].splitlines()]
+    assert [process.returncode for process in running] == [0] * 4
+    assert len({line for line in lines if line.startswith("fingerprint")}) == 1
+    assert sorted(line.rsplit("/", 1)[1] for line in lines if line.startswith("indexing")) == [
+        "part-0.tar",
+        "part-1.tar",
+        "part-2.tar",
+    ]
