@@ -1,4 +1,4 @@
-"""Reads and writes YAML as people write it: ``off`` is a word, ``-1:1`` is no number in base 60, and no key counts twice."""
+"""Reads and writes YAML as people write it: ``off`` is a word, ``-1:1`` no number in base 60, no key counts twice."""
 
 import re
 from typing import Any
