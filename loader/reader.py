@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from epistream.cache.blob import Blob
 from epistream.cache.entry import Entry, Part
 from epistream.cache.node import NodeCache, OpenEntry
-from epistream.errors import FormatError
+from epistream.loader.columns import Columns, gather_rows
 from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames
+from epistream.loader.drawing import Scratch, copy_frames, draw_frames, ready_frames
 from epistream.loader.frames import FrameDecoder, FrameOptions
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.names import is_tar
+
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class BatchWindows:
 
 @dataclass
 class _OpenShard:
+    source: Entry
     entry: OpenEntry
     index: ShardIndex
 
@@ -88,6 +92,10 @@ class EpisodeReader:
             for name, feature in features.items()
             if feature.kind == "frames"
         }
+        self._offsets = {name: window.offsets(name) for name in features}
+        self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
+        self._columns = Columns(self._arrays, cache, options.max_open_shards)
+        self._scratch = Scratch()
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
         self._decoded = DecodedEpisodes(costly, cache, options.decoded) if costly and options.decoded else None
@@ -111,15 +119,17 @@ class EpisodeReader:
         out["is_repeat"][:num_windows] = windows.is_repeat
         if self._decoded is not None:
             self._decoded.begin_batch()
-        steps = {}
-        for name in self._features:
-            steps[name], is_pad = self._window.steps(name, windows.step, length)
-            out[f"{name}_is_pad"][:num_windows] = is_pad
+        steps: dict[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]] = {}
+        for name, offsets in self._offsets.items():
+            if offsets not in steps:
+                steps[offsets] = self._window.steps(name, windows.step, length)
+            out[f"{name}_is_pad"][:num_windows] = steps[offsets][1]
         # Shards in ascending order, not batch order: which shard comes first must not matter, and a
         # common order lets ranks that miss the same shards at the same time share the fills.
-        for shard in np.unique(windows.shard):
-            rows = np.flatnonzero(windows.shard == shard)
-            self._read_shard(int(shard), rows, windows.episode_in_shard[rows], steps, out)
+        order = np.argsort(windows.shard, kind="stable")
+        ordered = windows.shard[order]
+        for rows in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
+            self._read_shard(int(windows.shard[rows[0]]), rows, windows.episode_in_shard[rows], steps, out)
         if self._window.pad == "zero":
             for name in self._features:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
@@ -128,95 +138,73 @@ class EpisodeReader:
         """Give up every shard and episode that is held open. Call before any wait."""
         if self._decoded is not None:
             self._decoded.release()
+        self._columns.release()
         while self._open:
             self._open.popitem()[1].entry.close()
 
     def _read_shard(
         self,
         shard: int,
-        rows: NDArray[np.int64],
-        episodes: NDArray[np.int64],
-        steps: Mapping[str, NDArray[np.int64]],
+        rows: Int64,
+        episodes: Int64,
+        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
         out: Mapping[str, NDArray[Any]],
     ) -> None:
         opened = self._shard(shard)
-        for name, feature in self._features.items():
-            if feature.kind == "array":
-                self._gather(opened, feature, episodes, steps[name][rows], out[name], rows)
-        ready = self._ready(opened, shard, episodes)
-        for name, decoder in self._decoders.items():
-            wanted, missing = steps[name][rows], np.ones(len(rows), dtype=np.bool_)
-            if ready and name in next(iter(ready.values())):
-                missing = np.array([episode not in ready for episode in episodes.tolist()])
-                _copy_frames(ready, name, episodes[~missing], wanted[~missing], out[name], rows[~missing])
-            if missing.any():
-                frames = wanted[missing] + opened.index.first_row[episodes[missing]][:, None]
-                if self._window.pad == "zero":
-                    skip = out[f"{name}_is_pad"][rows[missing]]
-                else:
-                    skip = np.zeros(frames.shape, dtype=np.bool_)
-                self._decode(opened, decoder, frames, skip, out[name], rows[missing])
+        first_row = opened.index.first_row[episodes][:, None]
+        tables = self._columns.take(shard, opened.source, opened.tar, opened.index)
+        for name, feature in self._arrays.items():
+            wanted = steps[self._offsets[name]][0][rows]
+            if name in tables:
+                # Assignment casts float64 to the float32 that a stream yields.
+                out[name][rows] = gather_rows(tables[name], wanted + first_row)
+            else:
+                out[name][rows] = _gather(opened, feature, episodes, wanted)
+        if self._decoders:
+            ready = self._ready(opened, shard, episodes)
+            for name in self._decoders:
+                wanted, is_pad = steps[self._offsets[name]]
+                self._read_frames(opened, name, ready, (episodes, wanted[rows], is_pad[rows], rows), out[name])
 
-    def _ready(self, opened: _OpenShard, shard: int, episodes: NDArray[np.int64]) -> dict[int, Frames]:
+    def _ready(self, opened: _OpenShard, shard: int, episodes: Int64) -> dict[int, Frames]:
         """The decoded frames of those episodes that are kept so, by position in the shard."""
         if self._decoded is None:
             return {}
         ready = {}
         for episode in np.unique(episodes).tolist():
-            frames = self._decoded.take(shard_entry(self._dataset, shard), opened.tar, opened.index, (shard, episode))
+            frames = self._decoded.take(opened.source, opened.tar, opened.index, (shard, episode))
             if frames is not None:
                 ready[episode] = frames
         return ready
 
-    @staticmethod
-    def _gather(
+    def _read_frames(
+        self,
         opened: _OpenShard,
-        feature: Feature,
-        episodes: NDArray[np.int64],
-        steps: NDArray[np.int64],
+        name: str,
+        ready: Mapping[int, Frames],
+        wanted: tuple[Int64, Int64, NDArray[np.bool_], Int64],
         out: NDArray[Any],
-        rows: NDArray[np.int64],
     ) -> None:
-        dtype = np.dtype(feature.dtype)
-        width = int(np.prod(feature.shape, dtype=np.int64)) * dtype.itemsize
-        starts = opened.index.array_offset[feature.name][episodes].astype(np.int64)[:, None] + steps * width
-        raw = np.empty((starts.size, width), dtype=np.uint8)
-        opened.tar.gather(starts.reshape(-1), raw)
-        # Assignment casts float64 to the float32 that a stream yields.
-        out[rows] = raw.view(dtype).reshape(*steps.shape, *feature.shape)
-
-    @staticmethod
-    def _decode(
-        opened: _OpenShard,
-        decoder: FrameDecoder,
-        needed: NDArray[np.int64],
-        skip: NDArray[np.bool_],
-        out: NDArray[Any],
-        rows: NDArray[np.int64],
-    ) -> None:
-        """Decode frames `needed` (R, n) of the shard into `out[rows]`, each frame once; `skip` (R, n) are left."""
-        name = decoder.feature.name
-        offsets, sizes = opened.index.frame_offset[name], opened.index.frame_size[name]
-        done: dict[int, NDArray[Any]] = {}
-        tar = opened.tar
-        for row, frames, skipped in zip(rows.tolist(), needed.tolist(), skip.tolist(), strict=True):
-            for position, frame in enumerate(frames):
-                if skipped[position]:
-                    continue
-                image = out[row, position]
-                twin = done.get(frame)
-                if twin is not None:
-                    image[...] = twin
-                elif decoder.is_copy:
-                    tar.read_into(int(offsets[frame]), image.reshape(-1).view(np.uint8))
-                    done[frame] = image
-                else:
-                    data = tar.read(int(offsets[frame]), int(sizes[frame]))
-                    try:
-                        decoder.decode(data, image, name)
-                    except FormatError as error:
-                        raise FormatError(f"{_where(opened.index, frame)}: {error}") from error
-                    done[frame] = image
+        """Fill `out[rows]` with frames; `wanted` is episodes (R,), steps (R, n), padding (R, n) and rows (R,)."""
+        episodes, steps, is_pad, rows = wanted
+        kept = ready_frames(ready, name)
+        if kept:
+            is_kept = np.array([episode in kept for episode in episodes.tolist()])
+            copy_frames(kept, episodes[is_kept], steps[is_kept], out, rows[is_kept])
+            if is_kept.all():
+                return
+            episodes, steps, is_pad, rows = (part[~is_kept] for part in wanted)
+        num_steps = steps.shape[1]
+        needed = steps + opened.index.first_row[episodes][:, None]
+        places = rows[:, None] * num_steps + np.arange(num_steps)
+        if self._window.pad == "zero":
+            needed, places = needed[~is_pad], places[~is_pad]
+        if needed.size:
+            frames = out.reshape(-1, *out.shape[2:])
+            decoder = self._decoders[name]
+            draw_frames(
+                opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1), self._scratch
+            )
 
     def _shard(self, shard: int) -> _OpenShard:
         opened = self._open.get(shard)
@@ -225,7 +213,8 @@ class EpisodeReader:
             return opened
         while len(self._open) >= self._max_open_shards:
             self._open.popitem(last=False)[1].entry.close()
-        entry = self._cache.open(shard_entry(self._dataset, shard), before_wait=self.release)
+        source = shard_entry(self._dataset, shard)
+        entry = self._cache.open(source, before_wait=self.release)
         try:
             blob = entry.blobs[1]
             index = ShardIndex.parse(
@@ -235,35 +224,16 @@ class EpisodeReader:
             entry.close()
             raise
         self._checked.add(shard)
-        self._open[shard] = opened = _OpenShard(entry, index)
+        self._open[shard] = opened = _OpenShard(source, entry, index)
         return opened
 
 
-def _copy_frames(
-    ready: Mapping[int, Frames],
-    name: str,
-    episodes: NDArray[np.int64],
-    steps: NDArray[np.int64],
-    out: NDArray[Any],
-    rows: NDArray[np.int64],
-) -> None:
-    """Copy steps (R, n) of decoded episodes into `out[rows]`; neighbouring steps in one go."""
-    num_steps = steps.shape[1]
-    adjacent = (np.diff(steps, axis=1) == 1).all(axis=1)
-    for row, episode, wanted, whole in zip(
-        rows.tolist(), episodes.tolist(), steps.tolist(), adjacent.tolist(), strict=True
-    ):
-        frames = ready[episode][name]
-        if whole:
-            np.copyto(out[row], frames[wanted[0] : wanted[0] + num_steps])
-        else:
-            for position, step in enumerate(wanted):
-                np.copyto(out[row, position], frames[step])
-
-
-def _where(index: ShardIndex, row: int) -> str:
-    episode = int(np.searchsorted(index.first_row, row, side="right")) - 1
-    return f"{index.shard_name}, {index.keys[episode]}, step {row - int(index.first_row[episode])}"
+def _gather(opened: _OpenShard, feature: Feature, episodes: Int64, steps: Int64) -> NDArray[Any]:
+    """Steps (R, n) of episodes (R,), from the shard itself."""
+    starts = opened.index.array_offset[feature.name][episodes].astype(np.int64)[:, None] + steps * feature.step_bytes
+    raw = np.empty((starts.size, feature.step_bytes), dtype=np.uint8)
+    opened.tar.gather(starts.reshape(-1), raw)
+    return raw.view(feature.dtype).reshape(*steps.shape, *feature.shape)
 
 
 def shard_entry(dataset: Dataset, shard: int) -> Entry:

@@ -1,0 +1,110 @@
+"""The low-dimensional values of a shard as tables in the node's cache: where a shard is a file, rows are scattered."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.cache.blob import Blob, MappedBlob, RangeBlob
+from epistream.cache.entry import Entry, part_offsets
+from epistream.cache.node import NodeCache, OpenEntry
+from epistream.sharding.features import Feature
+from epistream.sharding.index import ShardIndex
+
+# Raised whenever the bytes of an entry change their meaning: jobs of other releases share the node's cache.
+_VERSION = 1
+
+Table = NDArray[Any]
+
+
+@dataclass
+class _Kept:
+    entry: OpenEntry | None
+    tables: Mapping[str, Table]
+
+
+class Columns:
+    """Tables of the array features of shards that are read in place. Not shared between threads.
+
+    A window of a hundred actions lies anywhere in its shard: reading it takes a system call, and a batch takes
+    hundreds. The tables are a small part of a shard with cameras; they are made when the shard is first used, kept
+    only where there is room for them, and evicted like any entry.
+
+    Args:
+        features: those of kind "array" that are read.
+        cache: where the tables are kept.
+        max_open: shards whose tables are held open.
+    """
+
+    def __init__(self, features: Mapping[str, Feature], cache: NodeCache, max_open: int) -> None:
+        self._features = dict(features)
+        self._cache = cache
+        self._max_open = max_open
+        self._open: OrderedDict[int, _Kept] = OrderedDict()
+        self._content = json.dumps(["columns", _VERSION, [feature.to_dict() for feature in features.values()]])
+
+    def take(self, shard: int, source: Entry, tar: Blob, index: ShardIndex) -> Mapping[str, Table]:
+        """The tables of a shard, until `release`: by feature (rows, *shape of a step); empty if there are none.
+
+        Args:
+            shard: the shard.
+            source: its entry, which the caller holds open.
+            tar: its bytes.
+            index: its index.
+        """
+        kept = self._open.get(shard)
+        if kept is None:
+            kept = self._load(source, tar, index)
+            while len(self._open) >= self._max_open:
+                _close(self._open.popitem(last=False)[1])
+            self._open[shard] = kept
+        return kept.tables
+
+    def release(self) -> None:
+        """Give up every table."""
+        while self._open:
+            _close(self._open.popitem()[1])
+
+    def _load(self, source: Entry, tar: Blob, index: ShardIndex) -> _Kept:
+        # Over the network a few ranges are cheaper than the columns of a whole shard; in memory rows are at hand.
+        if isinstance(tar, MappedBlob | RangeBlob) or not self._features:
+            return _Kept(None, {})
+        num_rows = index.num_rows
+        sizes = [num_rows * feature.step_bytes for feature in self._features.values()]
+        offsets = part_offsets(sizes)
+
+        def tables(buffer: memoryview) -> dict[str, Table]:
+            return {
+                name: np.frombuffer(buffer[start : start + size], np.dtype(f.dtype)).reshape(num_rows, *f.shape)
+                for (name, f), start, size in zip(self._features.items(), offsets, sizes, strict=True)
+            }
+
+        def fill(buffer: memoryview) -> None:
+            for name, table in tables(buffer).items():
+                starts = index.array_offset[name].tolist()
+                for start, first, length in zip(starts, index.first_row.tolist(), index.length.tolist(), strict=True):
+                    tar.read_into(start, table[first : first + length].reshape(-1).view(np.uint8))
+
+        entry = Entry(source.parts, self._content)
+        opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], fill, may_evict=False)
+        if opened is None:
+            return _Kept(None, {})
+        blob = opened.blobs[0]
+        return _Kept(opened, tables(memoryview(blob.read(0, blob.size))))
+
+
+def gather_rows(table: Table, rows: NDArray[np.int64]) -> Table:
+    """``table[rows]`` for rows of any shape, each moved as one element instead of value by value."""
+    width = table.dtype.itemsize * int(np.prod(table.shape[1:], dtype=np.int64))
+    gathered = table.reshape(len(table), -1).view(f"V{width}")[:, 0].take(rows)
+    return gathered.view(table.dtype).reshape(*rows.shape, *table.shape[1:])
+
+
+def _close(kept: _Kept) -> None:
+    kept.tables = {}  # views first: memory that is still looked at stays, uncounted
+    if kept.entry is not None:
+        kept.entry.close()
