@@ -16,7 +16,7 @@ from epistream.cache.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.loader.hdf5_made import RowMaker
 from epistream.sharding.hdf5_file import version_and_bytes, version_of_file
-from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Hdf5Index
+from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Extents
 from epistream.sharding.storage import local_path
 
 Int64 = NDArray[np.int64]
@@ -45,7 +45,7 @@ class Hdf5Supply:
                 f"{self.index_url}: {error.strerror}, wanted the index of {self.url}. Open the dataset again: it is "
                 "made anew."
             ) from error
-        return Hdf5Blob(self.url, Hdf5Index.parse(data, self.index_url), self.storage_options)
+        return Hdf5Blob(self.url, Extents.parse(data, self.index_url), self.storage_options)
 
 
 class Hdf5Blob:
@@ -57,14 +57,14 @@ class Hdf5Blob:
         SourceError: It cannot be opened.
     """
 
-    def __init__(self, url: str, index: Hdf5Index, storage_options: Mapping[str, Any]) -> None:
-        self.size = index.rows.shard_bytes
+    def __init__(self, url: str, extents: Extents, storage_options: Mapping[str, Any]) -> None:
+        self.size = extents.packed_bytes
         self._url = url
-        self._start = index.start.astype(np.int64)
-        self._place = index.place
+        self._start = extents.start.astype(np.int64)
+        self._place = extents.place
         self._is_simple = not len(self._place) or int(self._place.min()) >= 0
-        self._file = _open_file(url, index, storage_options)
-        self._maker = RowMaker(url, index.made, self._file, storage_options)
+        self._file = _open_file(url, extents, storage_options)
+        self._maker = RowMaker(url, extents.made, self._file, storage_options)
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes."""
@@ -138,29 +138,29 @@ class Hdf5Blob:
             out[row] = np.frombuffer(data, np.uint8)[begin : begin + width]
 
 
-def _open_file(url: str, index: Hdf5Index, storage_options: Mapping[str, Any]) -> Blob:
+def _open_file(url: str, extents: Extents, storage_options: Mapping[str, Any]) -> Blob:
     """The file's own bytes, once it is sure that it is the file that was indexed."""
     path = local_path(url)
     if path is None:
         remote = Remote(storage_options, RetryOptions())
-        _check_version(url, version_and_bytes(url, storage_options)[0], index)
-        return RangeBlob(Part(url, index.file_bytes), remote, lambda _: None)
-    _check_version(url, version_and_bytes(url)[0], index)
-    places = index.place[index.place >= 0]
+        _check_version(url, version_and_bytes(url, storage_options)[0], extents)
+        return RangeBlob(Part(url, extents.file_bytes), remote, lambda _: None)
+    _check_version(url, version_and_bytes(url)[0], extents)
+    places = extents.place[extents.place >= 0]
     ahead = (int(places.min()), int(places.max())) if len(places) else (0, 0)
-    file = FileBlob(path, index.file_bytes, ahead)
+    file = FileBlob(path, extents.file_bytes, ahead)
     # It may have been replaced since it was looked at.
     try:
-        _check_version(url, version_of_file(file.status), index)
+        _check_version(url, version_of_file(file.status), extents)
     except SourceChangedError:
         file.close()
         raise
     return file
 
 
-def _check_version(url: str, version: str, index: Hdf5Index) -> None:
-    if version != index.version:
+def _check_version(url: str, version: str, extents: Extents) -> None:
+    if version != extents.version:
         raise SourceChangedError(
-            f"{url}: {version}, wanted {index.version}: it was replaced or written to since it was indexed. Open the "
+            f"{url}: {version}, wanted {extents.version}: it was replaced or written to since it was indexed. Open the "
             "dataset again to index it as it is now."
         )

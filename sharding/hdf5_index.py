@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.hdf5_stored import UNWRITTEN, Int64, Stored
 from epistream.sharding.index import KIND, ShardIndex, build_index, check
-from epistream.sharding.tables import parse_tables, write_tables
+from epistream.sharding.tables import Tables, parse_tables, write_tables
 
 # Raised when the same file would give another index.
 RECIPE = 1
@@ -55,31 +55,92 @@ class MadeRows:
 
 
 @dataclass(frozen=True, eq=False)
-class Hdf5Index:
-    """Some episodes of one HDF5 file, as many as make a shard. X extents.
+class Extents:
+    """Where packed bytes lie in one version of a file: all that reading them takes. X extents.
 
     Args:
-        rows: Addresses in packed bytes. Its `shard_bytes` are packed bytes.
-        version: Of the file that was indexed, see `hdf5_file.FileVersion`.
-        file_bytes: Size of that file.
-        num_shards: Indexes that the file has.
+        version: Of the file, see `hdf5_file.version_and_bytes`.
+        file_bytes: Its size.
+        packed_bytes: How many there are.
         start: (X,) uint64 packed byte at which an extent begins; it ends where the next one begins.
         place: (X,) int64, see above.
         made: By number.
     """
 
-    rows: ShardIndex
     version: str
     file_bytes: int
-    num_shards: int
+    packed_bytes: int
     start: NDArray[np.uint64]
     place: Int64
     made: tuple[MadeRows, ...]
 
+    @classmethod
+    def parse(cls, buffer: memoryview | bytes, where: str) -> "Extents":
+        """The extents in the file of an `Hdf5Index`; nothing else of it is looked at.
+
+        Raises:
+            FormatError: If `buffer` is torn, or says anything that cannot be.
+        """
+        return cls._of(parse_tables(buffer, KIND, where, _REMEDY), where)
+
+    @classmethod
+    def _of(cls, tables: Tables, where: str) -> "Extents":
+        arrays = tables.arrays
+        try:
+            said = tables.meta["hdf5"]
+            extents = cls(
+                version=str(said["version"]),
+                file_bytes=int(said["file_bytes"]),
+                packed_bytes=int(tables.meta["shard"]["bytes"]),
+                start=arrays["hdf5:start"],
+                place=arrays["hdf5:place"],
+                made=_made(json.loads(arrays["hdf5:made"].tobytes()), arrays["hdf5:chunks"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
+        extents.check(where)
+        return extents
+
+    def check(self, where: str) -> None:
+        """See that extents cover the packed bytes, and that places are in the file or among the made rows.
+
+        Raises:
+            FormatError: If not.
+        """
+        start, place = self.start.astype(np.int64), self.place
+        num_made = sum(rows.num_rows for rows in self.made)
+        problem = None
+        if not len(start) or len(start) != len(place) or start[0] != 0 or start[-1] >= self.packed_bytes:
+            problem = f"{len(start)} extents and {len(place)} places, wanted as many, from byte 0 on"
+        elif (start[1:] <= start[:-1]).any():
+            problem = "extents that do not ascend"
+        else:
+            size = np.diff(start, append=self.packed_bytes)
+            outside = (place >= 0) & (place + size > self.file_bytes) | (place < FIRST_MADE + 1 - num_made)
+            if outside.any():
+                problem = f"extent {int(np.argmax(outside))} outside of the file's {self.file_bytes} bytes"
+        if problem:
+            raise FormatError(f"{where}: {problem}. {_REMEDY}")
+
+
+@dataclass(frozen=True, eq=False)
+class Hdf5Index:
+    """Some episodes of one HDF5 file, as many as make a shard.
+
+    Args:
+        rows: Addresses in packed bytes. Its `shard_bytes` are packed bytes.
+        extents: Where these are.
+        num_shards: Indexes that the file has.
+    """
+
+    rows: ShardIndex
+    extents: Extents
+    num_shards: int
+
     @property
     def needs_h5py(self) -> list[str]:
         """Datasets that only h5py can read."""
-        return [rows.path for rows in self.made if rows.stored is None]
+        return [rows.path for rows in self.extents.made if rows.stored is None]
 
     def to_bytes(self) -> bytes:
         """The index as a file: a shard index with tables that only readers of HDF5 look at.
@@ -87,16 +148,21 @@ class Hdf5Index:
         Raises:
             FormatError: If anything in it cannot be.
         """
+        extents = self.extents
         check(self.rows, self.rows.shard_name)
-        _check_extents(self, self.rows.shard_name)
+        extents.check(self.rows.shard_name)
         meta, arrays = self.rows.to_tables()
-        meta["hdf5"] = {"recipe": RECIPE, "version": self.version, "file_bytes": self.file_bytes}
-        meta["hdf5"]["num_shards"] = self.num_shards
-        described = json.dumps([_describe(rows) for rows in self.made])
-        tables = [rows.stored.table.reshape(-1) for rows in self.made if rows.stored]
+        meta["hdf5"] = {
+            "recipe": RECIPE,
+            "version": extents.version,
+            "file_bytes": extents.file_bytes,
+            "num_shards": self.num_shards,
+        }
+        described = json.dumps([_describe(rows) for rows in extents.made])
+        tables = [rows.stored.table.reshape(-1) for rows in extents.made if rows.stored]
         arrays |= {
-            "hdf5:start": self.start.astype("<u8"),
-            "hdf5:place": self.place.astype("<i8"),
+            "hdf5:start": extents.start.astype("<u8"),
+            "hdf5:place": extents.place.astype("<i8"),
             "hdf5:made": np.frombuffer(described.encode(), np.uint8),
             "hdf5:chunks": np.concatenate([np.empty(0, np.int64), *tables]).astype("<i8"),
         }
@@ -110,26 +176,15 @@ class Hdf5Index:
             FormatError: If `buffer` is torn, or says anything that cannot be.
         """
         tables = parse_tables(buffer, KIND, where, _REMEDY)
+        extents = Extents._of(tables, where)
         try:
-            rows, arrays = build_index(tables, where), tables.arrays
-            said = tables.meta["hdf5"]
-            made = _made(json.loads(arrays["hdf5:made"].tobytes()), arrays["hdf5:chunks"])
-            index = cls(
-                rows=rows,
-                version=str(said["version"]),
-                file_bytes=int(said["file_bytes"]),
-                num_shards=int(said["num_shards"]),
-                start=arrays["hdf5:start"],
-                place=arrays["hdf5:place"],
-                made=made,
-            )
+            rows, num_shards = build_index(tables, where), int(tables.meta["hdf5"]["num_shards"])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError):
                 raise
             raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
-        check(index.rows, where)
-        _check_extents(index, where)
-        return index
+        check(rows, where)
+        return cls(rows, extents, num_shards)
 
 
 def _describe(rows: MadeRows) -> dict[str, Any]:
@@ -159,21 +214,3 @@ def _made(described: Sequence[dict[str, Any]], flat: Int64) -> tuple[MadeRows, .
             stored = Stored(chunks["dtype"], tuple(chunks["shape"]), tuple(chunks["chunk"]), table, fill)
         result.append(MadeRows(**one, stored=stored))
     return tuple(result)
-
-
-def _check_extents(index: Hdf5Index, where: str) -> None:
-    """Extents that cover the packed bytes without gaps, and places that are in the file or among the made rows."""
-    start, place = index.start.astype(np.int64), index.place
-    num_made = sum(rows.num_rows for rows in index.made)
-    problem = None
-    if not len(start) or len(start) != len(place) or start[0] != 0 or start[-1] >= index.rows.shard_bytes:
-        problem = f"{len(start)} extents and {len(place)} places, wanted as many, from byte 0 on"
-    elif (np.diff(start) <= 0).any():
-        problem = "extents that do not ascend"
-    else:
-        size = np.diff(start, append=index.rows.shard_bytes)
-        outside = (place >= 0) & (place + size > index.file_bytes) | (place < FIRST_MADE + 1 - num_made)
-        if outside.any():
-            problem = f"extent {int(np.argmax(outside))} outside of the file's {index.file_bytes} bytes"
-    if problem:
-        raise FormatError(f"{where}: {problem}. {_REMEDY}")

@@ -64,7 +64,7 @@ def keep_indexes(
                 return kept
             _log.info("indexing %s", url)
             made = index_hdf5(url, options, shard_bytes)
-            if {index.version for index in made} != {version} or version_and_bytes(url, options)[0] != version:
+            if {index.extents.version for index in made} != {version} or version_and_bytes(url, options)[0] != version:
                 raise SourceChangedError(f"{url}: changed while it was indexed. Try again when it is complete.")
             # The first one last: where it is, the others are.
             for number in reversed(range(len(made))):
@@ -93,4 +93,4 @@ def _read(first: Path, version: str) -> list[KeptIndex] | None:
     except (OSError, FormatError) as error:
         _log.info("making %s again: %s", path, error)
         return None
-    return kept if all(one.index.version == version for one in kept) else None
+    return kept if all(one.index.extents.version == version for one in kept) else None

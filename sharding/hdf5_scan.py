@@ -14,7 +14,7 @@ from epistream.errors import FormatError, LayoutError
 from epistream.sharding.episode_meta import EpisodeMeta
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.hdf5_file import open_hdf5, shard_name_of, version_and_bytes
-from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Hdf5Index, MadeRows
+from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.hdf5_stored import Int64, Stored, find_stored
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.layouts.base import Field, SourceEpisode, dataset
@@ -206,15 +206,15 @@ def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) 
         episodes=[episode.meta for episode in episodes],
         block_checksums=np.empty(0, np.uint64),
     )
-    return Hdf5Index(
-        rows=rows_index,
+    packed = Extents(
         version=file[0],
         file_bytes=file[1],
-        num_shards=file[2],
+        packed_bytes=position,
         start=np.concatenate([start for start, _ in extents]).astype(np.uint64),
         place=np.concatenate([place for _, place in extents]).astype(np.int64),
         made=tuple(made),
     )
+    return Hdf5Index(rows_index, packed, file[2])
 
 
 def _merge(start: Int64, place: Int64, size: Int64) -> tuple[Int64, Int64]:

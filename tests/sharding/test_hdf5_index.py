@@ -32,9 +32,9 @@ def _cache(tmp_path, monkeypatch):
 def packed(path, index):
     """The packed bytes of an index, by its extents and the file alone; None where rows must be made."""
     data = path.read_bytes()
-    ends = [*index.start.tolist()[1:], index.rows.shard_bytes]
+    ends = [*index.extents.start.tolist()[1:], index.rows.shard_bytes]
     pieces = []
-    for start, place, end in zip(index.start.tolist(), index.place.tolist(), ends, strict=True):
+    for start, place, end in zip(index.extents.start.tolist(), index.extents.place.tolist(), ends, strict=True):
         assert place >= -1
         pieces.append(bytes(end - start) if place == -1 else data[place : place + end - start])
     return b"".join(pieces)
@@ -84,7 +84,7 @@ def test_index_as_a_file_reads_back_the_same(tmp_path):
     data = index.to_bytes()
     back = Hdf5Index.parse(data, "x.index")
     assert back.to_bytes() == data
-    assert [(rows.path, rows.stored is None) for rows in back.made] == [
+    assert [(rows.path, rows.stored is None) for rows in back.extents.made] == [
         ("/observations/images/top", False),
         ("/observations/qpos", True),
         ("/observations/gripper", True),
@@ -115,7 +115,7 @@ def test_index_that_is_torn_is_refused(tmp_path, keep):
 def test_index_whose_extents_cannot_be_is_refused(tmp_path, change, message):
     (index,) = index_hdf5(str(world.write_episode(tmp_path / "episode.hdf5", camera={"chunks": (1, 24, 32, 3)})))
     with pytest.raises(FormatError, match=message):
-        replace(index, **change(index)).to_bytes()
+        replace(index, extents=replace(index.extents, **change(index.extents))).to_bytes()
 
 
 def test_dataset_whose_bytes_are_not_where_hdf5_says_is_read_through_h5py(tmp_path, monkeypatch, caplog):
