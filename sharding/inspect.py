@@ -12,6 +12,7 @@ from epistream.sharding.codecs import decode_into
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
+from epistream.sharding.names import HDF5_SUFFIXES
 from epistream.sharding.storage import read_bytes, read_range
 
 
@@ -111,13 +112,17 @@ class EpisodeFrames:
         """One frame as (H, W, C) of the feature's dtype, turned upright.
 
         Raises:
+            OptionError: If the episode is still in an HDF5 file.
             FormatError: If it does not decode.
             SourceError: If it cannot be read.
         """
+        url = self._dataset.shard_url[self._shard]
+        if url.endswith(HDF5_SUFFIXES):
+            # Its index counts bytes as they would be packed, which a plain range cannot reach.
+            raise OptionError(f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {url} OUT")
         row = self._first_row + step
         start = int(self._index.frame_offset[feature.name][row])
         size = int(self._index.frame_size[feature.name][row])
-        url = self._dataset.shard_url[self._shard]
         data = read_range(url, start, size, self._dataset.storage_options)
         out = np.empty(feature.shape, feature.dtype)
         decode_into(feature, data, out, f"{url}, {self.key}.{feature.name}, step {step}")

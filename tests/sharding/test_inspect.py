@@ -13,6 +13,7 @@ from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.contact_sheet import contact_sheet
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.inspect import EpisodeFrames, describe
+from epistream.sharding.verify import verify
 
 CAMERA = "observation.images.top"
 
@@ -190,3 +191,13 @@ def test_frames_come_from_a_server_that_knows_no_ranges(folder, monkeypatch):
     monkeypatch.setattr(type(memory), "cat_file", lambda self, path, **ranges: whole(self, path))
     frame = EpisodeFrames(dataset, 1).read(dataset.features[CAMERA], 2)
     np.testing.assert_array_equal(frame, picture(1, 2))
+
+
+def test_picture_of_an_episode_that_is_still_in_hdf5_is_refused_with_the_cure(example_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dataset = open_dataset(example_data / "aloha")
+    assert describe(dataset)["num_episodes"] == 2
+    with pytest.raises(OptionError, match="Pack it first: epistream pack"):
+        contact_sheet(dataset, 0)
+    with pytest.raises(OptionError, match="Verify checks packed datasets"):
+        verify(dataset)
