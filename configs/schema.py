@@ -27,6 +27,9 @@ class WindowSection(Section):
     overrides: dict[Text, Offsets] = Field({}, description="step offsets of single features")
     pad: Literal["edge", "zero"] = Field("edge", description="what stands where an episode does not reach")
     drop_incomplete: Flag = Field(False, description="leave out anchors whose window leaves the episode")
+    must_fit: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="[lowest, highest] offset that must lie inside the episode; all may be padded if null"
+    )
 
 
 class StreamSection(Section):

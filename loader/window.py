@@ -64,6 +64,8 @@ class Window:
         object.__setattr__(self, "overrides", overrides)
         if self.pad not in ("edge", "zero"):
             raise OptionError(f"Window.pad: {self.pad!r}, wanted 'edge' or 'zero'.")
+        if self.must_fit is not None:
+            object.__setattr__(self, "must_fit", tuple(self.must_fit))
         if self.must_fit is not None and not self.must_fit[0] <= 0 <= self.must_fit[1]:
             raise OptionError(f"Window.must_fit: {self.must_fit}, wanted a lowest offset up to 0 and a highest from 0.")
 
@@ -81,6 +83,8 @@ class Window:
 
     def anchor_rule(self, features: Iterable[str]) -> tuple[tuple[int, int], bool]:
         """What `Anchors` takes: offsets (lowest, highest), and whether anchors are left out where these do not fit."""
+        if self.must_fit is not None:
+            object.__setattr__(self, "must_fit", tuple(self.must_fit))
         if self.must_fit is not None and not self.drop_incomplete:
             return self.must_fit, True
         return self.reach(features), self.drop_incomplete
