@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, OptionError
 from epistream.loader.lanes import Pieces
+from epistream.loader.spread import number_groups
 
 if TYPE_CHECKING:
     from epistream.sharding.dataset import Dataset
@@ -71,8 +72,7 @@ class Anchors:
         if self.num_windows == 0:
             raise OptionError(self._nothing_left(split, wanted))
         shard = _at(dataset.episode_shard, episode)
-        self._row_of_shard = np.searchsorted(shard, np.arange(len(dataset.shard_url) + 1))
-        self._shard_before = self._before[self._row_of_shard]
+        self._shard_before = self._before[np.searchsorted(shard, np.arange(len(dataset.shard_url) + 1))]
         self.per_shard = np.diff(self._shard_before)
         has_window = counts > 0
         if episode is not None:
@@ -122,12 +122,10 @@ class Anchors:
             step += self._start[row]
         return episode, self._dataset.episode_in_shard[episode], step
 
-    def places(self, shard: int, window: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The place within the shard of the episode that each of its windows belongs to, (n,) int64."""
-        first, last = int(self._row_of_shard[shard]), int(self._row_of_shard[shard + 1])
-        before = self._before[first:last] - self._before[first]
-        row = first + np.searchsorted(before, window, side="right") - 1
-        return self._dataset.episode_in_shard[row if self._episode is None else self._episode[row]]
+    def group(self, shard: NDArray[np.int64], size: NDArray[np.int64], window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number the episodes of windows of several shards, as `Episodes.group` describes."""
+        _, place, _ = self.locate(np.repeat(shard, size), window)
+        return number_groups(place, size)
 
     def find(self, episode_index: int, step: int) -> tuple[int, int]:
         """The window (shard, k) that stands at a step; the first of its repetitions.

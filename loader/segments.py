@@ -105,36 +105,32 @@ class LaneOrder:
                 low = middle + 1
         return low
 
-    def _part_range(self, piece: int, segment: int) -> tuple[int, int]:
-        """The parts [low, high) of a piece that belong to a segment."""
-        last = self.num_segments - 1
-        low = 0 if segment == 0 else segment - piece + self.parts - 1
-        high = self.parts if segment == last else segment - piece + self.parts
-        return min(max(low, 0), self.parts), min(max(high, 0), self.parts)
-
     def build(self, segment: int) -> Segment:
         """Put a segment together and mix it."""
-        shards: list[int] = []
-        windows: list[NDArray[np.int64]] = []
-        groups: list[NDArray[np.int64]] = []
-        num_groups = 0
-        for piece in range(segment, segment + self.parts):
-            low, high = self._part_range(piece, segment)
-            count = int(self._count[piece])
-            start, stop = count * low // self.parts, count * high // self.parts
-            if start < stop:
-                shard, window = int(self._shard[piece]), self._first[piece] + self._permute(piece)[start:stop]
-                episode = self._episodes.places(shard, window)
-                shards.append(shard)
-                windows.append(window)
-                groups.append(episode + num_groups - int(episode.min()))
-                num_groups = int(groups[-1].max()) + 1
-        sizes = [len(part) for part in windows]
+        pieces = np.arange(segment, segment + self.parts)
+        begin, end = self._share(pieces, segment)
+        pieces, begin, end = (array[begin < end] for array in (pieces, begin, end))
+        size, shard = end - begin, self._shard[pieces]
+        permuted = [
+            self._permute(piece)[start:stop]
+            for piece, start, stop in zip(pieces.tolist(), begin.tolist(), end.tolist(), strict=True)
+        ]
+        window = np.repeat(self._first[pieces], size) + np.concatenate(permuted)
         seed, epoch, lane = self._key
-        raw = stream(Purpose.SEGMENT, seed, epoch, lane, segment).random_raw(sum(sizes))
-        order = spread(np.concatenate(groups), raw)
-        shard_of = np.repeat(np.asarray(shards, np.int64), sizes)
-        return Segment(self.stop(segment - 1), shard_of[order], np.concatenate(windows)[order])
+        raw = stream(Purpose.SEGMENT, seed, epoch, lane, segment).random_raw(len(window))
+        order = spread(self._episodes.group(shard, size, window), raw)
+        return Segment(self.stop(segment - 1), np.repeat(shard, size)[order], window[order])
+
+    def _share(self, pieces: NDArray[np.int64], segment: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What a segment takes of each piece's permuted windows: from where, to where."""
+        parts = self.parts
+        low, high = segment - pieces + parts - 1, segment - pieces + parts
+        if segment == 0:
+            low = np.zeros_like(low)
+        if segment == self.num_segments - 1:
+            high = np.full_like(high, parts)
+        count = self._count[pieces]
+        return count * np.clip(low, 0, parts) // parts, count * np.clip(high, 0, parts) // parts
 
     def _permute(self, piece: int) -> PieceOrder:
         return self._permutations.get((self._key[2], piece), lambda: self._permute_anew(piece))

@@ -43,10 +43,26 @@ class Episodes(Protocol):
 
     @property
     def digest(self) -> str:
-        """A digest of all that `places` answers: it decides the order too."""
+        """A digest of all that `group` answers: it decides the order too."""
 
-    def places(self, shard: int, window: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The place within the shard of each window's episode, (n,) int64, from 0 on."""
+    def group(self, shard: NDArray[np.int64], size: NDArray[np.int64], window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number the episodes of windows of several shards, from 0 on, with few numbers left out.
+
+        Args:
+            shard: (p,) shards.
+            size: (p,) how many windows of each follow one another in `window`, all at least 1.
+            window: (n,) windows, by their numbers within their shards.
+
+        Returns:
+            (n,) int64: equal for windows of one episode.
+        """
+
+
+def number_groups(place: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Make places within shards, (n,), different from shard to shard; `size` (p,) as `Episodes.group` takes it."""
+    used = np.maximum.reduceat(place, np.cumsum(size) - size) + 1
+    before: NDArray[np.int64] = np.repeat(np.cumsum(used) - used, size)
+    return place + before
 
 
 class AverageEpisodes:
@@ -61,6 +77,6 @@ class AverageEpisodes:
         """A digest of the lengths."""
         return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self._windows, "<i8").tobytes())
 
-    def places(self, shard: int, window: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The place that each window's episode would have."""
-        return window // int(self._windows[shard])
+    def group(self, shard: NDArray[np.int64], size: NDArray[np.int64], window: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number equal stretches of each shard's windows."""
+        return number_groups(window // np.repeat(self._windows[shard], size), size)

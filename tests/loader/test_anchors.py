@@ -99,9 +99,12 @@ def test_anchors_of_any_manifest_are_those_of_a_slow_enumeration(number):
     assert anchors.num_windows == sum(map(len, expected))
     assert anchors.episodes_per_shard.tolist() == [len({e for e, _ in windows}) for windows in expected]
     shard, located = all_located(anchors)
-    for number in set(shard):
-        places = anchors.places(number, np.arange(anchors.per_shard[number])).tolist()
-        assert places == [episodes[e][1] for e, _ in expected[number]]
+    shards, sizes = np.unique(shard, return_counts=True)
+    groups = anchors.group(shards, sizes, np.concatenate([np.arange(size) for size in sizes])).tolist()
+    assert (
+        len(set(zip(groups, [e for e, _ in located], strict=True))) == len(set(groups)) == len({e for e, _ in located})
+    )
+    assert max(groups) < len(episodes)
     assert located == [window for windows in expected for window in windows]
     for shard, windows in enumerate(expected):
         for window in set(windows):

@@ -1,6 +1,7 @@
 """The plan: the sequence of windows of an epoch."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -194,3 +195,15 @@ def test_a_plan_of_many_shards_computes_nothing_before_it_is_asked():
     windows_at(order, np.arange(64))
     windows_at(order, np.arange(100_000_000, 100_000_064))
     assert len(order._segments._values) <= 2 * plan.num_lanes
+
+
+def test_threads_that_share_an_order_get_what_one_gets():
+    plan = plan_of([40] * 60, lanes=4, resident_shards=12, seed=3)
+    whole, order = whole_epoch(plan, 0), plan.epoch(0)
+
+    def read(worker):
+        return [windows_at(order, np.arange(t * 32, t * 32 + 32)) for t in range(worker, 75, 5)]
+
+    with ThreadPoolExecutor(5) as threads:
+        for worker, batches in enumerate(threads.map(read, range(5))):
+            assert batches == [whole[t * 32 : t * 32 + 32] for t in range(worker, 75, 5)]
