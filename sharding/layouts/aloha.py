@@ -62,7 +62,8 @@ class AlohaLayout:
         """Every mark is there. The attribute ``compress`` is not asked: the rows themselves say it."""
         if "/action" not in file or "/observations/qpos" not in file or not _cameras(file):
             return False
-        has_jpeg = any(file[f"{IMAGES}/{camera}"].ndim < 3 for camera in _cameras(file))
+        found = [file[IMAGES].get(camera) for camera in _cameras(file)]
+        has_jpeg = any(camera is not None and camera.ndim < 3 for camera in found)
         if has_jpeg != (self.rows == "jpeg"):
             return False
         if self.sim is not None and bool(file.attrs.get("sim", False)) != self.sim:
@@ -107,14 +108,15 @@ class AlohaLayout:
         )
 
     def _numbers(self, file: h5py.File, path: str, name: str) -> Field | None:
-        return array_field(file, path, name, fps=FPS) if isinstance(file[path], h5py.Dataset) else None
+        return None if isinstance(file.get(path), h5py.Group) else array_field(file, path, name, fps=FPS)
 
 
 def _cameras(file: h5py.File) -> list[str]:
     images = file.get(IMAGES)
     if not isinstance(images, h5py.Group):
         return []
-    return [key for key in images if isinstance(images.get(key), h5py.Dataset)]
+    # A link that leads nowhere is a camera too: one that cannot be opened.
+    return [key for key in images if not isinstance(images.get(key), h5py.Group)]
 
 
 ALOHA_LAYOUTS = (

@@ -113,7 +113,7 @@ def dataset(file: h5py.File, path: str) -> h5py.Dataset:
 def array_field(file: h5py.File, path: str, name: str, *, fps: float | None = None) -> Field | None:
     """A field for the numbers at `path`, or None if they are no numbers that an array feature can hold."""
     found = dataset(file, path)
-    if found.dtype.name not in DTYPES or not 1 <= found.ndim <= 5:
+    if found.dtype.name not in DTYPES or not 1 <= found.ndim <= 5 or 0 in found.shape[1:]:
         return None
     feature = Feature(name, "array", found.dtype.name, tuple(found.shape[1:]), "npy", fps=fps)
     return Field(feature, path, found.nbytes)

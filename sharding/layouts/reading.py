@@ -46,7 +46,7 @@ def open_source(path: str | Path) -> Iterator[h5py.File]:
 
 def read_array(file: h5py.File, field: Field, length: int) -> NDArray[Any]:
     """The values of an array feature, (length, ...), C order, little endian."""
-    values = dataset(file, field.path)[field.first_row : field.first_row + length]
+    values = _read(dataset(file, field.path), field.path, field.first_row, field.first_row + length)
     return np.ascontiguousarray(values, np.dtype(field.feature.dtype).newbyteorder("<"))
 
 
@@ -83,8 +83,22 @@ def _rows(found: h5py.Dataset, first_row: int, length: int, slab_bytes: int) -> 
     slab = max(1, slab_bytes // row_size)
     for start in range(0, length, slab):
         stop = min(start + slab, length)
-        rows = found[first_row + start : first_row + stop]
-        yield from enumerate(rows, start)
+        yield from enumerate(_read(found, str(found.name), first_row + start, first_row + stop), start)
+
+
+def _read(found: h5py.Dataset, path: str, start: int, stop: int) -> Any:
+    """Rows of a dataset.
+
+    Raises:
+        SourceError: If HDF5 cannot read them: a damaged chunk, a missing filter, a file cut off since it was opened.
+    """
+    try:
+        return found[start:stop]
+    except (OSError, RuntimeError) as error:
+        raise SourceError(
+            f"{found.file.filename}: {path}, rows {start} to {stop - 1}: cannot be read ({_first_line(error)}). "
+            "Copy or record it again, or leave it out with --skip-bad."
+        ) from error
 
 
 def _announced_lengths(file: h5py.File, field: Field) -> NDArray[np.int64] | None:

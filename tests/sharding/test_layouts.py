@@ -290,6 +290,44 @@ def test_demo_shorter_than_it_says_is_a_fault(tmp_path):
     assert "2 actions, wanted 3 as in its attribute num_samples" in fault(path)
 
 
+@pytest.mark.parametrize("name", ["observations/images/wrist", "observations/tactile"])
+@pytest.mark.parametrize("link", [h5py.SoftLink("/none"), h5py.ExternalLink("nowhere.hdf5", "/x")])
+def test_link_that_leads_nowhere_is_a_fault_that_names_it(tmp_path, name, link):
+    def edit(file):
+        file[name] = link
+
+    message = fault(change(aloha_raw(tmp_path / "a.hdf5"), edit))
+    assert message.startswith(f"/{name}: cannot be opened")
+
+
+def test_feature_without_width_is_left_out(tmp_path):
+    def edit(file):
+        file["observations/nothing"] = np.zeros((5, 0), np.float32)
+
+    assert only(change(aloha_raw(tmp_path / "a.hdf5"), edit))[1].left_out == ("/observations/nothing",)
+
+
+def test_damaged_chunk_names_the_file_the_dataset_and_the_rows(tmp_path):
+    path = aloha_raw(tmp_path / "a.hdf5", steps=8)
+    with h5py.File(path, "r+") as file:
+        frames = file["observations/images/top"][()]
+        del file["observations/images/top"]
+        chunks = (1, *frames.shape[1:])
+        found = file.create_dataset("observations/images/top", data=frames, compression="gzip", chunks=chunks)
+        place = found.id.get_chunk_info(5).byte_offset
+    data = bytearray(path.read_bytes())
+    data[place + 20 : place + 60] = bytes(40)
+    path.write_bytes(data)
+    _, episode = only(path)
+    words = f"^{path}: /observations/images/top, rows 5 to 5: cannot be read"
+    with open_source(path) as file:
+        found = read_frames(file, fields(episode)["observation.images.top"], 8, 1)
+        for step in range(5):
+            np.testing.assert_array_equal(next(found), frames[step])
+        with pytest.raises(SourceError, match=words):
+            next(found)
+
+
 def test_two_names_that_differ_in_case_only_are_a_fault(tmp_path):
     path = aloha_raw(tmp_path / "a.hdf5", cameras=("top", "Top"))
     assert "would be named 'observation.images.top', and so would" in fault(path)
