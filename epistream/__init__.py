@@ -11,46 +11,82 @@ from epistream.errors import EpistreamError
 
 if TYPE_CHECKING:
     from epistream.cache.options import CacheOptions
+    from epistream.configs.compat import DatasetOptimizer, auto_optimize_dataset, create_optimized_dataloader
     from epistream.configs.config import Config, load_config
+    from epistream.loader.deltas import ActionDelta, delta_statistics
+    from epistream.loader.episodic import OptimizedEpisodicDataset
+    from epistream.loader.formats.act import ActFormat
+    from epistream.loader.formats.base import Padding
+    from epistream.loader.formats.diffusion_policy import DiffusionPolicyFormat
+    from epistream.loader.formats.ilstudio import IlStudioFormat
+    from epistream.loader.formats.lerobot import LeRobotFormat
     from epistream.loader.loader import StreamingLoader
     from epistream.loader.monitor import MonitorOptions
+    from epistream.loader.normalize import Normalizer
     from epistream.loader.plan import OrderOptions
     from epistream.loader.stream import EpisodeStream
+    from epistream.loader.timing import window_in_seconds
     from epistream.loader.window import Window
     from epistream.loader.world import World
     from epistream.sharding.dataset import Dataset, open_dataset
     from epistream.sharding.pack import pack
 
 _HOME = {
+    "ActFormat": "epistream.loader.formats.act",
+    "ActionDelta": "epistream.loader.deltas",
     "CacheOptions": "epistream.cache.options",
     "Config": "epistream.configs.config",
     "Dataset": "epistream.sharding.dataset",
+    "DatasetOptimizer": "epistream.configs.compat",
+    "DiffusionPolicyFormat": "epistream.loader.formats.diffusion_policy",
     "EpisodeStream": "epistream.loader.stream",
+    "IlStudioFormat": "epistream.loader.formats.ilstudio",
+    "LeRobotFormat": "epistream.loader.formats.lerobot",
     "MonitorOptions": "epistream.loader.monitor",
+    "Normalizer": "epistream.loader.normalize",
+    "OptimizedEpisodicDataset": "epistream.loader.episodic",
     "OrderOptions": "epistream.loader.plan",
+    "Padding": "epistream.loader.formats.base",
     "StreamingLoader": "epistream.loader.loader",
     "Window": "epistream.loader.window",
     "World": "epistream.loader.world",
+    "auto_optimize_dataset": "epistream.configs.compat",
+    "create_optimized_dataloader": "epistream.configs.compat",
+    "delta_statistics": "epistream.loader.deltas",
     "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
     "pack": "epistream.sharding.pack",
+    "window_in_seconds": "epistream.loader.timing",
 }
 
 __all__ = [
+    "ActFormat",
+    "ActionDelta",
     "CacheOptions",
     "Config",
     "Dataset",
+    "DatasetOptimizer",
+    "DiffusionPolicyFormat",
     "EpisodeStream",
     "EpistreamError",
+    "IlStudioFormat",
+    "LeRobotFormat",
     "MonitorOptions",
+    "Normalizer",
+    "OptimizedEpisodicDataset",
     "OrderOptions",
+    "Padding",
     "StreamingLoader",
     "Window",
     "World",
     "__version__",
+    "auto_optimize_dataset",
+    "create_optimized_dataloader",
+    "delta_statistics",
     "load_config",
     "open_dataset",
     "pack",
+    "window_in_seconds",
 ]
 
 

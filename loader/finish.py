@@ -129,6 +129,6 @@ def _normalizer(
     if delta is not None and delta.action in normalizer.affine and not isinstance(options.normalize, Normalizer):
         raise OptionError(
             f"normalize and action_delta: the dataset's statistics are of {delta.action} as recorded, not of the "
-            "differences. Give a Normalizer with those that epistream.loader.deltas.delta_statistics computes."
+            "differences. Give a Normalizer with those that epistream.delta_statistics computes."
         )
     return normalizer

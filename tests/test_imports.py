@@ -59,20 +59,33 @@ def test_no_module_is_longer_than_400_lines():
 
 def test_exported_names_are_these():
     assert sorted(epistream.__all__) == [
+        "ActFormat",
+        "ActionDelta",
         "CacheOptions",
         "Config",
         "Dataset",
+        "DatasetOptimizer",
+        "DiffusionPolicyFormat",
         "EpisodeStream",
         "EpistreamError",
+        "IlStudioFormat",
+        "LeRobotFormat",
         "MonitorOptions",
+        "Normalizer",
+        "OptimizedEpisodicDataset",
         "OrderOptions",
+        "Padding",
         "StreamingLoader",
         "Window",
         "World",
         "__version__",
+        "auto_optimize_dataset",
+        "create_optimized_dataloader",
+        "delta_statistics",
         "load_config",
         "open_dataset",
         "pack",
+        "window_in_seconds",
     ]
     for name in epistream.__all__:
         assert getattr(epistream, name) is not None

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from episodic_subclasses import Told, ToldByPath
 from torch.utils.data import DataLoader, DistributedSampler
 
 import epistream as es
@@ -21,18 +22,6 @@ from epistream.loader.normalize import Normalizer
 
 CAMERAS = ["top", "angle"]
 LENGTHS = [80, 60]
-
-
-class Told(OptimizedEpisodicDataset):
-    """As the document tells users to write their subclass; at module level, so that spawned workers find it."""
-
-    def get_language_instruction(self):
-        return "complete the task"
-
-
-class ToldByPath(OptimizedEpisodicDataset):
-    def get_language_instruction(self, dataset_path):
-        return f"look at {Path(dataset_path).name}"
 
 
 class FallsBack(OptimizedEpisodicDataset):
