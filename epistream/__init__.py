@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from epistream.loader.loader import StreamingLoader
     from epistream.loader.monitor import MonitorOptions
     from epistream.loader.normalize import Normalizer
+    from epistream.loader.mixture import Mixture
     from epistream.loader.plan import OrderOptions
     from epistream.loader.stream import EpisodeStream
     from epistream.loader.timing import window_in_seconds
@@ -45,6 +46,7 @@ _HOME = {
     "MonitorOptions": "epistream.loader.monitor",
     "Normalizer": "epistream.loader.normalize",
     "OptimizedEpisodicDataset": "epistream.loader.episodic",
+    "Mixture": "epistream.loader.mixture",
     "OrderOptions": "epistream.loader.plan",
     "Padding": "epistream.loader.formats.base",
     "StreamingLoader": "epistream.loader.loader",

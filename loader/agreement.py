@@ -10,10 +10,10 @@ from typing import Any
 from torch import distributed
 
 from epistream.errors import OptionError
-from epistream.loader.job import ReadJob
+from epistream.loader.job import Job
 
 
-def check_agreement(job: ReadJob) -> None:
+def check_agreement(job: Job) -> None:
     """Compare this rank's plan with that of the first rank that came here, through the process group's store.
 
     No rank waits for another: a collective would hang when one rank alone makes a stream. Streams are matched in the
@@ -36,7 +36,7 @@ def check_agreement(job: ReadJob) -> None:
         raise OptionError(_explain(job, number, different[0], ours, first))
 
 
-def _explain(job: ReadJob, number: int, name: str, ours: dict[str, Any], first: dict[str, Any]) -> str:
+def _explain(job: Job, number: int, name: str, ours: dict[str, Any], first: dict[str, Any]) -> str:
     return (
         f"stream {number} of rank {job.world.rank}: {name} is {ours[name]!r}, another rank has {first.get(name)!r}. "
         "Give every rank the same arguments; a stream for one rank alone takes world=World()."

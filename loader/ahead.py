@@ -8,9 +8,11 @@ import xxhash
 
 from epistream.cache.entry import Entry
 from epistream.loader.reader import shard_entry
+from epistream.loader.schedule import lanes_of
 
 if TYPE_CHECKING:
     from epistream.loader.job import ReadJob
+    from epistream.loader.world import World
 
 
 class ShardsAhead:
@@ -20,11 +22,18 @@ class ShardsAhead:
     a new one.
     """
 
-    def __init__(self, job: "ReadJob", epoch: int, position: int) -> None:
-        """Begin to fill ahead of `position` of `epoch`. Only in the process that reads: it starts a thread."""
+    def __init__(self, job: "ReadJob", world: "World", epoch: int, position: int) -> None:
+        """Begin to fill ahead of `position` of `epoch`. Only in the process that reads: it starts a thread.
+
+        Args:
+            job: whose shards.
+            world: which says what lanes this node reads.
+            epoch: of the job's dataset.
+            position: in that epoch.
+        """
         self._job = job
         self._at = epoch, position
-        self._lanes = job.schedule(epoch, position).lanes
+        self._lanes = lanes_of(world, job.plan.num_lanes)
         self._passing = self._uses()
         self._oldest = next(self._passing)
         self._num_passed = 0

@@ -57,8 +57,13 @@ class BatchLayout:
         offset = 0
         for name, dtype, shape in shapes:
             fields.append(Field(name, dtype, shape, offset))
-            offset += -(-fields[-1].num_bytes // _ALIGNMENT) * _ALIGNMENT
+            offset += _aligned(fields[-1].num_bytes)
         return cls(tuple(fields), offset)
+
+    def with_field(self, name: str, dtype: np.dtype[Any]) -> "BatchLayout":
+        """The same with one more array of one value per window."""
+        field = Field(name, dtype, self.fields[0].shape[:1], self.num_bytes)
+        return BatchLayout((*self.fields, field), self.num_bytes + _aligned(field.num_bytes))
 
     def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The arrays inside `block` (at least `num_bytes` uint8, contiguous). They share its memory."""
@@ -71,6 +76,10 @@ class BatchLayout:
     def allocate(self) -> dict[str, NDArray[Any]]:
         """The arrays in fresh memory of their own."""
         return self.views(np.empty(self.num_bytes, dtype=np.uint8))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | None) -> dict[str, Feature]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from epistream.errors import DeadlineError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
-from epistream.loader.job import ReadJob
+from epistream.loader.job import Job
 from epistream.loader.ring import Ring
 from epistream.loader.worker import Message, WorkerSeat, run_process, run_worker
 
@@ -40,7 +40,7 @@ class Crew:
         start_method: how processes are started; None makes threads.
     """
 
-    def __init__(self, job: ReadJob, num_workers: int, slots_per_worker: int, start_method: StartMethod | None) -> None:
+    def __init__(self, job: Job, num_workers: int, slots_per_worker: int, start_method: StartMethod | None) -> None:
         self.num_workers = num_workers
         self.ring = Ring(num_workers * slots_per_worker, job.layout.num_bytes)
         self._members: list[_Member] = []

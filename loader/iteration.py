@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import StateError
 from epistream.loader.feed import Replaced
-from epistream.loader.job import ReadJob
+from epistream.loader.job import Job
 
 Finish = Callable[[Mapping[str, NDArray[Any]]], Any]
 
@@ -29,9 +29,7 @@ class StreamIterator(Iterator[Any]):
         replaced: windows of bad shards that were replaced in the last batch.
     """
 
-    def __init__(
-        self, job: ReadJob, finish: Finish, cursor: tuple[int, int], worker_index: int, num_workers: int
-    ) -> None:
+    def __init__(self, job: Job, finish: Finish, cursor: tuple[int, int], worker_index: int, num_workers: int) -> None:
         self._job = job
         self._finish = finish
         self._worker = worker_index, num_workers

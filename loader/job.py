@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from epistream.cache.node import NodeCache
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
 from epistream.loader.decoded import DecodedPlan
-from epistream.loader.feed import BatchFeed, OnBad
+from epistream.loader.feed import BatchFeed, Feed, OnBad
 from epistream.loader.frames import FrameOptions
 from epistream.loader.instructions import Instruction, first_task, random_task
 from epistream.loader.plan import EpochOrder, Plan
@@ -22,6 +22,52 @@ from epistream.loader.window import Window
 from epistream.loader.world import World
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
+
+
+class Job(Protocol):
+    """What a loader and its workers need of a stream, be it of one dataset or a mixture. Picklable."""
+
+    @property
+    def url(self) -> str:
+        """What is read, for titles."""
+
+    @property
+    def world(self) -> World:
+        """Which rank this is."""
+
+    @property
+    def batch_size(self) -> int:
+        """Windows per batch and rank."""
+
+    @property
+    def remainder(self) -> Remainder:
+        """What happens to the last windows of an epoch."""
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch over all ranks."""
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan of each dataset."""
+
+    @property
+    def cache(self) -> NodeCache:
+        """Where shards are kept on this node."""
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How a batch lies in memory."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
+
+    def schedule(self, epoch: int, start: int) -> Schedule:
+        """Which positions of an epoch this rank takes, from position `start` on."""
+
+    def feed(self, *, prefetch: bool = False) -> Feed:
+        """Batches for one thread or process, which may fill the node's cache ahead."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +87,21 @@ class ReadJob:
     on_bad: OnBad = "raise"
     frames: FrameOptions = field(default_factory=FrameOptions)
 
+    @property
+    def url(self) -> str:
+        """What is read, for titles."""
+        return self.dataset.url
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch over all ranks."""
+        return self.anchors.num_windows
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan of the dataset."""
+        return (self.plan,)
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
@@ -54,7 +115,11 @@ class ReadJob:
     @cached_property
     def layout(self) -> BatchLayout:
         """How one batch of this job lies in memory."""
-        return BatchLayout.plan(self.frames.all_shown(self.features), self.window, self.batch_size)
+        return self.layout_of(self.batch_size)
+
+    def layout_of(self, batch_size: int) -> BatchLayout:
+        """How batches of another size would lie in memory."""
+        return BatchLayout.plan(self.frames.all_shown(self.features), self.window, batch_size)
 
     def schedule(self, epoch: int, start: int) -> Schedule:
         """Which positions of an epoch this rank takes, from position `start` on."""

@@ -25,6 +25,7 @@ from epistream.loader.schedule import Schedule
 from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
+from epistream.loader.streaming import Stream
 from epistream.loader.worker import Message
 from epistream.loader.world import World
 
@@ -37,7 +38,7 @@ class LoaderConfig(StreamConfig, Protocol):
 
 
 class StreamingLoader:
-    """Iterates an `EpisodeStream`, one epoch per ``for`` loop, with batches prepared ahead.
+    """Iterates an `EpisodeStream` or a `Mixture`, one epoch per ``for`` loop, with batches prepared ahead.
 
     Three ways to run, the same batches: worker processes (the default), threads in this process
     (``num_workers=0``, best for a few cores or where processes are unwelcome), or nothing at all
@@ -63,7 +64,7 @@ class StreamingLoader:
 
     def __init__(
         self,
-        stream: EpisodeStream,
+        stream: Stream,
         *,
         num_workers: int = 2,
         num_threads: int | None = None,
@@ -160,7 +161,7 @@ class StreamingLoader:
     def report(self) -> PerformanceReport:
         """What limits this run and what to change, with figures; takes some milliseconds for every worker."""
         job, crew = self.stream.job, self._crew
-        title = f"{job.dataset.url}: rank {job.world.rank} of {job.world.size}, {self._way()}"
+        title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._way()}"
         memory = measure_memory(self.worker_pids, crew.ring.num_bytes if crew else 0, job.cache.options)
         return PerformanceReport.make(title, self.stats(), self._situation(), memory)
 
@@ -222,8 +223,10 @@ class StreamingLoader:
             prefetch=prefetch,
             num_cores=num_usable_cores(),
             local_ranks=job.world.local_size,
-            num_shards=int(np.count_nonzero(job.plan.per_shard)),
-            budget_advice=budget_advice(job.plan, budget.bytes, in_flight) if budget else None,
+            num_shards=sum(int(np.count_nonzero(plan.per_shard)) for plan in job.plans),
+            budget_advice=budget_advice(job.plans[0], budget.bytes, in_flight)
+            if budget and len(job.plans) == 1
+            else None,
         )
 
     def _hire(self) -> Crew:

@@ -71,11 +71,9 @@ class MixtureSchedule:
         Raises:
             OptionError: for weights, sizes or stop rules that cannot work.
         """
-        self._weights = _whole(weights)
-        if len(num_windows) != len(self._weights):
-            raise OptionError(
-                f"mixture: {len(self._weights)} weights for {len(num_windows)} datasets, wanted one each."
-            )
+        self.weights = _whole(weights)
+        if len(num_windows) != len(self.weights):
+            raise OptionError(f"mixture: {len(self.weights)} weights for {len(num_windows)} datasets, wanted one each.")
         for dataset, count in enumerate(num_windows):
             if count < num_lanes:
                 raise OptionError(
@@ -83,9 +81,9 @@ class MixtureSchedule:
                     f"Use lanes={max(count, 1)} or less for all datasets, or leave it out."
                 )
         self.num_lanes = num_lanes
-        self.num_datasets = len(self._weights)
+        self.num_datasets = len(self.weights)
         self._blocks_of_epoch = [int(count) // num_lanes for count in num_windows]
-        self._tree = _grow(dict(enumerate(self._weights)))
+        self._tree = _grow(dict(enumerate(self.weights)))
         self.num_windows = self._num_blocks(stop) * num_lanes
 
     def locate(
@@ -171,7 +169,7 @@ class MixtureSchedule:
 
     def _blocks_until(self, dataset: int, count: int) -> int:
         """The fewest blocks of which `dataset` has `count`."""
-        low, high = count, (count + 2) * sum(self._weights) // self._weights[dataset] + 1
+        low, high = count, (count + 2) * sum(self.weights) // self.weights[dataset] + 1
         while low < high:
             middle = (low + high) // 2
             if self._counts(middle)[dataset] >= count:

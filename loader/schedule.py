@@ -66,8 +66,7 @@ class Schedule:
     @property
     def lanes(self) -> range:
         """The lanes that this rank's node reads."""
-        step = gcd(self.world.num_groups, self.num_lanes)
-        return range(self.world.group % step, self.num_lanes, step)
+        return lanes_of(self.world, self.num_lanes)
 
     @property
     def num_batches(self) -> int:
@@ -118,6 +117,12 @@ class Schedule:
         if self.remainder == "uneven":
             positions = positions[positions < self.num_windows]
         return positions
+
+
+def lanes_of(world: World, num_lanes: int) -> range:
+    """The lanes that a rank's node reads: those congruent to it, as far as nodes and lanes have divisors in common."""
+    step = gcd(world.num_groups, num_lanes)
+    return range(world.group % step, num_lanes, step)
 
 
 def batch_size_per_rank(global_batch: int, world: World) -> int:

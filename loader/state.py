@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from epistream.errors import StateError
-from epistream.loader.job import ReadJob
+from epistream.loader.job import Job
 
 STATE_VERSION = 1
 
 
-def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
+def make_state(job: Job, epoch: int, position: int) -> dict[str, Any]:
     """The state of a job that has consumed `position` windows of `epoch`, over all ranks."""
     return {"version": STATE_VERSION, "epoch": epoch, "position": position, **job.identity}
 
 
-def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
+def check_state(job: Job, state: Mapping[str, Any]) -> tuple[int, int]:
     """Epoch and position of a saved state.
 
     World size, workers and batch size may differ from the run that saved it; what decides the order may not.
@@ -41,6 +41,6 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
             "state."
         )
     epoch, position = int(state["epoch"]), int(state["position"])
-    if epoch < 0 or not 0 <= position <= job.anchors.num_windows:
-        raise StateError(f"state: epoch {epoch}, position {position} of {job.anchors.num_windows} windows.")
+    if epoch < 0 or not 0 <= position <= job.num_windows:
+        raise StateError(f"state: epoch {epoch}, position {position} of {job.num_windows} windows.")
     return epoch, position

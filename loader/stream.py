@@ -6,9 +6,7 @@ from os import PathLike
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
@@ -21,19 +19,17 @@ from epistream.loader.finish import Finisher, SampleOptions
 from epistream.loader.formats.names import WantedFormat
 from epistream.loader.frames import Decode, FrameOptions
 from epistream.loader.instructions import Instruction, first_task
-from epistream.loader.iteration import StreamIterator
 from epistream.loader.job import ReadJob
 from epistream.loader.normalize import Mode, Normalizer
 from epistream.loader.plan import OrderOptions, Plan
 from epistream.loader.reader import BatchWindows
 from epistream.loader.schedule import Remainder
-from epistream.loader.state import check_state, make_state
+from epistream.loader.streaming import Stream
 from epistream.loader.timing import TOLERANCE_S
 from epistream.loader.window import Window
 from epistream.loader.world import World
 from epistream.sharding.dataset import open_dataset
 
-Batch = dict[str, Any]
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
@@ -57,7 +53,7 @@ class WindowPlace(NamedTuple):
     step_index: int
 
 
-class EpisodeStream(IterableDataset[Batch]):
+class EpisodeStream(Stream):
     """Windows of recorded episodes, as whole batches, each window once per epoch over all ranks.
 
     Give it to `StreamingLoader`, or to ``torch.utils.data.DataLoader(stream, batch_size=None, num_workers=4)``
@@ -75,9 +71,6 @@ class EpisodeStream(IterableDataset[Batch]):
     | ``episode_index, step_index``  | int64 (B,): position of the episode in the dataset, anchor step |
     | ``task``                       | list of B str, the episode's first instruction or ""            |
     | ``is_repeat``                  | bool (B,), only with ``remainder="pad"`` or ``on_bad="skip"``   |
-
-    It has no ``__len__``, because training code takes whatever has one for a map-style dataset: see `num_batches`
-    and `num_windows`.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword for each decision of the user; all but the source have a default
@@ -150,6 +143,7 @@ class EpisodeStream(IterableDataset[Batch]):
             OptionError: options that cannot work, alone or with this dataset.
             SourceError, FormatError: a dataset that is missing or torn.
         """
+        super().__init__()
         if batch_size < 1:
             raise OptionError(f"batch_size: {batch_size}, wanted at least 1.")
         if on_bad not in get_args(OnBad):
@@ -189,9 +183,6 @@ class EpisodeStream(IterableDataset[Batch]):
             frames=FrameOptions(image_size, decode),
             on_bad=on_bad,
         )
-        # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
-        # stay alive over epochs have copies of everything else.
-        self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
     @classmethod
@@ -224,36 +215,6 @@ class EpisodeStream(IterableDataset[Batch]):
     def normalizer(self) -> Normalizer | None:
         """What `normalize` does, for ``unnormalize`` of a policy's actions and for the checkpoint; None without it."""
         return self._finisher.normalizer
-
-    @property
-    def num_windows(self) -> int:
-        """Windows of an epoch, over all ranks, before the remainder is dropped or padded."""
-        return self._job.anchors.num_windows
-
-    @property
-    def num_batches(self) -> int:
-        """Batches that this rank gets from the next iteration."""
-        return self._job.schedule(*self.cursor).num_batches
-
-    @property
-    def cursor(self) -> tuple[int, int]:
-        """Epoch and position at which the next iteration begins."""
-        epoch, position = self._cursor.tolist()
-        return epoch, position
-
-    def set_epoch(self, epoch: int, position: int = 0) -> None:
-        """Let the next iteration begin at `position` (windows over all ranks) of `epoch`."""
-        if epoch < 0 or position < 0:
-            raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
-        self._cursor.copy_(torch.tensor([epoch, position], dtype=torch.int64))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state from which the next iteration begins, under 1 kB. See `StreamingLoader.state_dict`."""
-        return make_state(self._job, *self.cursor)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration begin where `state` was taken. Raises StateError if it belongs to another stream."""
-        self.set_epoch(*check_state(self._job, state))
 
     def locate(self, position: int, epoch: int | None = None) -> WindowPlace:
         """The window that stands at a position of an epoch, to look into a step that went wrong.
@@ -297,15 +258,16 @@ class EpisodeStream(IterableDataset[Batch]):
             reader.release()
         return self.finish(views)
 
-    def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
-        """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory."""
-        return self._finisher(views, with_repeats=self._job.remainder == "pad" or self._job.on_bad == "skip")
+    def finish(self, views: Mapping[str, NDArray[Any]], with_repeats: bool | None = None) -> Any:
+        """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory.
 
-    def __iter__(self) -> StreamIterator:
-        """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
-        worker = get_worker_info()
-        worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return StreamIterator(self._job, self.finish, self.cursor, worker_index, num_workers)
+        Args:
+            views: the arrays.
+            with_repeats: whether ``is_repeat`` is among the results; by default where there can be any.
+        """
+        if with_repeats is None:
+            with_repeats = self._job.remainder == "pad" or self._job.on_bad == "skip"
+        return self._finisher(views, with_repeats=with_repeats)
 
 
 def _cache_options(cache: CacheMode | CacheOptions) -> CacheOptions:

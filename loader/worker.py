@@ -16,7 +16,7 @@ from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.effort import Effort, thread_effort
 from epistream.loader.feed import Replaced
-from epistream.loader.job import ReadJob
+from epistream.loader.job import Job
 from epistream.loader.ring import Ring
 
 # How often a worker looks whether its parent is still there; the time that orphans may live on.
@@ -56,7 +56,7 @@ class WorkerSeat:
     slots: range
     inbox: RecordPipe
     outbox: Connection
-    job: ReadJob = field(repr=False)
+    job: Job = field(repr=False)
     ring: Ring = field(repr=False)
 
 

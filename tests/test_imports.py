@@ -73,6 +73,7 @@ def test_exported_names_are_these():
         "MonitorOptions",
         "Normalizer",
         "OptimizedEpisodicDataset",
+        "Mixture",
         "OrderOptions",
         "Padding",
         "StreamingLoader",

@@ -1,0 +1,150 @@
+"""Mixture: several datasets as one stream, by weight."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from epistream.cache.node import NodeCache
+from epistream.errors import OptionError
+from epistream.loader.job import ReadJob
+from epistream.loader.mixture_job import DATASET_INDEX, MixtureJob
+from epistream.loader.mixture_schedule import DatasetPosition, MixtureSchedule, Stop
+from epistream.loader.schedule import Remainder
+from epistream.loader.stream import EpisodeStream
+from epistream.loader.streaming import Batch, Stream
+from epistream.loader.world import World
+
+
+class Mixture(Stream):
+    """Windows of several datasets, drawn by weight in an order that is as exact and resumable as that of one.
+
+    Every dataset goes through its own epochs at its own pace, each window once an epoch; after any number of windows
+    the share of each dataset is its weight to within 2 L windows (L: lanes). Batches are those of the
+    streams, with ``dataset_index`` (int64, (B,)) beside ``episode_index``; their rows are grouped by dataset.
+
+    Args:
+        streams: one per dataset, with equal features, shapes and windows. Normalisation, deltas and formats are
+            each stream's own. Their batch size, world and remainder are not used.
+        weights: above 0, one per stream; only their ratios matter.
+        batch_size: windows per batch and rank.
+        stop: an epoch of the mixture ends when the first dataset has given all its windows, when all have (smaller
+            ones repeat), or after this number of windows. The next one goes on where each dataset was left.
+        remainder: as for `EpisodeStream`.
+        world: which rank this is; that of the streams by default.
+
+    Raises:
+        OptionError: datasets that do not fit together, or numbers that cannot work.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[EpisodeStream],
+        weights: Sequence[float],
+        *,
+        batch_size: int = 1,
+        stop: Stop | int = "first_exhausted",
+        remainder: Remainder = "drop",
+        world: World | None = None,
+    ) -> None:
+        super().__init__()
+        if not streams:
+            raise OptionError("Mixture: no streams, wanted at least one.")
+        self._streams = tuple(streams)
+        jobs = [stream.job for stream in streams]
+        for job in jobs[1:]:
+            _check_alike(jobs[0], job)
+        cache = _one_cache(jobs)
+        parts = tuple(replace(job, cache=cache) for job in jobs)
+        turns = MixtureSchedule(weights, [job.num_windows for job in jobs], jobs[0].plan.num_lanes, stop)
+        self._job = MixtureJob(parts, turns, world or jobs[0].world, batch_size, remainder, cache)
+        self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
+
+    @property
+    def job(self) -> MixtureJob:
+        """What is read, in which order, for which rank."""
+        return self._job
+
+    def positions(self, epoch: int, position: int) -> list[DatasetPosition]:
+        """Where each dataset stands (its epoch, and windows consumed in it) at a position of a mixture epoch."""
+        return self._job.turns.consumed(position, epoch)
+
+    def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
+        """Each dataset's rows as its own stream makes them, together again; without copying where none copied."""
+        owner = views[DATASET_INDEX]
+        starts = np.flatnonzero(np.diff(owner, prepend=-1)).tolist()
+        pieces = []
+        for start, stop in zip(starts, [*starts[1:], len(owner)], strict=True):
+            rows = {name: view[start:stop] for name, view in views.items()}
+            pieces.append(self._streams[int(owner[start])].finish(rows, self._marks_repeats))
+        batch = pieces[0] if len(pieces) == 1 else _join(pieces, views)
+        batch[DATASET_INDEX] = torch.from_numpy(owner)
+        return batch
+
+    @property
+    def _marks_repeats(self) -> bool:
+        return self._job.remainder == "pad" or any(part.on_bad == "skip" for part in self._job.parts)
+
+
+def _check_alike(first: ReadJob, other: ReadJob) -> None:
+    for name, ours, theirs in (
+        ("features", first.layout_of(1), other.layout_of(1)),
+        ("window", first.window.describe(), other.window.describe()),
+        ("lanes", first.plan.num_lanes, other.plan.num_lanes),
+    ):
+        if ours != theirs:
+            raise OptionError(
+                f"Mixture: {name} of {other.url} are {_short(theirs)}, those of {first.url} are {_short(ours)}. "
+                "Give all streams the same features=, window= and order=OrderOptions(lanes=...)."
+            )
+
+
+def _one_cache(jobs: Sequence[ReadJob]) -> NodeCache:
+    """One cache for all: a process that enters it once has one budget and one set of counters."""
+    storage: dict[str, Any] = {}
+    for job in jobs:
+        own = job.dataset.storage_options
+        if job.cache.options != jobs[0].cache.options or any(storage.get(key, own[key]) != own[key] for key in own):
+            raise OptionError(
+                f"Mixture: cache or storage_options of {job.url} differ from those of {jobs[0].url}. Give all streams "
+                "the same; storage_options may be one mapping per protocol."
+            )
+        storage.update(own)
+    return NodeCache(jobs[0].cache.options, storage)
+
+
+def _short(value: Any) -> str:
+    fields = getattr(value, "fields", None)
+    return str([(field.name, str(field.dtype), field.shape[2:]) for field in fields] if fields else value)
+
+
+def _join(pieces: list[Batch], views: Mapping[str, NDArray[Any]]) -> Batch:
+    joined: Batch = {}
+    for key, first in pieces[0].items():
+        parts = [piece[key] for piece in pieces]
+        if isinstance(first, torch.Tensor):
+            joined[key] = _join_tensors(parts, views.get(key))
+        elif isinstance(first, Mapping):
+            joined[key] = _join(parts, views)
+        elif isinstance(first, list | tuple):
+            joined[key] = [item for part in parts for item in part]
+        else:
+            raise OptionError(
+                f"Mixture: {key} of a batch is a {type(first).__name__}, wanted tensors, lists or dicts of these, as "
+                "batches of several datasets are put together. Format the batch after the mixture."
+            )
+    return joined
+
+
+def _join_tensors(parts: list[torch.Tensor], whole: NDArray[Any] | None) -> torch.Tensor:
+    """One tensor of all rows: the array that the parts are views of, if they still are, else a copy."""
+    if whole is not None and parts[0].data_ptr() == whole.ctypes.data and parts[0].is_contiguous():
+        shape = (len(whole), *parts[0].shape[1:])
+        if parts[0].numel() // len(parts[0]) * len(whole) == whole.size:
+            tensor = torch.from_numpy(whole)
+            if tensor.dtype == parts[0].dtype:
+                return tensor.reshape(shape)
+    return torch.cat(parts)
