@@ -25,7 +25,8 @@ class Prediction:
         first_epoch_windows_per_s: while shards still have to be fetched.
         ring_bytes: batches of all ranks.
         process_bytes: ranks and workers beside them.
-        cache_bytes: shared memory, or page cache, that the dataset takes.
+        cache_bytes: shared memory, or page cache, that the shards take.
+        decoded_bytes: shared memory that decoded episodes take.
     """
 
     windows_per_s: float
@@ -34,11 +35,12 @@ class Prediction:
     ring_bytes: int
     process_bytes: int
     cache_bytes: int
+    decoded_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
         """All of it."""
-        return self.ring_bytes + self.process_bytes + self.cache_bytes
+        return self.ring_bytes + self.process_bytes + self.cache_bytes + self.decoded_bytes
 
 
 def predict(found: Survey, choice: Choice, ranks: int, cache_bytes: int) -> Prediction:

@@ -14,6 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError, WorkerError
+from epistream.loader.effort import thread_effort
 from epistream.loader.job import ReadJob
 
 Kind = Literal["processes", "threads"]
@@ -29,7 +30,7 @@ class ReadRate:
 
     Attributes:
         number: workers.
-        windows_per_s: windows read by all of them per second.
+        windows_per_s: windows read by all of them per second, time spent waiting for a core not counted.
         worker_bytes: memory of one worker process beside its batches; 0 for threads.
     """
 
@@ -162,10 +163,12 @@ def _repeat(step: Callable[[], int], count: int) -> None:
 
 
 def _rate(step: Callable[[], int], seconds: float) -> float:
-    num_windows, began = 0, time.perf_counter()
+    """Windows per second of this thread, as if nobody had kept it from a core: what others do is not the loader's."""
+    num_windows, began, before = 0, time.perf_counter(), thread_effort()
     while (elapsed := time.perf_counter() - began) < seconds or num_windows == 0:
         num_windows += step()
-    return num_windows / elapsed
+    queue_s = (thread_effort() - before).queue_s
+    return num_windows / max(elapsed - queue_s, 0.05 * elapsed)
 
 
 def unique_share(job: ReadJob, num_batches: int = 8) -> float:

@@ -61,6 +61,7 @@ class StreamSection(Section):
         None, description="by the dataset's statistics; for all states and actions, or by feature"
     )
     instruction: Literal["first", "random", "all"] = Field("first", description="of an episode with several")
+    on_bad: Literal["raise", "skip"] = Field("raise", description="what a shard that cannot be read does")
     storage_options: dict[Text, Any] = Field({}, description="for fsspec; keep secrets out of files")
 
 

@@ -143,7 +143,7 @@ class _Chooser:
         prediction = replace(
             prediction,
             first_epoch_windows_per_s=at_first.first_epoch_windows_per_s,
-            cache_bytes=prediction.cache_bytes + self._kept_bytes,
+            decoded_bytes=self._kept_bytes,
         )
         say("trying other codecs")
         repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes, say)
@@ -154,8 +154,8 @@ class _Chooser:
             )
         if self._machine.load > self._machine.num_cores:
             self._notes.append(
-                f"this machine is busy (load {self._machine.load:.1f} on {self._machine.num_cores} cores): measure "
-                "again when it is quiet"
+                f"this machine is busy (load {self._machine.load:.1f} on {self._machine.num_cores} cores): the "
+                "prediction is for a quiet one"
             )
         changes = {**_said(self._base), **self._values}
         return Tuning(

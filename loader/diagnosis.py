@@ -180,6 +180,17 @@ def find_more(stats: LoaderStats) -> list[Finding]:
                 "drop references to batches (del batch), or a larger prefetch",
             )
         )
+    if stats.bad_shards:
+        url, reason = next(iter(stats.bad_shards.items()))
+        found.append(
+            Finding(
+                "bad shards",
+                stats.num_replaced_windows / max(1, stats.num_windows),
+                f"{len(stats.bad_shards):,} shards were skipped and {stats.num_replaced_windows:,} windows replaced, "
+                f"for example {url}: {reason}",
+                "'epistream verify', then fetch or pack these shards again",
+            )
+        )
     if cache.retries:
         found.append(Finding("retries", 0.0, f"{cache.retries:,} requests were tried again", "look at the network"))
     if cache.refetches:

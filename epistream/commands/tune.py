@@ -82,7 +82,8 @@ def _show(tuning: "Tuning", output: Path) -> None:
         f"[bold]predicted[/]   {prediction.windows_per_s:,.0f} windows/s on this node, limited by {prediction.limit}; "
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch\n"
         f"[bold]memory[/]      {gib(prediction.memory_bytes)}: processes {gib(prediction.process_bytes)}, batches "
-        f"{gib(prediction.ring_bytes)}, cache {gib(prediction.cache_bytes)}",
+        f"{gib(prediction.ring_bytes)}, shards {gib(prediction.cache_bytes)}, "
+        f"decoded episodes {gib(prediction.decoded_bytes)}",
         highlight=False,
         soft_wrap=True,
     )
