@@ -32,7 +32,7 @@ def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
     if not paths:
         raise OptionError("dataset_path_list: empty, wanted HDF5 files, folders of them, or folders of shards.")
     found: list[str] = []
-    for path in map(os.fspath, paths):
+    for path in [os.fspath(one) for one in paths]:
         local = local_path(path)
         is_folder = local is not None and local.is_dir() and not (local / FILE_NAME).exists()
         found += map(str, find_sources(path)) if is_folder else [path]

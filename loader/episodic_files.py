@@ -194,7 +194,9 @@ class EpisodicFiles:
             delta = ActionDelta(kind, self._actions[0], self._states[0])
         sample_format = IlStudioFormat(self._states, self._actions, self.chunk_size)
         names = list(dict.fromkeys((*self._cameras, *self._states, *self._actions)))
-        options = SampleOptions(features=names, sample_format=sample_format, action_delta=delta, frames=self._frames)
+        options = SampleOptions(
+            features=names, sample_format=sample_format, action_delta=delta, image_size=self._frames.image_size
+        )
         return Finisher(self._dataset, options)
 
     def _instruction(self, episode: int) -> str:

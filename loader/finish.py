@@ -1,7 +1,7 @@
 """What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class SampleOptions:
     normalize: Mode | Mapping[str, Mode] | Normalizer | None = None
     instruction: Instruction = "first"
     sample_format: WantedFormat | None = None
-    frames: FrameOptions = field(default_factory=FrameOptions)
+    image_size: tuple[int, int] | None = None
 
 
 class Finisher:
@@ -73,7 +73,8 @@ class Finisher:
         unknown = sorted(set(window.overrides) - set(self.features))
         if unknown:
             raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(self.features)}.")
-        self._context = FormatContext(dataset, options.frames.all_shown(self.features), window)
+        shown = FrameOptions(options.image_size).all_shown(self.features)
+        self._context = FormatContext(dataset, shown, window)
         if preset is not None:
             preset.check(self._context)
         self._format = sample_format

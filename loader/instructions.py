@@ -75,4 +75,5 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mixed: NDArray[np.uint64] = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.bitwise_xor(mixed, mixed >> np.uint64(31))
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

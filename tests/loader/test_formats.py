@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import code_bases
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -97,13 +98,13 @@ def test_act_with_chunk_size_and_lag_equals_its_own_loader(aloha_shards, aloha_f
     assert seen == 140
 
 
-def test_ilstudio_at_every_position_equals_its_own_loader(aloha_shards, aloha_files):
+def test_ilstudio_at_every_position_equals_its_own_loader_straight_from_hdf5(aloha_files):
     def expected():
         for number, (path, length) in enumerate(zip(aloha_files, LENGTHS, strict=True)):
             for t in range(length):
                 yield code_bases.ilstudio(code_bases.aloha(path), t, 16, number, "")
 
-    assert compare(in_order(aloha_shards, sample_format="ilstudio"), expected()) == 140
+    assert compare(in_order(aloha_files, sample_format="ilstudio"), expected()) == 140
 
 
 @pytest.mark.parametrize(("horizon", "num_obs", "num_actions"), [(16, 2, 8), (4, 2, 3), (10, 1, 10), (70, 3, 1)])
@@ -136,7 +137,7 @@ def test_diffusion_policy_pictures_equal_its_own_loader(aloha_shards, aloha_file
     assert compare(stream, expected()) == 140 - 14
 
 
-def test_lerobot_at_every_position_equals_its_own_loader(aloha_shards, aloha_files):
+def test_lerobot_at_every_position_equals_its_own_loader_straight_from_hdf5(aloha_files):
     deltas = {
         "observation.images.top": [-0.02, 0.0],
         "observation.state": [-0.1, 0.0],
@@ -150,18 +151,20 @@ def test_lerobot_at_every_position_equals_its_own_loader(aloha_shards, aloha_fil
                 yield code_bases.lerobot(code_bases.aloha(path), t, deltas, 50, first, number, (-1, ""))
             first += length
 
-    stream = in_order(aloha_shards, sample_format="lerobot", delta_timestamps=deltas)
+    stream = in_order(aloha_files, sample_format="lerobot", delta_timestamps=deltas)
     assert compare(stream, expected()) == 140
 
 
 def test_formats_on_all_demos_of_a_robomimic_file_equal_their_own_loaders(example_data, tmp_path):
     path = example_data / "robomimic" / "scripted_lift.hdf5"
     check_robomimic(path, packed(path, tmp_path))
+    check_robomimic(path, path)
 
 
 def test_formats_on_all_demos_of_a_libero_file_equal_their_own_loaders(example_data, tmp_path):
     path = example_data / "libero" / "pick_up_the_red_cube_demo.hdf5"
     check_robomimic(path, packed(path, tmp_path), text="pick up the red cube")
+    check_robomimic(path, path, text="pick up the red cube")
 
 
 @pytest.mark.parametrize("name", ["robomimic/human_door", "libero_like/pick_up_the_red_cube_demo"])
@@ -336,3 +339,16 @@ def test_diffusion_policy_with_a_horizon_too_short_is_refused():
 def test_padding_with_unknown_words_is_refused():
     with pytest.raises(OptionError, match="'repeat'"):
         Padding("repeat", None)
+
+
+def test_cameras_of_several_sizes_stack_once_they_are_resized_alike(tmp_path):
+    with h5py.File(tmp_path / "episode_0.hdf5", "w") as file:
+        file.attrs["sim"] = True
+        file["observations/qpos"] = file["action"] = np.zeros((3, 2), np.float32)
+        file["observations/images/top"] = np.full((3, 24, 32, 3), 9, np.uint8)
+        file["observations/images/wrist"] = np.full((3, 12, 16, 3), 200, np.uint8)
+    path = tmp_path / "episode_0.hdf5"
+    batch = next(iter(es.EpisodeStream(path, batch_size=3, sample_format="ilstudio", image_size=(6, 8))))
+    assert batch["image"].shape == (3, 2, 3, 6, 8)
+    assert batch["image"][:, 0].unique().tolist() == [9]
+    assert batch["image"][:, 1].unique().tolist() == [200]
