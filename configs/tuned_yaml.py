@@ -36,7 +36,8 @@ def _head(tuning: Tuning) -> Iterator[str]:
     )
     yield (
         f"memory {gib(prediction.memory_bytes)}: processes {gib(prediction.process_bytes)}, batches "
-        f"{gib(prediction.ring_bytes)}, shards {gib(prediction.cache_bytes)}, decoded episodes {gib(prediction.decoded_bytes)}."
+        f"{gib(prediction.ring_bytes)}, shards {gib(prediction.cache_bytes)}, decoded episodes "
+        f"{gib(prediction.decoded_bytes)}."
     )
     for note in tuning.notes:
         yield f"Note: {note}."

@@ -22,7 +22,6 @@ VALUES = {
     "stream.window.pad": ("zero", "zero"),
     "stream.window.drop_incomplete": ("true", True),
     "stream.window.must_fit": ("[-1, 2]", (-1, 2)),
-    "stream.window.must_fit": ("[-1, 3]", (-1, 3)),
     "stream.features": ("[action]", ["action"]),
     "stream.split": ("val", "val"),
     "stream.shuffle": ("false", False),

@@ -1,0 +1,84 @@
+"""`epistream tune` and `epistream config`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import epistream as es
+from epistream.commands import cli
+from epistream.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, example_data) -> Path:
+    out = tmp_path_factory.mktemp("tune") / "shards"
+    es.pack(sorted((example_data / "aloha").glob("*.hdf5")), out, shard_size="1MiB")
+    return out
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_tune_prints_yaml_that_loads(shards, tmp_path):
+    text = run("tune", shards, "--batch-size", 4, "--set", "stream.features=[action]", "--seconds", 0.02)
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    settings = es.load_config(file).settings
+    assert (settings.stream.batch_size, settings.stream.features) == (4, ["action"])
+    assert settings.source == str(shards)
+
+
+def test_tune_writes_a_file_and_shows_reasons(shards, tmp_path):
+    file = tmp_path / "run.yaml"
+    text = run(
+        *("tune", shards, "--batch-size", 4, "--obs", "-1:1", "--image-size", 48, 64, "--seconds", 0.02),
+        *("--output", file),
+    )
+    stream = es.load_config(file).stream()
+    assert next(iter(stream))["observation.images.top"].shape == (4, 2, 48, 64, 3)
+    for word in ("machine", "data", "predicted", "memory", "packing", "loader.num_workers"):
+        assert word in text
+
+
+def test_tune_as_json(shards):
+    text = run("tune", shards, "--set", "features=action", "--seconds", 0.02, "--ranks", 2, "--json")
+    values = json.loads(text)
+    assert values["options"]["ranks"] == 2
+    assert values["prediction"]["windows_per_s"] > 0
+
+
+def test_config_show_names_values_and_origins(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: large\nstream: {batch_size: 3}\n")
+    rows = {row["key"]: row for row in json.loads(run("config", "show", file, "--set", "seed=9", "--json"))}
+    assert (rows["stream.batch_size"]["value"], rows["stream.batch_size"]["from"]) == (3, str(file))
+    assert rows["cache.parallel_requests"]["from"] == "preset large"
+    assert (rows["stream.seed"]["value"], rows["stream.seed"]["from"]) == (9, "argument")
+
+
+def test_config_show_as_yaml_loads_to_the_same(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(run("config", "show", "xlarge", "--set", "stream.window.obs=-1:1", "--yaml"))
+    assert es.load_config(file).settings == es.load_config("xlarge", obs="-1:1").settings
+
+
+def test_config_show_as_a_table_fits_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(len(line) for line in run("config", "show", "small").splitlines()) <= 80
+
+
+@pytest.mark.parametrize("change", ["seed", "seed=[", "seed=!!python/name:os.system"])
+def test_config_change_that_is_none_is_refused(change):
+    result = CliRunner().invoke(cli, ["config", "show", "--set", change])
+    assert result.exit_code == 2
+    assert repr(change) in result.output
+
+
+def test_config_with_an_unknown_key_names_the_nearest():
+    with pytest.raises(OptionError, match=r"Did you mean 'loader\.prefetch'"):
+        CliRunner().invoke(cli, ["config", "show", "--set", "loader.prefech=3"], catch_exceptions=False)

@@ -1,0 +1,145 @@
+"""The tuner: it measures, chooses what can run, explains everything, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import epistream as es
+from epistream.configs import survey as survey_module
+from epistream.configs.machine import Machine
+from epistream.configs.own_frames import own_frames
+from epistream.configs.read_rates import measure_reading, unique_share
+from epistream.configs.tuned_yaml import tuned_yaml
+from epistream.configs.tuner import TuneOptions, tune
+from epistream.errors import EpistreamError, OptionError, WorkerError
+
+QUICK = TuneOptions(seconds=0.02)
+BASE = {"batch_size": 2, "action": "0:20"}
+
+
+@pytest.fixture(scope="module")
+def tuning(aloha_shards):
+    said = []
+    found = tune(str(aloha_shards), QUICK, es.load_config(**BASE), said.append)
+    assert said
+    return found
+
+
+def test_tuning_gives_a_reason_for_each_choice(tuning):
+    chosen = {key for key, _, origin, _ in tuning.config.rows() if origin != "default"}
+    asked = {"stream.batch_size", "stream.window.action"}
+    assert chosen - set(tuning.reasons) == asked
+    assert {"loader.num_workers", "loader.prefetch", "stream.decode", "cache.mode", "order.lanes"} <= chosen
+    assert all(tuning.reasons.values())
+
+
+def test_tuning_of_140_windows_measures_them(tuning):
+    found = tuning.survey
+    assert (found.num_windows, found.batch_size) == (140, 2)
+    # Two cameras of 480 x 640 x 3 in 80 + 60 steps.
+    assert found.decoded_bytes == 140 * 2 * 480 * 640 * 3
+    assert found.fetch_bytes_per_s > 0
+    assert min(rate.windows_per_s for rate in (*found.alone.values(), *found.together.values())) > 0
+    assert tuning.prediction.windows_per_s > 0
+    assert json.loads(json.dumps(tuning.to_json()))["survey"]["num_windows"] == 140
+
+
+def test_tuning_written_as_yaml_reads_back_and_runs(tuning, tmp_path):
+    text = tuned_yaml(tuning)
+    file = tmp_path / "tuned.yaml"
+    file.write_text(text)
+    config = es.load_config(file)
+    assert config.settings == tuning.config.settings
+    commented = [line for line in text.splitlines() if "  # " in line]
+    assert len(commented) == len(tuning.reasons)
+    with config.loader() as loader:
+        assert next(iter(loader))["action"].shape == (2, 20, 14)
+
+
+def test_tuning_leaves_nothing_in_shared_memory(aloha_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("epistream.cache.tiers.SHM_PARENT", Path("/dev/shm") / tmp_path.name)
+    tune(str(aloha_shards), QUICK, es.load_config(**BASE))
+    assert not (Path("/dev/shm") / tmp_path.name).exists() or not any((Path("/dev/shm") / tmp_path.name).iterdir())
+
+
+def test_tuning_of_hdf5_files_compares_packing(example_data):
+    source = str(example_data / "robomimic" / "*.hdf5")
+    found = tune(source, QUICK, es.load_config(batch_size=8, features="action"))
+    assert "packed as it is" in {way.name for way in found.repacking}
+    assert found.reasons["stream.decode"].startswith("no frames")
+
+
+def test_tuning_with_small_memory_keeps_nothing_decoded_and_few_batches(aloha_shards, monkeypatch):
+    small = Machine(2, 0.0, 1 << 30, 40 << 20, 40 << 20, 40 << 20)
+    monkeypatch.setattr(Machine, "look", classmethod(lambda cls: small))
+    found = tune(str(aloha_shards), QUICK, es.load_config(**BASE))
+    assert found.config.settings.stream.decode == "per_read"
+    assert found.config.settings.loader.prefetch == 1
+
+
+def test_tuning_for_a_target_out_of_reach_says_so(aloha_shards):
+    base = es.load_config(**BASE, features="action")
+    found = tune(str(aloha_shards), TuneOptions(seconds=0.02, target=1e9), base)
+    assert any("out of reach" in note for note in found.notes)
+
+
+def test_tuning_for_several_nodes_gives_each_its_lanes(aloha_shards):
+    base = es.load_config(**BASE, features="action")
+    found = tune(str(aloha_shards), TuneOptions(seconds=0.02, nodes=3, ranks=2), base)
+    assert found.config.settings.order.lanes % 3 == 0
+    assert found.config.settings.loader.num_workers in (0, 1)
+
+
+def test_tuning_keeps_what_the_user_says(aloha_shards):
+    base = es.load_config(**BASE, features="action", split=None, seed=5, log_every_s=30, squeeze=True)
+    settings = tune(str(aloha_shards), QUICK, base).config.settings
+    assert (settings.stream.seed, settings.stream.squeeze, settings.monitor.log_every_s) == (5, True, 30.0)
+
+
+@pytest.mark.parametrize("options", [{"ranks": 0}, {"nodes": 0}, {"target": 0.0}, {"seconds": 0.0}])
+def test_tune_options_that_cannot_work_are_refused(options):
+    with pytest.raises(OptionError, match="above 0"):
+        TuneOptions(**options)
+
+
+def test_tune_without_a_dataset_is_an_error_of_ours(tmp_path):
+    with pytest.raises(EpistreamError):
+        tune(str(tmp_path / "nothing"), QUICK)
+
+
+def test_reading_that_fails_in_a_process_or_thread_is_told(aloha_shards, tmp_path):
+    for tar in aloha_shards.iterdir():
+        if not tar.name.endswith(".tar"):
+            (tmp_path / tar.name).write_bytes(tar.read_bytes())
+    job = es.EpisodeStream(tmp_path, batch_size=8).job
+    with pytest.raises(WorkerError, match=r"shard-\d+\.tar"):
+        measure_reading(job, 2, "processes", 0.01)
+    with pytest.raises(EpistreamError, match=r"shard-\d+\.tar"):
+        measure_reading(job, 2, "threads", 0.01)
+
+
+def test_unique_share_counts_frames_that_windows_share(aloha_shards):
+    # One batch of all 140 windows, two observations each: steps -1 (edge: 0) and 0.
+    window = es.Window(obs=range(-1, 1))
+    job = es.EpisodeStream(aloha_shards, batch_size=140, window=window).job
+    assert unique_share(job) == 140 / 280
+    assert unique_share(es.EpisodeStream(aloha_shards, batch_size=140, features=["action"]).job) == 1.0
+
+
+def test_own_frames_are_those_of_the_cameras(aloha_shards):
+    frames = own_frames(es.EpisodeStream(aloha_shards, batch_size=8).job, 6)
+    assert len(frames) == 6
+    assert {feature.kind for feature, _ in frames} == {"frames"}
+    assert len({feature.name for feature, _ in frames}) == 2
+    assert all(data.startswith(b"\xff\xd8") for _, data in frames)
+
+
+def test_sample_of_a_large_dataset_is_a_part_of_it(aloha_shards, monkeypatch):
+    monkeypatch.setattr(survey_module, "_SAMPLE_BYTES", 1)
+    base = es.load_config(**BASE, features="action", source=str(aloha_shards))
+    found, whole, sample = survey_module.survey(base, None, 0.02)
+    assert found.num_windows == whole.num_windows == 140
+    assert sample.num_windows < 140
+    assert np.count_nonzero(sample.job.plan.per_shard) == 1
