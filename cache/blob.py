@@ -82,6 +82,7 @@ class FileBlob:
     def __init__(self, path: Path, size: int, ahead: tuple[int, int] | None = None) -> None:
         self.size = size
         self._path = path
+        self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -146,6 +147,10 @@ class FileBlob:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        # A reader may be dropped with files open, which unlike leases nobody else waits for.
+        self.close()
 
     def _is_at_hand(self, offset: int) -> bool:
         """Whether a byte is in the page cache: the advice walks all pages, 0.2 ms for a shard that is all there."""

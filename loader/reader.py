@@ -24,6 +24,10 @@ from epistream.sharding.names import is_tar
 Int64 = NDArray[np.int64]
 
 
+# Shards whose files stay open between batches: two descriptors each, of the 1,024 that a process commonly may have.
+_KEPT_IN_PLACE = 64
+
+
 @dataclass(frozen=True)
 class BatchWindows:
     """The windows of one batch, in batch order; every array is (B,) int64 but `is_repeat`, (B,) bool."""
@@ -135,12 +139,18 @@ class EpisodeReader:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
 
     def release(self) -> None:
-        """Give up every shard and episode that is held open. Call before any wait."""
+        """Give up every shard and episode that the cache leases. Call before any wait.
+
+        Files that are read in place stay open, some of them: nobody waits for these, and a stream without workers
+        would open and parse them for every batch.
+        """
         if self._decoded is not None:
             self._decoded.release()
         self._columns.release()
-        while self._open:
-            self._open.popitem()[1].entry.close()
+        for shard in [shard for shard, opened in self._open.items() if opened.entry.tier != "direct"]:
+            self._open.pop(shard).entry.close()
+        while len(self._open) > _KEPT_IN_PLACE:
+            self._open.popitem(last=False)[1].entry.close()
 
     def _read_shard(
         self,
