@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from epistream.loader.formats.ilstudio import IlStudioFormat
     from epistream.loader.formats.lerobot import LeRobotFormat
     from epistream.loader.loader import StreamingLoader
+    from epistream.loader.mixture import Mixture
     from epistream.loader.monitor import MonitorOptions
     from epistream.loader.normalize import Normalizer
-    from epistream.loader.mixture import Mixture
+    from epistream.loader.options import StreamOptions
     from epistream.loader.plan import OrderOptions
     from epistream.loader.stream import EpisodeStream
     from epistream.loader.timing import window_in_seconds
@@ -49,6 +50,7 @@ _HOME = {
     "Mixture": "epistream.loader.mixture",
     "OrderOptions": "epistream.loader.plan",
     "Padding": "epistream.loader.formats.base",
+    "StreamOptions": "epistream.loader.options",
     "StreamingLoader": "epistream.loader.loader",
     "Window": "epistream.loader.window",
     "World": "epistream.loader.world",
@@ -73,11 +75,13 @@ __all__ = [
     "EpistreamError",
     "IlStudioFormat",
     "LeRobotFormat",
+    "Mixture",
     "MonitorOptions",
     "Normalizer",
     "OptimizedEpisodicDataset",
     "OrderOptions",
     "Padding",
+    "StreamOptions",
     "StreamingLoader",
     "Window",
     "World",

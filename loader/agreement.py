@@ -28,7 +28,7 @@ def check_agreement(job: Job) -> None:
         return
     store = distributed.distributed_c10d._get_default_store()
     number = store.add(f"epistream/streams/{job.world.rank}", 1)
-    ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder}
+    ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder, "world": job.world.layout}
     # An empty expectation sets the value if there is none, and returns what stands there.
     first = json.loads(store.compare_set(f"epistream/plan/{number}", "", json.dumps(ours, sort_keys=True)))
     different = [name for name in ours if ours[name] != first.get(name)]

@@ -2,17 +2,36 @@
 
 from collections.abc import Iterator
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import xxhash
 
 from epistream.cache.entry import Entry
-from epistream.loader.reader import shard_entry
-from epistream.loader.schedule import lanes_of
+from epistream.cache.node import NodeCache
+from epistream.loader.world import World
 
-if TYPE_CHECKING:
-    from epistream.loader.job import ReadJob
-    from epistream.loader.world import World
+
+class Uses(Protocol):
+    """What fills ahead needs of a job."""
+
+    @property
+    def cache(self) -> NodeCache:
+        """Where shards are kept on this node."""
+
+    @property
+    def world(self) -> World:
+        """Which rank this is."""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Equal on all ranks."""
+
+    @property
+    def num_open_shards(self) -> int:
+        """Shards that this node draws from at a time."""
+
+    def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
+        """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
 
 
 class ShardsAhead:
@@ -22,25 +41,18 @@ class ShardsAhead:
     a new one.
     """
 
-    def __init__(self, job: "ReadJob", world: "World", epoch: int, position: int) -> None:
-        """Begin to fill ahead of `position` of `epoch`. Only in the process that reads: it starts a thread.
-
-        Args:
-            job: whose shards.
-            world: which says what lanes this node reads.
-            epoch: of the job's dataset.
-            position: in that epoch.
-        """
+    def __init__(self, job: Uses, epoch: int, position: int) -> None:
+        """Begin to fill ahead of `position` of `epoch`. Only in the process that reads: it starts a thread."""
         self._job = job
         self._at = epoch, position
-        self._lanes = lanes_of(world, job.plan.num_lanes)
         self._passing = self._uses()
         self._oldest = next(self._passing)
         self._num_passed = 0
-        # What the lanes draw from now, and the next one of each.
-        ahead = (job.plan.parts + 1) * len(self._lanes)
-        name = xxhash.xxh3_64_hexdigest(repr(sorted(job.identity.items())).encode())
-        self._prefetcher = job.cache.prefetcher(f"{name}-{self._lanes.start}", self._entries(), ahead)
+        # Nodes that share a directory (as in tests of several) have lanes of their own, and so a name of their own.
+        name = xxhash.xxh3_64_hexdigest(repr((job.world.group, sorted(job.identity.items()))).encode())
+        # What is drawn from now, and as much again.
+        entries = (entry for _, _, entry in self._uses())
+        self._prefetcher = job.cache.prefetcher(name, entries, 2 * job.num_open_shards)
         self._prefetcher.start()
 
     def reach(self, epoch: int, position: int) -> None:
@@ -54,15 +66,11 @@ class ShardsAhead:
         """End the prefetcher's thread, after the fill that it is in."""
         self._prefetcher.close()
 
-    def _uses(self) -> Iterator[tuple[int, int, int]]:
-        """Epoch, the position at which it is passed, and the shard, in the order of need, for ever."""
+    def _uses(self) -> Iterator[tuple[int, int, Entry]]:
+        """Epoch and position at which each shard is passed, and its entry, in the order of need, for ever."""
         first_epoch, position = self._at
         for epoch in count(first_epoch):
-            # An order of its own: the prefetcher's thread and the reader go through it at the same time.
-            order = self._job.plan.epoch(epoch)
-            for use in order.uses_from(position, self._lanes):
-                yield epoch, use.stop, use.shard
+            # Orders of its own each time: the prefetcher's thread and the reader go through them at the same time.
+            for stop, entry in self._job.uses_from(epoch, position):
+                yield epoch, stop, entry
             position = 0
-
-    def _entries(self) -> Iterator[Entry]:
-        return (shard_entry(self._job.dataset, shard) for _, _, shard in self._uses())

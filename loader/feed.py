@@ -186,7 +186,7 @@ class BatchFeed:
         if self._ahead is not None and not goes_on:
             self.close()
         if self._ahead is None and self._prefetch and self._job.keeps_shards():
-            self._ahead = ShardsAhead(self._job, self._job.world, epoch, start)
+            self._ahead = ShardsAhead(self._job, epoch, start)
         return self._schedule.num_batches
 
     def num_windows(self, batch_index: int) -> int:

@@ -1,5 +1,6 @@
 """All that reading a stream needs, free of torch: what worker processes receive."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.cache.entry import Entry
 from epistream.cache.node import NodeCache
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
@@ -16,7 +18,7 @@ from epistream.loader.frames import FrameOptions
 from epistream.loader.instructions import Instruction, first_task, random_task
 from epistream.loader.plan import EpochOrder, Plan
 from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
-from epistream.loader.residency import open_bytes
+from epistream.loader.residency import open_bytes, open_shards
 from epistream.loader.schedule import Remainder, Schedule
 from epistream.loader.window import Window
 from epistream.loader.world import World
@@ -138,6 +140,16 @@ class ReadJob:
         """Batches for one thread or process, which may fill the node's cache ahead."""
         return BatchFeed(self, prefetch=prefetch)
 
+    @cached_property
+    def num_open_shards(self) -> int:
+        """Shards that a node draws from at a time: those of the segments that a batch reaches into."""
+        return open_shards(self.plan, self.batch_size * self.world.size, self.schedule(0, 0).lanes)
+
+    def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
+        """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
+        for use in self.plan.epoch(epoch).uses_from(position, self.schedule(epoch, position).lanes):
+            yield use.stop, shard_entry(self.dataset, use.shard)
+
     def keeps_shards(self) -> bool:
         """Whether shards go through the node's cache, rather than being read where they lie."""
         return self.cache.keeps(shard_entry(self.dataset, int(np.argmax(self.plan.per_shard))))
@@ -148,8 +160,7 @@ class ReadJob:
 
     @cached_property
     def _reader_options(self) -> ReaderOptions:
-        # Room for the shards of the segments in flight: a batch may reach into the next segment of each lane.
-        max_open_shards = self.plan.resident_shards + self.plan.num_lanes
+        max_open_shards = self.num_open_shards
         if self.frames.decode == "per_read" or (self.frames.decode == "auto" and self.cache.options.mode == "off"):
             return ReaderOptions(max_open_shards, self.frames)
         episodes = self.anchors.per_shard[self.dataset.episode_shard] > 0

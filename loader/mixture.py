@@ -12,7 +12,8 @@ from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
 from epistream.loader.job import ReadJob
 from epistream.loader.mixture_job import DATASET_INDEX, MixtureJob
-from epistream.loader.mixture_schedule import DatasetPosition, MixtureSchedule, Stop
+from epistream.loader.mixture_plan import MixturePlan
+from epistream.loader.mixture_schedule import DatasetPosition, Stop
 from epistream.loader.schedule import Remainder
 from epistream.loader.stream import EpisodeStream
 from epistream.loader.streaming import Batch, Stream
@@ -59,8 +60,8 @@ class Mixture(Stream):
             _check_alike(jobs[0], job)
         cache = _one_cache(jobs)
         parts = tuple(replace(job, cache=cache) for job in jobs)
-        turns = MixtureSchedule(weights, [job.num_windows for job in jobs], jobs[0].plan.num_lanes, stop)
-        self._job = MixtureJob(parts, turns, world or jobs[0].world, batch_size, remainder, cache)
+        plan = MixturePlan([job.plan for job in jobs], weights, stop)
+        self._job = MixtureJob(parts, plan, world or jobs[0].world, batch_size, remainder, cache)
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
     @property
@@ -70,7 +71,7 @@ class Mixture(Stream):
 
     def positions(self, epoch: int, position: int) -> list[DatasetPosition]:
         """Where each dataset stands (its epoch, and windows consumed in it) at a position of a mixture epoch."""
-        return self._job.turns.consumed(position, epoch)
+        return self._job.plan.schedule.consumed(position, epoch)
 
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Each dataset's rows as its own stream makes them, together again; without copying where none copied."""
@@ -93,7 +94,6 @@ def _check_alike(first: ReadJob, other: ReadJob) -> None:
     for name, ours, theirs in (
         ("features", first.layout_of(1), other.layout_of(1)),
         ("window", first.window.describe(), other.window.describe()),
-        ("lanes", first.plan.num_lanes, other.plan.num_lanes),
     ):
         if ours != theirs:
             raise OptionError(

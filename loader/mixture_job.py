@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.cache.entry import Entry
 from epistream.cache.node import NodeCache
 from epistream.loader.ahead import ShardsAhead
 from epistream.loader.batch import BatchLayout
 from epistream.loader.feed import Replaced, WindowFeed
 from epistream.loader.job import ReadJob
-from epistream.loader.mixture_schedule import MixtureSchedule
+from epistream.loader.mixture_plan import MixturePlan
 from epistream.loader.plan import Plan
+from epistream.loader.reader import shard_entry
 from epistream.loader.schedule import Remainder, Schedule
 from epistream.loader.world import World
 
@@ -27,7 +29,7 @@ class MixtureJob:
 
     Args:
         parts: one job per dataset; of each, features, window, anchors and plan are used.
-        turns: which dataset each position belongs to.
+        plan: which dataset each position belongs to, and what of it.
         world: which rank this is.
         batch_size: windows per batch and rank.
         remainder: what happens to the last windows of a mixture epoch.
@@ -35,7 +37,7 @@ class MixtureJob:
     """
 
     parts: tuple[ReadJob, ...]
-    turns: MixtureSchedule
+    plan: MixturePlan
     world: World
     batch_size: int
     remainder: Remainder
@@ -49,7 +51,7 @@ class MixtureJob:
     @property
     def num_windows(self) -> int:
         """Windows of a mixture epoch over all ranks."""
-        return self.turns.num_windows
+        return self.plan.num_windows
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -59,9 +61,23 @@ class MixtureJob:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that the order is a function of, but the epoch."""
-        names = ("dataset", "window", "anchors", "seed", "lanes", "resident_shards", "shuffle", "reshuffle_lanes")
+        names = ("dataset", "window", "anchors")
         together = {name: [part.identity[name] for part in self.parts] for name in names}
-        return {**together, "weights": self.turns.weights, "num_windows": self.num_windows}
+        return {**together, **self.plan.describe()}
+
+    @property
+    def num_open_shards(self) -> int:
+        """Shards that a node draws from at a time, of all datasets."""
+        return sum(part.num_open_shards for part in self.parts)
+
+    def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
+        """The shards that this node needs from a position on, each with the position where it is passed."""
+        for use in self.plan.epoch(epoch).uses_from(position, self.schedule(epoch, position).lanes):
+            yield use.stop, shard_entry(self.parts[use.dataset].dataset, use.shard)
+
+    def keeps_shards(self) -> bool:
+        """Whether shards of any dataset go through the node's cache."""
+        return any(part.keeps_shards() for part in self.parts)
 
     @cached_property
     def layout(self) -> BatchLayout:
@@ -72,7 +88,7 @@ class MixtureJob:
         """Which positions of a mixture epoch this rank takes, from position `start` on."""
         return Schedule(
             self.num_windows,
-            num_lanes=self.turns.num_lanes,
+            num_lanes=self.plan.num_lanes,
             seed=self.parts[0].plan.options.seed,
             epoch=epoch,
             start=start,
@@ -93,24 +109,19 @@ class MixtureFeed:
         self._job = job
         self._prefetch = prefetch
         self._feeds = [WindowFeed(part) for part in job.parts]
-        self._ahead: list[ShardsAhead] = []
+        self._ahead: ShardsAhead | None = None
         self._schedule = job.schedule(0, 0)
 
     def begin(self, epoch: int, start: int) -> int:
         """Turn to position `start` of a mixture epoch; returns the number of batches there."""
         goes_on = (epoch, start) == (self._schedule.epoch + 1, 0)
         self._schedule = self._job.schedule(epoch, start)
-        places = self._job.turns.consumed(start, epoch)
-        for feed, place in zip(self._feeds, places, strict=True):
+        for feed, place in zip(self._feeds, self._job.plan.schedule.consumed(start, epoch), strict=True):
             feed.turn(place.epoch)
-        if not goes_on:
-            self._close_ahead()
-        if self._prefetch and not self._ahead:
-            self._ahead = [
-                ShardsAhead(part, self._job.world, place.epoch, place.position)
-                for part, place in zip(self._job.parts, places, strict=True)
-                if part.keeps_shards()
-            ]
+        if self._ahead is not None and not goes_on:
+            self.close()
+        if self._ahead is None and self._prefetch and self._job.keeps_shards():
+            self._ahead = ShardsAhead(self._job, epoch, start)
         return self._schedule.num_batches
 
     def num_windows(self, batch_index: int) -> int:
@@ -120,9 +131,9 @@ class MixtureFeed:
     def read(self, batch_index: int, out: Mapping[str, NDArray[Any]]) -> tuple[int, tuple[Replaced, ...]]:
         """Fill the first rows of the arrays of `BatchLayout`; returns the number of windows, and what was replaced."""
         positions, is_repeat = self._schedule.positions(batch_index)
-        dataset, epochs, own = self._job.turns.locate(positions, self._schedule.epoch)
-        if self._ahead:
-            self._reach(int(positions.min()))
+        if self._ahead is not None:
+            self._ahead.reach(self._schedule.epoch, int(positions[0]))
+        dataset, epochs, own = self._job.plan.schedule.locate(positions, self._schedule.epoch)
         replaced: list[Replaced] = []
         row = 0
         for index, epoch, chosen in _groups(dataset, epochs):
@@ -140,18 +151,9 @@ class MixtureFeed:
     def close(self) -> None:
         """Give up everything, and stop filling ahead."""
         self.release()
-        self._close_ahead()
-
-    def _reach(self, position: int) -> None:
-        places = self._job.turns.consumed(position, self._schedule.epoch)
-        kept = [place for part, place in zip(self._job.parts, places, strict=True) if part.keeps_shards()]
-        for ahead, place in zip(self._ahead, kept, strict=True):
-            ahead.reach(*place)
-
-    def _close_ahead(self) -> None:
-        for ahead in self._ahead:
-            ahead.close()
-        self._ahead = []
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
 
 def _groups(dataset: NDArray[np.int64], epochs: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:

@@ -3,30 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
-from epistream.cache.options import CacheOptions
-from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
 from epistream.loader.anchors import Anchors
-from epistream.loader.deltas import ActionDelta, DeltaKind
-from epistream.loader.feed import OnBad
-from epistream.loader.finish import Finisher, SampleOptions
-from epistream.loader.formats.names import WantedFormat
-from epistream.loader.frames import Decode, FrameOptions
-from epistream.loader.instructions import Instruction, first_task
+from epistream.loader.finish import Finisher
+from epistream.loader.frames import FrameOptions
+from epistream.loader.instructions import first_task
 from epistream.loader.job import ReadJob
-from epistream.loader.normalize import Mode, Normalizer
+from epistream.loader.normalize import Normalizer
+from epistream.loader.options import StreamOptions, changed
 from epistream.loader.plan import OrderOptions, Plan
 from epistream.loader.reader import BatchWindows
-from epistream.loader.schedule import Remainder
 from epistream.loader.streaming import Stream
-from epistream.loader.timing import TOLERANCE_S
-from epistream.loader.window import Window
 from epistream.loader.world import World
 from epistream.sharding.dataset import open_dataset
 
@@ -73,115 +66,52 @@ class EpisodeStream(Stream):
     | ``is_repeat``                  | bool (B,), only with ``remainder="pad"`` or ``on_bad="skip"``   |
     """
 
-    def __init__(  # noqa: PLR0913 - one keyword for each decision of the user; all but the source have a default
+    def __init__(
         self,
         source: Source,
+        options: StreamOptions | None = None,
         *,
-        batch_size: int = 1,
-        window: Window | None = None,
-        features: Sequence[str] | None = None,
-        split: str | None = "auto",
-        shuffle: bool = True,
-        seed: int = 0,
-        remainder: Remainder = "drop",
-        repetitions: Sequence[int] | None = None,
-        order: OrderOptions | None = None,
         world: World | None = None,
-        cache: CacheMode | CacheOptions = "auto",
-        squeeze: bool = False,
-        sample_format: WantedFormat | None = None,
-        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
-        tolerance_s: float = TOLERANCE_S,
-        action_delta: DeltaKind | ActionDelta | None = None,
-        normalize: Mode | Mapping[str, Mode] | Normalizer | None = None,
-        instruction: Instruction = "first",
-        image_size: tuple[int, int] | None = None,
-        decode: Decode = "auto",
-        on_bad: OnBad = "raise",
         storage_options: Mapping[str, Any] | None = None,
+        **changes: Any,
     ) -> None:
         """Open the dataset's manifest and decide the order; no episode is read.
 
         Args:
-            source: a dataset folder or URL, a brace pattern of tars, or a list of these.
-            batch_size: windows per batch and rank.
-            window: step offsets to read; the anchor step alone by default.
-            features: names to stream, in this order; all by default.
-            split: a split of the dataset, None for all of it; ``"auto"`` is ``"train"`` where there is one, else all.
-            shuffle: False streams in storage order.
-            seed: of the order. Must be the same on all ranks.
-            remainder: what happens to the last windows that do not fill a global batch: ``"drop"`` leaves them
-                out, ``"pad"`` fills up with repeats, ``"uneven"`` lets the last batches differ (not under DDP).
-            repetitions: how often the windows of each episode stand in an epoch, one number per episode of the
-                dataset, 0 to leave it out: a curriculum.
-            order: the finer points of the order; its `shuffle` and `seed` are replaced by the arguments above.
+            source: a dataset folder or URL, a brace pattern of tars, HDF5 files, or a list of these.
+            options: all options together; see `StreamOptions`.
             world: which rank this is; detected from torch.distributed or the launcher by default.
-            cache: where shards are kept on this node.
-            squeeze: drop the step axis of features (and their masks) that have a single offset.
-            sample_format: ``"act"``, ``"diffusion_policy"``, ``"lerobot"`` or ``"ilstudio"``: batches as these code
-                bases make them, with their windows (unless one is given), padding and masks; or such a format with
-                options of its own, for example ``IlStudioFormat(chunk_size=50)``; or a function, called on every
-                batch in the training process, whose result is yielded.
-            delta_timestamps: offsets in seconds by feature, which win over those of `window`; see `window_in_seconds`.
-            tolerance_s: how far from a recorded step a time may lie, in seconds.
-            action_delta: ``"delta_step"`` makes actions ``action[t+i] - state[t+i]``, ``"delta_first"``
-                ``action[t+i] - state[t]``; `ActionDelta` says of which features and dimensions.
-            normalize: ``"mean_std"``, ``"min_max"`` or ``"quantiles"`` of the dataset's statistics, for all state and
-                actions or by feature; or a `Normalizer`. After padding and deltas. See `normalizer`.
-            instruction: of an episode with several: the ``"first"``, a ``"random"`` one for each window and epoch,
-                or ``"all"``, as a tuple.
-            image_size: (height, width) in pixels to which camera frames are resized as they are decoded; see
-                `FrameOptions` for the filters.
-            decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once
-                per node and keeps them in the cache, as far as they fit; ``"auto"`` is ``"once"`` where all of them
-                fit the cache's budget. The batches are the same.
-            on_bad: what a shard that cannot be read does: ``"raise"`` an error, or ``"skip"``: its windows are
-                replaced by repeats from other shards, marked ``is_repeat`` and listed in the report.
             storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``.
+            changes: single options by name, for example ``batch_size=32``.
 
         Raises:
             OptionError: options that cannot work, alone or with this dataset.
             SourceError, FormatError: a dataset that is missing or torn.
         """
         super().__init__()
-        if batch_size < 1:
-            raise OptionError(f"batch_size: {batch_size}, wanted at least 1.")
-        if on_bad not in get_args(OnBad):
-            raise OptionError(f"on_bad: {on_bad!r}, wanted 'raise' or 'skip'.")
+        options = changed(options or StreamOptions(), changes)
         dataset = open_dataset(source, storage_options)
-        self._finisher = Finisher(
-            dataset,
-            SampleOptions(
-                features=features,
-                window=window,
-                delta_timestamps=delta_timestamps,
-                tolerance_s=tolerance_s,
-                squeeze=squeeze,
-                action_delta=action_delta,
-                normalize=normalize,
-                instruction=instruction,
-                sample_format=sample_format,
-            ),
-        )
+        self._finisher = Finisher(dataset, options)
         chosen, window = self._finisher.features, self._finisher.window
+        split = options.split
         if split == "auto":
             split = "train" if "train" in dataset.splits else None
-        times = None if repetitions is None else np.asarray(repetitions, dtype=np.int64)
+        times = None if options.repetitions is None else np.asarray(options.repetitions, dtype=np.int64)
         anchors = Anchors(dataset, split, *window.anchor_rule(chosen), times)
-        plan = Plan.of(anchors, dataset, replace(order or OrderOptions(), shuffle=shuffle, seed=seed))
+        order = replace(options.order or OrderOptions(), shuffle=options.shuffle, seed=options.seed)
         self._job = ReadJob(
             dataset=dataset,
             features=chosen,
             window=window,
             anchors=anchors,
-            plan=plan,
+            plan=Plan.of(anchors, dataset, order),
             world=world or World.detect(),
-            batch_size=batch_size,
-            remainder=remainder,
-            cache=NodeCache(_cache_options(cache), dataset.storage_options),
-            instruction=instruction,
-            frames=FrameOptions(image_size, decode),
-            on_bad=on_bad,
+            batch_size=options.batch_size,
+            remainder=options.remainder,
+            cache=NodeCache(options.cache_options, dataset.storage_options),
+            instruction=options.instruction,
+            frames=FrameOptions(options.image_size, options.decode),
+            on_bad=options.on_bad,
         )
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
@@ -268,7 +198,3 @@ class EpisodeStream(Stream):
         if with_repeats is None:
             with_repeats = self._job.remainder == "pad" or self._job.on_bad == "skip"
         return self._finisher(views, with_repeats=with_repeats)
-
-
-def _cache_options(cache: CacheMode | CacheOptions) -> CacheOptions:
-    return cache if isinstance(cache, CacheOptions) else CacheOptions(mode=cache)

@@ -49,7 +49,7 @@ def test_shards_ahead_names_every_shard_in_the_order_of_use_over_epochs(shards, 
         "prefetcher",
         lambda self, plan, entries, ahead: made.append(Recorder(entries, ahead)) or made[-1],
     )
-    following = ShardsAhead(stream.job, stream.job.world, 0, 0)
+    following = ShardsAhead(stream.job, 0, 0)
     recorder = made[0]
     order = stream.job.plan.epoch(0)
     needed = list(order.uses_from(0))

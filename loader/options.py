@@ -1,0 +1,96 @@
+"""Everything a user may say about a stream, in one place."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+from epistream.cache.options import CacheOptions
+from epistream.cache.options import Mode as CacheMode
+from epistream.errors import OptionError
+from epistream.loader.feed import OnBad
+from epistream.loader.finish import SampleOptions
+from epistream.loader.frames import Decode
+from epistream.loader.plan import OrderOptions
+from epistream.loader.schedule import Remainder
+
+
+@dataclass(frozen=True)
+class StreamOptions(SampleOptions):
+    """Options of `EpisodeStream`, which takes each of them by name as well. All have a default.
+
+    Args:
+        batch_size: windows per batch and rank.
+        window: step offsets to read; the anchor step alone by default.
+        features: names to stream, in this order; all by default.
+        split: a split of the dataset, None for all of it; ``"auto"`` is ``"train"`` where there is one, else all.
+        shuffle: False streams in dataset order.
+        seed: of the order. Must be the same on all ranks.
+        remainder: what happens to the last windows that do not fill a global batch: ``"drop"`` leaves them out,
+            ``"pad"`` fills up with repeats, ``"uneven"`` lets the last batches differ (not under DDP).
+        repetitions: how often the windows of each episode stand in an epoch, one number per episode of the
+            dataset, 0 to leave it out: a curriculum.
+        order: the finer points of the order; its `shuffle` and `seed` are replaced by those here.
+        cache: where shards are kept on this node.
+        on_bad: what a shard that cannot be read does: ``"raise"`` an error, or ``"skip"``: its windows are replaced by
+            repeats from other shards, marked ``is_repeat`` and listed in the report.
+        image_size: (height, width) in pixels to which camera frames are resized as they are decoded; see
+            `FrameOptions` for the filters.
+        decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once per
+            node and keeps them in the cache, as far as they fit; ``"auto"`` is ``"once"`` where all of them fit the
+            cache's budget. The batches are the same.
+        squeeze: drop the step axis of features (and their masks) that have a single offset.
+        sample_format: ``"act"``, ``"diffusion_policy"``, ``"lerobot"`` or ``"ilstudio"``: batches as these code bases
+            make them, with their windows (unless one is given), padding and masks; or such a format with options
+            of its own, for example ``IlStudioFormat(chunk_size=50)``; or a function, called on every batch in the
+            training process, whose result is yielded.
+        delta_timestamps: offsets in seconds by feature, which win over those of `window`; see `window_in_seconds`.
+        tolerance_s: how far from a recorded step a time may lie, in seconds.
+        action_delta: ``"delta_step"`` makes actions ``action[t+i] - state[t+i]``, ``"delta_first"``
+            ``action[t+i] - state[t]``; `ActionDelta` says of which features and dimensions.
+        normalize: ``"mean_std"``, ``"min_max"`` or ``"quantiles"`` of the dataset's statistics, for all state and
+            actions or by feature; or a `Normalizer`. After padding and deltas. See `EpisodeStream.normalizer`.
+        instruction: of an episode with several: the ``"first"``, a ``"random"`` one for each window and epoch, or
+            ``"all"``, as a tuple.
+
+    Raises:
+        OptionError: a value that cannot work, whatever the dataset.
+    """
+
+    batch_size: int = 1
+    split: str | None = "auto"
+    shuffle: bool = True
+    seed: int = 0
+    remainder: Remainder = "drop"
+    repetitions: Sequence[int] | None = None
+    order: OrderOptions | None = None
+    cache: CacheMode | CacheOptions = "auto"
+    on_bad: OnBad = "raise"
+    image_size: tuple[int, int] | None = None
+    decode: Decode = "auto"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise OptionError(f"batch_size: {self.batch_size}, wanted at least 1.")
+        if self.on_bad not in get_args(OnBad):
+            raise OptionError(f"on_bad: {self.on_bad!r}, wanted 'raise' or 'skip'.")
+
+    @property
+    def cache_options(self) -> CacheOptions:
+        """`cache`, with defaults for what a mode leaves open."""
+        return self.cache if isinstance(self.cache, CacheOptions) else CacheOptions(mode=self.cache)
+
+
+def changed(options: StreamOptions, changes: Mapping[str, Any]) -> StreamOptions:
+    """The options with some of them replaced.
+
+    Raises:
+        OptionError: a name that is no option; the nearest one is named.
+    """
+    names = [item.name for item in fields(StreamOptions)]
+    for name in changes:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Options are {', '.join(sorted(names))}."
+            raise OptionError(f"EpisodeStream: no option {name!r}. {hint}")
+    return replace(options, **changes)
