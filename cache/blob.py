@@ -118,7 +118,7 @@ class FileBlob:
         target = as_bytes(out)
         check_range(str(self._path), self.size, offset, len(target))
         self._fill(offset, target)
-        self._check_unchanged()
+        self.check_unchanged()
 
     def read_each(self, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
         """As `read_into` for several places, looking only once whether the file changed."""
@@ -127,7 +127,7 @@ class FileBlob:
             got = os.preadv(self._fd, [target], offset)
             if got < len(target):
                 self._fill(offset + got, target[got:])
-        self._check_unchanged()
+        self.check_unchanged()
 
     def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Row i of `out` becomes bytes [starts[i], starts[i] + width); near rows are read together."""
@@ -140,7 +140,7 @@ class FileBlob:
             buffer = bytearray(span)
             self._fill(first, memoryview(buffer))
             targets[chosen] = rows(buffer, width, 1)[starts[chosen] - first]
-        self._check_unchanged()
+        self.check_unchanged()
 
     def close(self) -> None:
         """Close the file."""
@@ -170,7 +170,12 @@ class FileBlob:
                 )
             done += got
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Compare the file at the path with the one that is open. Also for who reads it by other means.
+
+        Raises:
+            SourceChangedError: It was replaced, truncated, written to or removed.
+        """
         # After the read: bytes that were read before a change are good.
         try:
             now = _identity(self._path.stat())

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob
+from epistream.cache.blob import Blob, FileBlob
 from epistream.errors import SourceError
 from epistream.sharding.hdf5_file import open_remote
 from epistream.sharding.hdf5_index import MadeRows
@@ -75,17 +75,25 @@ class RowMaker:
         if rows.stored is not None:
             values: Any = read_chunks(rows.stored, first_row, num_rows, self._bytes)
         else:
-            try:
-                values = self._file()[rows.path][first_row : first_row + num_rows]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise SourceError(
-                    f"{self._url}: {rows.path}, rows {first_row} to {first_row + num_rows - 1}: h5py cannot read them "
-                    f"({error}). Copy or record the file again."
-                ) from error
+            values = self._unpack(rows, first_row, num_rows)
         if not rows.dtype:  # pictures: the bytes as they are, of which the reader takes as many as the picture has
             return [row_bytes(row) for row in values]
         flat = np.ascontiguousarray(values, rows.dtype).reshape(num_rows, -1)
         return [row.data for row in flat.view(np.uint8)]
+
+    def _unpack(self, rows: MadeRows, first_row: int, num_rows: int) -> Any:
+        """By h5py, which would read another file's bytes without noticing."""
+        check = self._bytes.check_unchanged if isinstance(self._bytes, FileBlob) else lambda: None
+        try:
+            values = self._file()[rows.path][first_row : first_row + num_rows]
+        except (OSError, RuntimeError, KeyError) as error:
+            check()
+            raise SourceError(
+                f"{self._url}: {rows.path}, rows {first_row} to {first_row + num_rows - 1}: h5py cannot read them "
+                f"({error}). Copy or record the file again."
+            ) from error
+        check()
+        return values
 
     def _file(self) -> h5py.File:
         if self._opened is None or self._opened[0] != os.getpid():

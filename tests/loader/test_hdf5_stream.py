@@ -1,13 +1,18 @@
 """What a stream of HDF5 files yields, window by window, against an independent reading of the same files."""
 
+import gc
+import os
+import shutil
 from pathlib import Path
 
+import fsspec
 import h5py
 import hdf5_world as world
 import numpy as np
 import pytest
 
 import epistream as es
+from epistream.errors import SourceChangedError, SourceError
 
 FILES = [
     "aloha/episode_0.hdf5",
@@ -284,3 +289,136 @@ def test_stream_of_jpeg_rows_of_every_kind_equals_direct_reading(tmp_path, how, 
     path = world.write_episode(tmp_path / "episode.hdf5", camera=JPEG[how])
     options = es.CacheOptions(mode=cache, directory=str(tmp_path / "shm") if cache == "shm" else None)
     check(path, world.read_episodes(path), cache=options)
+
+
+# --- like a packed dataset -------------------------------------------------------------------------------------------
+
+ORDER = es.OrderOptions(lanes=2, resident_shards=4)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_stream_of_files_gives_the_batches_of_the_packed_dataset(tmp_path, shuffle):
+    paths = [world.write_episode(tmp_path / f"e_{n}.hdf5", 30 + n, seed=n, camera=cut_rows) for n in range(5)]
+    es.pack(paths, tmp_path / "shards", codec="raw", shard_size="64KiB")
+    options = {"shuffle": shuffle, "order": ORDER, "seed": 5}
+    ours, theirs = stream_of(paths, **options), stream_of(tmp_path / "shards", **options)
+    assert ours.job.dataset.num_shards == theirs.job.dataset.num_shards == 5
+    for epoch in range(2):
+        ours.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.keys() == other.keys()
+            for key in one:
+                equal = one[key] == other[key]
+                assert equal if key == "task" else bool(equal.all()), key
+
+
+def test_stream_of_files_resumes_anywhere(tmp_path):
+    paths = [world.write_episode(tmp_path / f"e_{n}.hdf5", 9, seed=n) for n in range(4)]
+    options = {"shuffle": True, "order": ORDER, "remainder": "drop", "features": ["action"]}
+    with es.StreamingLoader(stream_of(paths, **options), num_workers=0, num_threads=2) as loader:
+        whole = [batch["action"].clone() for batch in loader]
+    with es.StreamingLoader(stream_of(paths, **options), num_workers=0, num_threads=0) as loader:
+        batches = iter(loader)
+        for _ in range(3):
+            next(batches)
+        state = loader.state_dict()
+    moved = [Path(shutil.copy(path, tmp_path / f"moved_{path.name}")) for path in paths]
+    with es.StreamingLoader(stream_of(moved, **options), num_workers=0) as loader:
+        loader.load_state_dict(state)
+        rest = [batch["action"].clone() for batch in loader]
+    assert len(rest) == len(whole) - 3
+    assert all(bool((one == other).all()) for one, other in zip(rest, whole[3:], strict=True))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_stream_of_files_in_worker_processes_equals_h5py_also_through_h5py(tmp_path, method):
+    paths = [world.write_episode(tmp_path / f"e_{n}.hdf5", 9, seed=n, values={"compression": "gzip"}) for n in range(2)]
+    episodes = [episode for path in paths for episode in world.read_episodes(path)]
+    stream = stream_of(paths, cache="off")
+    assert len(list(stream)) == 5  # h5py has the files open in this process when the others are made
+    with es.StreamingLoader(stream, num_workers=2, start_method=method, timeout_s=120.0) as loader:
+        loader.set_epoch(0)
+        assert world.assert_stream_equals(loader, episodes, (-1, 0), (0, 1, 2, 5), "edge") == everything(episodes)
+
+
+def test_stream_of_remote_files_equals_h5py(tmp_path):
+    memory = fsspec.filesystem("memory")
+    for number, values in enumerate([{"compression": "gzip"}, None]):
+        path = world.write_episode(tmp_path / f"e_{number}.hdf5", seed=number, values=values, camera=JPEG["padded"])
+        memory.pipe_file(f"/remote-{tmp_path.name}/e_{number}.hdf5", path.read_bytes())
+    episodes = [e for n in range(2) for e in world.read_episodes(tmp_path / f"e_{n}.hdf5")]
+    source = f"memory://remote-{tmp_path.name}/e_{{0,1}}.hdf5"
+    for mode in ("off", "auto"):
+        check(source, episodes, cache=es.CacheOptions(mode=mode, directory=str(tmp_path / "shm")))
+
+
+def test_remote_file_that_is_missing_is_refused_by_name():
+    with pytest.raises(SourceError, match=r"memory://nowhere/e\.hdf5: .*wanted an HDF5 file"):
+        es.EpisodeStream("memory://nowhere/e.hdf5")
+
+
+# --- files that change -----------------------------------------------------------------------------------------------
+
+
+def replaced(path):
+    world.write_episode(path.with_suffix(".new"), seed=9).replace(path)
+
+
+def truncated(path):
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def written_to(path):
+    with path.open("r+b") as file:  # not by h5py, which may have it open in this process
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # coarse clocks may not have moved
+
+
+@pytest.mark.parametrize("how", [replaced, truncated, written_to, Path.unlink])
+@pytest.mark.parametrize("values", [None, {"compression": "gzip"}])
+@pytest.mark.parametrize("in_use", [False, True])
+@pytest.mark.parametrize("features", [["action"], None])
+def test_file_that_changes_after_it_was_indexed_is_noticed(tmp_path, how, values, in_use, features):
+    path = world.write_episode(tmp_path / "episode.hdf5", values=values)
+    batches = iter(stream_of(path, cache="off", features=features))
+    if in_use:
+        next(batches)
+    how(path)
+    with pytest.raises((SourceChangedError, SourceError), match=r"episode\.hdf5: ") as caught:
+        list(batches)
+    assert how is Path.unlink or isinstance(caught.value, SourceChangedError)
+
+
+def test_file_that_changed_is_indexed_anew_when_it_is_opened_again(tmp_path):
+    path = world.write_episode(tmp_path / "episode.hdf5")
+    check(path, world.read_episodes(path), cache="off")
+    replaced(path)
+    check(path, world.read_episodes(path), cache="off")
+
+
+def test_index_that_is_gone_while_the_stream_runs_is_named(tmp_path):
+    path = world.write_episode(tmp_path / "episode.hdf5")
+    stream = stream_of(path, cache="off")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(SourceError, match=r"wanted the index of .*episode\.hdf5\. Open the dataset again"):
+        next(iter(stream))
+
+
+def test_stream_that_is_dropped_leaves_no_file_open(tmp_path):
+    paths = [world.write_episode(tmp_path / f"e_{n}.hdf5", values={"compression": "gzip"}) for n in range(3)]
+    stream = stream_of(paths, cache="off")
+    batches = iter(stream)
+    next(batches)
+    assert open_files(tmp_path)
+    del batches
+    gc.collect()
+    assert open_files(tmp_path) == []
+
+
+def open_files(folder):
+    names = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return [name for name in names if name.startswith(str(folder)) and name.endswith(".hdf5")]
