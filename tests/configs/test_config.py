@@ -120,9 +120,9 @@ def test_key_written_out_reads_back_to_the_same(tmp_path, name):
 
 def test_key_names_are_the_names_of_the_arguments():
     ours = {name.rpartition(".")[2] for name in NAMES if re.fullmatch(r"stream\.\w+", name)}
-    theirs = set(inspect.signature(EpisodeStream.__init__).parameters)
+    theirs = {field.name for field in fields(es.StreamOptions)} | {"storage_options"}
     # Given by other sections, by the launcher, or only from code: one number for each episode fits no file.
-    assert theirs - {"self", "source", "order", "world", "cache", "window", "repetitions"} == ours
+    assert theirs - {"order", "cache", "window", "repetitions"} == ours
     loader = set(inspect.signature(es.StreamingLoader.__init__).parameters) - {"self", "stream", "monitor"}
     assert loader == {name.removeprefix("loader.") for name in NAMES if name.startswith("loader.")}
     for section, options, elsewhere in (
