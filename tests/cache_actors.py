@@ -217,3 +217,24 @@ def run_prefetcher(path: str, cap: int, entries: list, step: str, results: Conne
         time.sleep(0.005)
     results.send("filled")
     time.sleep(10 * DEADLINE_S)
+
+
+def run_epochs(path: str, cap: int, entries: list, datas: list[str], seed: int, results: Connection) -> None:
+    """Read every entry in an order of one's own, twice; tell the wrong ones and the statistics."""
+    import xxhash
+
+    from epistream.cache.node import CacheOptions, NodeCache
+
+    draw = random.Random(seed)
+    cache = NodeCache(CacheOptions(mode="shm", directory=path, budget_bytes=cap, request_timeout_s=DEADLINE_S))
+    wrong = 0
+    for _ in range(2):
+        order = list(range(len(entries)))
+        draw.shuffle(order)
+        for number in order:
+            with cache.open(entries[number]) as opened:
+                blob = opened.blobs[0]
+                wrong += xxhash.xxh3_128_hexdigest(bytes(blob.read(0, blob.size))) != datas[number]
+    stats = cache.stats()
+    cache.close()
+    results.send((wrong, stats.fills, stats.bytes_fetched, stats.bypasses))

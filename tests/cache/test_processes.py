@@ -170,7 +170,7 @@ def test_fork_while_other_threads_open_and_close_leaves_the_child_nothing(cache_
         return [link for link in links if str(cache_path) in link]
 
     try:
-        for _ in range(40):
+        for _ in range(15):
             assert in_child(inherited) == []
     finally:
         stop.set()
