@@ -124,5 +124,8 @@ def read_chunks(stored: Stored, first_row: int, num_rows: int, file: Blob) -> ND
     # (rows, chunks along each axis, within a chunk along each axis) -> axes of the row, each chunks x within.
     values = pieces.view(dtype).reshape(num_rows, *grid, *tail)
     axes = [axis for i in range(len(grid)) for axis in (1 + i, 1 + len(grid) + i)]
-    whole = values.transpose(0, *axes).reshape(num_rows, *(g * t for g, t in zip(grid, tail, strict=True)))
-    return whole[(slice(None), *(slice(size) for size in stored.shape))]
+    whole: NDArray[Any] = values.transpose(0, *axes).reshape(
+        num_rows, *(g * t for g, t in zip(grid, tail, strict=True))
+    )
+    crop = (slice(None), *(slice(size) for size in stored.shape))
+    return whole[crop]

@@ -110,7 +110,7 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
         else:
             size, dtype = np.full(source.length, feature.step_bytes), np.dtype(feature.dtype).newbyteorder("<").str
             for values in _values(file, field, source.length):
-                hasher.update(values)
+                hasher.update(values.data)
         stored = find_stored(found)
         places = stored.places(field.first_row, source.length) if stored else None
         if stored and not _is_true(found, raw, stored, places, field.first_row):
