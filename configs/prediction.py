@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from epistream.configs.read_rates import Kind, ReadRate
+from epistream.configs.read_rates import Kind, LoadRate
 from epistream.configs.survey import Survey
 
 
@@ -81,15 +81,12 @@ def _terms(found: Survey, choice: Choice, ranks: int) -> dict[str, float]:
         reading = ranks * _scaled(found.alone["threads"], found.together["threads"], choice.number)
         if ranks > 1:
             reading = min(reading, processes)
-    reading /= found.more_frames
-    # A window costs its worker 1/alone and its rank `finish` seconds of a core; there are only so many cores.
-    finish_s = found.finish_s / found.batch_size
-    most = max(rate.windows_per_s for rate in found.together.values()) / found.more_frames
-    cores = found.num_cores / (found.num_cores / most + finish_s)
-    return {"reading": reading, "cores": cores, "hand-over": ranks / finish_s}
+    # Workers that have a core each are limited by what they do, more of them by the cores.
+    name = "cores" if total >= found.num_cores else "reading"
+    return {name: reading / found.more_frames, "hand-over": ranks * found.batch_size / found.finish_s}
 
 
-def _scaled(alone: ReadRate, together: ReadRate, number: int) -> float:
+def _scaled(alone: LoadRate, together: LoadRate, number: int) -> float:
     """The rate of `number` workers, between that of one and that of as many as there are cores."""
     if number >= together.number:
         return together.windows_per_s

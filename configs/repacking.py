@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epistream.configs.config import Config
 from epistream.configs.own_frames import own_frames
 from epistream.configs.prediction import Choice, Prediction, predict
-from epistream.configs.read_rates import ReadRate, measure_reading
+from epistream.configs.read_rates import LoadRate, measure_loading
 from epistream.configs.survey import PLAIN, Survey
 from epistream.errors import EpistreamError
 from epistream.loader.frames import FrameDecoder
@@ -141,7 +141,7 @@ def with_costs(found: Survey, sample: EpisodeStream, costs: Costs) -> Survey:
     before, after = costs.seconds
     alone = found.alone["processes"].windows_per_s
 
-    def scaled(rate: ReadRate) -> ReadRate:
+    def scaled(rate: LoadRate) -> LoadRate:
         seconds = rate.number / rate.windows_per_s  # of one worker for one window
         # A worker among others is slower than one alone, also with other frames.
         ours = 1 / alone
@@ -184,7 +184,7 @@ def packed_survey(
             return None
         say("reading what was packed")
         kind = "processes"
-        rate = measure_reading(stream.job, found.num_cores, kind, seconds)
+        rate = measure_loading(stream, found.num_cores, kind, seconds)
         packed = int(stream.job.dataset.shard_bytes.sum())
         stream.job.cache.close()
     gain = rate.windows_per_s / found.together[kind].windows_per_s

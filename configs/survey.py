@@ -12,11 +12,12 @@ import numpy as np
 import psutil
 
 from epistream.cache.fetch import Fetcher
+from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
 from epistream.cache.place import file_system_type, is_network
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.configs.config import Config
-from epistream.configs.read_rates import NUM_BUFFERS, Kind, ReadRate, measure_reading, unique_share
+from epistream.configs.read_rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
 from epistream.loader.cores import num_usable_cores
 from epistream.loader.job import ReadJob
 from epistream.loader.reader import shard_entry
@@ -31,9 +32,6 @@ _ROUNDS = 2
 # One rank alone, every window at least once, and every frame decoded: what is kept decoded is reckoned later.
 PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read"}
 _PAGE_BYTES = 4 << 20
-# Receiving a message, wrapping a slot in arrays and giving it back, for each batch; measured with batches of
-# almost nothing: python benchmarks/tuner_prediction.py --handover.
-_HANDOVER_S = 0.0002
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Survey:
         batch_size: windows per batch and rank.
         batch_bytes: one batch in memory.
         num_cores: that the rates below were measured with.
-        alone: rate of one worker, by kind.
-        together: rate of as many workers as cores, by kind.
+        alone: rate of a loader with one worker, by kind.
+        together: rate with as many workers as cores, by kind.
         more_frames: how many times more different frames a batch of the whole dataset has than one of the sample.
         finish_s: what the training process does for each batch, in seconds.
         fetch_bytes_per_s: one shard from where it lies, with nothing cached.
@@ -71,8 +69,8 @@ class Survey:
     batch_size: int
     batch_bytes: int
     num_cores: int
-    alone: dict[Kind, ReadRate]
-    together: dict[Kind, ReadRate]
+    alone: dict[Kind, LoadRate]
+    together: dict[Kind, LoadRate]
     more_frames: float
     finish_s: float
     fetch_bytes_per_s: float
@@ -105,8 +103,7 @@ def survey(
     fetch_rate, where = _measure_fetch(job), _place(job)
     sample = _sample(base, source, whole)
     num_cores = num_usable_cores()
-    alone, together = _rates(sample.job, num_cores, seconds, 2 * NUM_BUFFERS, say)
-    say("handing over batches")
+    alone, together = _rates(sample, num_cores, seconds, WARM_UP, say)
     finish_s = _measure_finish(sample)
     rows = int(job.dataset.episode_length.sum())
     frames = [feature for feature in job.frames.all_shown(job.features).values() if feature.kind == "frames"]
@@ -145,19 +142,22 @@ def survey_kept(
     sizes = np.cumsum(job.dataset.episode_length * step_bytes)
     number = max(1, int(np.searchsorted(sizes, _KEPT_BYTES)))
     times = [int(index < number) for index in range(job.dataset.num_episodes)]
+    options = CacheOptions()
     few = EpisodeStream.from_config(
         base,
         _once(job.dataset.shard_url),
-        **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": CacheOptions()},
+        **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": options},
     )
-    budget = few.job.cache.budget()
+    # Stays in the cache from the first measurement to the last, so that no episode is decoded twice.
+    holder = NodeCache(options)
     try:
+        budget = holder.budget()
         if budget is None or budget.bytes < 1.5 * sizes[number - 1]:
             return None
         # A reader makes one episode a batch, and looks for all of them at first.
-        alone, together = _rates(few.job, found.num_cores, seconds, 2 * NUM_BUFFERS + 2 * number, say)
+        alone, together = _rates(few, found.num_cores, seconds, WARM_UP + 2 * number, say)
     finally:
-        few.job.cache.close()
+        holder.close()
     # Mapped episodes would count as a worker's own memory; the cache's bytes have them.
     workers = found.together["processes"].worker_bytes
     return replace(
@@ -169,18 +169,18 @@ def survey_kept(
 
 
 def _rates(
-    job: ReadJob, num_cores: int, seconds: float, warm_up: int, say: Callable[[str], None]
-) -> tuple[dict[Kind, ReadRate], dict[Kind, ReadRate]]:
+    stream: EpisodeStream, num_cores: int, seconds: float, warm_up: int, say: Callable[[str], None]
+) -> tuple[dict[Kind, LoadRate], dict[Kind, LoadRate]]:
     """Rates of one worker, and of as many as there are cores, by kind: the better of two interleaved rounds.
 
     The better one, because what disturbs a measurement only ever makes it slower.
     """
-    best: dict[tuple[Kind, int], ReadRate] = {}
+    best: dict[tuple[Kind, int], LoadRate] = {}
     kinds: tuple[Kind, ...] = ("processes", "threads")
     for _ in range(_ROUNDS):
         for kind, number in itertools.product(kinds, sorted({1, num_cores})):
             say(f"reading with {number} {kind}")
-            rate = measure_reading(job, number, kind, seconds / _ROUNDS, warm_up)
+            rate = measure_loading(stream, number, kind, seconds / _ROUNDS, warm_up)
             before = best.get((kind, number), rate)
             best[kind, number] = max(rate, before, key=lambda each: each.windows_per_s)
     return {kind: best[kind, 1] for kind in kinds}, {kind: best[kind, num_cores] for kind in kinds}
@@ -247,7 +247,7 @@ def _measure_disk(path: Path) -> float:
 
 
 def _measure_finish(sample: EpisodeStream) -> float:
-    """Seconds of the training process for each batch, with one thread that reads: taking it over and finishing it."""
+    """Seconds in which the training process makes of a batch what the training loop gets."""
     job, reader = sample.job, sample.job.reader()
     views = job.layout.allocate()
     try:
@@ -260,4 +260,4 @@ def _measure_finish(sample: EpisodeStream) -> float:
         began = time.perf_counter()
         sample.finish(views)
         times.append(time.perf_counter() - began)
-    return sorted(times)[2] + _HANDOVER_S
+    return sorted(times)[2]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from epistream.configs.prediction import Choice, predict
-from epistream.configs.read_rates import ReadRate
+from epistream.configs.read_rates import LoadRate
 from epistream.configs.survey import Place, Survey
 
 # Four cores; one worker reads 100 windows/s, four of them 320 (processes) or 200 (threads).
@@ -17,8 +17,8 @@ FOUND = Survey(
     batch_size=10,
     batch_bytes=50,
     num_cores=4,
-    alone={"processes": ReadRate(1, 100.0, 7), "threads": ReadRate(1, 100.0)},
-    together={"processes": ReadRate(4, 320.0, 7), "threads": ReadRate(4, 200.0)},
+    alone={"processes": LoadRate(1, 100.0, 7), "threads": LoadRate(1, 100.0)},
+    together={"processes": LoadRate(4, 320.0, 7), "threads": LoadRate(4, 200.0)},
     more_frames=1.0,
     finish_s=0.0001,
     fetch_bytes_per_s=2000.0,
@@ -31,12 +31,12 @@ FOUND = Survey(
     [
         ("processes", 1, 1, 100.0),
         ("processes", 2, 1, 2 * 100 * (1 - 0.2 / 3)),
-        ("processes", 4, 1, 319.0),  # less what the training process takes
-        ("processes", 9, 1, 319.0),
-        ("processes", 2, 2, 319.0),
+        ("processes", 4, 1, 320.0),
+        ("processes", 9, 1, 320.0),
+        ("processes", 2, 2, 320.0),
         ("threads", 1, 1, 100.0),
         ("threads", 4, 1, 200.0),
-        ("threads", 4, 2, 319.0),
+        ("threads", 4, 2, 320.0),
     ],
 )
 def test_rate_follows_the_workers_up_to_the_cores(kind, number, ranks, rate):
@@ -60,11 +60,9 @@ def test_limit_is_the_least_term(changed, cache_bytes, limit, rate):
     assert found.windows_per_s == pytest.approx(rate)
 
 
-def test_cores_are_shared_by_workers_and_training_processes():
-    # Four cores that read 80 windows/s each, and a training process that takes 10 ms for each window.
-    found = predict(replace(FOUND, finish_s=0.1), Choice("processes", 1, 2), 8, cache_bytes=10**6)
-    assert found.limit == "cores"
-    assert found.windows_per_s == pytest.approx(4 / (4 / 320 + 0.01))
+@pytest.mark.parametrize(("number", "limit"), [(3, "reading"), (4, "cores"), (5, "cores")])
+def test_limit_is_the_cores_when_there_are_no_more(number, limit):
+    assert predict(FOUND, Choice("processes", number, 2), 1, cache_bytes=10**6).limit == limit
 
 
 def test_first_epoch_fetches_whatever_fits():
@@ -83,7 +81,7 @@ def test_memory_counts_every_rank_worker_slot_and_what_the_cache_may_hold():
 
 
 def test_rate_on_a_machine_with_one_core():
-    one = ReadRate(1, 100.0)
+    one = LoadRate(1, 100.0)
     found = replace(
         FOUND, num_cores=1, alone={"processes": one, "threads": one}, together={"processes": one, "threads": one}
     )

@@ -10,10 +10,10 @@ import epistream as es
 from epistream.configs import survey as survey_module
 from epistream.configs.machine import Machine
 from epistream.configs.own_frames import own_frames
-from epistream.configs.read_rates import measure_reading, unique_share
+from epistream.configs.read_rates import measure_loading, unique_share
 from epistream.configs.tuned_yaml import tuned_yaml
 from epistream.configs.tuner import TuneOptions, tune
-from epistream.errors import EpistreamError, OptionError, WorkerError
+from epistream.errors import EpistreamError, OptionError
 
 QUICK = TuneOptions(seconds=0.02)
 BASE = {"batch_size": 2, "action": "0:20"}
@@ -109,15 +109,13 @@ def test_tune_without_a_dataset_is_an_error_of_ours(tmp_path):
         tune(str(tmp_path / "nothing"), QUICK)
 
 
-def test_reading_that_fails_in_a_process_or_thread_is_told(aloha_shards, tmp_path):
-    for tar in aloha_shards.iterdir():
-        if not tar.name.endswith(".tar"):
-            (tmp_path / tar.name).write_bytes(tar.read_bytes())
-    job = es.EpisodeStream(tmp_path, batch_size=8).job
-    with pytest.raises(WorkerError, match=r"shard-\d+\.tar"):
-        measure_reading(job, 2, "processes", 0.01)
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+def test_loading_that_fails_is_told(aloha_shards, tmp_path, kind):
+    for file in aloha_shards.iterdir():
+        if file.suffix != ".tar":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(EpistreamError, match=r"shard-\d+\.tar"):
-        measure_reading(job, 2, "threads", 0.01)
+        measure_loading(es.EpisodeStream(tmp_path, batch_size=8), 2, kind, 0.01)
 
 
 def test_unique_share_counts_frames_that_windows_share(aloha_shards):
