@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cache_actors import DEADLINE_S, content, context, get, key_of, open_test_store, read_all, run_enter_leave
 
-from epistream.cache.directory import CacheDirectory, remove_dead, sweep
+from epistream.cache.directory import CacheDirectory, bury, remove_dead, sweep
 from epistream.cache.locks import LockFile
 from epistream.errors import CacheError, DeadlineError
 
@@ -165,6 +165,22 @@ def test_enter_just_before_the_last_one_renames_ends_in_the_new_directory(cache_
     get(second, 1).close()
     second.directory.leave()
     assert list(cache_path.parent.iterdir()) == []
+
+
+def test_enter_into_a_directory_that_was_buried_with_others_in_it_ends_in_a_new_one(cache_path: Path) -> None:
+    first = open_test_store(cache_path)  # its shared lock makes the second one no sole user
+    buried = []
+
+    def observe(step: str) -> None:
+        if step == "enter.opened" and not buried:
+            buried.append(bury(cache_path))
+
+    second = open_test_store(cache_path, observe=observe)
+    assert os.fstat(second.directory.dir_fd).st_ino == cache_path.stat().st_ino
+    get(second, 1).close()
+    second.directory.leave()
+    first.directory.leave()
+    assert not cache_path.exists()
 
 
 def test_leave_while_another_enters_does_not_take_the_directory_away(cache_path: Path) -> None:

@@ -22,7 +22,7 @@ DATA = np.random.default_rng(8).integers(0, 256, (9 << 20) + 11, dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def storage_options() -> Iterator[dict[str, Any]]:
-    """A bucket "b" with DATA in "set/s.tar", and how to reach it."""
+    """A bucket "episodes" with DATA in "set/s.tar", and how to reach it."""
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -30,17 +30,17 @@ def storage_options() -> Iterator[dict[str, Any]]:
         "key": "someone",
         "secret": "something",
         "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "us-east-1"},
+        "client_kwargs": {"region_name": "eu-central-1"},
     }
     fs = s3fs.S3FileSystem(**options)
-    fs.mkdir("b")
-    fs.pipe_file("b/set/s.tar", DATA)
+    fs.mkdir("episodes")
+    fs.pipe_file("episodes/set/s.tar", DATA)
     yield options
     server.stop()
 
 
 def part_of(**changes: Any) -> Part:
-    facts = {"url": "s3://b/set/s.tar", "size": len(DATA), "checksum": xxhash.xxh3_128_hexdigest(DATA), **changes}
+    facts = {"url": "s3://episodes/set/s.tar", "size": len(DATA), "checksum": xxhash.xxh3_128_hexdigest(DATA), **changes}
     return Part(**facts)
 
 
@@ -75,7 +75,7 @@ def test_s3_object_without_a_checksum_is_known_by_its_etag(cache_path: Path, sto
         assert cache.stats().fills == 1
 
 
-@pytest.mark.parametrize("url", ["s3://b/set/none.tar", "s3://no-such-bucket/s.tar"])
+@pytest.mark.parametrize("url", ["s3://episodes/set/none.tar", "s3://no-such-bucket/s.tar"])
 def test_s3_object_that_is_missing_is_a_named_error(
     cache_path: Path, storage_options: dict[str, Any], url: str
 ) -> None:
