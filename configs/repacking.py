@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epistream.configs.config import Config
 from epistream.configs.own_frames import own_frames
 from epistream.configs.prediction import Choice, Prediction, predict
-from epistream.configs.read_rates import LoadRate, measure_loading
+from epistream.configs.read_rates import Kind, LoadRate, measure_loading
 from epistream.configs.survey import PLAIN, Survey
 from epistream.errors import EpistreamError
 from epistream.loader.frames import FrameDecoder
@@ -82,7 +82,7 @@ def alternatives(found: Survey, sample: EpisodeStream, load: Load, kept: Survey 
             other = replace(kept, dataset_bytes=other.dataset_bytes)
         prediction = predict(other, load.choice, load.ranks, load.cache_bytes)
         options: dict[str, Any] = {"codec": codec}
-        text = codec
+        text: str = codec
         if size is not None:
             text, options["image_size"] = f"{codec} at {size[1]}x{size[0]}", [size[1], size[0]]
         pays = prediction.windows_per_s > WORTH * load.windows_per_s
@@ -165,7 +165,7 @@ def is_hdf5(stream: EpisodeStream) -> bool:
 def packed_survey(
     found: Survey, base: Config, sample: EpisodeStream, seconds: float, say: Callable[[str], None]
 ) -> Survey | None:
-    """The survey as it would be with the HDF5 files packed without changes: some of them are, and are measured.
+    """The survey as it would be with the HDF5 files packed by default options: some of them are, and are measured.
 
     None if they cannot be packed.
     """
@@ -183,7 +183,7 @@ def packed_survey(
         except EpistreamError:
             return None
         say("reading what was packed")
-        kind = "processes"
+        kind: Kind = "processes"
         rate = measure_loading(stream, found.num_cores, kind, seconds)
         packed = int(stream.job.dataset.shard_bytes.sum())
         stream.job.cache.close()

@@ -303,7 +303,7 @@ class _Chooser:
             if packed is not None:
                 prediction = predict(packed, choice, ranks, cache_bytes)
                 pays = prediction.windows_per_s > WORTH * now
-                ways.append(Alternative("packed as it is", {}, packed.dataset_bytes, prediction, pays))
+                ways.append(Alternative("packed with the defaults", {}, packed.dataset_bytes, prediction, pays))
                 ways.sort(key=lambda each: -each.prediction.windows_per_s)
         best = next((way for way in ways if way.pays), None)
         if best is not None:

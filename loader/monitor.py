@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -160,21 +160,17 @@ class Metrics:
         pss = {(process.name,): process.pss_bytes for process in memory.processes}
         yield self._gauge("process_pss_bytes", "Proportional set size", pss, ("process",))
 
-    def _counter(
-        self, name: str, text: str, values: dict[tuple[str, ...], float], labels: tuple[str, ...] = ()
-    ) -> "Metric":
+    def _counter(self, name: str, text: str, values: Mapping[Any, float], labels: tuple[str, ...] = ()) -> "Metric":
         from prometheus_client.core import CounterMetricFamily
 
         return self._filled(CounterMetricFamily(f"epistream_{name}", text, labels=("rank", *labels)), values)
 
-    def _gauge(
-        self, name: str, text: str, values: dict[tuple[str, ...], float], labels: tuple[str, ...] = ()
-    ) -> "Metric":
+    def _gauge(self, name: str, text: str, values: Mapping[Any, float], labels: tuple[str, ...] = ()) -> "Metric":
         from prometheus_client.core import GaugeMetricFamily
 
         return self._filled(GaugeMetricFamily(f"epistream_{name}", text, labels=("rank", *labels)), values)
 
-    def _filled(self, family: Any, values: dict[tuple[str, ...], float]) -> "Metric":
+    def _filled(self, family: Any, values: Mapping[Any, float]) -> "Metric":
         for labels, value in values.items():
             family.add_metric((self._rank, *labels), value)
         metric: Metric = family
@@ -189,7 +185,7 @@ def _serve(host: str, port: int, metrics: Metrics) -> Any:
             "metrics_port: prometheus_client is not installed. Run: pip install 'epistream[metrics]'"
         ) from None
     registry = CollectorRegistry()
-    registry.register(metrics)  # type: ignore[arg-type]
+    registry.register(metrics)
     try:
         server, _ = start_http_server(port, addr=host, registry=registry)
     except OSError as error:

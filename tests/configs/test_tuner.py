@@ -67,7 +67,7 @@ def test_tuning_leaves_nothing_in_shared_memory(aloha_shards, tmp_path, monkeypa
 def test_tuning_of_hdf5_files_compares_packing(example_data):
     source = str(example_data / "robomimic" / "*.hdf5")
     found = tune(source, QUICK, es.load_config(batch_size=8, features="action"))
-    assert "packed as it is" in {way.name for way in found.repacking}
+    assert "packed with the defaults" in {way.name for way in found.repacking}
     assert found.reasons["stream.decode"].startswith("no frames")
 
 
