@@ -88,7 +88,7 @@ class ActFormat(SampleFormat):
         if self.lag_one_step:
             at_start = batch["step_index"] == 0
             action, is_pad = _lagged(action, at_start), _lagged(is_pad, at_start)
-        image = stacked_scaled([one_step(batch[name]) for name in context.cameras])
+        image = stacked_scaled([one_step(batch[name]) for name in context.cameras], context.recycler)
         return image, one_step(joined(batch, as_tuple(self.state))), action, self.padding.of(is_pad)
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from epistream.errors import OptionError
+from epistream.loader.formats.recycler import Recycler
 from epistream.loader.window import Pad, Window
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
@@ -59,6 +60,7 @@ class FormatContext:
     dataset: Dataset
     features: Mapping[str, Feature]
     window: Window
+    recycler: Recycler = field(default_factory=Recycler, repr=False)
 
     @property
     def cameras(self) -> list[str]:

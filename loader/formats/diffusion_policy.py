@@ -85,7 +85,8 @@ class DiffusionPolicyFormat(SampleFormat):
         """The batch as the dict above."""
         obs = {}
         for name, key in self._keys(context.features).items():
-            obs[key] = scaled(batch[name]) if context.features[name].kind == "frames" else batch[name].float()
+            is_camera = context.features[name].kind == "frames"
+            obs[key] = scaled(batch[name], context.recycler) if is_camera else batch[name].float()
         sample = {"obs": obs, "action": batch[self.action].float()}
         if self.padding.mask is not None:
             sample[self.padding.key("action")] = self.padding.of(batch[f"{self.action}_is_pad"])

@@ -66,7 +66,7 @@ class LeRobotFormat(SampleFormat):
             has_axis = name in context.window.overrides or context.window.offsets(name) != (0,)
             values = batch[name] if has_axis else one_step(batch[name])
             if feature.kind == "frames":
-                values = scaled(values) if self.images == "float32" else channels_first(values)
+                values = scaled(values, context.recycler) if self.images == "float32" else channels_first(values)
             sample[name] = values
             if has_axis and self.padding.mask is not None:
                 sample[self.padding.key(name)] = self.padding.of(batch[f"{name}_is_pad"])

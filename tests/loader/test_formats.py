@@ -1,6 +1,7 @@
 """Sample formats: every window equals what the code base's own loader makes of the same HDF5 file."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import code_bases
@@ -17,6 +18,7 @@ from epistream.loader.formats.diffusion_policy import DiffusionPolicyFormat
 from epistream.loader.formats.ilstudio import IlStudioFormat
 from epistream.loader.formats.lerobot import LeRobotFormat
 from epistream.loader.formats.pictures import stacked
+from epistream.loader.formats.recycler import Recycler
 
 LENGTHS = [80, 60]
 
@@ -352,3 +354,46 @@ def test_cameras_of_several_sizes_stack_once_they_are_resized_alike(tmp_path):
     assert batch["image"].shape == (3, 2, 3, 6, 8)
     assert batch["image"][:, 0].unique().tolist() == [9]
     assert batch["image"][:, 1].unique().tolist() == [200]
+
+
+def test_converted_batches_that_are_kept_are_never_overwritten(aloha_shards):
+    features = ["observation.images.top", "observation.state", "action"]
+    stream = es.EpisodeStream(aloha_shards, batch_size=10, sample_format="act", features=features)
+    kept = [image for image, _, _, _ in stream]
+    copies = [image.clone() for image, _, _, _ in stream]
+    assert len(kept) == 14
+    for one, other in zip(kept, copies, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_recycled_memory_is_used_again_only_after_the_last_view_died():
+    recycler = Recycler()
+    first = recycler.empty((4, 1000))
+    address, view = first.data_ptr(), first[1:3].permute(1, 0)
+    del first
+    second = recycler.empty((4, 1000))
+    assert second.data_ptr() != address
+    view.fill_(1)
+    second.fill_(2)
+    assert view.unique().tolist() == [1]
+    del view
+    assert recycler.empty((4, 1000)).data_ptr() == address
+
+
+def test_recycler_keeps_few_blocks_and_serves_threads():
+    recycler = Recycler()
+    many = [recycler.empty((n, 10)) for n in range(1, 30)]
+    del many
+    assert len(recycler._free) <= 4
+
+    def use(value):
+        for _ in range(300):
+            block = recycler.empty((64,))
+            block.fill_(value)
+            assert block.unique().tolist() == [value]
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(8)))
+    assert pickle.loads(pickle.dumps(recycler))._free == []
+    assert recycler.empty((0, 3)).shape == (0, 3)
