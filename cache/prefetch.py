@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # How often one that may not fill looks whether it may now: the filler may have died, or a lease ended.
 _PAUSE_S = 0.25
+_CLOSE_S = 5.0
 _PREFIX = "prefetch-"
 _SUFFIX = ".lock"
 
@@ -81,14 +82,15 @@ class Prefetcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread, after the fill that it is in, and give up its leases."""
+        """End the thread and give up its leases; a fill that takes longer than some seconds is left to itself."""
         if self._pid != os.getpid():
             return
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            # Not for ever: a server may stall, and this is also called at the end of the process.
+            self._thread.join(_CLOSE_S)
 
     # --- in the thread -----------------------------------------------------------------------------------
 

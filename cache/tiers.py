@@ -1,5 +1,6 @@
 """Which tier serves an entry: shared memory, a disk directory, or the source itself; and stepping down."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -173,9 +174,12 @@ class Tiers:
             self._relief.look(store)
         outcome = Outcome()
         try:
-            return store.acquire(entry.key, entry.size, self._filler(tier, entry), before_wait, outcome)
-        finally:
-            self._counters.add_outcome(outcome)
+            lease = store.acquire(entry.key, entry.size, self._filler(tier, entry), before_wait, outcome)
+        except BaseException:
+            self._counters.add(evictions=outcome.num_evicted, wait_seconds=outcome.wait_s)
+            raise
+        self._counters.add_outcome(outcome)
+        return lease
 
     def _filler(self, tier: str, entry: Entry) -> Filler:
         def fill(fd: int) -> None:
@@ -218,14 +222,20 @@ class Tiers:
 
     def _direct(self, entry: Entry) -> tuple[Blob, ...]:
         blobs: list[Blob] = []
-        for part in entry.parts:
-            path = local_path(part.url)
-            if part.supply is not None:
-                blobs.append(part.supply.open())
-            elif path is not None:
-                blobs.append(FileBlob(path, part.size))
-            else:
-                blobs.append(RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size)))
+        with contextlib.ExitStack() as undo:  # the first parts are closed if a later one cannot be opened
+            for part in entry.parts:
+                path = local_path(part.url)
+                if part.supply is not None:
+                    supplied = part.supply.open()
+                    undo.callback(supplied.close)
+                    blobs.append(supplied)
+                elif path is not None:
+                    file = FileBlob(path, part.size)
+                    undo.callback(file.close)
+                    blobs.append(file)
+                else:
+                    blobs.append(RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size)))
+            undo.pop_all()
         return tuple(blobs)
 
     def _with_versions(self, entry: Entry) -> Entry:

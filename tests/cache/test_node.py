@@ -15,7 +15,7 @@ from faulty_server import FaultyServer, serve
 from epistream.cache import tiers
 from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, CacheStats, NodeCache
-from epistream.errors import CacheError, OptionError
+from epistream.errors import CacheError, OptionError, SourceError
 
 MIB = 1 << 20
 FILES = {f"/{i}.tar": np.random.default_rng(i).integers(0, 256, MIB, dtype=np.uint8).tobytes() for i in range(4)}
@@ -245,6 +245,15 @@ def test_pages_that_cannot_be_had_are_a_step_down_and_not_a_crash(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with NodeCache(CacheOptions(room_timeout_s=0.0)) as cache:
         assert check(cache, entry_of(server, 0), 0) == "direct"
+
+
+def test_open_in_place_of_a_second_part_that_is_missing_leaves_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"abc")
+    entry = Entry((Part(str(tmp_path / "a.tar"), 3, "0" * 32), Part(str(tmp_path / "a.index"), 3, "0" * 32)))
+    with NodeCache(CacheOptions(mode="off")) as cache, pytest.raises(SourceError, match=r"a\.index: No such file"):
+        cache.open(entry)
+    links = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
+    assert str(tmp_path / "a.tar") not in links
 
 
 def test_before_wait_is_called_once_and_only_on_a_miss(server: FaultyServer) -> None:

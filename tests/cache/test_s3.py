@@ -40,7 +40,12 @@ def storage_options() -> Iterator[dict[str, Any]]:
 
 
 def part_of(**changes: Any) -> Part:
-    facts = {"url": "s3://episodes/set/s.tar", "size": len(DATA), "checksum": xxhash.xxh3_128_hexdigest(DATA), **changes}
+    facts = {
+        "url": "s3://episodes/set/s.tar",
+        "size": len(DATA),
+        "checksum": xxhash.xxh3_128_hexdigest(DATA),
+        **changes,
+    }
     return Part(**facts)
 
 

@@ -249,6 +249,25 @@ def test_acquire_by_threads_of_one_process_fills_once(cache_path: Path) -> None:
     assert fills == [1]
 
 
+def test_acquire_that_gets_its_turn_after_another_completed_does_not_fill_again(
+    cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_test_store(cache_path), open_test_store(cache_path)
+    real, looks = store.lookup, []
+
+    def look(key: str, size: int):
+        found = real(key, size)
+        looks.append(found)
+        if len(looks) == 2:  # the last look before the lock: the other one is quicker
+            get(other, 1).close()
+        return found
+
+    monkeypatch.setattr(store, "lookup", look)
+    fills: list[int] = []
+    assert read_all(store.acquire(key_of(1), SIZE, fill_with(1, fills=fills))) == content(1)
+    assert fills == []
+
+
 def test_hit_between_the_evictors_lock_and_unlink_does_not_lease_a_dead_shard(cache_path: Path) -> None:
     store = open_test_store(cache_path, cap=SIZE)
     get(store, 1).close()
