@@ -18,6 +18,9 @@ def rows(buffer: memoryview | bytearray | NDArray[np.uint8], width: int, stride:
 
     Fancy indexing then moves a row as one element, instead of byte by byte.
     """
+    if isinstance(buffer, np.ndarray) and not buffer.flags.c_contiguous:
+        # Flattening it would make a copy, and what is written would be lost.
+        raise ValueError(f"gather: an array with strides {buffer.strides}, wanted a C-contiguous one.")
     flat = buffer.reshape(-1) if isinstance(buffer, np.ndarray) else np.frombuffer(buffer, np.uint8)
     num_rows = max(0, (len(flat) - width) // stride + 1)
     elements: NDArray[np.void] = np.ndarray((num_rows,), f"V{width}", flat, 0, (stride,))

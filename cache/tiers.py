@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epistream.cache.blob import Blob, FileBlob, MappedBlob
-from epistream.cache.budget import Budget, Limits
+from epistream.cache.budget import Budget
 from epistream.cache.directory import Observer
 from epistream.cache.entry import Entry
 from epistream.cache.fetch import Fetcher, checksum_of, write_all
@@ -17,7 +17,7 @@ from epistream.cache.lease import Lease
 from epistream.cache.made import write_mapped
 from epistream.cache.memory import System
 from epistream.cache.opened import OpenEntry
-from epistream.cache.opening import default_name, open_store
+from epistream.cache.opening import default_name
 from epistream.cache.options import CacheOptions
 from epistream.cache.origin import write_origin
 from epistream.cache.place import file_system_type, is_memory, is_network
@@ -26,7 +26,8 @@ from epistream.cache.pressure import Relief
 from epistream.cache.range_blob import RangeBlob
 from epistream.cache.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
-from epistream.cache.store import Filler, NoRoomError, Outcome, ShardStore, StoreOptions, TooLargeError
+from epistream.cache.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
+from epistream.cache.stores import Stores
 from epistream.errors import CacheError, DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,6 @@ class Tiers:
         self, options: CacheOptions, storage_options: Mapping[str, Any], reserved_bytes: int, observe: Observer
     ) -> None:
         self.options = options
-        self._reserved_bytes = reserved_bytes
-        self._observe = observe
         self._remote = Remote(
             storage_options,
             RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s),
@@ -55,10 +54,9 @@ class Tiers:
         self._fetcher = Fetcher(self._remote, options.parallel_requests, options.fetch_timeout_s)
         self._counters = Counters()
         self._mutex = threading.Lock()
-        self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
+        self._stores = Stores(options, reserved_bytes, observe, self._path)
         self._prefetchers: list[Prefetcher] = []
         self._relief = Relief(System())
-        self._said: set[str] = set()
         self._routes: dict[str, tuple[tuple[str, ...], str]] = {}
         self._versions: dict[str, str] = {}
 
@@ -80,10 +78,10 @@ class Tiers:
             except TooLargeError as error:
                 if self.options.mode == "shm":
                     raise
-                reason = self._step_down(tier, error)
+                reason = self._stores.step_down(tier, error)
                 continue
             except (NoRoomError, DeadlineError) as error:
-                reason = self._step_down(tier, error)
+                reason = self._stores.step_down(tier, error)
                 if tier == "shm" and self._disk_is_tier:
                     continue
                 break
@@ -91,20 +89,20 @@ class Tiers:
                 raise
             except OSError as error:
                 # Most likely somebody removed the directory: enter a new one next time.
-                self._forget(tier)
-                reason = self._step_down(tier, error)
+                self._stores.forget(tier)
+                reason = self._stores.step_down(tier, error)
                 break
             if lease is not None:
                 self._counters.tell_tier(tier, reason)
                 return _mapped(entry, tier, lease)
-            reason = str(self._stores.get(tier, ""))
+            reason = self._stores.why_not(tier)
         self._counters.add(**{"direct" if tiers[0] == "direct" else "bypasses": 1})
         self._counters.tell_tier("direct", reason)
         return OpenEntry(self._direct(entry), "direct", None)
 
     def _open_now(self, tier: str, entry: Entry) -> OpenEntry:
         """The entry from the cache if it is there, else by ranges; somebody else fills it meanwhile."""
-        store = self._store(tier)
+        store = self._stores.get(tier)
         lease = store.lookup(entry.key, entry.size) if store is not None else None
         if lease is not None:
             self._counters.add(hits=1)
@@ -119,7 +117,7 @@ class Tiers:
     ) -> OpenEntry | None:
         """As `NodeCache.open_made`."""
         tier = _MADE_TIERS[self.options.mode]
-        store = self._store(tier) if tier else None
+        store = self._stores.get(tier) if tier else None
         if store is None:
             return None
         entry = self._with_versions(entry)
@@ -130,8 +128,8 @@ class Tiers:
         except EpistreamError:
             raise
         except OSError as error:
-            self._forget(tier)
-            self._step_down(tier, error)
+            self._stores.forget(tier)
+            self._stores.step_down(tier, error)
             return None
         finally:
             self._counters.add(
@@ -167,7 +165,7 @@ class Tiers:
 
     def _acquire(self, tier: str, entry: Entry, before_wait: Callable[[], None] | None) -> Lease | None:
         """A lease in a tier; None if its directory cannot be used."""
-        store = self._store(tier)
+        store = self._stores.get(tier)
         if store is None:
             return None
         if tier == "shm":
@@ -201,7 +199,7 @@ class Tiers:
     def store_of(self, entry: Entry) -> ShardStore | None:
         """The store of the entry's first tier; None if it is read in place, or the tier cannot be used."""
         tier = self._route(entry)[0][0]
-        return None if tier == "direct" else self._store(tier)
+        return None if tier == "direct" else self._stores.get(tier)
 
     def try_lease(self, entry: Entry) -> Lease | None:
         """A lease in the entry's first tier, filled if that needs no waiting for others; else None."""
@@ -256,14 +254,14 @@ class Tiers:
 
     def _fill_from_disk(self, entry: Entry, fd: int) -> bool:
         """Copy an entry from the disk tier, which fetches it first if need be; False if the disk cannot help."""
-        store = self._store("disk")
+        store = self._stores.get("disk")
         if store is None:
             return False
         outcome = Outcome()
         try:
             lease = store.acquire(entry.key, entry.size, lambda disk_fd: self._fetch(entry, disk_fd), None, outcome)
         except (NoRoomError, TooLargeError, DeadlineError) as error:
-            self._step_down("disk", error)
+            self._stores.step_down("disk", error)
             return False
         try:
             for start in range(0, entry.size, _COPY_BYTES):
@@ -280,53 +278,6 @@ class Tiers:
 
     # --- stores ------------------------------------------------------------------------------------------
 
-    def _store(self, tier: str) -> ShardStore | None:
-        """The store of a tier; None if it cannot be used, which is said once."""
-        with self._mutex:
-            if tier not in self._stores:
-                try:
-                    self._stores[tier] = self._open_store(tier)
-                except (CacheError, DeadlineError) as error:
-                    self._stores[tier] = error
-                    if self.options.mode != tier or tier != "shm":
-                        self._step_down(tier, error)
-            store = self._stores[tier]
-        if isinstance(store, ShardStore):
-            return store
-        if self.options.mode == "shm":
-            raise store
-        return None
-
-    def _forget(self, tier: str) -> None:
-        with self._mutex:
-            store = self._stores.pop(tier, None)
-        if isinstance(store, ShardStore):
-            store.directory.leave()
-
-    def _open_store(self, tier: str) -> ShardStore:
-        options = self.options
-        path = self._path(tier)
-        on_disk = tier == "disk"
-        limits = Limits(
-            memory_fraction=options.memory_fraction,
-            reserved_bytes=self._reserved_bytes,
-            in_memory=is_memory(file_system_type(path)),
-        )
-        store = open_store(
-            path,
-            StoreOptions(
-                limits,
-                cap=options.disk_budget_bytes if on_disk else options.budget_bytes,
-                fill_timeout_s=options.fill_timeout_s,
-                room_timeout_s=options.room_timeout_s,
-                durable=on_disk and not limits.in_memory,
-            ),
-            keep=options.keep or (on_disk and self._disk_is_tier),
-            observe=self._observe,
-        )
-        logger.info("%s: cache entered, a budget of %s.", path, store.budget())
-        return store
-
     def _path(self, tier: str) -> Path:
         if tier == "disk":
             given = self.options.disk_directory
@@ -337,21 +288,13 @@ class Tiers:
             raise CacheError(f"{SHM_PARENT}: not in memory, wanted a tmpfs. Mount one, or name another with directory.")
         return SHM_PARENT / default_name()
 
-    def _step_down(self, tier: str, error: OSError) -> str:
-        """Say once per tier and kind of reason that it does not serve; the reason in words."""
-        kind = f"{tier} {type(error).__name__}"
-        if kind not in self._said:
-            self._said.add(kind)
-            logger.warning("Cache tier %s left aside, the next one is used: %s", tier, error)
-        return str(error)
-
     # --- the whole ---------------------------------------------------------------------------------------
 
     def budget(self) -> Budget | None:
         """The budget of the first tier that can be used."""
         order = {"off": (), "disk": ("disk",), "shm": ("shm",), "auto": ("shm", "disk")}
         for tier in order[self.options.mode]:
-            store = self._store(tier)
+            store = self._stores.get(tier)
             if store is not None:
                 return store.budget()
         return None
@@ -366,11 +309,7 @@ class Tiers:
             prefetchers, self._prefetchers = self._prefetchers, []
         for prefetcher in prefetchers:
             prefetcher.close()
-        with self._mutex:
-            stores, self._stores = list(self._stores.values()), {}
-        for store in stores:
-            if isinstance(store, ShardStore):
-                store.directory.leave()
+        self._stores.close()
 
 
 def _mapped(entry: Entry, tier: str, lease: Lease) -> OpenEntry:

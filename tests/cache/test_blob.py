@@ -54,6 +54,8 @@ def test_read_into_fills_arrays_of_any_shape(blob: Blob) -> None:
 def test_read_into_an_array_with_gaps_is_refused(blob: Blob) -> None:
     with pytest.raises(ValueError, match="wanted a C-contiguous one"):
         blob.read_into(0, np.zeros((4, 4), np.uint8)[:, ::2])
+    with pytest.raises(ValueError, match="wanted a C-contiguous one"):
+        blob.gather(np.array([0, 1, 2, 3]), np.zeros((4, 4), np.uint8)[:, ::2])
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 56, 1000])

@@ -1,0 +1,109 @@
+"""The stores of one process, one per tier, opened when they are first needed."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from epistream.cache.budget import Limits
+from epistream.cache.directory import Observer
+from epistream.cache.opening import open_store
+from epistream.cache.options import CacheOptions
+from epistream.cache.place import file_system_type, is_memory
+from epistream.cache.store import ShardStore, StoreOptions
+from epistream.errors import CacheError, DeadlineError
+
+logger = logging.getLogger(__name__)
+
+
+class Stores:
+    """Opens the stores, remembers which cannot be used, and says so once.
+
+    Args:
+        options: What the user said.
+        reserved_bytes: Memory that the budget leaves for others.
+        observe: Told each step of the protocol.
+        path_of: Where a tier's directory lies; called when the tier is first needed.
+    """
+
+    def __init__(
+        self, options: CacheOptions, reserved_bytes: int, observe: Observer, path_of: Callable[[str], Path]
+    ) -> None:
+        self._options = options
+        self._reserved_bytes = reserved_bytes
+        self._observe = observe
+        self._path_of = path_of
+        self._mutex = threading.Lock()
+        self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
+        self._said: set[str] = set()
+
+    def get(self, tier: str) -> ShardStore | None:
+        """The store of a tier; None if it cannot be used.
+
+        Raises:
+            CacheError: It cannot be used, and shared memory was asked for.
+        """
+        with self._mutex:
+            if tier not in self._stores:
+                try:
+                    self._stores[tier] = self._open(tier)
+                except (CacheError, DeadlineError) as error:
+                    self._stores[tier] = error
+                    if self._options.mode != "shm":
+                        self.step_down(tier, error)
+            store = self._stores[tier]
+        if isinstance(store, ShardStore):
+            return store
+        if self._options.mode == "shm":
+            raise store
+        return None
+
+    def why_not(self, tier: str) -> str:
+        """Why a tier cannot be used, in words."""
+        store = self._stores.get(tier)
+        return str(store) if isinstance(store, OSError) else ""
+
+    def forget(self, tier: str) -> None:
+        """Leave a tier's directory, to be entered anew when it is needed again."""
+        with self._mutex:
+            store = self._stores.pop(tier, None)
+        if isinstance(store, ShardStore):
+            store.directory.leave()
+
+    def step_down(self, tier: str, error: OSError) -> str:
+        """Say once per tier and kind of reason that it does not serve; the reason in words."""
+        kind = f"{tier} {type(error).__name__}"
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.warning("Cache tier %s left aside, the next one is used: %s", tier, error)
+        return str(error)
+
+    def close(self) -> None:
+        """Leave every directory."""
+        for tier in list(self._stores):
+            self.forget(tier)
+
+    def _open(self, tier: str) -> ShardStore:
+        options = self._options
+        path = self._path_of(tier)
+        on_disk = tier == "disk"
+        limits = Limits(
+            memory_fraction=options.memory_fraction,
+            reserved_bytes=self._reserved_bytes,
+            in_memory=is_memory(file_system_type(path)),
+        )
+        store = open_store(
+            path,
+            StoreOptions(
+                limits,
+                cap=options.disk_budget_bytes if on_disk else options.budget_bytes,
+                fill_timeout_s=options.fill_timeout_s,
+                room_timeout_s=options.room_timeout_s,
+                durable=on_disk and not limits.in_memory,
+            ),
+            # A disk directory that the user named is a tier of its own, which outlives the job.
+            keep=options.keep or (on_disk and options.disk_directory is not None),
+            observe=self._observe,
+        )
+        logger.info("%s: cache entered, a budget of %s.", path, store.budget())
+        return store
