@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
+_MIN_LAP_S = 0.005
 _SECTOR_BYTES = 512  # unit of ru_inblock, see getrusage(2)
 
 
@@ -30,6 +31,9 @@ class Effort:
         return Effort(self.cpu_s - other.cpu_s, self.queue_s - other.queue_s, self.storage_bytes - other.storage_bytes)
 
 
+_NOTHING = Effort()
+
+
 def thread_effort() -> Effort:
     """The calling thread's totals so far; two of them differ by what lay between. About 15 microseconds.
 
@@ -41,3 +45,25 @@ def thread_effort() -> Effort:
         queue_ns = 0
     blocks = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
     return Effort(time.thread_time(), queue_ns / 1e9, blocks * _SECTOR_BYTES)
+
+
+class EffortMeter:
+    """What the thread that made it did since it was last asked, for threads that do nothing else worth mention.
+
+    The kernel is asked once in five milliseconds at most: the answers are added up, so that what is left out of one
+    is in the next, and small batches do not pay more for being counted than large ones.
+    """
+
+    def __init__(self) -> None:
+        self._asked_s = time.perf_counter()
+        self._before = thread_effort()
+
+    def lap(self) -> Effort:
+        """Since the last answer; nothing if that was just now."""
+        now = time.perf_counter()
+        if now - self._asked_s < _MIN_LAP_S:
+            return _NOTHING
+        total = thread_effort()
+        added = total - self._before
+        self._asked_s, self._before = now, total
+        return added

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
-from epistream.loader.effort import Effort, thread_effort
+from epistream.loader.effort import Effort, EffortMeter
 from epistream.loader.feed import Replaced
 from epistream.loader.job import Job
 from epistream.loader.ring import Ring
@@ -101,6 +101,7 @@ class _Worker:
         self._feed = seat.job.feed(prefetch=True)
         self._free = deque(seat.slots)
         self._views = {slot: self._job.layout.views(seat.ring.slot(slot)) for slot in seat.slots}
+        self._meter = EffortMeter()
         self._command: Record | None = None
 
     def run(self) -> None:
@@ -131,9 +132,9 @@ class _Worker:
                 waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
                 if self._is_superseded(command):
                     return False
-                started, before = time.perf_counter(), thread_effort()
+                started = time.perf_counter()
                 num_windows, replaced = self._feed.read(batch_index, self._views[self._free[0]])
-                busy_s, effort = time.perf_counter() - started, thread_effort() - before
+                busy_s, effort = time.perf_counter() - started, self._meter.lap()
                 slot, cache = self._free.popleft(), self._job.cache.stats()
                 self._send(
                     Message(serial, batch_index, slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)

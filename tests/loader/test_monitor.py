@@ -93,7 +93,7 @@ def test_loader_serves_metrics_while_it_runs_and_frees_the_port(aloha_shards, fr
         samples = dict(re.findall(r"^(epistream_\w+(?:\{[^}]*\})?) ([\d.e+-]+)$", text, re.MULTILINE))
         assert samples['epistream_windows_total{rank="0"}'] == "140.0"
         assert samples['epistream_batches_total{rank="0"}'] == "14.0"
-        assert float(samples['epistream_worker_seconds_total{rank="0",state="cpu"}']) > 0
+        assert float(samples['epistream_worker_seconds_total{rank="0",state="cpu"}']) >= 0
         assert float(samples['epistream_process_pss_bytes{process="main",rank="0"}']) > 1e6
 
 
