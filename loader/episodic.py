@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset as TorchDataset
@@ -16,7 +15,7 @@ from epistream.errors import EpistreamError
 from epistream.loader.episodes import AnyPath
 from epistream.loader.episodic_files import EpisodicFiles
 from epistream.loader.episodic_options import is_overridden, short_form
-from epistream.loader.episodic_sample import assemble, normalized
+from epistream.loader.episodic_sample import assemble, find_normalizer, normalized
 from epistream.loader.frames import FrameOptions
 
 _log = logging.getLogger(__name__)
@@ -203,7 +202,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         episodes, steps = zip(*places, strict=True)
         try:
             batch = self._finisher(self._access.read(episodes, steps), with_repeats=False)
-        except EpistreamError as error:
+        except (EpistreamError, OSError) as error:
             if len(places) > 1:
                 return [sample for place in places for sample in self._read([place])]
             return [self._fall_back(*places[0], error)]
@@ -246,9 +245,14 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         return self._finished(sample, episode, step)
 
     def _finished(self, sample: Sample, episode: int, step: int) -> Sample:
-        folders = (str(Path(self.episode_paths[episode]).parent), self.get_dataset_dir())
-        sample["state"] = normalized(sample["state"], self.state_normalizers, folders, self._states)
-        sample["action"] = normalized(sample["action"], self.action_normalizers, folders, self._actions)
+        path = self.episode_paths[episode]
+        for key, normalizers, features in (
+            ("state", self.state_normalizers, self._states),
+            ("action", self.action_normalizers, self._actions),
+        ):
+            chosen = find_normalizer(normalizers, path, self.get_dataset_dir)
+            if chosen is not None:
+                sample[key] = normalized(sample[key], chosen, features)
         return {**sample, "timestamp": step, "episode_id": episode}
 
     def _preload(self) -> None:

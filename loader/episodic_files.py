@@ -46,6 +46,7 @@ class EpisodicFiles:
     chunk_size: int
     ctrl_space: str
     ctrl_type: str
+    _hook_takes_path: bool | None = None
 
     def _open(self, paths: AnyPath | Sequence[AnyPath], skip_bad: bool) -> None:
         """Find the episodes; everything but `dataset_path_list` was set before."""
@@ -200,7 +201,9 @@ class EpisodicFiles:
         return Finisher(self._dataset, options)
 
     def _instruction(self, episode: int) -> str:
-        if takes_argument(self.get_language_instruction):
+        if self._hook_takes_path is None:
+            self._hook_takes_path = takes_argument(self.get_language_instruction)
+        if self._hook_takes_path:
             return self.get_language_instruction(self.episode_paths[episode])
         return self.get_language_instruction()
 

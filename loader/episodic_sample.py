@@ -1,6 +1,7 @@
 """Samples of OptimizedEpisodicDataset: from what its subclasses load to padded, normalised tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,33 +45,44 @@ def assemble(onestep: Mapping[str, Any], camera_names: Sequence[str], chunk_size
     }
 
 
-def normalized(values: Tensor, normalizers: Any, folders: Sequence[str], features: Sequence[str]) -> Tensor:
-    """`values` by the normalizer that belongs to them, as float32.
+def find_normalizer(normalizers: Any, path: str, dataset_dir: Callable[[], str]) -> Any:
+    """The normalizer that belongs to an episode, or None where there is none at all.
 
     Args:
-        values: of one sample.
-        normalizers: one, or a dict of them by dataset folder; empty for none.
-        folders: the folders under which this sample's may be found, the nearest first.
-        features: what `values` are, for a `Normalizer`.
+        normalizers: one for all, or a dict of them by dataset folder.
+        path: of the episode; its own folder comes first.
+        dataset_dir: gives the folder of the dataset, which may have to be looked at.
 
     Raises:
-        OptionError: a dict without an entry for any of the folders.
+        OptionError: a dict with entries for other folders only.
     """
-    chosen = normalizers
-    if isinstance(normalizers, Mapping):
-        if not normalizers:
-            return values
-        key = next((folder for folder in folders if folder in normalizers), None)
-        if key is None:
-            raise OptionError(
-                f"normalizers: for {sorted(map(str, normalizers))}, wanted one for {folders[0]}. "
-                "Use get_dataset_dir() as the key."
-            )
-        chosen = normalizers[key]
-    if isinstance(chosen, Normalizer):
+    if not isinstance(normalizers, Mapping):
+        return normalizers
+    if not normalizers:
+        return None
+    folder = str(Path(path).parent)
+    chosen = normalizers.get(folder)
+    if chosen is None:
+        chosen = normalizers.get(dataset_dir())
+    if chosen is None:
+        raise OptionError(
+            f"normalizers: for {sorted(map(str, normalizers))}, wanted one for {folder}. "
+            "Use get_dataset_dir() as the key."
+        )
+    return chosen
+
+
+def normalized(values: Tensor, normalizer: Any, features: Sequence[str]) -> Tensor:
+    """`values` of one sample, normalised, as float32.
+
+    Args:
+        values: what to normalise.
+        normalizer: a `Normalizer`, an object with ``normalize(values)``, or a function; the latter two get numpy.
+        features: what `values` are, for a `Normalizer`.
+    """
+    if isinstance(normalizer, Normalizer):
         if len(features) != 1:
             raise OptionError(f"normalizers: {list(features)} are joined, wanted a normalizer of the joined values.")
-        return chosen.normalize(features[0], values)
-    function = getattr(chosen, "normalize", chosen)
-    result = function(values.numpy())
-    return torch.as_tensor(result, dtype=torch.float32)
+        return normalizer.normalize(features[0], values)
+    function = getattr(normalizer, "normalize", normalizer)
+    return torch.as_tensor(function(values.numpy()), dtype=torch.float32)

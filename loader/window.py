@@ -83,8 +83,6 @@ class Window:
 
     def anchor_rule(self, features: Iterable[str]) -> tuple[tuple[int, int], bool]:
         """What `Anchors` takes: offsets (lowest, highest), and whether anchors are left out where these do not fit."""
-        if self.must_fit is not None:
-            object.__setattr__(self, "must_fit", tuple(self.must_fit))
         if self.must_fit is not None and not self.drop_incomplete:
             return self.must_fit, True
         return self.reach(features), self.drop_incomplete
@@ -110,6 +108,8 @@ class Window:
         """The window in one short line, equal for equal windows."""
         spans = [("obs", self.obs), ("action", self.action), *sorted(self.overrides.items())]
         text = ", ".join(f"{name} {_span(tuple(steps))}" for name, steps in spans)
+        if self.must_fit is not None:
+            text += f", within [{self.must_fit[0]}..{self.must_fit[1]}]"
         return f"{text}, {self.pad}{', complete only' if self.drop_incomplete else ''}"
 
 

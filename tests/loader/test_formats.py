@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import epistream as es
-from epistream.errors import OptionError
+from epistream.errors import OptionError, StateError
 from epistream.loader.formats.act import ActFormat
 from epistream.loader.formats.base import Padding
 from epistream.loader.formats.diffusion_policy import DiffusionPolicyFormat
@@ -397,3 +397,16 @@ def test_recycler_keeps_few_blocks_and_serves_threads():
         assert all(pool.map(use, range(8)))
     assert pickle.loads(pickle.dumps(recycler))._free == []
     assert recycler.empty((0, 3)).shape == (0, 3)
+
+
+def test_window_must_fit_is_part_of_the_state_and_refuses_nonsense(aloha_shards):
+    streams = [
+        es.EpisodeStream(aloha_shards, features=["action"], window=es.Window(action=range(4), must_fit=must_fit))
+        for must_fit in (None, (0, 2), (-2, 0))
+    ]
+    assert [stream.num_windows for stream in streams] == [140, 136, 136]
+    with pytest.raises(StateError, match="window is"):
+        streams[2].load_state_dict(streams[1].state_dict())
+    for nonsense in ((1, 2), (-2, -1)):
+        with pytest.raises(OptionError, match="must_fit"):
+            es.Window(must_fit=nonsense)

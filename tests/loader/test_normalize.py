@@ -228,6 +228,25 @@ def test_delta_statistics_leave_out_padded_actions(aloha_shards, aloha_files):
     np.testing.assert_allclose(statistics["action"]["max"], expected.max(axis=0), atol=1e-6)
 
 
+def test_changes_in_place_do_not_outlive_their_batch_in_recycled_slots(aloha_shards):
+    window = es.Window(action=range(6), pad="zero")
+    options = {"window": window, "action_delta": ActionDelta("delta_first", dims=(1,)), "normalize": None}
+    statistics = es.open_dataset(aloha_shards).statistics
+    options["normalize"] = Normalizer(statistics, {"action": "min_max", "observation.state": "mean_std"})
+    stream = es.EpisodeStream(aloha_shards, batch_size=7, features=LOW_DIM, **options)
+    direct = []
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        direct += [{key: batch[key].clone() for key in LOW_DIM} for batch in stream]
+    stream.set_epoch(0)
+    with es.StreamingLoader(stream, num_workers=0, num_threads=1, prefetch=1) as loader:
+        streamed = [{key: batch[key].clone() for key in LOW_DIM} for _ in range(3) for batch in loader]
+    assert len(direct) == len(streamed) == 60
+    for one, other in zip(direct, streamed, strict=True):
+        for key in LOW_DIM:
+            assert torch.equal(one[key], other[key])
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory, aloha_files):
     """Three short episodes with 3, 1 and 0 instructions."""
