@@ -9,11 +9,13 @@ from types import TracebackType
 from typing import Any, Protocol, TextIO
 
 import numpy as np
+import torch
 
 from epistream.errors import OptionError, StateError
 from epistream.loader.agreement import check_agreement
 from epistream.loader.cores import num_usable_cores
 from epistream.loader.crew import Crew, StartMethod
+from epistream.loader.device import Hook, check_device, feed
 from epistream.loader.diagnosis import Situation
 from epistream.loader.effort import thread_effort
 from epistream.loader.iteration import StreamIterator
@@ -57,12 +59,14 @@ class StreamingLoader:
             ``"forkserver"`` where threads of other libraries do not survive a fork.
         timeout_s: how long to wait for a batch before giving up with an error, in seconds.
         monitor: log lines and a metrics endpoint while it runs; none by default.
+        device: where batches are moved ahead of the loop; they stay on the host by default.
+        on_device: called on every batch after the move: where augmentation belongs.
 
     Raises:
         OptionError: numbers that cannot work.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword for each decision of the user
         self,
         stream: Stream,
         *,
@@ -72,6 +76,8 @@ class StreamingLoader:
         start_method: StartMethod = "fork",
         timeout_s: float = 600.0,
         monitor: MonitorOptions | None = None,
+        device: str | torch.device | None = None,
+        on_device: Hook | None = None,
     ) -> None:
         if num_threads is None:
             num_threads = 0 if num_workers else 2
@@ -85,6 +91,7 @@ class StreamingLoader:
                 f"StreamingLoader: prefetch={prefetch}, timeout_s={timeout_s}, wanted 1 or more, above 0."
             )
         self.stream = stream
+        self._device, self._on_device = check_device(device), on_device
         self._num_workers = num_workers or num_threads
         self._start_method: StartMethod | None = start_method if num_workers else None
         self._slots_per_worker = prefetch + 2
@@ -241,12 +248,14 @@ class StreamingLoader:
         """Hand out batches, keeping `_consumed` true; the last batch of an epoch is the beginning of the next."""
         serial = self._serial
         self._monitor.start()  # the workers are forked by now
-        for batch_index, batch in enumerate(batches):
-            self._monitor.tick()
-            is_last = batch_index + 1 == schedule.num_batches
-            if serial == self._serial:
-                self._consumed = None if is_last else (epoch, schedule.position_after(batch_index))
-            yield batch
+        ring = None if self._crew is None else self._crew.ring
+        with feed(batches, self._device, self._on_device, ring) as moved:
+            for batch_index, batch in enumerate(moved):
+                self._monitor.tick()
+                is_last = batch_index + 1 == schedule.num_batches
+                if serial == self._serial:
+                    self._consumed = None if is_last else (epoch, schedule.position_after(batch_index))
+                yield batch
 
     def _collect(self, schedule: Schedule) -> Iterator[Any]:
         serial, crew = self._serial, self._hire()

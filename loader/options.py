@@ -8,11 +8,12 @@ from typing import Any, get_args
 from epistream.cache.options import CacheOptions
 from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
-from epistream.loader.feed import OnBad
 from epistream.loader.finish import SampleOptions
 from epistream.loader.frames import Decode
 from epistream.loader.plan import OrderOptions
 from epistream.loader.schedule import Remainder
+from epistream.loader.transforms import Transform
+from epistream.loader.window_feed import OnBad
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class StreamOptions(SampleOptions):
         decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once per
             node and keeps them in the cache, as far as they fit; ``"auto"`` is ``"once"`` where all of them fit the
             cache's budget. The batches are the same.
+        channels_first: pictures as (..., C, H, W) instead of (..., H, W, C): views of the same memory. Not with a
+            preset `sample_format`, which decides that itself.
+        transform: called on every finished batch in the training process, for example `ImagesToFloat`; its result is
+            yielded. Augmentation belongs on the device, see ``StreamingLoader(on_device=)``.
         squeeze: drop the step axis of features (and their masks) that have a single offset.
         sample_format: ``"act"``, ``"diffusion_policy"``, ``"lerobot"`` or ``"ilstudio"``: batches as these code bases
             make them, with their windows (unless one is given), padding and masks; or such a format with options
@@ -68,12 +73,16 @@ class StreamOptions(SampleOptions):
     on_bad: OnBad = "raise"
     image_size: tuple[int, int] | None = None
     decode: Decode = "auto"
+    channels_first: bool = False
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise OptionError(f"batch_size: {self.batch_size}, wanted at least 1.")
         if self.on_bad not in get_args(OnBad):
             raise OptionError(f"on_bad: {self.on_bad!r}, wanted 'raise' or 'skip'.")
+        if self.channels_first and self.sample_format is not None:
+            raise OptionError("channels_first: the sample_format decides the shapes itself. Leave channels_first out.")
 
     @property
     def cache_options(self) -> CacheOptions:

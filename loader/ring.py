@@ -10,6 +10,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import reduction
 from typing import Any
 
@@ -26,6 +27,7 @@ class Ring:
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         self.num_slots = num_slots
         self.slot_bytes = -(-max(slot_bytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._unlock: Callable[[], int] | None = None
         self._fd = os.memfd_create("epistream-ring")
         try:
             os.truncate(self._fd, self.num_bytes)
@@ -58,8 +60,26 @@ class Ring:
         finalizer.atexit = False
         return block
 
+    def lock_pages(self, lock: Callable[[int, int], int], unlock: Callable[[int], int]) -> bool:
+        """Keep the pages in place for a device's copies, until `close`.
+
+        Args:
+            lock: called with address and size in bytes; 0 is success.
+            unlock: called with the address.
+
+        Returns:
+            False if `lock` declined; nothing is undone then.
+        """
+        address = int(np.frombuffer(self._map, np.uint8).ctypes.data)
+        if self._unlock is None and lock(address, self.num_bytes) == 0:
+            self._unlock = partial(unlock, address)
+        return self._unlock is not None
+
     def close(self) -> None:
-        """Close the descriptor. The memory lives on until the last batch on it dies."""
+        """Close the descriptor. The memory lives on until the last batch on it dies, its pages no longer locked."""
+        unlock, self._unlock = self._unlock, None
+        if unlock is not None:
+            unlock()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -67,6 +87,7 @@ class Ring:
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["_map"]
+        state["_unlock"] = None  # the pages are locked for the process that did it
         state["_fd"] = reduction.DupFd(self._fd)
         return state
 

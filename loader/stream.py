@@ -20,6 +20,7 @@ from epistream.loader.options import StreamOptions, changed
 from epistream.loader.plan import OrderOptions, Plan
 from epistream.loader.reader import BatchWindows
 from epistream.loader.streaming import Stream
+from epistream.loader.transforms import ChannelsFirst, InOrder
 from epistream.loader.world import World
 from epistream.sharding.dataset import open_dataset
 
@@ -113,6 +114,8 @@ class EpisodeStream(Stream):
             frames=FrameOptions(options.image_size, options.decode),
             on_bad=options.on_bad,
         )
+        cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
+        self._transform = InOrder.of([ChannelsFirst(cameras) if options.channels_first else None, options.transform])
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
     @classmethod
@@ -197,4 +200,4 @@ class EpisodeStream(Stream):
         """
         if with_repeats is None:
             with_repeats = self._job.remainder == "pad" or self._job.on_bad == "skip"
-        return self._finisher(views, with_repeats=with_repeats)
+        return self._transform(self._finisher(views, with_repeats=with_repeats))

@@ -1,0 +1,200 @@
+"""Moves batches to a device ahead of the training loop, on a stream of its own; on a CPU it does nothing."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+
+from epistream.errors import OptionError
+from epistream.loader.ring import Ring
+
+logger = logging.getLogger(__name__)
+
+Hook = Callable[[Any], Any]
+
+
+class Event(Protocol):
+    """A point in a stream's work; `torch.cuda.Event` is one."""
+
+    def query(self) -> bool:
+        """Whether the work before it is done."""
+
+    def synchronize(self) -> None:
+        """Wait until it is."""
+
+
+class Mover(Protocol):
+    """What a device can do. All methods are called from the training loop's thread."""
+
+    def aside(self) -> AbstractContextManager[Any]:
+        """Work that is begun inside goes to the side stream."""
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begin to copy a tensor to the device."""
+
+    def mark(self) -> Event:
+        """The point that the side stream has come to."""
+
+    def adopt(self, event: Event, batch: Any) -> None:
+        """Let the loop's stream wait for `event`, and keep the batch's memory until that stream is done with it."""
+
+
+class CudaMover:
+    """Copies on a CUDA stream of its own. Nothing of it is touched unless a CUDA device was asked for.
+
+    Raises:
+        OptionError: torch cannot use this device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if not torch.cuda.is_available():
+            raise OptionError(f"device: {device}, but torch finds no CUDA here. Use device='cpu', or leave it out.")
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def aside(self) -> AbstractContextManager[Any]:
+        """As `Mover.aside`."""
+        context: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
+        return context
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As `Mover.copy`; begins at once and goes on by itself if the memory is page-locked."""
+        return tensor.to(self._device, non_blocking=True)
+
+    def mark(self) -> Event:
+        """As `Mover.mark`."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return cast(Event, event)
+
+    def adopt(self, event: Event, batch: Any) -> None:
+        """As `Mover.adopt`."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(cast(torch.cuda.Event, event))
+        # The allocator knows the stream that a tensor was made on only, and would reuse its memory too early.
+        map_tensors(batch, lambda tensor: tensor.record_stream(stream))
+
+
+class DeviceFeed(Iterator[Any]):
+    """Batches on the device, the next one on its way while the loop works on this one.
+
+    A batch's host memory is a slot of the ring: it goes back when nothing refers to it. torch keeps track of
+    pending copies only for memory that it has page-locked itself, so the host batch is held here until the event
+    behind its copies has come. At most two are held.
+
+    Args:
+        batches: on the host.
+        mover: the device.
+        hook: called on every batch on the device, on the loop's stream: where augmentation belongs.
+    """
+
+    def __init__(self, batches: Iterator[Any], mover: Mover, hook: Hook | None = None) -> None:
+        self._batches = batches
+        self._mover = mover
+        self._hook = hook
+        self._ready: deque[tuple[Any, Event]] = deque()
+        self._in_copy: deque[tuple[Any, Event]] = deque()
+
+    def __next__(self) -> Any:
+        if not self._ready:
+            self._begin()
+        if not self._ready:
+            raise StopIteration
+        batch, event = self._ready.popleft()
+        self._begin()
+        self._mover.adopt(event, batch)
+        return batch if self._hook is None else self._hook(batch)
+
+    def close(self) -> None:
+        """Wait for the copies that are under way; the host memory may go afterwards."""
+        while self._in_copy:
+            self._in_copy.popleft()[1].synchronize()
+        self._ready.clear()
+
+    def _begin(self) -> None:
+        self._forget_done()
+        host = next(self._batches, None)
+        if host is None:
+            return
+        with self._mover.aside():
+            moved = map_tensors(host, self._mover.copy)
+        event = self._mover.mark()
+        self._in_copy.append((host, event))
+        self._ready.append((moved, event))
+
+    def _forget_done(self) -> None:
+        # Two at most: waiting for an old copy costs nothing, holding on to slots would stop the workers.
+        while self._in_copy and (len(self._in_copy) > 1 or self._in_copy[0][1].query()):
+            self._in_copy.popleft()[1].synchronize()
+
+
+@contextmanager
+def feed(
+    batches: Iterator[Any], device: torch.device | None, hook: Hook | None, ring: Ring | None
+) -> Iterator[Iterator[Any]]:
+    """The batches on `device` (None and the CPU leave them where they are), each through `hook`.
+
+    Copies that are under way when the block is left are waited for. `ring`, if there is one, is page-locked for CUDA.
+    """
+    if device is None or device.type != "cuda":
+        yield batches if hook is None else map(hook, batches)
+        return
+    mover = CudaMover(device)
+    if ring is not None:
+        lock_pages(ring)
+    moved = DeviceFeed(batches, mover, hook)
+    try:
+        yield moved
+    finally:
+        moved.close()
+
+
+def check_device(device: str | torch.device | None) -> torch.device | None:
+    """A device that batches can be moved to.
+
+    Raises:
+        OptionError: any but a CPU or a CUDA device, or CUDA where there is none.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(f"device: {device!r}, wanted 'cpu' or a CUDA device such as 'cuda:0'.") from error
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise OptionError(f"device: {device}, but torch finds no CUDA here. Use device='cpu', or leave it out.")
+        return found
+    if found.type != "cpu":
+        raise OptionError(f"device: {device!r}, wanted 'cpu' or a CUDA device. Move batches in the loop instead.")
+    return found
+
+
+def lock_pages(ring: Ring) -> bool:
+    """Page-lock a ring, so that copies to a CUDA device need no staging; False if the driver declines."""
+    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    locked = ring.lock_pages(
+        lambda address, size: int(cudart.cudaHostRegister(address, size, 0)),
+        lambda address: int(cudart.cudaHostUnregister(address)),
+    )
+    if not locked:
+        logger.warning(
+            "%d bytes of batches not page-locked: copies to the device are staged, and slower.", ring.num_bytes
+        )
+    return locked
+
+
+def map_tensors(value: Any, action: Callable[[torch.Tensor], Any]) -> Any:
+    """`value` with `action` done to every tensor in dicts, lists and tuples; everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return action(value)
+    if isinstance(value, dict):
+        return type(value)((key, map_tensors(item, action)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, action) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, action) for item in value)
+    return value
