@@ -6,8 +6,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from epistream.errors import StateError
-from epistream.loader.feed import Replaced
 from epistream.loader.job import Job
+from epistream.loader.window_feed import Replaced
 
 Finish = Callable[[Mapping[str, NDArray[Any]]], Any]
 

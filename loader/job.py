@@ -13,7 +13,7 @@ from epistream.cache.node import NodeCache
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
 from epistream.loader.decoded import DecodedPlan
-from epistream.loader.feed import BatchFeed, Feed, OnBad
+from epistream.loader.feed import BatchFeed, Feed
 from epistream.loader.frames import FrameOptions
 from epistream.loader.instructions import Instruction, first_task, random_task
 from epistream.loader.plan import EpochOrder, Plan
@@ -21,6 +21,7 @@ from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, 
 from epistream.loader.residency import open_bytes, open_shards
 from epistream.loader.schedule import Remainder, Schedule
 from epistream.loader.window import Window
+from epistream.loader.window_feed import OnBad
 from epistream.loader.world import World
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from epistream.cache.entry import Entry
 from epistream.cache.node import NodeCache
-from epistream.loader.ahead import ShardsAhead
 from epistream.loader.batch import BatchLayout
-from epistream.loader.feed import Replaced, WindowFeed
+from epistream.loader.feed import Feed
 from epistream.loader.job import ReadJob
 from epistream.loader.mixture_plan import MixturePlan
 from epistream.loader.plan import Plan
 from epistream.loader.reader import shard_entry
 from epistream.loader.schedule import Remainder, Schedule
+from epistream.loader.window_feed import Replaced, WindowFeed
 from epistream.loader.world import World
 
 DATASET_INDEX = "dataset_index"
@@ -102,58 +102,30 @@ class MixtureJob:
         return MixtureFeed(self, prefetch=prefetch)
 
 
-class MixtureFeed:
+class MixtureFeed(Feed):
     """The batches of a mixture. The rows of a batch are grouped by dataset, in the order of the parts."""
 
-    def __init__(self, job: MixtureJob, *, prefetch: bool) -> None:
-        self._job = job
-        self._prefetch = prefetch
-        self._feeds = [WindowFeed(part) for part in job.parts]
-        self._ahead: ShardsAhead | None = None
-        self._schedule = job.schedule(0, 0)
+    def __init__(self, job: MixtureJob, *, prefetch: bool = False) -> None:
+        self._plan = job.plan.schedule
+        self._windows = [WindowFeed(part) for part in job.parts]
+        super().__init__(job, self._windows, prefetch=prefetch)
 
-    def begin(self, epoch: int, start: int) -> int:
-        """Turn to position `start` of a mixture epoch; returns the number of batches there."""
-        goes_on = (epoch, start) == (self._schedule.epoch + 1, 0)
-        self._schedule = self._job.schedule(epoch, start)
-        for feed, place in zip(self._feeds, self._job.plan.schedule.consumed(start, epoch), strict=True):
-            feed.turn(place.epoch)
-        if self._ahead is not None and not goes_on:
-            self.close()
-        if self._ahead is None and self._prefetch and self._job.keeps_shards():
-            self._ahead = ShardsAhead(self._job, epoch, start)
-        return self._schedule.num_batches
+    def _turn(self, epoch: int, start: int) -> None:
+        for windows, place in zip(self._windows, self._plan.consumed(start, epoch), strict=True):
+            windows.turn(place.epoch)
 
-    def num_windows(self, batch_index: int) -> int:
-        """Windows of a batch: the batch size, but for the last under ``remainder="uneven"``."""
-        return len(self._schedule.positions(batch_index)[0])
-
-    def read(self, batch_index: int, out: Mapping[str, NDArray[Any]]) -> tuple[int, tuple[Replaced, ...]]:
-        """Fill the first rows of the arrays of `BatchLayout`; returns the number of windows, and what was replaced."""
-        positions, is_repeat = self._schedule.positions(batch_index)
-        if self._ahead is not None:
-            self._ahead.reach(self._schedule.epoch, int(positions[0]))
-        dataset, epochs, own = self._job.plan.schedule.locate(positions, self._schedule.epoch)
+    def _read(
+        self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_], out: Mapping[str, NDArray[Any]]
+    ) -> tuple[Replaced, ...]:
+        dataset, epochs, own = self._plan.locate(positions, self._schedule.epoch)
         replaced: list[Replaced] = []
         row = 0
         for index, epoch, chosen in _groups(dataset, epochs):
             views = {name: view[row : row + len(chosen)] for name, view in out.items()}
-            replaced += self._feeds[index].read(epoch, own[chosen], is_repeat[chosen], views)
+            replaced += self._windows[index].read(epoch, own[chosen], is_repeat[chosen], views)
             views[DATASET_INDEX][:] = index
             row += len(chosen)
-        return row, tuple(replaced)
-
-    def release(self) -> None:
-        """Give up every shard that is held open. Call before any wait."""
-        for feed in self._feeds:
-            feed.release()
-
-    def close(self) -> None:
-        """Give up everything, and stop filling ahead."""
-        self.release()
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        return tuple(replaced)
 
 
 def _groups(dataset: NDArray[np.int64], epochs: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from epistream.cache.blob import Blob
 from epistream.cache.entry import Entry, Part
 from epistream.cache.node import NodeCache, OpenEntry
+from epistream.loader.cold import ColdShard, bring
 from epistream.loader.columns import Columns, gather_rows
 from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames
 from epistream.loader.drawing import Scratch, copy_frames, draw_frames, ready_frames
@@ -45,6 +46,7 @@ class _OpenShard:
     source: Entry
     entry: OpenEntry
     index: ShardIndex
+    is_cold: bool = False
 
     @property
     def tar(self) -> Blob:
@@ -104,12 +106,17 @@ class EpisodeReader:
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
         self._decoded = DecodedEpisodes(costly, cache, options.decoded) if costly and options.decoded else None
 
-    def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]]) -> None:
+    def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]], *, wait: bool = True) -> int:
         """Fill the arrays of one batch.
 
         Args:
             windows: what to read.
             out: the arrays of `BatchLayout`, with a batch axis of at least B rows; the first B are written.
+            wait: False reads what the batch needs of shards that are not in the cache by ranges of their source,
+                instead of waiting for their fills: for the first batches of a run, while somebody else fills.
+
+        Returns:
+            The number of shards that were read so.
 
         Raises:
             FormatError: an index or frame that is torn or does not match the manifest.
@@ -128,6 +135,7 @@ class EpisodeReader:
             if offsets not in steps:
                 steps[offsets] = self._window.steps(name, windows.step, length)
             out[f"{name}_is_pad"][:num_windows] = steps[offsets][1]
+        num_cold = 0 if wait else self._open_cold(windows, steps)
         # Shards in ascending order, not batch order: which shard comes first must not matter, and a
         # common order lets ranks that miss the same shards at the same time share the fills.
         order = np.argsort(windows.shard, kind="stable")
@@ -137,6 +145,9 @@ class EpisodeReader:
         if self._window.pad == "zero":
             for name in self._features:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
+        if num_cold:
+            self._close_cold()
+        return num_cold
 
     def release(self) -> None:
         """Give up every shard and episode that the cache leases. Call before any wait.
@@ -162,7 +173,8 @@ class EpisodeReader:
     ) -> None:
         opened = self._shard(shard)
         first_row = opened.index.first_row[episodes][:, None]
-        tables = self._columns.take(shard, opened.source, opened.tar, opened.index)
+        # What is made from whole shards waits until they are there.
+        tables = {} if opened.is_cold else self._columns.take(shard, opened.source, opened.tar, opened.index)
         for name, feature in self._arrays.items():
             wanted = steps[self._offsets[name]][0][rows]
             if name in tables:
@@ -178,7 +190,7 @@ class EpisodeReader:
 
     def _ready(self, opened: _OpenShard, shard: int, episodes: Int64) -> dict[int, Frames]:
         """The decoded frames of those episodes that are kept so, by position in the shard."""
-        if self._decoded is None:
+        if self._decoded is None or opened.is_cold:
             return {}
         ready = {}
         for episode in np.unique(episodes).tolist():
@@ -215,6 +227,36 @@ class EpisodeReader:
             draw_frames(
                 opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1), self._scratch
             )
+
+    def _open_cold(self, windows: BatchWindows, steps: Mapping[tuple[int, ...], tuple[Int64, Any]]) -> int:
+        """Open the shards of a batch without waiting for fills; returns how many are not in the cache."""
+        self._close_cold()  # what an error left behind
+        cold = []
+        for shard in np.unique(windows.shard).tolist():
+            if shard in self._open:
+                continue
+            entry = self._cache.open(shard_entry(self._dataset, shard), wait=False)
+            if entry.tier != "direct":
+                entry.close()  # `_shard` leases it when its turn comes
+                continue
+            rows = windows.shard == shard
+            wanted = {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()}
+            url = self._dataset.index_url[shard]
+            cold.append(ColdShard(shard, entry, url, windows.episode_in_shard[rows], wanted))
+        try:
+            indexes = bring(cold, self._features)
+        except BaseException:
+            for one in cold:
+                one.entry.close()
+            raise
+        for one in cold:
+            source = shard_entry(self._dataset, one.shard)
+            self._open[one.shard] = _OpenShard(source, one.entry, indexes[one.shard], is_cold=True)
+        return len(cold)
+
+    def _close_cold(self) -> None:
+        for shard in [shard for shard, opened in self._open.items() if opened.is_cold]:
+            self._open.pop(shard).entry.close()
 
     def _shard(self, shard: int) -> _OpenShard:
         opened = self._open.get(shard)

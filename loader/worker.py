@@ -15,9 +15,9 @@ from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.effort import Effort, EffortMeter
-from epistream.loader.feed import Replaced
 from epistream.loader.job import Job
 from epistream.loader.ring import Ring
+from epistream.loader.window_feed import Replaced
 
 # How often a worker looks whether its parent is still there; the time that orphans may live on.
 _PARENT_CHECK_S = 0.5
