@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import xxhash
 from cache_actors import DEADLINE_S, SIZE, content, fill_with, get, key_of, names, open_test_store, read_all, run_node
+from faulty_server import serve
 
 from epistream.cache.descriptors import DescriptorRegistry
 from epistream.cache.entry import Entry, Part
@@ -147,6 +148,25 @@ def test_forked_child_enters_by_itself(cache_path: Path, source: Entry) -> None:
         assert bytes(opened.blobs[0].read(7, 7)) == b"episode"
         opened.close()
     assert list(cache_path.parent.iterdir()) == []
+
+
+def test_forked_child_fetches_over_http_although_its_parent_has(cache_path: Path) -> None:
+    with serve() as server:
+        server.files = {"/0.tar": DATA, "/1.tar": DATA[::-1]}
+        sums = [xxhash.xxh3_128_hexdigest(server.files[f"/{number}.tar"]) for number in range(2)]
+        entries = [Entry((Part(f"{server.url}/{number}.tar", len(DATA), sums[number]),)) for number in range(2)]
+        with NodeCache(CacheOptions(mode="shm", directory=str(cache_path), fetch_timeout_s=DEADLINE_S)) as cache:
+            cache.open(entries[0]).close()
+
+            def fetch() -> tuple[bytes, int]:
+                with cache.open(entries[1]) as opened:
+                    data = bytes(opened.blobs[0].read(0, len(DATA)))
+                return data, cache.stats().bytes_fetched
+
+            assert in_child(fetch) == (DATA[::-1], len(DATA))
+            with cache.open(entries[1]) as opened:
+                assert bytes(opened.blobs[0].read(0, 3)) == DATA[::-1][:3]
+            assert cache.stats().hits == 1
 
 
 def test_fork_while_other_threads_open_and_close_leaves_the_child_nothing(cache_path: Path) -> None:
