@@ -152,6 +152,8 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
             EpistreamError: what cannot be read, unless `_fallback_load_onestep` gives it.
         """
         places = [self._table.locate(int(index)) for index in indices]
+        if not places:
+            return []
         started = time.perf_counter()
         if is_overridden(self, OptimizedEpisodicDataset, "load_onestep_from_episode"):
             samples = [self._from_onestep(episode, step) for episode, step in places]

@@ -94,6 +94,18 @@ def test_every_sample_equals_a_direct_reading(source, aloha_files, ctrl):
             assert_sample(sample, expected_sample(aloha_files[episode], episode, t, 20, ctrl))
 
 
+def test_no_indices_give_no_samples(aloha_shards):
+    assert OptimizedEpisodicDataset([aloha_shards], CAMERAS).__getitems__([]) == []
+
+
+def test_delta_of_unlike_shapes_is_refused_with_what_would_work(example_data):
+    class Lift(OptimizedEpisodicDataset):
+        state_features = ("observation.robot0_eef_pos",)
+
+    with pytest.raises(OptionError, match=r"shape \(7,\), .* \(3,\), wanted the same\. Use ctrl_type='abs'"):
+        Lift([example_data / "robomimic" / "scripted_lift.hdf5"], ["agentview"])
+
+
 def test_single_samples_equal_batched_ones_also_from_the_end(source):
     dataset = OptimizedEpisodicDataset(source, CAMERAS)
     batched = dataset.__getitems__([0, 79, 80, 139, 79])
