@@ -196,8 +196,8 @@ class EpisodicFiles:
             action, state = features[delta.action].shape, features[delta.state].shape
             if action != state:
                 raise OptionError(
-                    f"ctrl_type {self.ctrl_type!r}: {delta.action} has shape {action}, {delta.state} {state}, wanted the "
-                    "same. Use ctrl_type='abs', or set state_features in a subclass to a state that matches."
+                    f"ctrl_type {self.ctrl_type!r}: {delta.action} has shape {action}, {delta.state} {state}, wanted "
+                    "the same. Use ctrl_type='abs', or set state_features in a subclass to a state that matches."
                 )
         sample_format = IlStudioFormat(self._states, self._actions, self.chunk_size)
         names = list(dict.fromkeys((*self._cameras, *self._states, *self._actions)))
