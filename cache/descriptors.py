@@ -32,6 +32,7 @@ class DescriptorRegistry:
         # Those that are being closed outside the mutex, with the (device, inode) that they lead to.
         self._closing: dict[int, tuple[int, int]] = {}
         self._aware: list[weakref.ref[ForkAware]] = []
+        self._prune_at = 64
         self._hooked = False
 
     def open(self, name: str | Path, flags: int, mode: int = 0o600, dir_fd: int | None = None) -> int:
@@ -71,7 +72,10 @@ class DescriptorRegistry:
         """Call its ``after_fork_in_child`` in forked children, as long as it lives."""
         with self._mutex:
             self._hook()
-            self._aware = [ref for ref in self._aware if ref() is not None]
+            if len(self._aware) >= self._prune_at:
+                self._aware = [ref for ref in self._aware if ref() is not None]
+                # Not at every call: that would cost as much as there are leases.
+                self._prune_at = max(64, 2 * len(self._aware))
             self._aware.append(weakref.ref(aware))
 
     def _hook(self) -> None:

@@ -257,3 +257,18 @@ def test_registry_closes_only_its_own(tmp_path: Path) -> None:
     registry.close_slowly(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_registry_forgets_what_is_gone(tmp_path: Path) -> None:
+    class Aware:
+        def after_fork_in_child(self) -> None:
+            raise AssertionError("no fork here")
+
+    registry = DescriptorRegistry()
+    alive = [Aware() for _ in range(5)]
+    for each in alive:
+        registry.watch(each)
+    for _ in range(10_000):
+        registry.watch(Aware())
+    assert len(registry._aware) < 200
+    assert {ref() for ref in registry._aware} >= set(alive)
