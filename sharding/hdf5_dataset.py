@@ -14,7 +14,7 @@ import numpy as np
 from epistream.errors import FormatError, SourceError
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.hdf5_file import open_hdf5
-from epistream.sharding.hdf5_kept import KeptIndex, keep_indexes
+from epistream.sharding.hdf5_kept import KeptIndex, keep, keep_indexes
 from epistream.sharding.hdf5_scan import NO_SPLIT, SHARD_BYTES
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.index_cache import default_folder, locked
@@ -23,7 +23,7 @@ from epistream.sharding.layouts.registry import detect
 from epistream.sharding.manifest import Manifest, ManifestBuilder
 from epistream.sharding.statistics import Summary, merge_all, summarize, to_plain
 from epistream.sharding.statistics_schema import statistics_problem
-from epistream.sharding.storage import Options, local_path, write_atomic
+from epistream.sharding.storage import Options, local_path
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _statistics(
         chosen = [shard for shard in shards if shard.split in (wanted, NO_SPLIT)]
         merged = merge_all(_summaries(manifest, shard, options) for shard in chosen)
         result = {name: to_plain(summary) for name, summary in merged.items()}
-        write_atomic(str(path), json.dumps(result).encode())
+        keep(path, json.dumps(result).encode())
     return result
 
 

@@ -1,6 +1,7 @@
 """Indexes of HDF5 files, made once for each user and version of a file, and kept where caches are kept."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from epistream.sharding.hdf5_file import version_and_bytes
 from epistream.sharding.hdf5_index import RECIPE, Hdf5Index
 from epistream.sharding.hdf5_scan import SHARD_BYTES, index_hdf5
 from epistream.sharding.index_cache import default_folder, locked
-from epistream.sharding.storage import Options, write_atomic
+from epistream.sharding.storage import Options
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def keep_indexes(
                 raise SourceChangedError(f"{url}: changed while it was indexed. Try again when it is complete.")
             # The first one last: where it is, the others are.
             for number in reversed(range(len(made))):
-                write_atomic(str(folder / f"{name}.{number}.index"), made[number].to_bytes())
+                keep(folder / f"{name}.{number}.index", made[number].to_bytes())
     except (PermissionError, NotADirectoryError) as error:
         raise CacheError(
             f"{folder}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be written."
@@ -94,3 +95,17 @@ def _read(first: Path, version: str) -> list[KeptIndex] | None:
         _log.info("making %s again: %s", path, error)
         return None
     return kept if all(one.index.extents.version == version for one in kept) else None
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file that can be made again at once or not at all.
+
+    Without fsync, which takes 5 ms a file and more: what a crash leaves torn is found out by its checksum.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
