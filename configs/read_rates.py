@@ -17,6 +17,8 @@ Kind = Literal["processes", "threads"]
 
 # Batches of each worker before the clock starts: every slot of its ring is touched, and every shard opened.
 WARM_UP = 8
+# A correction for a busy machine that is larger than this says nothing any more.
+_MOST_CROWDED = 0.75
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: flo
         own_bytes = max((_own_bytes(pid) for pid in loader.worker_pids), default=0)
     # What others do on this machine is not the loader's: its workers' time in the run queue is left out.
     crowded = stats.effort.queue_s / max(1e-9, stats.worker_busy_s + stats.worker_idle_s)
-    return LoadRate(number, stats.num_windows / elapsed / (1 - min(crowded, 0.95)), own_bytes)
+    return LoadRate(number, stats.num_windows / elapsed / (1 - min(crowded, _MOST_CROWDED)), own_bytes)
 
 
 def _endless(loader: StreamingLoader) -> Iterator[Any]:

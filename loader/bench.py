@@ -86,9 +86,9 @@ class BenchResult:
         return {**asdict(self), "share_of_bound": {row.name: row.share_of(self.bound) for row in self.rows}}
 
 
-def run_bench(url: str, options: BenchOptions) -> BenchResult:
-    """Measure the dataset at `url`; takes about ``3 * rounds * seconds``."""
-    stream = EpisodeStream(
+def run_bench(url: str, options: BenchOptions, stream: EpisodeStream | None = None) -> BenchResult:
+    """Measure the dataset at `url`, or a `stream` of it; takes about ``3 * rounds * seconds``."""
+    stream = stream or EpisodeStream(
         url,
         batch_size=options.batch_size,
         window=Window(obs=options.obs, action=options.action),
@@ -155,8 +155,8 @@ def _pss_bytes() -> int:
 def _title(stream: EpisodeStream, options: BenchOptions) -> str:
     job = stream.job
     return (
-        f"{job.dataset.url}: {stream.num_windows:,} windows, batch {options.batch_size} "
-        f"({job.layout.num_bytes / 2**20:,.1f} MiB), cache {options.cache}"
+        f"{job.dataset.url}: {stream.num_windows:,} windows, batch {job.batch_size} "
+        f"({job.layout.num_bytes / 2**20:,.1f} MiB), cache {job.cache.options.mode}"
     )
 
 

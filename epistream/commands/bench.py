@@ -4,8 +4,12 @@ import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
+
+# Options that are keys of a configuration as well.
+_KEYS = {"batch_size": "batch_size", "obs": "obs", "action": "action", "cache": "mode"}
 
 
 def _offsets(text: str) -> range:
@@ -26,7 +30,9 @@ def _offsets(text: str) -> range:
 @click.option("--rounds", default=5, show_default=True, help="Interleaved rounds; medians are shown.")
 @click.option("--seconds", default=2.0, show_default=True, help="Length of each measurement.")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
-def command(as_json: bool, **options: Any) -> None:
+@click.option("--config", help="A configuration that says what is streamed; options given here win.")
+@click.pass_context
+def command(context: click.Context, as_json: bool, config: str | None, **options: Any) -> None:
     """Measure how fast URL streams, beside the bound of this machine.
 
     Every round measures, one after the other: the bare decode of the dataset's own frames by as many processes
@@ -34,9 +40,16 @@ def command(as_json: bool, **options: Any) -> None:
     """
     from epistream.loader.bench import BenchOptions, run_bench
 
+    said = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     for name in ("obs", "action"):
         options[name] = _offsets(options[name])
-    result = run_bench(options.pop("url"), BenchOptions(**options))
+    url, stream = options.pop("url"), None
+    if config is not None:
+        from epistream.configs.config import load_config
+
+        changes = {key: options[name] for name, key in _KEYS.items() if name in said}
+        stream = load_config(config, **changes).stream(url)
+    result = run_bench(url, BenchOptions(**options), stream)
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
         return

@@ -82,3 +82,11 @@ def test_config_change_that_is_none_is_refused(change):
 def test_config_with_an_unknown_key_names_the_nearest():
     with pytest.raises(OptionError, match=r"Did you mean 'loader\.prefetch'"):
         CliRunner().invoke(cli, ["config", "show", "--set", "loader.prefech=3"], catch_exceptions=False)
+
+
+def test_bench_takes_a_configuration_and_options_win(shards, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("stream: {batch_size: 5, features: [action], window: {action: 0:7}}\n")
+    text = run("bench", shards, "--config", file, "--batch-size", 4, "--rounds", 1, "--seconds", 0.01, "--json")
+    # 4 windows of 7 actions of 14 float32, masks and indexes.
+    assert ", batch 4 (0.0 MiB), cache auto" in json.loads(text)["title"]
