@@ -46,6 +46,7 @@ class StreamSection(Section):
         None, description="[height, width] in pixels that camera frames are resized to as they are read"
     )
     decode: Literal["auto", "once", "per_read"] = Field("auto", description="whether decoded episodes are kept")
+    channels_first: Flag = Field(False, description="pictures as (..., C, H, W)")
     squeeze: Flag = Field(False, description="drop step axes of length 1")
     sample_format: Literal["act", "diffusion_policy", "lerobot", "ilstudio"] | None = Field(
         None, description="batches as these code bases make them"
@@ -104,6 +105,7 @@ class LoaderSection(Section):
     )
     prefetch: Annotated[Count, Field(le=1024)] = Field(2, description="batches that each worker prepares ahead")
     start_method: Literal["fork", "spawn", "forkserver"] = Field("fork", description="how processes are started")
+    device: Text | None = Field(None, description="where batches are moved ahead of the loop; the host if null")
     timeout_s: Seconds = Field(600.0, description="seconds to wait for a batch before giving up")
 
 

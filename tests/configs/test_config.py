@@ -10,7 +10,6 @@ import epistream as es
 from epistream.configs.config import load_config
 from epistream.configs.keys import NAMES, keys
 from epistream.errors import EpistreamError, OptionError, SourceError
-from epistream.loader.stream import EpisodeStream
 
 # For each key, a value that is no default, as a file may write it, and what it becomes.
 VALUES = {
@@ -29,6 +28,7 @@ VALUES = {
     "stream.remainder": ("pad", "pad"),
     "stream.image_size": ("[224, 320]", (224, 320)),
     "stream.decode": ("once", "once"),
+    "stream.channels_first": ("true", True),
     "stream.squeeze": ("true", True),
     "stream.sample_format": ("act", "act"),
     "stream.delta_timestamps": ("{action: [0, 0.02]}", {"action": [0.0, 0.02]}),
@@ -58,6 +58,7 @@ VALUES = {
     "loader.num_threads": ("5", 5),
     "loader.prefetch": ("9", 9),
     "loader.start_method": ("spawn", "spawn"),
+    "loader.device": ("cpu", "cpu"),
     "loader.timeout_s": ("1", 1.0),
     "monitor.log_every_s": ("30", 30.0),
     "monitor.metrics_port": ("9400", 9400),
@@ -121,9 +122,9 @@ def test_key_written_out_reads_back_to_the_same(tmp_path, name):
 def test_key_names_are_the_names_of_the_arguments():
     ours = {name.rpartition(".")[2] for name in NAMES if re.fullmatch(r"stream\.\w+", name)}
     theirs = {field.name for field in fields(es.StreamOptions)} | {"storage_options"}
-    # Given by other sections, by the launcher, or only from code: one number for each episode fits no file.
-    assert theirs - {"order", "cache", "window", "repetitions"} == ours
-    loader = set(inspect.signature(es.StreamingLoader.__init__).parameters) - {"self", "stream", "monitor"}
+    # Given by other sections, by the launcher, or only from code: functions, and one number for each episode.
+    assert theirs - {"order", "cache", "window", "repetitions", "transform"} == ours
+    loader = set(inspect.signature(es.StreamingLoader.__init__).parameters) - {"self", "stream", "monitor", "on_device"}
     assert loader == {name.removeprefix("loader.") for name in NAMES if name.startswith("loader.")}
     for section, options, elsewhere in (
         ("cache.", es.CacheOptions, set()),
@@ -136,13 +137,16 @@ def test_key_names_are_the_names_of_the_arguments():
 
 
 def test_defaults_are_those_of_the_constructors():
-    stream = load_config().stream_arguments()
-    for name, parameter in inspect.signature(EpisodeStream.__init__).parameters.items():
-        if name in stream and name not in ("order", "cache", "storage_options"):
-            assert stream[name] == parameter.default, name
+    stream, options = load_config().stream_arguments(), es.StreamOptions()
+    for name in set(stream) - {"order", "cache", "storage_options"}:
+        assert stream[name] == getattr(options, name), name
     assert stream["cache"] == es.CacheOptions()
     assert stream["order"] == es.OrderOptions()
-    assert load_config().loader_arguments(es.World())["monitor"] == es.MonitorOptions()
+    loader = load_config().loader_arguments(es.World())
+    assert loader["monitor"] == es.MonitorOptions()
+    for name, parameter in inspect.signature(es.StreamingLoader.__init__).parameters.items():
+        if name in loader and name not in ("num_workers", "monitor"):
+            assert loader[name] == parameter.default, name
 
 
 def test_every_key_says_what_it_means():
