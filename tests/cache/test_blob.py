@@ -1,4 +1,4 @@
-"""One contract for every kind of blob; and what each kind adds."""
+"""One promise for every kind of blob; and what each kind adds."""
 
 import os
 from collections.abc import Callable, Iterator
