@@ -8,6 +8,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+import epistream as es
+
 LENGTH = 11
 SIDE = 24
 
@@ -136,3 +138,19 @@ def _store(group, name, array, how):
         how(group, name, array)
     else:
         group.create_dataset(name, data=array, **(how or {}))
+
+
+def everything(episodes):
+    return [(e, t) for e, episode in enumerate(episodes) for t in range(len(episode["action"]))]
+
+
+def stream_of(source, obs=(-1, 0), action=(0, 1, 2, 5), pad="edge", **options):
+    window = es.Window(obs=list(obs), action=list(action), pad=pad)
+    options = {"batch_size": 4, "shuffle": False, "remainder": "uneven", "split": None, **options}
+    return es.EpisodeStream(source, window=window, **options)
+
+
+def check(source, episodes, obs=(-1, 0), action=(0, 1, 2, 5), pad="edge", **options):
+    stream = stream_of(source, obs, action, pad, **options)
+    assert assert_stream_equals(stream, episodes, obs, action, pad) == everything(episodes)
+    stream.job.cache.close()

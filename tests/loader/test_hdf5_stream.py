@@ -1,7 +1,5 @@
 """What a stream of HDF5 files yields, window by window, against an independent reading of the same files."""
 
-import gc
-import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +8,10 @@ import h5py
 import hdf5_world as world
 import numpy as np
 import pytest
+from hdf5_world import check, everything, stream_of
 
 import epistream as es
-from epistream.errors import SourceChangedError, SourceError
+from epistream.errors import SourceError
 
 FILES = [
     "aloha/episode_0.hdf5",
@@ -27,22 +26,6 @@ FILES = [
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def everything(episodes):
-    return [(e, t) for e, episode in enumerate(episodes) for t in range(len(episode["action"]))]
-
-
-def stream_of(source, obs=(-1, 0), action=(0, 1, 2, 5), pad="edge", **options):
-    window = es.Window(obs=list(obs), action=list(action), pad=pad)
-    options = {"batch_size": 4, "shuffle": False, "remainder": "uneven", "split": None, **options}
-    return es.EpisodeStream(source, window=window, **options)
-
-
-def check(source, episodes, obs=(-1, 0), action=(0, 1, 2, 5), pad="edge", **options):
-    stream = stream_of(source, obs, action, pad, **options)
-    assert world.assert_stream_equals(stream, episodes, obs, action, pad) == everything(episodes)
-    stream.job.cache.close()
 
 
 @pytest.mark.parametrize("cache", ["off", "shm"])
@@ -356,69 +339,3 @@ def test_stream_of_remote_files_equals_h5py(tmp_path):
 def test_remote_file_that_is_missing_is_refused_by_name():
     with pytest.raises(SourceError, match=r"memory://nowhere/e\.hdf5: .*wanted an HDF5 file"):
         es.EpisodeStream("memory://nowhere/e.hdf5")
-
-
-# --- files that change -----------------------------------------------------------------------------------------------
-
-
-def replaced(path):
-    world.write_episode(path.with_suffix(".new"), seed=9).replace(path)
-
-
-def truncated(path):
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-
-
-def written_to(path):
-    with path.open("r+b") as file:  # not by h5py, which may have it open in this process
-        file.seek(-1, os.SEEK_END)
-        file.write(b"x")
-    status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # coarse clocks may not have moved
-
-
-@pytest.mark.parametrize("how", [replaced, truncated, written_to, Path.unlink])
-@pytest.mark.parametrize("values", [None, {"compression": "gzip"}])
-@pytest.mark.parametrize("in_use", [False, True])
-@pytest.mark.parametrize("features", [["action"], None])
-def test_file_that_changes_after_it_was_indexed_is_noticed(tmp_path, how, values, in_use, features):
-    path = world.write_episode(tmp_path / "episode.hdf5", values=values)
-    batches = iter(stream_of(path, cache="off", features=features))
-    if in_use:
-        next(batches)
-    how(path)
-    with pytest.raises((SourceChangedError, SourceError), match=r"episode\.hdf5: ") as caught:
-        list(batches)
-    assert how is Path.unlink or isinstance(caught.value, SourceChangedError)
-
-
-def test_file_that_changed_is_indexed_anew_when_it_is_opened_again(tmp_path):
-    path = world.write_episode(tmp_path / "episode.hdf5")
-    check(path, world.read_episodes(path), cache="off")
-    replaced(path)
-    check(path, world.read_episodes(path), cache="off")
-
-
-def test_index_that_is_gone_while_the_stream_runs_is_named(tmp_path):
-    path = world.write_episode(tmp_path / "episode.hdf5")
-    stream = stream_of(path, cache="off")
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(SourceError, match=r"wanted the index of .*episode\.hdf5\. Open the dataset again"):
-        next(iter(stream))
-
-
-def test_stream_that_is_dropped_leaves_no_file_open(tmp_path):
-    paths = [world.write_episode(tmp_path / f"e_{n}.hdf5", values={"compression": "gzip"}) for n in range(3)]
-    stream = stream_of(paths, cache="off")
-    batches = iter(stream)
-    next(batches)
-    assert open_files(tmp_path)
-    del batches
-    gc.collect()
-    assert open_files(tmp_path) == []
-
-
-def open_files(folder):
-    names = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-    return [name for name in names if name.startswith(str(folder)) and name.endswith(".hdf5")]
