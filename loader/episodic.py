@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
 from epistream.cache.options import CacheOptions
@@ -17,6 +18,7 @@ from epistream.loader.episodic_files import EpisodicFiles
 from epistream.loader.episodic_options import is_overridden, short_form
 from epistream.loader.episodic_sample import assemble, find_normalizer, normalized
 from epistream.loader.frames import FrameOptions
+from epistream.sharding.storage import local_path
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
             preload_critical_data: kept for callers; lengths and indexes need no loading.
             image_size: (width, height) to which cameras are resized; note that streams say (height, width).
             preload_data: read every file once now, so that the cache or the page cache has it.
-            enable_monitoring: log a line of the report every 1,000 batches or samples.
+            enable_monitoring: log the report every 1,000 samples.
             skip_bad: leave out paths that cannot be opened, and say why in `skipped`.
             cache: all options of the cache; wins over `use_shared_memory`.
 
@@ -190,7 +192,9 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         rate = counters.num_samples / counters.read_s if counters.read_s else 0.0
         return (
             f"OptimizedEpisodicDataset, process {os.getpid()}: {counters.num_samples:,} samples in "
-            f"{counters.read_s:.1f} s of reading ({rate:,.0f}/s), {counters.num_fallbacks:,} by the fallback\n{stats}"
+            f"{counters.read_s:.1f} s of reading ({rate:,.0f}/s), {counters.num_fallbacks:,} by the fallback\n"
+            f"cache: {stats.tier or 'not used'} ({stats.reason or 'nothing was read'}); {stats.hits:,} hits, "
+            f"{stats.fills:,} fills, {stats.direct:,} direct reads, {stats.wait_seconds:.1f} s of waiting for others"
         )
 
     def print_performance_report(self) -> None:
@@ -258,5 +262,11 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         return {**sample, "timestamp": step, "episode_id": episode}
 
     def _preload(self) -> None:
-        for episode in range(self.num_episodes):
+        """Bring every shard into the cache; what is read in place, into the page cache."""
+        _, first = np.unique(self._dataset.episode_shard, return_index=True)
+        for episode in first.tolist():
             self._access.read([episode], [0])
+        if self._access.stats().tier == "direct" and hasattr(os, "posix_fadvise"):
+            for path in filter(None, map(local_path, dict.fromkeys(self._dataset.shard_url))):
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

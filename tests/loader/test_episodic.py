@@ -532,3 +532,11 @@ def test_reports_and_clearing_the_cache(source, capsys):
     assert "1 samples" in capsys.readouterr().out
     dataset.clear_cache()
     assert dataset[0]["timestamp"] == 0
+
+
+def test_defect_unreadable_file_of_a_real_recording_is_named(shared_data, aloha_files):
+    bad = shared_data / "ilstudio" / "tmp.hdf5"
+    with pytest.raises(EpistreamError, match=r"tmp\.hdf5"):
+        OptimizedEpisodicDataset([aloha_files[0], bad], CAMERAS)
+    dataset = OptimizedEpisodicDataset([aloha_files[0], bad], CAMERAS, skip_bad=True)
+    assert (len(dataset), list(dataset.skipped)) == (80, [str(bad)])
