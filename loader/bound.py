@@ -1,12 +1,14 @@
 """The bound: how fast this machine could go if the loader itself cost nothing.
 
-``decode``: processes that only decode the run's own frames, in place, into memory they reuse. ``copy``: one process
-that only copies batches into warm memory. What a loader reaches is quoted as a share of the smaller of the two.
+``decode``: processes that only decode the run's own frames, in place, into memory they reuse. ``copy``: threads that
+only copy batches from memory (more of it than the CPU's caches hold) into warm slots. What a loader reaches is quoted
+as a share of the smaller of the two, or of ``copy`` where frames were decoded before.
 """
 
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -23,6 +25,8 @@ from epistream.sharding.index import ShardIndex
 # Compressed frames are read into memory first; a few hundred MB stand for the run well enough.
 _SAMPLE_BYTES = 256 << 20
 _START_S = 120.0
+# More than the CPU's caches hold: batches come from all over the memory.
+_COPY_BYTES = 128 << 20
 
 Frames = list[tuple[Feature, bytes]]
 
@@ -31,12 +35,13 @@ Frames = list[tuple[Feature, bytes]]
 class Bound:
     """Windows per second of each term; infinite where the run does nothing of the kind.
 
-    `decode_cpu_s` is the CPU time that decoding a thousand windows takes.
+    `decode_cpu_s` and `copy_cpu_s` are the CPU time that a thousand windows take.
     """
 
     decode: float
     copy: float
     decode_cpu_s: float
+    copy_cpu_s: float = 0.0
 
     @property
     def windows_per_s(self) -> float:
@@ -54,19 +59,20 @@ def measure_bound(job: ReadJob, num_processes: int, seconds: float) -> Bound:
 
     Args:
         job: the run whose frames are decoded.
-        num_processes: processes that decode at the same time.
+        num_processes: processes that decode, and threads that copy, at the same time.
         seconds: how long each term is measured.
 
     Raises:
         DeadlineError: a measuring process did not answer.
     """
     sample, num_windows = _sample(job)
-    copy = _measure_copy(job, seconds)
+    copy, copy_cpu_s = _measure_copy(job, num_processes, seconds)
     if not sample:
-        return Bound(float("inf"), copy, 0.0)
+        return Bound(float("inf"), copy, 0.0, copy_cpu_s)
     frames_per_window = len(sample) / num_windows
     rates, cpu_s = _measure_decode(job, sample, num_processes, seconds)
-    return Bound(sum(rates) / frames_per_window, copy, sum(cpu_s) / num_processes * frames_per_window * 1000)
+    decode_cpu_s = sum(cpu_s) / num_processes * frames_per_window * 1000
+    return Bound(sum(rates) / frames_per_window, copy, decode_cpu_s, copy_cpu_s)
 
 
 def _sample(job: ReadJob) -> tuple[Frames, int]:
@@ -152,14 +158,28 @@ def _decode_process(sample: Frames, batch_size: int, seconds: float, pipe: Conne
     pipe.send((rate, (time.process_time() - before_s) / count))
 
 
-def _measure_copy(job: ReadJob, seconds: float) -> float:
-    source: NDArray[np.uint8] = np.ones(job.layout.num_bytes, np.uint8)
-    target: NDArray[np.uint8] = np.ones(job.layout.num_bytes, np.uint8)
+def _measure_copy(job: ReadJob, num_threads: int, seconds: float) -> tuple[float, float]:
+    """Windows per second of all threads, and CPU seconds per thousand windows."""
+    num_bytes = job.layout.num_bytes
+    num_sources = max(1, _COPY_BYTES // num_bytes)
+    source: NDArray[np.uint8] = np.ones((num_sources, num_bytes), np.uint8)
 
-    def step() -> None:
-        target[:] = source
+    def run(number: int) -> tuple[float, int]:
+        slots: NDArray[np.uint8] = np.ones((4, num_bytes), np.uint8)
+        count = 0
 
-    return _rate(step, seconds) * job.batch_size
+        def step() -> None:
+            nonlocal count
+            slots[count % 4] = source[(count + number) % num_sources]
+            count += 1
+
+        return _rate(step, seconds), count
+
+    before_s = time.process_time()
+    with ThreadPoolExecutor(num_threads) as pool:
+        results = list(pool.map(run, range(num_threads)))
+    num_windows = sum(count for _, count in results) * job.batch_size
+    return sum(rate for rate, _ in results) * job.batch_size, (time.process_time() - before_s) / num_windows * 1000
 
 
 def _rate(step: Callable[[], None], seconds: float) -> float:

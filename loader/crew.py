@@ -1,6 +1,7 @@
 """The workers of a loader: started once, told epochs, listened to, stopped; dead ones are reported."""
 
 import multiprocessing
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,10 @@ class _Member:
     messages: Connection
     process: BaseProcess | None
     thread: threading.Thread | None
+
+    def __post_init__(self) -> None:
+        self.arrived = select.poll()
+        self.arrived.register(self.messages.fileno(), select.POLLIN)
 
 
 class Crew:
@@ -76,6 +81,11 @@ class Crew:
             DeadlineError: nothing came within `timeout_s`.
         """
         member = self._members[worker_index]
+        # Mostly it is there already; a full wait on every worker costs more than gathering a small batch.
+        if member.arrived.poll(0):
+            with suppress(EOFError):
+                there: Message = member.messages.recv()
+                return there
         sentinels = {m.process.sentinel: m for m in self._members if m.process is not None}
         ready = wait([member.messages, *sentinels], timeout_s)
         # What a worker sent before it died is still good.

@@ -157,10 +157,11 @@ class ReadJob:
 
     def reader(self) -> EpisodeReader:
         """A reader for one thread or process."""
-        return EpisodeReader(self.dataset, self.features, self.window, self.cache, self._reader_options)
+        return EpisodeReader(self.dataset, self.features, self.window, self.cache, self.reader_options)
 
     @cached_property
-    def _reader_options(self) -> ReaderOptions:
+    def reader_options(self) -> ReaderOptions:
+        """How its readers read; of no effect on what they read."""
         max_open_shards = self.num_open_shards
         if self.frames.decode == "per_read" or (self.frames.decode == "auto" and self.cache.options.mode == "off"):
             return ReaderOptions(max_open_shards, self.frames)

@@ -1,0 +1,67 @@
+"""`epistream bench`: every row is there, compared with its own bound, and fits a terminal of 80 columns."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+import epistream as es
+from epistream.commands.bench import command
+from epistream.loader.bench import BenchOptions, BenchRow, run_bench
+
+QUICK = ["--rounds", "2", "--seconds", "0.02", "--batch-size", "8", "--action", "0:4", "--parallel", "1"]
+
+
+@pytest.fixture(scope="module")
+def shards(example_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "shards"
+    es.pack(example_data / "aloha", out, image_size=(64, 48))
+    return str(out)
+
+
+def test_bench_json_has_every_way_of_running_beside_its_bound(shards):
+    done = CliRunner().invoke(command, [shards, *QUICK, "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == [
+        *("bare decode x 1", "1 processes", "1 threads"),
+        *("bare copy x 1", "1 processes, decoded", "1 threads, decoded"),
+    ]
+    assert [row["bound"] for row in rows.values()] == ["bare decode x 1"] * 3 + ["bare copy x 1"] * 3
+    assert all(len(row["windows_per_s"]) == 2 for row in rows.values())
+    assert rows["1 threads, decoded"]["shm_bytes"] >= 140 * 2 * 48 * 64 * 3
+    assert result["share_of_bound"]["bare decode x 1"] == 1.0
+
+
+def test_bench_table_fits_80_columns_and_the_plot_is_drawn(shards, tmp_path):
+    plot = tmp_path / "bench.png"
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(command, [shards, *QUICK, "--no-once", "--plot", str(plot)])
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for heading in ("windows/s", "min-max", "of bound", "CPU s", "first", "PSS"):
+        assert heading in done.stdout
+    assert "decoded" not in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_of_nonsense_is_refused():
+    for arguments in (["--parallel", "two"], ["--parallel", "0"], ["--obs", "5"]):
+        assert CliRunner().invoke(command, ["nowhere", *arguments]).exit_code != 0
+
+
+def test_bench_share_is_the_median_of_the_rounds_shares():
+    bound = BenchRow("bound", [100.0, 1000.0, 10.0])
+    assert BenchRow("row", [50.0, 900.0, 9.5]).share_of(bound) == 0.9
+
+
+def test_bench_leaves_no_cache_behind(shards, tmp_path):
+    from epistream.cache.options import CacheOptions
+
+    folder = tmp_path / "cache"
+    stream = es.EpisodeStream(shards, batch_size=8, cache=CacheOptions(mode="shm", directory=str(folder)))
+    result = run_bench(shards, BenchOptions(rounds=1, seconds=0.01, parallel=1), stream)
+    assert [row.name for row in result.rows] == ["bare decode x 1", "1 processes", "1 threads"]
+    assert not folder.exists()
+    shutil.rmtree(tmp_path)
