@@ -1,6 +1,8 @@
 """The tuner: it measures, chooses what can run, explains everything, and leaves nothing behind."""
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +60,14 @@ def test_tuning_written_as_yaml_reads_back_and_runs(tuning, tmp_path):
         assert next(iter(loader))["action"].shape == (2, 20, 14)
 
 
-def test_tuning_leaves_nothing_in_shared_memory(aloha_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("epistream.cache.tiers.SHM_PARENT", Path("/dev/shm") / tmp_path.name)
-    tune(str(aloha_shards), QUICK, es.load_config(**BASE))
-    assert not (Path("/dev/shm") / tmp_path.name).exists() or not any((Path("/dev/shm") / tmp_path.name).iterdir())
+def test_tuning_leaves_nothing_in_shared_memory(aloha_shards, monkeypatch):
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    monkeypatch.setattr("epistream.cache.tiers.SHM_PARENT", folder)
+    try:
+        tune(str(aloha_shards), QUICK, es.load_config(**BASE))
+        assert list(folder.iterdir()) == []
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_tuning_of_hdf5_files_compares_packing(example_data):
