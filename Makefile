@@ -41,6 +41,24 @@ types: $(STAMP)
 	$(PIP) install --no-deps --target build/types/site build/types/source
 	cd build/types && MYPYPATH=site ../../$(VENV)/bin/python -m mypy --config-file ../../pyproject.toml -p epistream
 
+# The comparison with other loaders, in an environment of its own (their packages are many). Data are written to
+# benchmarks/data once; BENCH_SOURCE is a folder of ALOHA episodes with JPEG cameras.
+BENCH_VENV ?= benchmarks/.venv
+BENCH_SOURCE ?= examples/data/aloha
+BENCH_PIP = $(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -q
+BENCH_STAMP = $(BENCH_VENV)/.installed
+
+$(BENCH_STAMP): benchmarks/peers/requirements.txt benchmarks/peers/requirements-robomimic.txt constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(BENCH_PIP) install "torch==$(TORCH)+cpu" --extra-index-url $(TORCH_INDEX)
+	grep '^torch==' constraints.txt > $(BENCH_VENV)/torch.txt
+	$(BENCH_PIP) install -c $(BENCH_VENV)/torch.txt -r benchmarks/peers/requirements.txt -e .
+	-$(BENCH_PIP) install --no-deps -r benchmarks/peers/requirements-robomimic.txt
+	touch $@
+
+bench: $(BENCH_STAMP)
+	cd benchmarks && $(abspath $(BENCH_VENV))/bin/python -m peers.run --source $(abspath $(BENCH_SOURCE))
+
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600
 

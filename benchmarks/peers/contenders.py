@@ -225,7 +225,7 @@ def act(scenario: Scenario, folder: Path) -> Batches:
 
 def robomimic(scenario: Scenario, folder: Path) -> Batches:
     """SequenceDataset with sequences of one step: with longer ones it would read the pictures of all their steps."""
-    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.utils import obs_utils
     from robomimic.utils.dataset import SequenceDataset
 
     cameras = [f"{camera}_image" for camera in CAMERAS] if scenario.has_frames else []

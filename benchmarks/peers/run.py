@@ -24,7 +24,17 @@ from peers.report import write_report
 
 HERE = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 240
-PACKAGES = ("epistream", "torch", "numpy", "simplejpeg", "webdataset", "mosaicml-streaming", "litdata", "h5py", "robomimic")
+PACKAGES = (
+    "epistream",
+    "torch",
+    "numpy",
+    "simplejpeg",
+    "webdataset",
+    "mosaicml-streaming",
+    "litdata",
+    "h5py",
+    "robomimic",
+)
 
 Figures = dict[str, list[dict[str, float]]]
 

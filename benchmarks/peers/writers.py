@@ -106,7 +106,7 @@ def write_litdata(scenario: Scenario, source: Path, out: Path) -> None:
 
 
 def write_robomimic(scenario: Scenario, source: Path, out: Path) -> None:
-    """robomimic's HDF5: one group a demo, raw pictures."""
+    """Robomimic's HDF5: one group a demo, raw pictures."""
     with h5py.File(out / "demos.hdf5", "w", libver="latest") as file:
         data = file.create_group("data")
         for number, episode in enumerate(episodes(scenario, source)):
