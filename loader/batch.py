@@ -1,5 +1,6 @@
 """How a batch lies in one block of memory: which array, which dtype, which shape, at which byte."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Field:
     @property
     def num_bytes(self) -> int:
         """Size in bytes without alignment."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def stream_dtype(feature: Feature) -> np.dtype[Any]:
@@ -67,11 +68,7 @@ class BatchLayout:
 
     def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The arrays inside `block` (at least `num_bytes` uint8, contiguous). They share its memory."""
-        views = {}
-        for field in self.fields:
-            data = block[field.offset : field.offset + field.num_bytes]
-            views[field.name] = data.view(field.dtype).reshape(field.shape)
-        return views
+        return {field.name: np.ndarray(field.shape, field.dtype, block, field.offset) for field in self.fields}
 
     def allocate(self) -> dict[str, NDArray[Any]]:
         """The arrays in fresh memory of their own."""
