@@ -1,7 +1,7 @@
 """Fills whole batches: low-dimensional rows gathered, each frame decoded once, straight into the batch."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from epistream.loader.columns import Columns, gather_rows
 from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames
 from epistream.loader.drawing import Scratch, copy_frames, draw_frames, ready_frames
 from epistream.loader.frames import FrameDecoder, FrameOptions
+from epistream.loader.open_files import most_open
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
@@ -58,7 +59,7 @@ class ReaderOptions:
     """What a reader may keep, and how it makes frames.
 
     Args:
-        max_open_shards: shards held open between batches.
+        max_open_shards: shards held open between batches; fewer where the process may open few files.
         frames: size of the frames.
         decoded: sizes of the decoded episodes; None decodes every frame when it is read.
     """
@@ -83,13 +84,26 @@ class EpisodeReader:
         window: Window,
         cache: NodeCache,
         options: ReaderOptions | None = None,
+        before_wait: Callable[[], None] | None = None,
     ) -> None:
+        """Open nothing yet.
+
+        Args:
+            dataset: what to read.
+            features: of it.
+            window: about each anchor.
+            cache: where shards are kept on this node.
+            options: what may be kept, and how frames are made.
+            before_wait: gives up whatever this reader's thread holds, where other readers hold shards too; `release`
+                by default.
+        """
         options = options or ReaderOptions()
+        self._before_wait = before_wait
         self._dataset = dataset
         self._features = dict(features)
         self._window = window
         self._cache = cache
-        self._max_open_shards = options.max_open_shards
+        self._max_open_shards = min(options.max_open_shards, most_open())
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
@@ -100,7 +114,7 @@ class EpisodeReader:
         }
         self._offsets = {name: window.offsets(name) for name in features}
         self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
-        self._columns = Columns(self._arrays, cache, options.max_open_shards)
+        self._columns = Columns(self._arrays, cache, self._max_open_shards)
         self._scratch = Scratch()
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
@@ -229,21 +243,21 @@ class EpisodeReader:
             )
 
     def _open_cold(self, windows: BatchWindows, steps: Mapping[tuple[int, ...], tuple[Int64, Any]]) -> int:
-        """Open the shards of a batch without waiting for fills; returns how many are not in the cache."""
+        """Open the shards of a batch that are best read by ranges now; returns how many."""
         self._close_cold()  # what an error left behind
-        cold = []
-        for shard in np.unique(windows.shard).tolist():
-            if shard in self._open:
-                continue
-            entry = self._cache.open(shard_entry(self._dataset, shard), wait=False)
-            if entry.tier != "direct":
-                entry.close()  # `_shard` leases it when its turn comes
-                continue
-            rows = windows.shard == shard
-            wanted = {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()}
-            url = self._dataset.index_url[shard]
-            cold.append(ColdShard(shard, entry, url, windows.episode_in_shard[rows], wanted))
+        cold: list[ColdShard] = []
         try:
+            for shard in np.unique(windows.shard).tolist():
+                if shard in self._open:
+                    continue
+                entry = self._cache.open(shard_entry(self._dataset, shard), wait=False)
+                if entry.tier != "direct":
+                    entry.close()  # `_shard` leases it when its turn comes
+                    continue
+                rows = windows.shard == shard
+                wanted = {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()}
+                url = self._dataset.index_url[shard]
+                cold.append(ColdShard(shard, entry, url, windows.episode_in_shard[rows], wanted))
             indexes = bring(cold, self._features)
         except BaseException:
             for one in cold:
@@ -266,7 +280,7 @@ class EpisodeReader:
         while len(self._open) >= self._max_open_shards:
             self._open.popitem(last=False)[1].entry.close()
         source = shard_entry(self._dataset, shard)
-        entry = self._cache.open(source, before_wait=self.release)
+        entry = self._cache.open(source, before_wait=self._before_wait or self.release)
         try:
             blob = entry.blobs[1]
             index = ShardIndex.parse(

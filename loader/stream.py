@@ -1,5 +1,6 @@
 """EpisodeStream: a torch IterableDataset of whole batches."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -19,10 +20,13 @@ from epistream.loader.normalize import Normalizer
 from epistream.loader.options import StreamOptions, changed
 from epistream.loader.plan import OrderOptions, Plan
 from epistream.loader.reader import BatchWindows
+from epistream.loader.residency import budget_advice
 from epistream.loader.streaming import Stream
 from epistream.loader.transforms import ChannelsFirst, InOrder
 from epistream.loader.world import World
 from epistream.sharding.dataset import open_dataset
+
+logger = logging.getLogger(__name__)
 
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -117,6 +121,15 @@ class EpisodeStream(Stream):
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
         self._transform = InOrder.of([ChannelsFirst(cameras) if options.channels_first else None, options.transform])
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
+        self._check_budget(options.cache_options.budget_bytes)
+
+    def _check_budget(self, budget_bytes: int | None) -> None:
+        """Warn of a budget that the order does not fit into: its shards would be fetched again and again."""
+        if budget_bytes is not None:
+            job = self._job
+            advice = budget_advice(job.plan, budget_bytes, job.batch_size * job.world.size)
+            if advice is not None:
+                logger.warning("%s: %s", job.url, advice)
 
     @classmethod
     def from_config(cls, config: StreamConfig, source: Source | None = None, **changes: Any) -> "EpisodeStream":

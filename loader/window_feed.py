@@ -1,7 +1,7 @@
 """Reads windows at given positions of a dataset's epochs; knows what to do when a shard is bad, or not there yet."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ OnBad = Literal["raise", "skip"]
 BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)
 # A worker that still finds shards missing after so many batches waits for their fills: what it reads by ranges
 # comes over the network a second time.
-_MOST_COLD_BATCHES = 16
+_MOST_COLD_BATCHES = 4
 # Positions that are looked through at a time for a window to put in a bad one's place.
 _LOOK = 64
 
@@ -45,9 +45,15 @@ class WindowFeed:
     the same number of batches. The next epoch tries the shard again.
     """
 
-    def __init__(self, job: "ReadJob") -> None:
+    def __init__(self, job: "ReadJob", before_wait: Callable[[], None] | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            job: what to read.
+            before_wait: gives up what the caller holds for other feeds too, before this one waits for anything.
+        """
         self._job = job
-        self._reader = job.reader()
+        self._reader = job.reader(before_wait)
         self._bad: dict[int, str] = {}
         self._orders: dict[int, EpochOrder] = {}
         self._num_cold_batches = 0
