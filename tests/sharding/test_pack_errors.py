@@ -456,12 +456,12 @@ def test_pack_worker_killed_is_a_named_error_and_resumes(tmp_path):
 
 
 def test_pack_interrupted_from_the_keyboard_ends_quietly_and_can_be_resumed(tmp_path):
-    slow_sources(tmp_path / "in")
+    slow_sources(tmp_path / "in", number=30)  # so many that the job cannot end before the signal arrives
     process = run_pack(tmp_path / "in", tmp_path / "out", *ARGUMENTS, start_new_session=True)
     wait_until((tmp_path / "out" / "shard-000000.tar").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.splitlines() == [
         f"interrupted: nothing was published; complete shards stay in {tmp_path / 'out'} for --resume"
     ]
