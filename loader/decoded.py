@@ -16,6 +16,7 @@ from epistream.cache.entry import Entry, part_offsets
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.frames import FrameDecoder
+from epistream.loader.open_files import most_open
 from epistream.sharding.index import ShardIndex
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class DecodedEpisodes:
         self._cache = cache
         self._plan = plan
         self._open: OrderedDict[tuple[int, int], _Kept] = OrderedDict()
+        self._max_open = min(_MAX_OPEN, most_open())
         self._is_first = True
         self._may_make = False
         # None until it is known; later, whether all episodes fit.
@@ -131,7 +133,7 @@ class DecodedEpisodes:
             return None
         blob = opened.blobs[0]
         frames = views(memoryview(blob.read(0, blob.size)))
-        while len(self._open) >= _MAX_OPEN:
+        while len(self._open) >= self._max_open:
             self._close(self._open.popitem(last=False)[1])
         self._open[key] = _Kept(opened, frames)
         return frames

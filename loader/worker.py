@@ -16,6 +16,7 @@ from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.effort import Effort, EffortMeter
 from epistream.loader.job import Job
+from epistream.loader.open_files import raise_limit
 from epistream.loader.ring import Ring
 from epistream.loader.window_feed import Replaced
 
@@ -64,6 +65,7 @@ def run_process(seat: WorkerSeat) -> None:
     """Entry point of a worker process: run the seat; leave in good order when told to, or when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, _leave)
+    raise_limit()
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
         run_worker(seat)
