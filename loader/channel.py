@@ -72,10 +72,11 @@ class RecordPipe:
 
     def close(self) -> None:
         """Close both ends in this process."""
-        for fd in (self._write_fd, self._read_fd):
+        ends = self._write_fd, self._read_fd
+        self._write_fd = self._read_fd = -1  # first: a finalizer may send at any moment
+        for fd in ends:
             if fd >= 0:
                 os.close(fd)
-        self._write_fd = self._read_fd = -1
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_read_fd": reduction.DupFd(self._read_fd), "_write_fd": reduction.DupFd(self._write_fd)}

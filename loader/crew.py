@@ -1,10 +1,11 @@
 """The workers of a loader: started once, told epochs, listened to, stopped; dead ones are reported."""
 
 import multiprocessing
+import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -48,6 +49,7 @@ class Crew:
     def __init__(self, job: Job, num_workers: int, slots_per_worker: int, start_method: StartMethod | None) -> None:
         self.num_workers = num_workers
         self.ring = Ring(num_workers * slots_per_worker, job.layout.num_bytes)
+        self._pid = os.getpid()
         self._members: list[_Member] = []
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
         pipes = [multiprocessing.Pipe(duplex=False) for _ in range(num_workers)]
@@ -55,8 +57,17 @@ class Crew:
             slots = range(index * slots_per_worker, (index + 1) * slots_per_worker)
             seat = WorkerSeat(index, num_workers, slots, RecordPipe(), outbox, job, self.ring)
             self._members.append(_Member(seat, messages, None, None))
-        for member in self._members:
-            self._start(member, start_method)
+        try:
+            for member in self._members:
+                self._start(member, start_method)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started it; a forked child must leave its parent's workers alone."""
+        return self._pid == os.getpid()
 
     @property
     def pids(self) -> list[int]:
@@ -108,17 +119,22 @@ class Crew:
             member.seat.inbox.send(Record(Kind.STOP))
         deadline = time.monotonic() + _STOP_S
         for member in self._members:
-            self._join(member, deadline)
+            if member.thread is not None:
+                member.thread.join(max(0.1, deadline - time.monotonic()))
+        _end_all([member.process for member in self._members if member.process is not None], deadline)
+        for member in self._members:
             member.messages.close()
-            if member.process is not None:
+            if member.thread is None or not member.thread.is_alive():
                 member.seat.inbox.close()
+                member.seat.outbox.close()
         self.ring.close()
 
     def _start(self, member: _Member, start_method: StartMethod | None) -> None:
         name = f"epistream-worker-{member.seat.worker_index}"
         if start_method is None:
-            member.thread = threading.Thread(target=run_worker, args=(member.seat,), name=name, daemon=True)
-            member.thread.start()
+            thread = threading.Thread(target=run_worker, args=(member.seat,), name=name, daemon=True)
+            thread.start()
+            member.thread = thread  # what did not start cannot be joined
             return
         context = multiprocessing.get_context(start_method)
         process = context.Process(target=run_process, args=(member.seat,), name=name, daemon=True)  # type: ignore[attr-defined]
@@ -127,18 +143,19 @@ class Crew:
         # Only the worker may hold the sending end, or its death would not end the stream of messages.
         member.seat.outbox.close()
 
-    @staticmethod
-    def _join(member: _Member, deadline: float) -> None:
-        remaining_s = max(0.1, deadline - time.monotonic())
-        if member.thread is not None:
-            member.thread.join(remaining_s)
-        if member.process is not None:
-            member.process.join(remaining_s)
-            for end in (member.process.terminate, member.process.kill):
-                if member.process.is_alive():
-                    end()
-                    member.process.join(_STOP_S)
-            member.process.close()
+
+def _end_all(processes: Sequence[BaseProcess], deadline: float) -> None:
+    """Wait until `deadline`, then end by force who is still there: all at a time, not one after the other."""
+    for force in (None, BaseProcess.terminate, BaseProcess.kill):
+        alive = [process for process in processes if process.is_alive()]
+        if force is not None:
+            deadline = time.monotonic() + _STOP_S
+            for process in alive:
+                force(process)
+        for process in alive:
+            process.join(max(0.1, deadline - time.monotonic()))
+    for process in processes:
+        process.close()
 
 
 def _obituary(member: _Member) -> str:

@@ -191,9 +191,10 @@ class StreamingLoader:
         self._ran_out, self._last_epoch = False, epoch
         self._recorder.begin()
         if self._num_workers == 0:
-            return self._track(self._read_here(epoch, start), epoch, schedule)
-        self._hire().run(self._serial, epoch, start)
-        return self._track(self._collect(schedule), epoch, schedule)
+            return self._track(self._read_here(epoch, start), self._serial, epoch, schedule)
+        crew = self._hire()
+        crew.run(self._serial, epoch, start)
+        return self._track(self._collect(crew, self._serial, schedule), self._serial, epoch, schedule)
 
     def close(self) -> None:
         """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
@@ -237,16 +238,17 @@ class StreamingLoader:
         )
 
     def _hire(self) -> Crew:
-        if self._crew is None:
+        if self._crew is None or not self._crew.is_ours:
             self._held = [set() for _ in range(self._num_workers)]
             self._crew = Crew(self.stream.job, self._num_workers, self._slots_per_worker, self._start_method)
             # Also when the loader is dropped or the interpreter ends, but never in a forked child.
             self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._crew)
         return self._crew
 
-    def _track(self, batches: Iterator[Any], epoch: int, schedule: Schedule) -> Iterator[Any]:
+    # Generators begin at their first `next`, so what belongs to an iteration is given to them by `__iter__`.
+
+    def _track(self, batches: Iterator[Any], serial: int, epoch: int, schedule: Schedule) -> Iterator[Any]:
         """Hand out batches, keeping `_consumed` true; the last batch of an epoch is the beginning of the next."""
-        serial = self._serial
         self._monitor.start()  # the workers are forked by now
         ring = None if self._crew is None else self._crew.ring
         with feed(batches, self._device, self._on_device, ring) as moved:
@@ -257,8 +259,7 @@ class StreamingLoader:
                     self._consumed = None if is_last else (epoch, schedule.position_after(batch_index))
                 yield batch
 
-    def _collect(self, schedule: Schedule) -> Iterator[Any]:
-        serial, crew = self._serial, self._hire()
+    def _collect(self, crew: Crew, serial: int, schedule: Schedule) -> Iterator[Any]:
         for batch_index in range(schedule.num_batches):
             worker_index = batch_index % self._num_workers
             started = time.perf_counter()
@@ -271,10 +272,10 @@ class StreamingLoader:
 
     def _receive(self, crew: Crew, worker_index: int, serial: int) -> Message:
         while True:
-            if serial != self._serial or crew is not self._crew:
+            if serial != self._serial or crew is not self._crew or not crew.is_ours:
                 raise StateError(
-                    "StreamingLoader: this iteration was ended by a later iter(loader) or by close(). Iterate one at a "
-                    "time, or make a second loader."
+                    "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
+                    "the process that this one was forked from. Iterate one at a time, or make a second loader."
                 )
             try:
                 message = crew.receive(worker_index, self._timeout_s)

@@ -141,10 +141,17 @@ def _join(pieces: list[Batch], views: Mapping[str, NDArray[Any]]) -> Batch:
 
 def _join_tensors(parts: list[torch.Tensor], whole: NDArray[Any] | None) -> torch.Tensor:
     """One tensor of all rows: the array that the parts are views of, if they still are, else a copy."""
-    if whole is not None and parts[0].data_ptr() == whole.ctypes.data and parts[0].is_contiguous():
-        shape = (len(whole), *parts[0].shape[1:])
-        if parts[0].numel() // len(parts[0]) * len(whole) == whole.size:
-            tensor = torch.from_numpy(whole)
-            if tensor.dtype == parts[0].dtype:
-                return tensor.reshape(shape)
+    if whole is not None and _are_rows(parts, tensor := torch.from_numpy(whole)):
+        return tensor.reshape(len(tensor), *parts[0].shape[1:])
     return torch.cat(parts)
+
+
+def _are_rows(parts: list[torch.Tensor], whole: torch.Tensor) -> bool:
+    """Whether the parts are the rows of `whole`, in order. One that its stream changed lies elsewhere."""
+    row_bytes, address = whole.nbytes // len(whole), whole.data_ptr()
+    for part in parts:
+        alike = part.dtype == whole.dtype and part.shape[1:] == parts[0].shape[1:] and part.is_contiguous()
+        if not alike or part.data_ptr() != address or part.nbytes != len(part) * row_bytes:
+            return False
+        address += part.nbytes
+    return address == whole.data_ptr() + whole.nbytes

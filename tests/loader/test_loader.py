@@ -1,8 +1,12 @@
 """The loader: the same batches in every way of running, memory that is never overwritten, state, and death."""
 
+import gc
 import os
 import signal
+from multiprocessing.context import ForkProcess
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -197,6 +201,68 @@ def test_loader_two_iterations_at_once_end_the_older_one(aloha_shards, epochs):
         assert windows_of(loader) == epochs[1]
         with pytest.raises(StateError, match="ended by a later iter"):
             next(first)
+
+
+def test_loader_two_iterations_begun_before_any_batch_end_the_older_one(aloha_shards, epochs):
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=2, timeout_s=60) as loader:
+        first, second = iter(loader), iter(loader)
+        with pytest.raises(StateError, match="ended by a later iter"):
+            next(first)
+        assert windows_of(second) == epochs[1]
+
+
+def test_loader_closed_before_the_first_batch_ends_the_iteration_at_once(aloha_shards):
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=1, timeout_s=60) as loader:
+        batches = iter(loader)
+        loader.close()
+        with pytest.raises(StateError, match="close"):
+            next(batches)
+        assert loader.worker_pids == []
+
+
+@pytest.mark.parametrize("options", [{"num_workers": 0}, {"num_workers": 2}])
+def test_loader_made_and_closed_again_and_again_keeps_no_descriptors(aloha_shards, options):
+    def num_descriptors():
+        with es.StreamingLoader(stream_of(aloha_shards), **options) as loader:
+            windows_of(loader)
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    assert num_descriptors() == num_descriptors() == num_descriptors()
+
+
+def test_loader_whose_workers_cannot_all_start_keeps_none(aloha_shards, monkeypatch):
+    started = []
+
+    def start(process):
+        if len(started) == 2:
+            raise BlockingIOError("no more processes")
+        whole_start(process)
+        started.append(process.pid)
+
+    whole_start = ForkProcess.start
+    monkeypatch.setattr(ForkProcess, "start", start)
+    loader = es.StreamingLoader(stream_of(aloha_shards), num_workers=3)
+    with pytest.raises(BlockingIOError):
+        iter(loader)
+    assert len(started) == 2
+    assert not any(psutil.pid_exists(pid) for pid in started)
+
+
+def test_loader_in_a_forked_child_leaves_the_workers_to_the_parent(aloha_shards, epochs):
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=2, timeout_s=60) as loader:
+        batches = iter(loader)
+        before = windows_of([next(batches)])
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = 0 if windows_of(loader) == epochs[1] else 2
+                loader.close()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert before + windows_of(batches) == epochs[0]
 
 
 def test_loader_closed_twice_and_used_again(aloha_shards, epochs):

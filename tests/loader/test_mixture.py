@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import epistream as es
+from epistream.cache.node import NodeCache
 from epistream.errors import OptionError, StateError
 
 SIZES = {"big": (5, 60), "small": (2, 40)}  # episodes, steps
@@ -130,3 +131,39 @@ def test_mixture_refuses_what_does_not_fit_together(shards, aloha_shards):
         es.Mixture([big, *streams(shards, order=es.OrderOptions(lanes=2))[1:]], [1, 1])
     with pytest.raises(OptionError, match="weights"):
         es.Mixture([big], [1, 2])
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_mixture_keeps_what_one_stream_alone_changes(shards, changed):
+    def negate(batch):
+        return {**batch, "action": -batch["action"]}
+
+    parts = streams(shards)
+    parts[changed] = es.EpisodeStream(shards[list(SIZES)[changed]], order=es.OrderOptions(lanes=4), transform=negate)
+    for batch in es.Mixture(parts, [1, 1], batch_size=10, stop=40):
+        dataset, episode, step = (batch[f"{name}_index"] for name in ("dataset", "episode", "step"))
+        expected = (1e6 * dataset + 1000 * episode + step) * torch.where(dataset == changed, -1, 1)
+        assert set(dataset.tolist()) == {0, 1}
+        assert torch.equal(batch["action"][:, 0, 0].double(), expected.double())
+
+
+def test_mixture_holds_no_dataset_while_another_one_waits(shards, tmp_path, monkeypatch):
+    entries, held = [], []
+    whole_open = NodeCache.open
+
+    def watched_open(cache, entry, before_wait=None, **how):
+        def waits():
+            before_wait()
+            held.append(sum(bool(opened.blobs) for opened in entries))
+
+        entries.append(whole_open(cache, entry, waits, **how))
+        return entries[-1]
+
+    monkeypatch.setattr(NodeCache, "open", watched_open)
+    cache = es.CacheOptions(mode="disk", directory=str(tmp_path))
+    mixed = es.Mixture(streams(shards, cache=cache), [1, 1], batch_size=10, stop=40)
+    for _ in mixed:
+        pass
+    mixed.job.cache.close()
+    assert set(held) == {0}
+    assert len(held) >= 2
