@@ -16,7 +16,6 @@ from epistream.cache.entry import Entry, part_offsets
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.frames import FrameDecoder
-from epistream.loader.open_files import most_open
 from epistream.sharding.index import ShardIndex
 
 logger = logging.getLogger(__name__)
@@ -62,14 +61,17 @@ class DecodedEpisodes:
         decoders: of the cameras, by feature.
         cache: where they are kept.
         plan: sizes of the whole.
+        max_open: episodes that may be held open at a time.
     """
 
-    def __init__(self, decoders: Mapping[str, FrameDecoder], cache: NodeCache, plan: DecodedPlan) -> None:
+    def __init__(
+        self, decoders: Mapping[str, FrameDecoder], cache: NodeCache, plan: DecodedPlan, max_open: int
+    ) -> None:
         self._decoders = dict(decoders)
         self._cache = cache
         self._plan = plan
         self._open: OrderedDict[tuple[int, int], _Kept] = OrderedDict()
-        self._max_open = min(_MAX_OPEN, most_open())
+        self._max_open = min(_MAX_OPEN, max_open)
         self._is_first = True
         self._may_make = False
         # None until it is known; later, whether all episodes fit.

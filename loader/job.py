@@ -1,7 +1,7 @@
 """All that reading a stream needs, free of torch: what worker processes receive."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -155,9 +155,10 @@ class ReadJob:
         """Whether shards go through the node's cache, rather than being read where they lie."""
         return self.cache.keeps(shard_entry(self.dataset, int(np.argmax(self.plan.per_shard))))
 
-    def reader(self, before_wait: Callable[[], None] | None = None) -> EpisodeReader:
-        """A reader for one thread or process; `before_wait` as for `EpisodeReader`."""
-        return EpisodeReader(self.dataset, self.features, self.window, self.cache, self.reader_options, before_wait)
+    def reader(self, before_wait: Callable[[], None] | None = None, num_readers: int = 1) -> EpisodeReader:
+        """A reader for one thread or process, which has `num_readers`; `before_wait` as for `EpisodeReader`."""
+        options = replace(self.reader_options, num_readers=num_readers)
+        return EpisodeReader(self.dataset, self.features, self.window, self.cache, options, before_wait)
 
     @cached_property
     def reader_options(self) -> ReaderOptions:

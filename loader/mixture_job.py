@@ -108,7 +108,7 @@ class MixtureFeed(Feed):
     def __init__(self, job: MixtureJob, *, prefetch: bool = False) -> None:
         self._plan = job.plan.schedule
         # None of the datasets is held while another one waits.
-        self._windows = [WindowFeed(part, self.release) for part in job.parts]
+        self._windows = [WindowFeed(part, self.release, len(job.parts)) for part in job.parts]
         super().__init__(job, self._windows, prefetch=prefetch)
 
     def _turn(self, epoch: int, start: int) -> None:

@@ -62,11 +62,13 @@ class ReaderOptions:
         max_open_shards: shards held open between batches; fewer where the process may open few files.
         frames: size of the frames.
         decoded: sizes of the decoded episodes; None decodes every frame when it is read.
+        num_readers: readers that the same thread has, among which the files that it may open are shared.
     """
 
     max_open_shards: int = 64
     frames: FrameOptions = field(default_factory=FrameOptions)
     decoded: DecodedPlan | None = None
+    num_readers: int = 1
 
 
 class EpisodeReader:
@@ -103,7 +105,9 @@ class EpisodeReader:
         self._features = dict(features)
         self._window = window
         self._cache = cache
-        self._max_open_shards = min(options.max_open_shards, most_open())
+        most = most_open(options.num_readers)
+        self._max_open_shards = min(options.max_open_shards, most)
+        self._kept_in_place = min(_KEPT_IN_PLACE, most)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
@@ -118,7 +122,7 @@ class EpisodeReader:
         self._scratch = Scratch()
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
-        self._decoded = DecodedEpisodes(costly, cache, options.decoded) if costly and options.decoded else None
+        self._decoded = DecodedEpisodes(costly, cache, options.decoded, most) if costly and options.decoded else None
 
     def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]], *, wait: bool = True) -> int:
         """Fill the arrays of one batch.
@@ -174,7 +178,7 @@ class EpisodeReader:
         self._columns.release()
         for shard in [shard for shard, opened in self._open.items() if opened.entry.tier != "direct"]:
             self._open.pop(shard).entry.close()
-        while len(self._open) > _KEPT_IN_PLACE:
+        while len(self._open) > self._kept_in_place:
             self._open.popitem(last=False)[1].entry.close()
 
     def _read_shard(

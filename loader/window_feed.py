@@ -45,15 +45,16 @@ class WindowFeed:
     the same number of batches. The next epoch tries the shard again.
     """
 
-    def __init__(self, job: "ReadJob", before_wait: Callable[[], None] | None = None) -> None:
+    def __init__(self, job: "ReadJob", before_wait: Callable[[], None] | None = None, num_feeds: int = 1) -> None:
         """Read nothing yet.
 
         Args:
             job: what to read.
             before_wait: gives up what the caller holds for other feeds too, before this one waits for anything.
+            num_feeds: feeds that the same thread has.
         """
         self._job = job
-        self._reader = job.reader(before_wait)
+        self._reader = job.reader(before_wait, num_feeds)
         self._bad: dict[int, str] = {}
         self._orders: dict[int, EpochOrder] = {}
         self._num_cold_batches = 0
