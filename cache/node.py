@@ -50,6 +50,10 @@ class NodeCache:
         self._tiers: Tiers | None = None
         self._exit: util.Finalize | None = None
 
+    def reserve(self, num_bytes: int) -> None:
+        """Leave so much memory to others; only for a cache that this process has not used yet."""
+        self._reserved_bytes = num_bytes
+
     def open(self, entry: Entry, before_wait: Callable[[], None] | None = None, *, wait: bool = True) -> OpenEntry:
         """The bytes of an entry: leased from the cache, filled into it first if need be, or read directly.
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import torch
 
-from epistream.errors import OptionError, StateError
+from epistream.errors import OptionError, StateError, WorkerError
 from epistream.loader.agreement import check_agreement
 from epistream.loader.cores import num_usable_cores
 from epistream.loader.crew import Crew, StartMethod
@@ -28,7 +28,7 @@ from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.streaming import Stream
-from epistream.loader.worker import Message
+from epistream.loader.worker import NO_EPOCH, Message
 from epistream.loader.world import World
 
 
@@ -140,7 +140,10 @@ class StreamingLoader:
         return self._crew.pids if self._crew is not None else []
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be `epoch`. Not needed in ordinary loops: the loader counts epochs by itself."""
+        """Let the next iteration be `epoch`. Not needed in ordinary loops: the loader counts epochs by itself.
+
+        An iteration that runs goes on in its own epoch, and `state_dict` with it.
+        """
         self._consumed = None
         self.stream.set_epoch(epoch)
 
@@ -240,7 +243,10 @@ class StreamingLoader:
     def _hire(self) -> Crew:
         if self._crew is None or not self._crew.is_ours:
             self._held = [set() for _ in range(self._num_workers)]
-            self._crew = Crew(self.stream.job, self._num_workers, self._slots_per_worker, self._start_method)
+            job, num_slots = self.stream.job, self._num_workers * self._slots_per_worker
+            # The rings of all ranks of this node come first; the cache's budget is what they leave.
+            job.cache.reserve(num_slots * job.layout.num_bytes * job.world.local_size)
+            self._crew = Crew(job, self._num_workers, self._slots_per_worker, self._start_method)
             # Also when the loader is dropped or the interpreter ends, but never in a forked child.
             self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._crew)
         return self._crew
@@ -264,6 +270,11 @@ class StreamingLoader:
             worker_index = batch_index % self._num_workers
             started = time.perf_counter()
             message = self._receive(crew, worker_index, serial)
+            if message.batch_index != batch_index:
+                raise WorkerError(
+                    f"worker {worker_index}: sent batch {message.batch_index}, wanted {batch_index}. This is a defect "
+                    "of epistream; please report it."
+                )
             waited_s = time.perf_counter() - started
             views, copied = self._take(crew, worker_index, message)
             self._recorder.receive(worker_index, message, waited_s, copied)
@@ -282,6 +293,9 @@ class StreamingLoader:
             except BaseException:
                 self.close()
                 raise
+            if message.error is not None and message.serial == NO_EPOCH:
+                self.close()
+                raise message.error
             if message.serial == serial:
                 if message.error is not None:
                     raise message.error

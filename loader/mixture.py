@@ -81,7 +81,7 @@ class Mixture(Stream):
         for start, stop in zip(starts, [*starts[1:], len(owner)], strict=True):
             rows = {name: view[start:stop] for name, view in views.items()}
             pieces.append(self._streams[int(owner[start])].finish(rows, self._marks_repeats))
-        batch = pieces[0] if len(pieces) == 1 else _join(pieces, views)
+        batch = _join(pieces, views)
         batch[DATASET_INDEX] = torch.from_numpy(owner)
         return batch
 
@@ -121,8 +121,14 @@ def _short(value: Any) -> str:
     return str([(field.name, str(field.dtype), field.shape[2:]) for field in fields] if fields else value)
 
 
-def _join(pieces: list[Batch], views: Mapping[str, NDArray[Any]]) -> Batch:
+def _join(pieces: list[Any], views: Mapping[str, NDArray[Any]]) -> Batch:
     joined: Batch = {}
+    shapes = [sorted(piece) if isinstance(piece, Mapping) else type(piece).__name__ for piece in pieces]
+    if any(isinstance(shape, str) or shape != shapes[0] for shape in shapes):
+        raise OptionError(
+            f"Mixture: batches of its streams are {shapes}, wanted dicts with the same keys, as they are put together. "
+            "Format and transform the batch after the mixture."
+        )
     for key, first in pieces[0].items():
         parts = [piece[key] for piece in pieces]
         if isinstance(first, torch.Tensor):

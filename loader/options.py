@@ -12,7 +12,6 @@ from epistream.loader.finish import SampleOptions
 from epistream.loader.frames import Decode
 from epistream.loader.plan import OrderOptions
 from epistream.loader.schedule import Remainder
-from epistream.loader.window_feed import OnBad
 from epistream.loader.transforms import Transform
 from epistream.loader.window_feed import OnBad
 

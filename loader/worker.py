@@ -7,9 +7,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 
 from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
@@ -26,6 +28,10 @@ _PARENT_CHECK_S = 0.5
 _HOLD_S = 0.02
 # An orphan that cannot unwind in this time is stuck in a foreign call; leaving at once frees its locks and memory.
 _ORPHAN_GRACE_S = 10.0
+
+
+# The serial of messages that belong to no epoch; those of epochs are above it.
+NO_EPOCH = 0
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,12 @@ def _watch_parent(parent_pid: int) -> None:
 
 
 def run_worker(seat: WorkerSeat) -> None:
-    """Serve epochs until told to stop."""
-    _Worker(seat).run()
+    """Serve epochs until told to stop. An error that no epoch answers for is told under `NO_EPOCH`."""
+    try:
+        _Worker(seat).run()
+    except Exception as error:  # else the training loop would wait for batches that never come
+        with suppress(OSError):
+            seat.outbox.send(Message(NO_EPOCH, -1, error=_sendable(error, seat.worker_index)))
 
 
 class _Worker:
@@ -143,7 +153,7 @@ class _Worker:
                 )
         except Exception as error:  # whatever it is, the training process must hear of it
             self._feed.release()
-            self._send(Message(serial, batch_index, error=self._sendable(error)))
+            self._send(Message(serial, batch_index, error=_sendable(error, self._seat.worker_index)))
             return False
         return True
 
@@ -183,9 +193,12 @@ class _Worker:
             # The loader closed its end: it is gone or closing, and a STOP or our own end follows.
             self._command = Record(Kind.STOP)
 
-    def _sendable(self, error: Exception) -> EpistreamError:
-        """Our own errors as they are; foreign ones in words, since they may not survive pickling."""
-        if isinstance(error, EpistreamError):
+
+def _sendable(error: Exception, worker_index: int) -> EpistreamError:
+    """Our own errors as they are, if they survive the way to another process; all others in words."""
+    if isinstance(error, EpistreamError):
+        with suppress(Exception):
+            ForkingPickler.loads(ForkingPickler.dumps(error))
             return error
-        where = f"worker {self._seat.worker_index} (pid {os.getpid()})"
-        return WorkerError(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+    where = f"worker {worker_index} (pid {os.getpid()})"
+    return WorkerError(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc()}")

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import epistream as es
-from epistream.errors import EpistreamError, OptionError, StateError, WorkerError
+from epistream.errors import EpistreamError, FormatError, OptionError, StateError, WorkerError
+from epistream.loader.feed import BatchFeed
+from epistream.loader.job import ReadJob
 
 WAYS = {
     "synchronous": {"num_workers": 0, "num_threads": 0},
@@ -282,3 +284,29 @@ def test_loader_closed_twice_and_used_again(aloha_shards, epochs):
 def test_loader_with_impossible_numbers_is_refused(aloha_shards, options):
     with pytest.raises(OptionError, match="StreamingLoader"):
         es.StreamingLoader(stream_of(aloha_shards), **options)
+
+
+@pytest.mark.parametrize("way", ["one thread", "one process"])
+def test_loader_worker_that_fails_before_any_epoch_says_why(aloha_shards, monkeypatch, way):
+    def no_feed(job, *, prefetch=False):
+        raise FormatError("shard-000000.index: torn")
+
+    monkeypatch.setattr(ReadJob, "feed", no_feed)
+    with es.StreamingLoader(stream_of(aloha_shards), timeout_s=60, **WAYS[way]) as loader:
+        with pytest.raises(FormatError, match=r"shard-000000\.index: torn"):
+            next(iter(loader))
+        assert loader.worker_pids == []
+
+
+def test_loader_error_that_does_not_survive_pickling_comes_in_words(aloha_shards, monkeypatch):
+    class Peculiar(es.EpistreamError):
+        def __init__(self, where, what):
+            super().__init__(f"{where}: {what}")
+
+    def no_read(feed, batch_index, out):
+        raise Peculiar("here", "that")
+
+    monkeypatch.setattr(BatchFeed, "read", no_read)
+    loader = es.StreamingLoader(stream_of(aloha_shards), num_workers=1, timeout_s=60)
+    with loader, pytest.raises(WorkerError, match="Peculiar: here: that"):
+        next(iter(loader))
