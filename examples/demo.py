@@ -82,6 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE / "data" / "aloha", help="folder of HDF5 episodes")
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring throughput")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
@@ -106,7 +108,7 @@ def main() -> None:
         raise AssertionError(f"{cache_directory}: {after} bytes of shared memory were left behind")
 
     console.print("\n[bold]$ epistream bench ...[/bold]")
-    bench = run_bench(str(shards), BenchOptions(batch_size=16, rounds=3, seconds=1.5))
+    bench = run_bench(str(shards), BenchOptions(batch_size=16, rounds=args.rounds, seconds=args.seconds))
 
     table = Table(title="The main job", show_header=False)
     for row in proof:
@@ -114,7 +116,7 @@ def main() -> None:
     table.add_row("shard fills on the node", f"{fills} for {len(dataset.shard_url)} shards, then {hits} hits")
     table.add_row("shared memory", f"before {before} B, most {peak / 2**20:.1f} MiB, after {after} B")
     for row in bench.rows:
-        table.add_row(row.name, f"{row.median:,.0f} windows/s, {row.share_of(bench.bound):.2f} of the bound")
+        table.add_row(row.name, f"{row.median:,.0f} windows/s, {row.share_of(bench.bound_of(row)):.2f} of the bound")
     table.add_row("contact sheet", str(sheet))
     console.print(table)
 

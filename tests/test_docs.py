@@ -57,3 +57,13 @@ def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_demo_packs_streams_proves_and_measures(folder):
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--rounds", "1", "--seconds", "0.2"]
+    printed = run(command, folder)
+    assert "no faults: 2 shards, 2 episodes" in printed
+    assert printed.count("64 + 64 of 140 windows, 0 twice, 12 left over") == 2
+    assert "2 for 2 shards" in printed
+    assert "after 0 B" in printed
+    assert (folder / "demo-out" / "episode-0.png").read_bytes().startswith(b"\x89PNG")
