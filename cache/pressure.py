@@ -50,7 +50,8 @@ class Relief:
             if not turn.try_exclusive() or not self._is_due(turn):
                 return 0
             given = store.give_back(int(store.held_bytes() * self._share))
-            turn.write_text(f"{boot_time_s():.3f}")
+            # Unrounded: a time that was rounded up would lie in the future of the next one to look.
+            turn.write_text(repr(boot_time_s()))
         if given:
             logger.warning(
                 "%s: memory pressure %.0f%%, wanted below %.0f%%: %s given back. Lower memory_fraction.",

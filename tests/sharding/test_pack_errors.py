@@ -396,8 +396,17 @@ def test_pack_resume_keeps_complete_shards_when_an_episode_is_bad(tmp_path):
     assert (report.num_resumed, report.num_episodes) == (2, 2)
 
 
+# A job that a shell put into the background ignores Ctrl-C, and so would the processes it starts.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from epistream.commands import main
+main()
+"""
+
+
 def run_pack(*arguments, **options):
-    command = [sys.executable, "-c", "from epistream.commands import main; main()", "pack", *map(str, arguments)]
+    command = [sys.executable, "-c", PROGRAM, "pack", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
