@@ -1,5 +1,6 @@
 """How a batch lies in one block of memory: which array, which dtype, which shape, at which byte."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,8 +92,10 @@ def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | No
         wanted = [wanted]
     missing = [name for name in wanted if name not in available]
     if missing or not wanted:
+        near = [name for name in available if missing and name.endswith(f".{missing[0]}")]
+        near += difflib.get_close_matches(missing[0], available, n=1) if missing else []
+        hint = f"Did you mean {near[0]!r}?" if near else "Name some of these, or leave 'features' out for all."
         raise OptionError(
-            f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. "
-            "Name some of these, or leave 'features' out for all."
+            f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
         )
     return {name: available[name] for name in wanted}

@@ -54,6 +54,8 @@ class Mixture(Stream):
         super().__init__()
         if not streams:
             raise OptionError("Mixture: no streams, wanted at least one.")
+        if isinstance(streams, Mapping) or not all(isinstance(stream, EpisodeStream) for stream in streams):
+            raise OptionError("Mixture: wanted a list of EpisodeStream, and a list of as many weights.")
         self._streams = tuple(streams)
         jobs = [stream.job for stream in streams]
         for job in jobs[1:]:

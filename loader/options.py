@@ -13,6 +13,7 @@ from epistream.loader.frames import Decode
 from epistream.loader.plan import OrderOptions
 from epistream.loader.schedule import Remainder
 from epistream.loader.transforms import Transform
+from epistream.loader.window import Window
 from epistream.loader.window_feed import OnBad
 
 
@@ -77,8 +78,10 @@ class StreamOptions(SampleOptions):
     transform: Transform | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionError(f"batch_size: {self.batch_size}, wanted at least 1.")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise OptionError(f"batch_size: {self.batch_size!r}, wanted an integer of at least 1.")
+        if self.window is not None and not isinstance(self.window, Window):
+            raise OptionError(f"window: {self.window!r}, wanted a Window, for example Window(action=range(16)).")
         if self.on_bad not in get_args(OnBad):
             raise OptionError(f"on_bad: {self.on_bad!r}, wanted 'raise' or 'skip'.")
         if self.channels_first and self.sample_format is not None:

@@ -14,6 +14,10 @@ Pad = Literal["edge", "zero"]
 
 
 def _offsets(name: str, steps: Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(steps, Iterable):
+        raise OptionError(
+            f"Window.{name}: {steps!r}, wanted step offsets. A chunk of 16 is range(16), one step is [0]."
+        )
     offsets = tuple(int(step) for step in steps)
     if not offsets:
         raise OptionError(f"Window.{name}: no step offsets. Give at least one, for example [0].")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -37,7 +38,7 @@ def show(file: str | None, preset: str | None, changes: tuple[str, ...], as_yaml
         table.add_column(heading, overflow="fold")
     for key, value, origin, meaning in config.rows():
         style = "dim" if origin == "default" else "bold"
-        table.add_row(key, json.dumps(value), origin, meaning, style=style)
+        table.add_row(*map(escape, (key, json.dumps(value), origin, meaning)), style=style)
     Console().print(table)
 
 

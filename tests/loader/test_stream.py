@@ -161,7 +161,10 @@ def test_stock_dataloader_gives_the_same_order_and_follows_set_epoch(aloha_shard
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size: 0, wanted at least 1"),
+        ({"batch_size": 0}, "batch_size: 0, wanted an integer of at least 1"),
+        ({"batch_size": 4.0}, "batch_size: 4.0, wanted an integer"),
+        ({"window": 16}, "window: 16, wanted a Window"),
+        ({"features": ["top"]}, "Did you mean 'observation.images.top'?"),
         ({"batch_size": 141}, "141 windows a batch, but an epoch has 140"),
         ({"features": ["observation.images.wrist"]}, "'observation.images.wrist'"),
         ({"features": []}, "an empty list"),

@@ -40,3 +40,8 @@ def test_window_with_impossible_offsets_is_refused(offsets):
 def test_window_with_unknown_pad_is_refused():
     with pytest.raises(OptionError, match="'wrap', wanted 'edge' or 'zero'"):
         Window(pad="wrap")
+
+
+def test_window_of_a_bare_number_is_refused_with_the_range_that_was_meant():
+    with pytest.raises(OptionError, match=r"A chunk of 16 is range\(16\)"):
+        Window(action=16)
