@@ -7,18 +7,13 @@ loopback. Prints bytes fetched against the dataset's bytes per epoch, and memory
 """
 
 import argparse
-import functools
-import http.server
 import multiprocessing
-import shutil
-import tempfile
-import threading
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import psutil
-from first_batch import Handler, Network
+from served import Network, served
 
 import epistream as es
 
@@ -83,32 +78,17 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        sources = Path(folder, "episodes")
-        sources.mkdir()
-        for number in range(args.copies):
-            for file in sorted(args.episodes.glob("*.hdf5")):
-                shutil.copy(file, sources / f"{number:03d}-{file.name}")
-        shards = Path(folder, "served", "shards")
-        es.pack(sources, shards, shard_size="1MiB")
-        dataset = es.open_dataset(shards)
+    with served(args.episodes, args.copies, "1MiB", Network(1e9, 0.0)) as (url, dataset):
         size = int(dataset.shard_bytes.sum() + dataset.index_bytes.sum())
-        handler = functools.partial(Handler, directory=str(shards.parent))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            server.network = Network(1e9, 0.0)  # type: ignore[attr-defined]
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            url = f"http://127.0.0.1:{server.server_port}/shards"
-            print(f"{dataset.num_shards} shards, {size / 1e6:,.0f} MB; {args.ranks} ranks x {args.workers} workers")
-            for name, budget in (("all of it", 2 * size), ("a quarter", size // 4)):
-                before = 0
-                for epoch, (fetched, ranged, evictions, pss) in enumerate(measure(url, args, budget)):
-                    print(
-                        f"room for {name}, epoch {epoch}: fetched {(fetched - before) / size:5.2f} of the dataset, "
-                        f"{ranged / size:.2f} by ranges at the start, {evictions} evictions, PSS {pss / 1e6:,.0f} MB"
-                    )
-                    before = fetched
-            server.shutdown()
+        print(f"{dataset.num_shards} shards, {size / 1e6:,.0f} MB; {args.ranks} ranks x {args.workers} workers")
+        for name, budget in (("all of it", 2 * size), ("a quarter", size // 4)):
+            before = 0
+            for epoch, (fetched, ranged, evictions, pss) in enumerate(measure(url, args, budget)):
+                print(
+                    f"room for {name}, epoch {epoch}: fetched {(fetched - before) / size:5.2f} of the dataset, "
+                    f"{ranged / size:.2f} by ranges at the start, {evictions} evictions, PSS {pss / 1e6:,.0f} MB"
+                )
+                before = fetched
 
 
 if __name__ == "__main__":
