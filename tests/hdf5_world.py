@@ -1,6 +1,7 @@
 """HDF5 episodes in every way of storing them, and an independent reader of all layouts: h5py, Pillow, simplejpeg."""
 
 import io
+import json
 from pathlib import Path
 
 import h5py
@@ -21,23 +22,43 @@ def decoded(row):
 
 
 def read_episodes(path):
-    """Every episode of an ALOHA, robomimic or LIBERO file as {feature: (T, ...) array}, natural order."""
+    """Every episode of an ALOHA, IL-Studio, robomimic or LIBERO file as {feature: (T, ...) array}, natural order."""
     with h5py.File(path) as file:
         if "data" not in file:
             return [_aloha(file)]
-        return [_robomimic(file["data"][name]) for name in sorted(file["data"], key=lambda n: int(n.split("_")[1]))]
+        return [_robomimic(file["data"][name]) for name in _demos(file)]
+
+
+def read_tasks(path):
+    """The instruction of every episode, empty where there is none."""
+    with h5py.File(path) as file:
+        if "data" not in file:
+            return [""]
+        problem = json.loads(file["data"].attrs.get("problem_info", "{}"))
+        return [problem.get("language_instruction", "")] * len(file["data"])
+
+
+def has_raw_cameras(path):
+    with h5py.File(path) as file:
+        group = f"data/{_demos(file)[0]}/obs" if "data" in file else "observations/images"
+        return any(rows.ndim == 4 for rows in file.get(group, {}).values())
+
+
+def _demos(file):
+    return sorted(file["data"], key=lambda name: int(name.split("_")[1]))
 
 
 def _aloha(file):
     episode = {}
-    for camera, rows in file["observations/images"].items():
+    for camera, rows in file.get("observations/images", {}).items():
         values = [decoded(row) for row in rows[:]] if rows.ndim < 3 else rows[:]
         values = np.stack(values) if isinstance(values, list) else values
         episode[f"observation.images.{camera}"] = values if values.ndim == 4 else values[..., None]
     for name, rows in file["observations"].items():
         if name != "images":
             episode["observation.state" if name == "qpos" else f"observation.{name}"] = rows[:]
-    return episode | {name: file[name][:] for name in ("action", "base_action") if name in file}
+    names = {"action": "action", "actions": "action", "base_action": "base_action"}
+    return episode | {name: file[path][:] for path, name in names.items() if path in file}
 
 
 def _robomimic(demo):

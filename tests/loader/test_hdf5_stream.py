@@ -28,27 +28,10 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("cache", ["off", "shm"])
 @pytest.mark.parametrize("name", FILES)
-def test_stream_of_a_real_file_at_every_window_equals_direct_reading(example_data, name, cache, tmp_path):
-    path = example_data / name
-    options = es.CacheOptions(mode=cache, directory=str(tmp_path / "shm") if cache == "shm" else None)
-    check(path, world.read_episodes(path), pad="edge" if cache == "off" else "zero", cache=options)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "aloha_mobile/episode_0.hdf5",
-        "aloha_raw/episode_0.hdf5",
-        "robomimic/human_door.hdf5",
-        "robomimic/scripted_lift.hdf5",
-        "libero_like/pick_up_the_red_cube_demo.hdf5",
-    ],
-)
-def test_stream_of_a_larger_real_file_at_every_window_equals_direct_reading(shared_data, name):
-    path = shared_data / name
-    check(path, world.read_episodes(path), obs=(0,), batch_size=16, cache="off")
+def test_stream_of_a_real_file_out_of_shared_memory_equals_direct_reading(example_data, name, tmp_path):
+    path = example_data / name  # read in place, and from shards: test_every_window.py
+    check(path, world.read_episodes(path), cache=es.CacheOptions(mode="shm", directory=str(tmp_path / "shm")))
 
 
 # --- every way of storing a dataset ----------------------------------------------------------------------------------
