@@ -1,6 +1,5 @@
 """Ranged reads of any fsspec URL: with a deadline, retries, and no faith in the server."""
 
-import asyncio
 import logging
 import threading
 import time
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from epistream.errors import EpistreamError, FetchError, SourceError
+from epistream.file_systems import ask, open_file_system
 
 T = TypeVar("T")
 
@@ -85,14 +84,14 @@ class Remote:
         """What tells one content of a URL from another: ETag, checksum or modification time, with the size."""
         deadline = time.monotonic() + self.options.timeout_s
 
-        def ask() -> str:
+        def identify() -> str:
             fs, path = self._file_system(url)
-            info = fs.info(path)
+            info = ask(fs, "info", path, limit_s=self.options.request_timeout_s)
             names = ("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "mtime", "LastModified", "last_modified")
             known = [f"{name}={info[name]}" for name in (*names, "updated", "created") if info.get(name)]
             return ";".join([f"size={info.get('size')}", *known])
 
-        return self.retry(ask, f"{url}: its size and version", deadline)
+        return self.retry(identify, f"{url}: its size and version", deadline)
 
     def open_stream(self, url: str) -> Any:
         """A file object that reads the URL from its beginning; the caller closes it."""
@@ -136,12 +135,7 @@ class Remote:
     def _read_once(self, url: str, start: int, stop: int, deadline: float) -> bytes:
         fs, path = self._file_system(url)
         limit_s = max(0.01, min(self.options.request_timeout_s, deadline - time.monotonic()))
-        if getattr(fs, "async_impl", False) and not getattr(fs, "asynchronous", False):
-            # Not through fsspec's own sync(): its timeout forgets the request but leaves it running.
-            request = asyncio.wait_for(fs._cat_file(path, start=start, end=stop), limit_s)
-            data = asyncio.run_coroutine_threadsafe(request, fs.loop).result(limit_s + 5.0)
-        else:
-            data = fs.cat_file(path, start=start, end=stop)
+        data = ask(fs, "cat_file", path, start=start, end=stop, limit_s=limit_s)
         if len(data) > stop - start:
             raise WholeBodyError(url)
         if len(data) < stop - start:
@@ -156,8 +150,7 @@ class Remote:
         own = options.get(protocol)
         if isinstance(own, Mapping):
             options = dict(own)
-        fs, path = url_to_fs(url, **options)
-        return fs, path
+        return open_file_system(url, options)
 
 
 def local_path(url: str) -> Path | None:

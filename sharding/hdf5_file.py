@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import h5py
 
 from epistream.errors import EpistreamError, LayoutError, SourceError
+from epistream.file_systems import open_file_system
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.names import HDF5_SUFFIXES
 from epistream.sharding.storage import Options, local_path
@@ -34,7 +34,7 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
         if path is not None:
             status = path.stat()
             return version_of_file(status), status.st_size
-        file_system, target = fsspec.core.url_to_fs(url, **dict(options or {}))
+        file_system, target = open_file_system(url, options)
         info = file_system.info(target)
     except Exception as error:  # each file system of fsspec has errors of its own
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -72,7 +72,7 @@ def open_hdf5(url: str, options: Options = None) -> Iterator[tuple[h5py.File, Bi
 
 def open_remote(url: str, options: Options = None) -> Any:
     """A file object over a remote file, for h5py."""
-    file_system, target = fsspec.core.url_to_fs(url, **dict(options or {}))
+    file_system, target = open_file_system(url, options)
     return file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import tenacity
 
 from epistream.errors import OptionError, SourceError
+from epistream.file_systems import ask, open_file_system
 
 Options = Mapping[str, Any] | None
 
@@ -24,7 +24,8 @@ _NOT_TRANSIENT = (
     ImportError,
     ValueError,
 )
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
+# No small file takes so long; a connection that died without a word does.
+_REQUEST_S = 60.0
 
 
 def protocol_of(url: str) -> str:
@@ -63,8 +64,8 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
     try:
         if path is not None:
             return path.read_bytes()
-        file_system, target = _file_system(url, options)
-        data: bytes = _retry(lambda: file_system.cat_file(target))
+        file_system, target = open_file_system(url, options)
+        data: bytes = _retry(lambda: ask(file_system, "cat_file", target, limit_s=_REQUEST_S))
         return data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
@@ -88,7 +89,7 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
         if path is not None:
             _write_local(path, data)
             return
-        file_system, target = _file_system(url, options)
+        file_system, target = open_file_system(url, options)
         if protocol_of(url) in _NEEDS_RENAME:
             temporary = f"{target}.{os.getpid()}.tmp"
             file_system.pipe_file(temporary, data)
@@ -129,9 +130,9 @@ def list_names(url: str, options: Options = None) -> list[str] | None:
     try:
         if path is not None:
             return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else None
-        file_system, target = _file_system(url, options)
+        file_system, target = open_file_system(url, options)
         file_system.invalidate_cache()  # it may remember the folder as it was before we wrote to it
-        listed = file_system.ls(target, detail=False)
+        listed = ask(file_system, "ls", target, detail=False, limit_s=_REQUEST_S)
         return sorted(name for name in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed) if name)
     except Exception:  # only ever used to say more in a message
         return None
@@ -140,7 +141,7 @@ def list_names(url: str, options: Options = None) -> list[str] | None:
 def remove_quietly(url: str, options: Options = None) -> None:
     """Remove a file that nothing refers to; failing to is harmless."""
     with contextlib.suppress(Exception):
-        file_system, target = _file_system(url, options)
+        file_system, target = open_file_system(url, options)
         file_system.rm_file(target)
 
 
@@ -154,8 +155,8 @@ def file_bytes(url: str, options: Options = None) -> int | None:
     try:
         if path is not None:
             return path.stat().st_size
-        file_system, target = _file_system(url, options)
-        size = file_system.info(target).get("size")
+        file_system, target = open_file_system(url, options)
+        size = ask(file_system, "info", target, limit_s=_REQUEST_S).get("size")
         return int(size) if size is not None else None
     except OptionError:
         raise
@@ -177,8 +178,9 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
                 file.seek(start)
                 data = file.read(size)
         else:
-            file_system, target = _file_system(url, options)
-            data = _retry(lambda: file_system.cat_file(target, start=start, end=start + size))
+            file_system, target = open_file_system(url, options)
+            stop = start + size
+            data = _retry(lambda: ask(file_system, "cat_file", target, start=start, end=stop, limit_s=_REQUEST_S))
     except OptionError:
         raise
     except Exception as error:  # each file system of fsspec has errors of its own
@@ -192,19 +194,8 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
 
 def fetch(url: str, path: Path, options: Options = None) -> None:
     """Copy a remote file to `path`; errors are those of its file system."""
-    file_system, source = _file_system(url, options)
+    file_system, source = open_file_system(url, options)
     _retry(lambda: file_system.get_file(source, str(path)))
-
-
-def _file_system(url: str, options: Options) -> tuple[Any, str]:
-    try:
-        return fsspec.core.url_to_fs(url, **dict(options or {}))  # type: ignore[no-any-return]
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol_of(url))
-        remedy = f"Run: pip install 'epistream[{extra}]'." if extra else f"{error}."
-        raise OptionError(f"{url}: the package for {protocol_of(url)}:// is not installed. {remedy}") from error
-    except (ValueError, TypeError) as error:
-        raise OptionError(f"{url}: {error}. Check the URL and storage_options.") from error
 
 
 def _retry(action: Any) -> Any:

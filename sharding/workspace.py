@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
-
 from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
+from epistream.file_systems import open_file_system
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.names import index_name
@@ -277,7 +276,7 @@ def upload(path: Path, url: str, storage_options: Options) -> None:
     """
     target = join(url, path.name)
     try:
-        file_system, remote = fsspec.core.url_to_fs(target, **dict(storage_options or {}))
+        file_system, remote = open_file_system(target, storage_options)
         file_system.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
         file_system.put_file(str(path), remote)
     except EpistreamError:

@@ -83,7 +83,9 @@ def test_fetch_from_a_server_that_always_stalls_ends_with_an_error(server: Fault
     server.plan = lambda path, number: "stall"
     with (
         cache_of(cache_path, request_timeout_s=0.2, fetch_timeout_s=1.0) as cache,
-        pytest.raises(FetchError, match=r"/s\.tar: bytes 0-\d+: TimeoutError after \d tries, wanted the bytes\."),
+        pytest.raises(
+            FetchError, match=r"/s\.tar: bytes 0-\d+: TimeoutError: no answer within [\d.]+ s after \d tries, wanted"
+        ),
     ):
         cache.open(entry_of(server))
 

@@ -178,7 +178,7 @@ def test_scheme_whose_package_is_missing_names_the_extra(monkeypatch):
     def missing(url, **options):
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    monkeypatch.setattr("epistream.file_systems.url_to_fs", missing)
     with pytest.raises(OptionError, match=re.escape("pip install 'epistream[s3]'")):
         open_dataset("s3://bucket/data")
 
@@ -194,7 +194,7 @@ def test_remote_that_fails_is_tried_three_times_and_then_named(monkeypatch):
             calls.append(path)
             raise ConnectionResetError("reset by peer")
 
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url, **options: (Broken(), url))
+    monkeypatch.setattr("epistream.file_systems.url_to_fs", lambda url, **options: (Broken(), url))
     with pytest.raises(SourceError, match="ConnectionResetError: reset by peer, wanted to read it"):
         open_dataset("s3://bucket/data")
     assert calls == ["s3://bucket/data/dataset.json"] * 3

@@ -1,0 +1,59 @@
+"""Remote file systems, opened in one place: safe where processes fork, and asked with a deadline."""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Mapping
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from epistream.errors import OptionError
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
+# How long after its own deadline a request may take to be called off.
+_GRACE_S = 5.0
+
+# A forked child shares the kernel's event queue with its parent. fsspec forgets its file systems in the child; their
+# connections are closed there when they die, and the parent never hears from its own copies again: its next request
+# waits for ever. So none of them may die.
+_opened: dict[int, Any] = {}
+
+
+def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the URL's path in it.
+
+    Args:
+        url: any that fsspec knows.
+        options: what fsspec calls ``storage_options``.
+
+    Raises:
+        OptionError: its scheme is unknown, its package is not installed, or it does not know an option.
+    """
+    protocol = url.split("://", 1)[0].split("::", 1)[0] if "://" in url else "file"
+    try:
+        file_system, path = url_to_fs(url, **dict(options or {}))
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        remedy = f"Run: pip install 'epistream[{extra}]'." if extra else f"{error}."
+        raise OptionError(f"{url}: the package for {protocol}:// is not installed. {remedy}") from error
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{url}: {error}. Check the URL and storage_options.") from error
+    _opened.setdefault(id(file_system), file_system)
+    return file_system, path
+
+
+def ask(file_system: Any, question: str, *arguments: Any, limit_s: float, **options: Any) -> Any:
+    """Call a method of a file system, and give it up after `limit_s` where the file system can be interrupted.
+
+    Raises:
+        TimeoutError: no answer in time.
+        Exception: whatever the file system raises.
+    """
+    if not getattr(file_system, "async_impl", False) or getattr(file_system, "asynchronous", False):
+        return getattr(file_system, question)(*arguments, **options)
+    # Not through fsspec's own timeout, which forgets the request but may leave it running.
+    request = asyncio.wait_for(getattr(file_system, f"_{question}")(*arguments, **options), limit_s)
+    try:
+        return asyncio.run_coroutine_threadsafe(request, file_system.loop).result(limit_s + _GRACE_S)
+    except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as error:  # both are TimeoutError from 3.11 on
+        raise TimeoutError(f"no answer within {limit_s:.3g} s") from error
