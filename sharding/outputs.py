@@ -63,6 +63,15 @@ def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ..
     return tuple(sorted(outputs, key=lambda output: feature_order(output.feature)))
 
 
+def applied_options(episode: SourceEpisode, outputs: Sequence[Output], options: PackOptions) -> frozenset[str]:
+    """What of the options an episode has something for: patterns of ``drop``, and ``quality`` if JPEG is encoded."""
+    names = [_rename(field, options) for field in episode.fields]
+    applied = {pattern for pattern in options.drop if any(fnmatch.fnmatchcase(name, pattern) for name in names)}
+    if any(output.feature.codec == "jpeg" and not output.is_copy for output in outputs):
+        applied.add("quality")
+    return frozenset(applied)
+
+
 def feature_order(feature: Feature) -> tuple[int, str]:
     """Sorts the features of a dataset."""
     if feature.kind == "frames":

@@ -11,7 +11,7 @@ import xxhash
 from epistream.errors import LayoutError, OptionError, PackError
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.layouts.registry import looked_for, scan_source
-from epistream.sharding.outputs import outputs_of
+from epistream.sharding.outputs import applied_options, outputs_of
 from epistream.sharding.pack_options import PackOptions
 
 NO_SPLIT = "all"
@@ -31,7 +31,10 @@ class ScannedEpisode:
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """A source file as the plan needs it. `left_out` counts what is not packed, by its path without the episode."""
+    """A source file as the plan needs it.
+
+    `left_out` counts what is not packed, by its path without the episode; `applied` is that of `applied_options`.
+    """
 
     path: str
     layout: str
@@ -40,6 +43,7 @@ class ScannedFile:
     episodes: tuple[ScannedEpisode, ...]
     faults: tuple[str, ...]
     left_out: tuple[str, ...]
+    applied: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def scan_file(path: str, options: PackOptions) -> ScannedFile:
     episodes: list[ScannedEpisode] = []
     faults = list(scan.faults)
     left_out: dict[str, None] = {}
+    applied: frozenset[str] = frozenset()
     for episode in scan.episodes:
         try:
             outputs = outputs_of(episode, options)
@@ -103,6 +108,7 @@ def scan_file(path: str, options: PackOptions) -> ScannedFile:
             faults.append(f"{path}: {str(error).rstrip('.')}.")
             continue
         left_out.update(dict.fromkeys(item.removeprefix(episode.group.rstrip("/")) for item in episode.left_out))
+        applied |= applied_options(episode, outputs, options)
         episodes.append(
             ScannedEpisode(
                 group=episode.group,
@@ -114,7 +120,7 @@ def scan_file(path: str, options: PackOptions) -> ScannedFile:
             )
         )
     return ScannedFile(
-        path, scan.layout, scan.num_bytes, scan.mtime_ns, tuple(episodes), tuple(faults), tuple(left_out)
+        path, scan.layout, scan.num_bytes, scan.mtime_ns, tuple(episodes), tuple(faults), tuple(left_out), applied
     )
 
 
@@ -144,6 +150,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> Plan:
         else:
             faults.append(f"{scans[index].path}: {episode.group}: {difference}.")
     _check_renames(features, options)
+    _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
     splits, names = _assign_splits(kept, options)
     planned = [
         PlannedEpisode(number, index, episode.group, episode.length, split, episode.source_bytes)
@@ -199,6 +206,18 @@ def _check_renames(features: dict[str, Feature], options: PackOptions) -> None:
     for old, new in options.rename:
         if not any(new in (name, name.rsplit(".", 1)[-1]) for name in features):
             raise OptionError(f"rename {old}={new}: nothing is called {old!r}, found {', '.join(features)}.")
+
+
+def _check_applied(applied: frozenset[str], features: dict[str, Feature], options: PackOptions) -> None:
+    """Refuse options that no source has anything for, before hours of packing show it."""
+    for pattern in options.drop:
+        if pattern not in applied:
+            raise OptionError(f"drop {pattern!r}: no feature is called so, found {', '.join(features)}.")
+    if options.quality != PackOptions.quality and "quality" not in applied:
+        raise OptionError(
+            f"quality: {options.quality}, but no camera is encoded as JPEG: what is JPEG in the source is copied as it "
+            "is, and the codecs png and raw make none. Leave it out; to make JPEG smaller, give an image size."
+        )
 
 
 def _assign_splits(
