@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types soak bench clean
+.PHONY: demo test lint types soak bench memory clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -58,6 +58,10 @@ $(BENCH_STAMP): benchmarks/peers/requirements.txt benchmarks/peers/requirements-
 
 bench: $(BENCH_STAMP)
 	cd benchmarks && $(abspath $(BENCH_VENV))/bin/python -m peers.run --source $(abspath $(BENCH_SOURCE))
+
+# Memory of 1, 2 and 4 ranks beside caches of every process: benchmarks/MEMORY.md.
+memory: $(STAMP)
+	$(VENV)/bin/python benchmarks/memory_ranks.py --plot benchmarks/memory_ranks.png
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600
