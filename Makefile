@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types soak bench memory clean
+.PHONY: demo test lint types soak bench memory pictures clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -62,6 +62,10 @@ bench: $(BENCH_STAMP)
 # Memory of 1, 2 and 4 ranks beside caches of every process: benchmarks/MEMORY.md.
 memory: $(STAMP)
 	$(VENV)/bin/python benchmarks/memory_ranks.py --plot benchmarks/memory_ranks.png
+
+# The pictures of docs/concepts.md.
+pictures: $(STAMP)
+	$(VENV)/bin/python docs/pictures.py
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600
