@@ -3,37 +3,56 @@
     python benchmarks/first_batch.py FOLDER_OF_EPISODES [--copies 24] [--rate 100e6] [--latency 0.02]
 
 Packs copies of the episodes into shards of 16 MiB, serves them on loopback by a server that sends at most `rate`
-bytes a second over all connections and answers each request after `latency` seconds, and streams from it.
+bytes a second over all connections and answers each request after `latency` seconds, and streams from it: each time
+in a program of its own, as a user starts one. The server runs in this process, on the same processors; its processor
+time is printed beside.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 from served import Network, served
 
-import epistream as es
-from epistream.loader import window_feed
+FIGURES = ("import", "open", "first", "tenth", "whole", "server")
 
 
-def first_batch(url: str, batch_size: int, directory: Path, *, ranged: bool) -> tuple[float, float]:
-    """Seconds from ``iter`` to the first batch, and to the tenth, with a cache that is empty."""
-    window_feed._MOST_COLD_BATCHES = 16 if ranged else 0
+def program(url: str, batch_size: int, directory: str, most_cold: int) -> None:
+    """What a user's program does; tells the times of its steps, on the machine's clock."""
+    import epistream as es
+    from epistream.loader import window_feed
+
+    window_feed._MOST_COLD_BATCHES = most_cold
+    es.StreamingLoader  # noqa: B018 - loads torch, as a training program has done anyway
+    times = [time.monotonic()]
     stream = es.EpisodeStream(
-        url,
-        batch_size=batch_size,
-        window=es.Window(action=range(100)),
-        cache=es.CacheOptions(directory=str(directory)),
+        url, batch_size=batch_size, window=es.Window(action=range(100)), cache=es.CacheOptions(directory=directory)
     )
     with es.StreamingLoader(stream, num_workers=2) as loader:
-        began = time.perf_counter()
+        times.append(time.monotonic())
         batches = iter(loader)
-        next(batches)
-        first_s = time.perf_counter() - began
-        for _ in range(9):
+        for number in range(10):
             next(batches)
-        return first_s, time.perf_counter() - began
+            if number in (0, 9):
+                times.append(time.monotonic())
+        ranged = loader.stats().cache.bytes_ranged
+    print(json.dumps([*times, ranged]))
+
+
+def run(url: str, batch_size: int, directory: str, most_cold: int) -> tuple[dict[str, float], int]:
+    """The figures of one program in seconds, and the bytes that its workers read by ranges for ten batches."""
+    server, begin = psutil.Process(), time.monotonic()
+    busy = sum(server.cpu_times()[:2])
+    command = [sys.executable, __file__, "--program", url, str(batch_size), directory, str(most_cold)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    imported, opened, first, tenth, ranged = json.loads(done.stdout)
+    seconds = (imported - begin, opened - imported, first - opened, tenth - opened, first - begin)
+    return dict(zip(FIGURES, (*seconds, sum(server.cpu_times()[:2]) - busy), strict=True)), ranged
 
 
 def main() -> None:
@@ -45,19 +64,25 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before each answer")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    times: dict[int, list[tuple[dict[str, float], int]]] = {4: [], 0: []}
     with served(args.episodes, args.copies, "16MiB", Network(args.rate, args.latency)) as (url, dataset):
         for number in range(args.rounds):
-            for ranged, found in times.items():
-                directory = Path(f"/dev/shm/epistream-first-batch-{number}-{ranged}")
-                found.append(first_batch(url, args.batch_size, directory, ranged=ranged))
+            for most_cold, found in times.items():
+                found.append(run(url, args.batch_size, f"/dev/shm/epistream-first-{number}-{most_cold}", most_cold))
     size = dataset.shard_bytes.sum() / 1e6
     print(f"{dataset.num_shards} shards, {size:,.0f} MB; {args.rate / 1e6:g} MB/s, {args.latency * 1000:g} ms;")
-    print(f"batch {args.batch_size}, 2 cameras 480x640; medians of {args.rounds} rounds (first batch, ten batches)")
-    for ranged, name in ((True, "ranged while shards stream in"), (False, "waiting for whole shards")):
-        first, tenth = (statistics.median(column) for column in zip(*times[ranged], strict=True))
-        print(f"{name:32s} {first:6.2f} s {tenth:6.2f} s")
+    print(f"batch {args.batch_size}, 2 cameras 480x640; seconds, medians of {args.rounds} rounds, by turns")
+    print(f"{'':28s}" + "".join(f"{name:>8s}" for name in FIGURES))
+    for most_cold, name in ((4, "by ranges at first"), (0, "waiting for whole shards")):
+        rounds, ranged = zip(*times[most_cold], strict=True)
+        medians = (statistics.median(each[name] for each in rounds) for name in FIGURES)
+        print(f"{name:28s}" + "".join(f"{value:8.2f}" for value in medians) + f"  {max(ranged) / 1e6:.1f} MB by ranges")
+    print("import: of epistream and torch; open: EpisodeStream(url); first, tenth: from iter(loader) to that batch;")
+    print("whole: from the program's start to the first batch; server: processor time of the server, same machine")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--program"]:
+        program(sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    else:
+        main()

@@ -72,6 +72,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
                     self.wfile.write(data)
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Takes connections as a real one does: the default queue of five drops others, which come again a second later."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 @contextmanager
 def served(episodes: Path, copies: int, shard_size: str, network: Network) -> Iterator[tuple[str, es.Dataset]]:
     """Pack `copies` of a folder's episodes and serve them; gives the URL and the dataset, for as long as it is open."""
@@ -84,9 +91,8 @@ def served(episodes: Path, copies: int, shard_size: str, network: Network) -> It
         shards = Path(folder, "served", "shards")
         es.pack(sources, shards, shard_size=shard_size)
         handler = functools.partial(Handler, directory=str(shards.parent))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        with Server(("127.0.0.1", 0), handler) as server:
             server.network = network  # type: ignore[attr-defined]
-            server.daemon_threads = True
             threading.Thread(target=server.serve_forever, daemon=True).start()
             try:
                 yield f"http://127.0.0.1:{server.server_port}/shards", es.open_dataset(shards)

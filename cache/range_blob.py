@@ -3,7 +3,6 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,10 @@ from epistream.errors import ChecksumError, FetchError
 _WHOLE_BYTES = 64 << 20
 # Blocks of a remote part that are kept: the frames of a batch lie near each other.
 _KEPT_BLOCKS = 16
+# Blocks nearer to each other than this are brought in one request: the gap costs less than another one.
+_GAP_BYTES = 128 << 10
+# Longest of these requests, so that several bring what is far more.
+_REQUEST_BYTES = 1 << 20
 
 
 class RangeBlob:
@@ -108,27 +111,40 @@ class RangeBlob:
                 self._blocks.clear()
             self._part = part
 
-    def want(self, starts: NDArray[np.int64], sizes: NDArray[np.int64], parallel: int = 8) -> None:
-        """Bring the blocks of many ranges, several requests at a time; reads of these ranges then wait no more.
+    def runs_of(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """What to `bring` so that reads of these ranges wait no more, each in one request.
 
-        The blocks stay until the next `want`, which takes their place; a batch's worth is meant.
+        What is brought stays until the next call, whose blocks take its place; a batch's worth is meant.
 
         Args:
             starts: int64 (n,) first bytes.
             sizes: int64 (n,) bytes of each.
-            parallel: Requests at a time.
+
+        Returns:
+            (first block, last block) of each request.
         """
         if len(starts) == 0:
-            return
+            return []
         check_range(self._part.url, self.size, int(starts.min()), 0)
         check_range(self._part.url, self.size, 0, int((starts + sizes).max()))
         block_bytes = self._part.block_bytes
         first, last = starts // block_bytes, (starts + np.maximum(sizes, 1) - 1) // block_bytes
         wanted = sorted({block for low, high in zip(first, last, strict=True) for block in range(low, high + 1)})
+        runs: list[tuple[int, int]] = []
+        for block in wanted:
+            begin, end = runs[-1] if runs else (block, block)
+            is_near = (block - end - 1) * block_bytes <= _GAP_BYTES
+            if runs and is_near and (block + 1 - begin) * block_bytes <= _REQUEST_BYTES:
+                runs[-1] = (begin, block)
+            else:
+                runs.append((block, block))
         with self._mutex:
-            self._kept_blocks = max(_KEPT_BLOCKS, len(wanted))
-        with ThreadPoolExecutor(min(parallel, len(wanted)), thread_name_prefix="epistream-range") as pool:
-            list(pool.map(lambda block: self._load(block, block), wanted))
+            self._kept_blocks = max(_KEPT_BLOCKS, sum(last - first + 1 for first, last in runs))
+        return runs
+
+    def bring(self, first: int, last: int) -> None:
+        """Have blocks `first` to `last` at hand; from any thread, several at a time."""
+        self._load(first, last)
 
     def _load(self, first: int, last: int) -> Sequence[bytes]:
         """Blocks first..last, from those kept and in as few requests as the rest needs."""

@@ -1,12 +1,14 @@
-"""Shards that are not in the cache yet, read by ranges: the first batches do not wait for whole shards."""
+"""Shards that are read by ranges, without the cache: the first batches do not wait for whole shards."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.cache.entry import Entry
 from epistream.cache.node import OpenEntry
 from epistream.cache.range_blob import RangeBlob
 from epistream.sharding.features import Feature
@@ -18,60 +20,99 @@ Int64 = NDArray[np.int64]
 _PARALLEL = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ColdShard:
     """A shard to be read by ranges.
 
     Args:
-        shard: its position in the dataset.
-        entry: opened without waiting.
+        source: what it is.
+        entry: it, opened directly.
         index_url: for messages.
-        episodes: (R,) position in the shard of each wanted window's episode.
-        steps: feature -> (R, n) wanted steps.
     """
 
-    shard: int
+    source: Entry
     entry: OpenEntry
     index_url: str
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What R windows read of one cold shard.
+
+    Args:
+        cold: the shard.
+        episodes: (R,) position in the shard of each window's episode.
+        steps: feature -> (R, n) steps.
+    """
+
+    cold: ColdShard
     episodes: Int64
     steps: Mapping[str, Int64]
 
 
-def bring(cold: Sequence[ColdShard], features: Mapping[str, Feature]) -> dict[int, ShardIndex]:
-    """Read the indexes of cold shards, and the blocks that hold what is wanted; all at the same time.
+class ColdReads:
+    """Brings what batches need of cold shards, many requests at a time. Keeps the indexes that it has seen.
 
-    Returns:
-        The index of each shard. Reads of what was wanted wait for nothing from now on, and every block was checked.
-
-    Raises:
-        FetchError, ChecksumError, FormatError: one of them cannot be read so.
+    Args:
+        features: what is read.
+        max_indexes: indexes kept from batch to batch.
     """
-    if not cold:
-        return {}
-    num_threads = min(len(cold), _PARALLEL)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="epistream-cold") as pool:
-        indexes = pool.map(lambda one: _bring_one(one, features, _PARALLEL // num_threads), cold)
-        return {one.shard: index for one, index in zip(cold, indexes, strict=True)}
 
+    def __init__(self, features: Mapping[str, Feature], max_indexes: int) -> None:
+        self._features = dict(features)
+        self._max_indexes = max_indexes
+        self._indexes: OrderedDict[str, ShardIndex] = OrderedDict()
 
-def _bring_one(cold: ColdShard, features: Mapping[str, Feature], parallel: int) -> ShardIndex:
-    tar, index_blob = cold.entry.blobs
-    index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.index_url)
-    if isinstance(tar, RangeBlob):
+    def bring(self, wanted: Sequence[Wanted]) -> list[ShardIndex]:
+        """Read the indexes of cold shards, and the blocks that hold what is wanted; all at the same time.
+
+        Returns:
+            The index of each shard. Reads of what was wanted wait for nothing from now on; every block was checked.
+
+        Raises:
+            FetchError, ChecksumError, FormatError: one of them cannot be read so.
+        """
+        pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="epistream-cold")
+        try:
+            started = [pool.submit(self._bring_one, one, pool) for one in wanted]
+            indexes = []
+            for future in started:
+                index, blocks = future.result()
+                for block in blocks:
+                    block.result()
+                indexes.append(index)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._indexes.update(zip((one.cold.source.key for one in wanted), indexes, strict=True))
+        while len(self._indexes) > self._max_indexes:
+            self._indexes.popitem(last=False)
+        return indexes
+
+    def forget(self) -> None:
+        """Drop the indexes: no more cold shards are expected."""
+        self._indexes.clear()
+
+    def _bring_one(self, wanted: Wanted, pool: ThreadPoolExecutor) -> tuple[ShardIndex, list[Future[None]]]:
+        """The index of one shard, and the requests for its blocks, which are under way."""
+        cold = wanted.cold
+        tar, index_blob = cold.entry.blobs
+        index = self._indexes.get(cold.source.key)
+        if index is None:
+            index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.index_url)
+        if not isinstance(tar, RangeBlob):
+            return index, []
         tar.check_with(index.block_checksums, index.block_bytes)
-        ranges = list(_ranges(index, features, cold))
-        starts, sizes = (np.concatenate(part) for part in zip(*ranges, strict=True))
-        tar.want(starts, sizes, parallel)
-    return index
+        starts, sizes = (np.concatenate(part) for part in zip(*_ranges(index, self._features, wanted), strict=True))
+        return index, [pool.submit(tar.bring, *run) for run in tar.runs_of(starts, sizes)]
 
 
-def _ranges(index: ShardIndex, features: Mapping[str, Feature], cold: ColdShard) -> Iterable[tuple[Int64, Int64]]:
+def _ranges(index: ShardIndex, features: Mapping[str, Feature], wanted: Wanted) -> Iterable[tuple[Int64, Int64]]:
     """Starts and sizes in bytes of what the wanted windows read, per feature."""
     for name, feature in features.items():
         if feature.kind == "frames":
-            rows = np.unique(cold.steps[name] + index.first_row[cold.episodes][:, None])
+            rows = np.unique(wanted.steps[name] + index.first_row[wanted.episodes][:, None])
             yield index.frame_offset[name][rows].astype(np.int64), index.frame_size[name][rows].astype(np.int64)
         else:
-            offsets = index.array_offset[name][cold.episodes].astype(np.int64)[:, None]
-            starts = np.unique(offsets + cold.steps[name] * feature.step_bytes)
+            offsets = index.array_offset[name][wanted.episodes].astype(np.int64)[:, None]
+            starts = np.unique(offsets + wanted.steps[name] * feature.step_bytes)
             yield starts, np.full(len(starts), feature.step_bytes, np.int64)

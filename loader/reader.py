@@ -1,7 +1,7 @@
 """Fills whole batches: low-dimensional rows gathered, each frame decoded once, straight into the batch."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from epistream.cache.blob import Blob
 from epistream.cache.entry import Entry, Part
 from epistream.cache.node import NodeCache, OpenEntry
-from epistream.loader.cold import ColdShard, bring
+from epistream.cache.range_blob import RangeBlob
+from epistream.loader.cold import ColdReads, ColdShard, Wanted
 from epistream.loader.columns import Columns, gather_rows
 from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames
 from epistream.loader.drawing import Scratch, copy_frames, draw_frames, ready_frames
@@ -108,7 +109,7 @@ class EpisodeReader:
         most = most_open(options.num_readers)
         self._max_open_shards = min(options.max_open_shards, most)
         self._kept_in_place = min(_KEPT_IN_PLACE, most)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard | ColdShard] = OrderedDict()
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
         self._decoders = {
@@ -119,6 +120,7 @@ class EpisodeReader:
         self._offsets = {name: window.offsets(name) for name in features}
         self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
         self._columns = Columns(self._arrays, cache, self._max_open_shards)
+        self._cold = ColdReads(self._features, self._max_open_shards)
         self._scratch = Scratch()
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
@@ -153,18 +155,30 @@ class EpisodeReader:
             if offsets not in steps:
                 steps[offsets] = self._window.steps(name, windows.step, length)
             out[f"{name}_is_pad"][:num_windows] = steps[offsets][1]
-        num_cold = 0 if wait else self._open_cold(windows, steps)
         # Shards in ascending order, not batch order: which shard comes first must not matter, and a
         # common order lets ranks that miss the same shards at the same time share the fills.
         order = np.argsort(windows.shard, kind="stable")
         ordered = windows.shard[order]
+        cold: list[tuple[ColdShard, Int64, Int64]] = []
+        num_cold = 0
         for rows in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
-            self._read_shard(int(windows.shard[rows[0]]), rows, windows.episode_in_shard[rows], steps, out)
+            shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
+            opened = self._shard(shard, wait=wait)
+            if isinstance(opened, _OpenShard):
+                self._read_shard(opened, shard, rows, episodes, steps, out)
+                continue
+            num_cold += 1
+            cold.append((opened, rows, episodes))
+            if len(cold) == self._max_open_shards:
+                self._read_cold(cold, steps, out)
+                cold.clear()
+        if cold:
+            self._read_cold(cold, steps, out)
+        if not num_cold:
+            self._cold.forget()
         if self._window.pad == "zero":
             for name in self._features:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
-        if num_cold:
-            self._close_cold()
         return num_cold
 
     def release(self) -> None:
@@ -179,17 +193,22 @@ class EpisodeReader:
         for shard in [shard for shard, opened in self._open.items() if opened.entry.tier != "direct"]:
             self._open.pop(shard).entry.close()
         while len(self._open) > self._kept_in_place:
-            self._open.popitem(last=False)[1].entry.close()
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        opened = self._open.popitem(last=False)[1]
+        if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it
+            opened.entry.close()
 
     def _read_shard(
         self,
+        opened: _OpenShard,
         shard: int,
         rows: Int64,
         episodes: Int64,
         steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
         out: Mapping[str, NDArray[Any]],
     ) -> None:
-        opened = self._shard(shard)
         first_row = opened.index.first_row[episodes][:, None]
         # What is made from whole shards waits until they are there.
         tables = {} if opened.is_cold else self._columns.take(shard, opened.source, opened.tar, opened.index)
@@ -246,45 +265,42 @@ class EpisodeReader:
                 opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1), self._scratch
             )
 
-    def _open_cold(self, windows: BatchWindows, steps: Mapping[tuple[int, ...], tuple[Int64, Any]]) -> int:
-        """Open the shards of a batch that are best read by ranges now; returns how many."""
-        self._close_cold()  # what an error left behind
-        cold: list[ColdShard] = []
+    def _read_cold(
+        self,
+        cold: Sequence[tuple[ColdShard, Int64, Int64]],
+        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
+        out: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Read rows of cold shards, each with its rows (R,) and their episodes (R,); and close the shards."""
+        (self._before_wait or self.release)()  # ranges are waited for
+        wanted = [
+            Wanted(one, episodes, {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()})
+            for one, rows, episodes in cold
+        ]
         try:
-            for shard in np.unique(windows.shard).tolist():
-                if shard in self._open:
-                    continue
-                entry = self._cache.open(shard_entry(self._dataset, shard), wait=False)
-                if entry.tier != "direct":
-                    entry.close()  # `_shard` leases it when its turn comes
-                    continue
-                rows = windows.shard == shard
-                wanted = {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()}
-                url = self._dataset.index_url[shard]
-                cold.append(ColdShard(shard, entry, url, windows.episode_in_shard[rows], wanted))
-            indexes = bring(cold, self._features)
-        except BaseException:
-            for one in cold:
-                one.entry.close()
-            raise
-        for one in cold:
-            source = shard_entry(self._dataset, one.shard)
-            self._open[one.shard] = _OpenShard(source, one.entry, indexes[one.shard], is_cold=True)
-        return len(cold)
+            for (one, rows, episodes), index in zip(cold, self._cold.bring(wanted), strict=True):
+                opened = _OpenShard(one.source, one.entry, index, is_cold=True)
+                self._read_shard(opened, -1, rows, episodes, steps, out)
+        finally:
+            for one, _, _ in cold:
+                if one not in self._open.values():
+                    one.entry.close()
 
-    def _close_cold(self) -> None:
-        for shard in [shard for shard, opened in self._open.items() if opened.is_cold]:
-            self._open.pop(shard).entry.close()
-
-    def _shard(self, shard: int) -> _OpenShard:
+    def _shard(self, shard: int, *, wait: bool) -> _OpenShard | ColdShard:
+        """A shard to read from at once; or one that others are read together with, by ranges, and closed."""
         opened = self._open.get(shard)
         if opened is not None:
             self._open.move_to_end(shard)
             return opened
         while len(self._open) >= self._max_open_shards:
-            self._open.popitem(last=False)[1].entry.close()
+            self._close_oldest()
         source = shard_entry(self._dataset, shard)
-        entry = self._cache.open(source, before_wait=self._before_wait or self.release)
+        entry = self._cache.open(source, before_wait=self._before_wait or self.release, wait=wait)
+        if isinstance(entry.blobs[0], RangeBlob) or (entry.tier == "direct" and not wait):
+            cold = ColdShard(source, entry, self._dataset.index_url[shard])
+            if wait:  # else the cache is asked anew for each batch, because somebody fills it
+                self._open[shard] = cold
+            return cold
         try:
             blob = entry.blobs[1]
             index = ShardIndex.parse(

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 
 from epistream.errors import EpistreamError, FormatError
-from epistream.sharding.checksums import ShardHasher, checksum, hash_file
+from epistream.sharding.checksums import BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.codecs import decode_into
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature, describe_difference
@@ -56,7 +56,7 @@ def _shard_faults(
         yield _from_error(parent_and_name(dataset.index_url[shard])[1], error)
     try:
         with local_copy(dataset.shard_url[shard], dataset.storage_options) as path:
-            hasher = hash_file(path)
+            hasher = hash_file(path, index.block_bytes if index else BLOCK_BYTES)
             yield from _checksum_faults(dataset, shard, name, hasher, index)
             yield from _index_against_tar(path, hasher, index)
             if index is not None and hasher.num_bytes == index.shard_bytes:
@@ -132,7 +132,7 @@ def _checksum_faults(
         yield Fault(name, "", f"{hasher.num_bytes:,} bytes", f"{size:,}")
     elif hasher.checksum != wanted:
         yield Fault(name, "", f"checksum {hasher.checksum}", wanted)
-    if index is None or index.block_bytes != hasher.block_bytes:
+    if index is None:
         return
     found, promised = hasher.block_checksums, index.block_checksums
     both = min(len(found), len(promised))

@@ -75,10 +75,22 @@ def test_wanted_ranges_are_brought_once_each_and_kept(server: FaultyServer) -> N
     blob.check_with(SUMS, MIB)
     starts = np.array([i * MIB + 100 for i in range(0, 40, 2)] * 2)
     starts[-1] = 38 * MIB - 10  # over a border
-    blob.want(starts, np.full(len(starts), 50))
+    runs = blob.runs_of(starts, np.full(len(starts), 50))
+    assert runs == [(i, i) for i in [*range(0, 38, 2), 37, 38]]
+    for first, last in runs:
+        blob.bring(first, last)
     assert len(server.requests) == 21
     out = np.zeros((len(starts), 50), np.uint8)
     blob.gather(starts, out)
     assert [row.tobytes() for row in out] == [DATA[start : start + 50] for start in starts]
     assert len(server.requests) == 21
-    blob.want(np.array([], np.int64), np.array([], np.int64))
+    assert blob.runs_of(np.array([], np.int64), np.array([], np.int64)) == []
+
+
+def test_small_blocks_that_lie_near_each_other_are_one_request(server: FaultyServer) -> None:
+    blob = RangeBlob(entry_of(server).parts[0], Remote(None, RetryOptions()), lambda size: None)
+    blob.check_with(np.zeros(len(DATA) // 65536 + 1, np.uint64), 65536)
+    blocks = np.array([0, 1, 4, 8, *range(100, 120)])
+    runs = blob.runs_of(blocks * 65536, np.ones(len(blocks), np.int64))
+    # A gap of two blocks is read over, one of three is not; and no request is longer than 1 MiB.
+    assert runs == [(0, 4), (8, 8), (100, 115), (116, 119)]

@@ -12,6 +12,10 @@ import pytest
 import torch
 
 import epistream as es
+from epistream.cache.locks import inode_holders
+from epistream.cache.node import NodeCache
+from epistream.loader.batch import BatchLayout
+from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
 
 NUM_EPISODES, LENGTH = 6, 3000
 
@@ -39,6 +43,7 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
             first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
             start, stop, status = int(first), min(int(last) + 1 if last else len(data), len(data)), 206
         self.server.requests.append((path.name, start, stop))
+        self.server.on_request()
         self.send_response(status)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(stop - start))
@@ -49,17 +54,25 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(data[start:stop])
 
 
+class ManyAtOnce(http.server.ThreadingHTTPServer):
+    """Has room for the connections of a cold start: one that finds no room comes again a second later."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Six shards of some MB."""
-    folder = tmp_path_factory.mktemp("source")
+    out = tmp_path_factory.mktemp("packed")
+    folder = out / "source"
+    folder.mkdir()
     random = np.random.default_rng(0)
     with h5py.File(folder / "demos.hdf5", "w") as file:
         for number in range(NUM_EPISODES):
             file[f"data/demo_{number}/actions"] = random.random((LENGTH, 7))
             file[f"data/demo_{number}/obs/robot0_joint_pos"] = random.random((LENGTH, 7))
             file[f"data/demo_{number}/obs/object"] = random.random((LENGTH, 100))
-    out = tmp_path_factory.mktemp("packed")
     es.pack(folder, out / "shards", shard_size="1MiB")
     return out
 
@@ -67,9 +80,8 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def server(shards):
     handler = functools.partial(RangeHandler, directory=str(shards))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.requests = []
-        server.daemon_threads = True
+    with ManyAtOnce(("127.0.0.1", 0), handler) as server:
+        server.requests, server.on_request = [], lambda: None
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -103,3 +115,72 @@ def test_cold_start_reads_the_first_batch_by_ranges_and_fills_each_shard_once(sh
     fetched = sum(sizes.values()) + int(dataset.index_bytes.sum())
     assert stats.bytes_fetched == fetched
     assert not Path(cache.directory).exists()
+
+
+def windows_of(dataset, shards):
+    """The first step of the first episode of each shard."""
+    shards = np.asarray(shards, np.int64)
+    episode = np.array([np.flatnonzero(dataset.episode_shard == shard)[0] for shard in shards])
+    zeros = np.zeros(len(shards), np.int64)
+    return BatchWindows(shards, episode, dataset.episode_in_shard[episode], zeros, zeros.astype(bool), zeros)
+
+
+@pytest.fixture
+def reading(shards, server, cache):
+    """A dataset behind the server, its cache, a reader of at most two open shards, and arrays for a batch."""
+    dataset = es.open_dataset(f"http://127.0.0.1:{server.server_port}/shards")
+    features = {"action": dataset.features["action"]}
+    window = es.Window()
+    with NodeCache(cache) as node:
+        reader = EpisodeReader(dataset, features, window, node, ReaderOptions(max_open_shards=2))
+        yield dataset, node, reader, BatchLayout.plan(features, window, NUM_EPISODES).allocate()
+        reader.release()
+
+
+def test_cold_reads_hold_no_lease_while_they_wait_for_the_network(reading, server, cache):
+    dataset, node, reader, out = reading
+    node.open(shard_entry(dataset, 0)).close()
+    (warm,) = Path(cache.directory).glob("*.shard")
+    inode = (warm.stat().st_dev, warm.stat().st_ino)
+    leased = []
+    reader.read(windows_of(dataset, [0]), out)
+    assert inode in inode_holders(), "kept between batches"
+    server.on_request = lambda: leased.append(inode in inode_holders())
+    assert reader.read(windows_of(dataset, [0, 1, 2]), out, wait=False) == 2
+    assert len(leased) >= 4, "two indexes and two blocks"
+    assert not any(leased)
+
+
+def test_cold_reads_open_no_more_shards_at_a_time_than_allowed(reading, shards, monkeypatch):
+    dataset, node, reader, out = reading
+    opened, most = [], [0]
+    open_entry = node.open
+
+    def note(*arguments, **options):
+        opened.append(open_entry(*arguments, **options))
+        most[0] = max(most[0], sum(bool(entry.blobs) for entry in opened))
+        return opened[-1]
+
+    monkeypatch.setattr(node, "open", note)
+    assert reader.read(windows_of(dataset, range(NUM_EPISODES)), out, wait=False) == NUM_EPISODES
+    assert most == [2]
+    assert all(entry.blobs == () for entry in opened), "closed again"
+    episodes = windows_of(dataset, range(NUM_EPISODES)).episode_index
+    with h5py.File(shards / "source" / "demos.hdf5") as file:
+        expected = [file[f"data/demo_{number}/actions"][0] for number in episodes]
+    assert np.array_equal(out["action"][:, 0], np.array(expected, np.float32))
+
+
+def test_a_stream_without_a_cache_reads_only_checked_blocks_of_a_remote_source(shards, server):
+    url = f"http://127.0.0.1:{server.server_port}/shards"
+    options = {"batch_size": 8, "features": ["action"], "seed": 1}
+    expected = list(es.EpisodeStream(shards / "shards", **options))[:3]
+    dataset = es.open_dataset(shards / "shards")
+    server.requests.clear()
+    for batch, other in zip(es.EpisodeStream(url, cache="off", **options), expected, strict=False):
+        assert torch.equal(batch["action"], other["action"])
+    tars = [(start, stop) for name, start, stop in server.requests if name.endswith(".tar")]
+    assert tars
+    assert all(start % 65536 == 0 and stop - start <= 1 << 20 for start, stop in tars), "whole blocks, few"
+    indexes = [name for name, _, _ in server.requests if name.endswith(".index")]
+    assert len(indexes) == len(set(indexes)) <= dataset.num_shards, "each index once"
