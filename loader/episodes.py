@@ -58,7 +58,9 @@ def open_readable(paths: Sequence[str]) -> tuple[Dataset, list[str], dict[str, s
             _log.warning("left out: %s", error)
     if first is not None and not good:
         raise first
-    return open_dataset(good), good, bad
+    dataset = open_dataset(good, on_bad="skip")  # files that are whole, but unlike the others
+    unlike = {path: reason for path in good if (reason := dataset.skipped.get(str(Path(path).absolute())))}
+    return dataset, [path for path in good if path not in unlike], bad | unlike
 
 
 class EpisodeTable:

@@ -35,7 +35,8 @@ class StreamOptions(SampleOptions):
         order: the finer points of the order; its `shuffle` and `seed` are replaced by those here.
         cache: where shards are kept on this node.
         on_bad: what a shard that cannot be read does: ``"raise"`` an error, or ``"skip"``: its windows are replaced by
-            repeats from other shards, marked ``is_repeat`` and listed in the report.
+            repeats from other shards, marked ``is_repeat`` and listed in the report. HDF5 files that cannot be opened
+            are left out, with a warning, and named in ``stream.job.dataset.skipped``.
         image_size: (height, width) in pixels to which camera frames are resized as they are decoded; see
             `FrameOptions` for the filters.
         decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once per

@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
 
 import numpy as np
 import xxhash
@@ -46,6 +46,7 @@ class Dataset:
         statistics: By array feature: count, mean, std, min, max, q01, q99.
         fingerprint: Of all that decides which bytes an epoch reads.
         storage_options: For fsspec, as given.
+        skipped: Why each HDF5 file was left out, by its path; see `open_dataset`.
 
     The arrays are read-only where they are views of a manifest's file. Pickles, so that workers need not read again.
     """
@@ -69,6 +70,7 @@ class Dataset:
     statistics: dict[str, dict[str, Any]]
     fingerprint: str
     storage_options: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -86,7 +88,12 @@ class Dataset:
         return int(self.episode_length.sum())
 
 
-def open_dataset(source: AnySource | Sequence[AnySource], storage_options: Mapping[str, Any] | None = None) -> Dataset:
+def open_dataset(
+    source: AnySource | Sequence[AnySource],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    on_bad: Literal["raise", "skip"] = "raise",
+) -> Dataset:
     """Open a dataset without reading any of its shards.
 
     Args:
@@ -95,6 +102,8 @@ def open_dataset(source: AnySource | Sequence[AnySource], storage_options: Mappi
             dataset are that part of it. Local tars without one are indexed once, in the user's cache folder. HDF5
             files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``.
         storage_options: For fsspec: credentials, endpoints.
+        on_bad: What an HDF5 file does that cannot be read, fits no layout or has other features than most: ``"raise"``
+            an error, or ``"skip"``: it is left out, with a warning, and named in `Dataset.skipped`.
 
     Returns:
         The dataset. In a list, a part without a split counts as ``train`` beside parts that have one.
@@ -107,16 +116,17 @@ def open_dataset(source: AnySource | Sequence[AnySource], storage_options: Mappi
         LayoutError: If an HDF5 file fits no known layout.
     """
     options = dict(storage_options or {})
-    parts = [_open(part, options) for part in resolve(source)]
+    parts = [_open(part, options, on_bad == "skip") for part in resolve(source)]
     return parts[0] if len(parts) == 1 else _concatenate(parts)
 
 
-def _open(part: Part, options: dict[str, Any]) -> Dataset:
+def _open(part: Part, options: dict[str, Any], skip_bad: bool) -> Dataset:
     if isinstance(part, Hdf5Files):
         from epistream.sharding.hdf5_dataset import open_hdf5_files
 
-        opened = open_hdf5_files([_absolute(url) for url in part.files], options)
-        return _from_manifest(opened.manifest, part.url, options, opened.index_urls, opened.shard_urls)
+        opened = open_hdf5_files([_absolute(url) for url in part.files], options, skip_bad=skip_bad)
+        dataset = _from_manifest(opened.manifest, part.url, options, opened.index_urls, opened.shard_urls)
+        return replace(dataset, skipped=dict(opened.skipped))
     url = _absolute(part.url)
     if isinstance(part, Folder):
         return _from_manifest(Manifest.read(url, options), url, options)
@@ -248,6 +258,7 @@ def _concatenate(parts: Sequence[Dataset]) -> Dataset:
         statistics=merge_statistics([part.statistics for part in parts]),
         fingerprint=xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in parts).encode()),
         storage_options=first.storage_options,
+        skipped={url: reason for part in parts for url, reason in part.skipped.items()},
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.hdf5_file import open_hdf5
 from epistream.sharding.hdf5_kept import KeptIndex, keep, keep_indexes
 from epistream.sharding.hdf5_scan import NO_SPLIT, SHARD_BYTES
+from epistream.sharding.hdf5_usable import usable_files
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.index_cache import default_folder, locked
 from epistream.sharding.layouts.reading import read_array
@@ -39,11 +40,13 @@ class Hdf5Dataset:
         manifest: Of all episodes; the names of its shards mean nothing.
         shard_urls: (S,) the HDF5 file of each shard.
         index_urls: (S,) where its index is kept.
+        skipped: Why each file was left out.
     """
 
     manifest: Manifest
     shard_urls: tuple[str, ...]
     index_urls: tuple[str, ...]
+    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def open_hdf5_files(
     folder: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     deadline_s: float = 1800.0,
+    skip_bad: bool = False,
 ) -> Hdf5Dataset:
     """Index every file that was not indexed before, and describe all of them.
 
@@ -73,6 +77,7 @@ def open_hdf5_files(
         folder: Where indexes are kept, see `keep_indexes`.
         shard_bytes: About how many packed bytes a shard has.
         deadline_s: How long to wait for another process that indexes the same file.
+        skip_bad: Leave out files that cannot be read or have other features than most, see `usable_files`.
 
     Raises:
         SourceError: If a file is missing, unreadable, or given twice.
@@ -86,6 +91,14 @@ def open_hdf5_files(
     builder: ManifestBuilder | None = None
     features: dict[str, Feature] = {}
     num_episodes = 0
+    skipped: dict[str, str] = {}
+    if skip_bad:
+
+        def look(url: str) -> tuple[int, dict[str, Feature]]:
+            rows = [one.index.rows for one in keep_indexes(url, options, deadline_s, folder, shard_bytes)]
+            return sum(one.num_episodes for one in rows), rows[0].features
+
+        urls, skipped = usable_files(urls, look)
     for url in urls:
         kept = keep_indexes(url, options, deadline_s, folder, shard_bytes)
         features = features or kept[0].index.rows.features
@@ -109,6 +122,7 @@ def open_hdf5_files(
         replace(manifest, statistics=statistics),
         tuple(shard.url for shard in shards),
         tuple(shard.path for shard in shards),
+        skipped,
     )
 
 
