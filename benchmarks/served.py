@@ -13,6 +13,7 @@ from pathlib import Path
 import epistream as es
 
 _CHUNK = 64 << 10
+_QUEUE_S = 0.01
 
 
 class Network:
@@ -26,7 +27,8 @@ class Network:
     def send(self, num_bytes: int) -> None:
         """Return when the link has carried the bytes."""
         with self._lock:
-            self._free_at = max(self._free_at, time.monotonic()) + num_bytes / self.rate
+            # Sleeps are a little too long; what was not sent by then is caught up with, as a router's queue does.
+            self._free_at = max(self._free_at, time.monotonic() - _QUEUE_S) + num_bytes / self.rate
             until = self._free_at
         time.sleep(max(0.0, until - time.monotonic()))
 

@@ -5,8 +5,8 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 4 << 20
 # A chunk of a compressed file may hold many frames.
 SUPPLY_BYTES = 16 << 20
+
+# A part, and where it begins in the entry.
+Place = tuple[Part, int]
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Fetcher:
         self._remote = remote
         self._parallel = parallel
         self._timeout_s = timeout_s
+        # Whether a part of an object was ever had; one that then sends everything is read through, later than could be.
+        self._knows_ranges = False
 
     def fetch(self, entry: Entry, fd: int) -> Fetched:
         """Write every part of an entry to its offset in `fd`, and verify each.
@@ -65,14 +70,15 @@ class Fetcher:
         """
         deadline = time.monotonic() + self._timeout_s
         fetched = Fetched()
-        for part, offset in zip(entry.parts, entry.offsets, strict=True):
-            self._fetch_part(part, fd, offset, deadline, fetched)
-            found = self._mismatch(part, fd, offset)
-            if found is not None:
-                logger.warning("%s: checksum %s, wanted %s; fetched once more.", part.url, found, part.checksum)
-                fetched.num_refetches += 1
-                self._fetch_part(part, fd, offset, deadline, fetched)
-                found = self._mismatch(part, fd, offset)
+        places = list(zip(entry.parts, entry.offsets, strict=True))
+        self._fetch_parts(places, fd, deadline, fetched)
+        wrong = [place for place in places if self._mismatch(*place, fd) is not None]
+        for part, _ in wrong:
+            logger.warning("%s: not of checksum %s; fetched once more.", part.url, part.checksum)
+        fetched.num_refetches = len(wrong)
+        self._fetch_parts(wrong, fd, deadline, fetched)
+        for part, offset in wrong:
+            found = self._mismatch(part, offset, fd)
             if found is not None:
                 raise ChecksumError(
                     f"{part.url}: checksum {found} twice, wanted {part.checksum}. Upload the file again, or re-create "
@@ -80,56 +86,53 @@ class Fetcher:
                 )
         return fetched
 
-    def _mismatch(self, part: Part, fd: int, offset: int) -> str | None:
+    def _mismatch(self, part: Part, offset: int, fd: int) -> str | None:
         """The checksum of what lies in the file, if it is not the promised one."""
         if part.checksum is None:
             return None
         found = checksum_of(fd, offset, part.size)
         return None if found == part.checksum else found
 
-    def _fetch_part(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
-        if part.supply is not None:
-            _copy_supply(part.supply, part, fd, offset)
+    def _fetch_parts(self, places: Sequence[Place], fd: int, deadline: float, fetched: Fetched) -> None:
+        remote: list[Place] = []
+        for part, offset in places:
+            path = local_path(part.url)
+            if part.supply is not None:
+                _copy_supply(part.supply, part, fd, offset)
+            elif path is not None:
+                self._remote.retry(partial(_copy_file, path, part, fd, offset), str(path), deadline)
+            else:
+                remote.append((part, offset))
+                continue
             fetched.add(part.size)
-            return
-        path = local_path(part.url)
-        if path is not None:
-            copy = partial(_copy_file, path, part, fd, offset)
-            self._remote.retry(copy, str(path), deadline)
-            fetched.add(part.size)
-            return
         try:
-            self._fetch_ranges(part, fd, offset, deadline, fetched)
+            self._fetch_ranges(remote, fd, deadline, fetched)
         except WholeBodyError:
-            self._remote.retry(lambda: self._stream(part, fd, offset, fetched), part.url, deadline)
+            for part, offset in remote:
+                self._remote.retry(partial(self._stream, part, fd, offset, fetched), part.url, deadline)
 
-    def _fetch_ranges(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
+    def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float, fetched: Fetched) -> None:
         """Several ranges at a time; each is tried again by itself, so a dropped connection costs one chunk."""
 
-        def bring(start: int, stop: int) -> None:
+        def bring(part: Part, offset: int, start: int, stop: int) -> None:
             data = self._remote.read_range(part.url, start, stop, deadline)
             write_all(fd, data, offset + start)
             fetched.add(len(data))
 
-        ranges = chunks(part.size)
-        first = next(ranges, None)
-        if first is None:
+        pieces = [(part, offset, *piece) for part, offset in places for piece in chunks(part.size)]
+        if pieces and not self._knows_ranges:
+            # Alone: a server that ignores ranges is found out before it is asked eight times.
+            first = pieces.pop(0)
+            bring(*first)
+            self._knows_ranges = first[0].size > CHUNK_BYTES
+        if not pieces:
             return
-        bring(*first)  # alone: a server that ignores ranges is found out before it is asked eight times
-        with ThreadPoolExecutor(self._parallel, thread_name_prefix="epistream-fetch") as pool:
-            running: set[Future[None]] = set()
-            try:
-                for start, stop in ranges:
-                    running.add(pool.submit(bring, start, stop))
-                    if len(running) >= self._parallel:
-                        done, running = wait(running, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            future.result()
-                for future in running:
-                    future.result()
-            finally:
-                for future in running:
-                    future.cancel()
+        pool = ThreadPoolExecutor(min(self._parallel, len(pieces)), thread_name_prefix="epistream-fetch")
+        try:
+            for future in as_completed([pool.submit(bring, *piece) for piece in pieces]):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _stream(self, part: Part, fd: int, offset: int, fetched: Fetched) -> None:
         """From the beginning to the end, for servers without ranges."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,10 +101,13 @@ class Remote:
         return fs.open(path, "rb", **({"block_size": 0} if "http" in fs.protocol else {}))
 
     def retry(self, action: Callable[[], T], what: str, deadline: float) -> T:
-        """Run `action` until it succeeds, fails for good, or the tries or the time run out."""
+        """Run `action` until it succeeds, fails for good, or the tries or the time run out.
+
+        A server that says how long it wants to be left alone is left alone; if that is beyond the deadline, it is over.
+        """
 
         def out_of_time(state: RetryCallState) -> bool:
-            return time.monotonic() + (state.upcoming_sleep or 0.0) >= deadline
+            return time.monotonic() + state.upcoming_sleep >= deadline
 
         def note(state: RetryCallState) -> None:
             with self._mutex:
@@ -111,9 +115,11 @@ class Remote:
             error = state.outcome.exception() if state.outcome else None
             logger.info("%s: %s; try %d follows.", what, _say(error), state.attempt_number + 1)
 
+        backoff = wait_random_exponential(self.options.first_pause_s, max=self.options.longest_pause_s)
         tries = Retrying(
             stop=lambda state: stop_after_attempt(self.options.attempts)(state) or out_of_time(state),
-            wait=wait_random_exponential(self.options.first_pause_s, max=self.options.longest_pause_s),
+            # Never earlier than the server asks, and still not all at once.
+            wait=lambda state: _asked_pause_s(state.outcome and state.outcome.exception()) + backoff(state),
             retry=retry_if_exception(_may_pass),
             before_sleep=note,
             reraise=True,
@@ -166,6 +172,23 @@ def _may_pass(error: BaseException) -> bool:
         return False
     status = getattr(error, "status", None)
     return not (isinstance(status, int) and status >= 400 and status not in _PASSING_STATUS)
+
+
+def _asked_pause_s(error: BaseException | None) -> float:
+    """Seconds that a server which is busy asks to be left alone for: its ``Retry-After``, a number or a date; else 0.
+
+    Source: RFC 9110, section 10.2.3.
+    """
+    headers = getattr(error, "headers", None)
+    asked = headers.get("Retry-After") if isinstance(headers, Mapping) else None
+    if asked is None or getattr(error, "status", None) not in (429, 503):
+        return 0.0
+    if asked.strip().isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def _say(error: BaseException | None) -> str:

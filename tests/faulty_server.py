@@ -18,6 +18,7 @@ class FaultyServer:
     files: dict[str, bytes] = field(default_factory=dict)
     plan: FaultPlan = lambda path, number: None
     ranges: bool = True
+    retry_after: str = ""
     latency_s: float = 0.0
     bytes_per_s: float = 0.0
     url: str = ""
@@ -71,7 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, fault: str | None, status: int, body: bytes, extra: dict[str, str]) -> None:
         if fault is not None and fault.isdecimal():
-            self.send_error(int(fault))
+            self.send_response(int(fault))
+            if self.state.retry_after:
+                self.send_header("Retry-After", self.state.retry_after)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         if fault == "drop":
             self.close_connection = True
@@ -114,13 +119,17 @@ class _Handler(BaseHTTPRequestHandler):
                 state.num_bytes += len(piece)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # the default of five drops others, which come again a second later
+
+
 @contextmanager
 def serve() -> Iterator[FaultyServer]:
     """Run a server in threads of this process, until the block ends."""
     state = FaultyServer()
     handler = type("Handler", (_Handler,), {"state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -1,8 +1,11 @@
 """Fetching over HTTP from a server that drops, stalls, cuts, lies and refuses."""
 
 import os
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,6 +98,36 @@ def test_fetch_from_a_server_that_always_fails_ends_after_its_tries(server: Faul
     with cache_of(cache_path, attempts=2) as cache, pytest.raises(FetchError, match=r"503.*after 2 tries"):
         cache.open(entry_of(server))
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("fault", ["429", "503"])
+@pytest.mark.parametrize("asked", ["2", "date"])
+def test_fetch_from_a_busy_server_waits_as_long_as_it_asks(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, fault: str, asked: str
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=pauses.append))
+    server.plan = only_first(fault)
+    server.retry_after = formatdate(time.time() + 3, usegmt=True) if asked == "date" else asked
+    remote = Remote(None, RetryOptions(first_pause_s=0.001))
+    assert remote.read_range(f"{server.url}/s.tar", 3, 9) == DATA[3:9]
+    assert len(pauses) == 1
+    assert 1.0 < pauses[0] < 3.1
+
+
+def test_fetch_from_a_server_that_wants_peace_beyond_the_deadline_ends_at_once(server: FaultyServer) -> None:
+    server.plan = only_first("503")
+    server.retry_after = "3600"
+    with pytest.raises(FetchError, match=r"503.* after 1 tries"):
+        Remote(None, RetryOptions(timeout_s=30.0)).read_range(f"{server.url}/s.tar", 3, 9)
+
+
+@pytest.mark.parametrize("asked", ["soon", "-1", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_fetch_from_a_server_that_asks_for_nonsense_goes_on_as_usual(server: FaultyServer, asked: str) -> None:
+    server.plan = only_first("503")
+    server.retry_after = asked
+    remote = Remote(None, RetryOptions(first_pause_s=0.001))
+    assert remote.read_range(f"{server.url}/s.tar", 3, 9) == DATA[3:9]
 
 
 @pytest.mark.parametrize("fault", ["403", "401", "400"])
