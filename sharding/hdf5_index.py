@@ -26,7 +26,7 @@ from epistream.sharding.index import KIND, ShardIndex, build_index, check
 from epistream.sharding.tables import Tables, parse_tables, write_tables
 
 # Raised when the same file would give another index.
-RECIPE = 1
+RECIPE = 2
 ZEROS = UNWRITTEN
 FIRST_MADE = -2
 

@@ -24,8 +24,11 @@ ILSTUDIO_VLA_OS = MappingLayout(
         Rule("state_ee", "observation.state"),
         Rule("state_joint", "observation.state_joint"),
         Rule("action_ee", "action"),
+        # Its texts (subtask, direction) are no numbers: OptimizedEpisodicDataset reads them from the files.
+        Rule("reasoning/*", "reasoning.*"),
     ),
     tasks=("language_instruction",),
+    fps_path="freq",
 )
 
 # RoboTwin 2: one joint vector; the action of a step is the state of the next. Its writer gives RGB arrays to
@@ -44,6 +47,21 @@ ROBOTWIN = MappingLayout(
     task_key="seen",
 )
 
+# What RoboTwin's later releases export: states and actions are one trajectory, already shifted by a step against each
+# other, several instructions as JSON. Pictures as above.
+ROBOTWIN_V1 = MappingLayout(
+    name="robotwin-v1",
+    needs=("data_format_version", "state/*", "action/*"),
+    rules=(
+        Rule("vision/*/colors", "observation.images.*", kind="frames", jpeg_channels="bgr"),
+        Rule("vision/*/depths", "observation.images.*_depth", kind="frames"),
+        Rule("state/*", "observation.*"),
+        Rule("action/*", "action.*"),
+    ),
+    tasks=("instructions", "instruction"),
+    fps_path="additional_info/frequency",
+)
+
 # RDT's fine-tuning data: ALOHA's paths, and variants of the instruction in a file beside them.
 RDT = MappingLayout(
     name="rdt",
@@ -60,4 +78,4 @@ RDT = MappingLayout(
     needs_task_file=True,
 )
 
-OTHER_MAPPINGS = (ROBOTWIN, ILSTUDIO_VLA_OS, ILSTUDIO_TELEOP)
+OTHER_MAPPINGS = (ROBOTWIN, ROBOTWIN_V1, ILSTUDIO_VLA_OS, ILSTUDIO_TELEOP)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import h5py
 import natsort
+import numpy as np
 
 from epistream.errors import LayoutError
 from epistream.sharding.features import Channels
@@ -67,6 +68,7 @@ class MappingLayout:
         task_key: Take only what is under this key of a task file, if it has it.
         needs_task_file: Whether a task file is one of the marks.
         fps: Steps per second.
+        fps_path: Dataset that says so instead, a number.
     """
 
     name: str
@@ -79,6 +81,7 @@ class MappingLayout:
     task_key: str = ""
     needs_task_file: bool = False
     fps: float | None = None
+    fps_path: str = ""
 
     @property
     def looks_for(self) -> str:
@@ -143,29 +146,35 @@ class MappingLayout:
 
     def _fields(self, file: h5py.File, group: str, paths: list[str]) -> tuple[list[Field], set[str]]:
         plain = {rule.path for rule in self.rules if "*" not in rule.path}
-        used = set(self.tasks)
+        used = {*self.tasks, self.fps_path}  # paths of which something was made
+        fps = self._rate(file[group])
         fields = []
         for rule in self.rules:
             for path in paths:
                 matched = _match(rule.path, path)
                 if matched is None or ("*" in rule.path and path in plain):
                     continue
-                item = self._field(file, f"{group.rstrip('/')}/{path}", rule, feature_name(".".join(matched)))
+                item = self._field(file, f"{group.rstrip('/')}/{path}", rule, feature_name(".".join(matched)), fps)
                 if item is not None:
                     fields.append(item)
                     used.add(path)
         return fields, used
 
-    def _field(self, file: h5py.File, path: str, rule: Rule, matched: str) -> Field | None:
+    def _rate(self, node: h5py.Group) -> float | None:
+        values = np.ravel(node[self.fps_path][()]).tolist() if self.fps_path and self.fps_path in node else []
+        is_rate = len(values) == 1 and isinstance(values[0], int | float) and 0 < values[0] < 1e6
+        return float(values[0]) if is_rate else self.fps
+
+    def _field(self, file: h5py.File, path: str, rule: Rule, matched: str, fps: float | None) -> Field | None:
         name = rule.name.replace("*", matched)
         kind = rule.kind
         if kind == "auto":
             kind = "frames" if looks_like_frames(file[path]) else "array"
             name = (_IMAGES if kind == "frames" else "observation.") + name
         if kind == "array":
-            item = array_field(file, path, name, fps=self.fps)
+            item = array_field(file, path, name, fps=fps)
         else:
-            item = turned(frames_field(file, path, name, jpeg_channels=rule.jpeg_channels, fps=self.fps), rule.rotate)
+            item = turned(frames_field(file, path, name, jpeg_channels=rule.jpeg_channels, fps=fps), rule.rotate)
         return item and Field(item.feature, item.path, item.num_bytes, rule.shift)
 
     def _tasks(self, file: h5py.File, node: h5py.Group) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from epistream.sharding.layouts.base import Layout, SourceEpisode
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.minari import MinariLayout
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
 
 # The more particular come first.
-LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), RDT, *ALOHA_LAYOUTS, *OTHER_MAPPINGS)
+LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), RDT, *ALOHA_LAYOUTS, *OTHER_MAPPINGS, MinariLayout())
 _MAX_LISTED = 20
 
 
