@@ -1,6 +1,7 @@
 """The low-dimensional values of a shard as tables in the node's cache: where a shard is a file, rows are scattered."""
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +19,19 @@ from epistream.sharding.index import ShardIndex
 # Raised whenever the bytes of an entry change their meaning: jobs of other releases share the node's cache.
 _VERSION = 1
 
+# Batches after which a table is asked for again that could not be had: another process may just have been making it.
+_ASK_AGAIN = 16
+
 Table = NDArray[Any]
 
 
 @dataclass
 class _Kept:
+    """The tables of a shard; without an entry there are none, because they were not to be had or are not needed."""
+
     entry: OpenEntry | None
     tables: Mapping[str, Table]
+    num_batches_left: float = math.inf
 
 
 class Columns:
@@ -57,11 +64,12 @@ class Columns:
             index: its index.
         """
         kept = self._open.get(shard)
-        if kept is None:
+        if kept is None or kept.num_batches_left == 0:
             kept = self._load(source, tar, index)
             while len(self._open) >= self._max_open:
                 _close(self._open.popitem(last=False)[1])
             self._open[shard] = kept
+        kept.num_batches_left -= 1
         return kept.tables
 
     def release(self) -> None:
@@ -92,7 +100,7 @@ class Columns:
         entry = Entry(source.parts, self._content)
         opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], fill, may_evict=False)
         if opened is None:
-            return _Kept(None, {})
+            return _Kept(None, {}, _ASK_AGAIN)
         blob = opened.blobs[0]
         return _Kept(opened, tables(memoryview(blob.read(0, blob.size))))
 
