@@ -1,25 +1,16 @@
 """The batches of ACT and ACT++: a tuple, pictures as floats, zeros after the end of the episode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from epistream.errors import OptionError
-from epistream.loader.formats.base import (
-    Batch,
-    FormatContext,
-    Padding,
-    SampleFormat,
-    as_tuple,
-    cameras_of,
-    check_cameras,
-    check_features,
-    check_single,
-    joined,
-    one_step,
-)
+from epistream.loader.formats.base import Batch, FormatContext, Padding, as_tuple, one_step
+from epistream.loader.formats.chunk import ChunkFormat
+from epistream.loader.formats.mobile_base import beside, smoothed, widened
 from epistream.loader.formats.pictures import stacked_scaled
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
@@ -27,7 +18,7 @@ from epistream.sharding.features import Feature
 
 
 @dataclass(frozen=True)
-class ActFormat(SampleFormat):
+class ActFormat(ChunkFormat):
     """``(image, qpos, action, is_pad)`` as ACT's ``EpisodicDataset`` and its data loader give them.
 
     | item   | type                                          |
@@ -47,17 +38,24 @@ class ActFormat(SampleFormat):
         lag_one_step: read actions from ``max(0, t - 1)`` on, as ACT does with real robots (its files say
             ``sim=False``) to make up for the recorder's delay. The chunk then is one step shorter than the window's.
         padding: zeros, and a mask that is True where padded. The mask has no name in a tuple.
+        base_action: feature of a mobile base's actions, put behind the others as ACT++ does: the mean of five steps,
+            with zeros beyond the episode. Where a dataset has none, two zeros stand there, again as in ACT++.
     """
 
-    state: str | Sequence[str] = "observation.state"
-    action: str | Sequence[str] = "action"
+    name: ClassVar[str] = "act"
+
     chunk_size: int | None = None
     lag_one_step: bool = False
     padding: Padding = field(default_factory=lambda: Padding("zero", "is_pad"))
+    base_action: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_action in as_tuple(self.action):
+            raise OptionError(f"ActFormat: base_action {self.base_action!r} is named as action too.")
 
     def select(self, available: Mapping[str, Feature]) -> list[str]:
-        """Cameras, state and action."""
-        return [*cameras_of(available), *as_tuple(self.state), *as_tuple(self.action)]
+        """Cameras, state and actions."""
+        return [*super().select(available), *([self.base_action] if self.base_action in available else [])]
 
     def default_window(self, dataset: Dataset) -> Window:
         """The anchor, and the chunk."""
@@ -66,12 +64,16 @@ class ActFormat(SampleFormat):
         offsets = range(-lag, length)
         return Window(action=offsets, overrides=dict.fromkeys(as_tuple(self.action), offsets))
 
+    def window(self, window: Window | None, dataset: Dataset) -> Window:
+        """As of every format; of a mobile base two steps more on either side."""
+        chosen = super().window(window, dataset)
+        if self.base_action not in dataset.features or self.base_action is None:
+            return chosen
+        return widened(chosen, self.base_action, as_tuple(self.action)[0])
+
     def check(self, context: FormatContext) -> None:
         """Cameras of one size, state at one step; actions from the step before the anchor on if they lag."""
-        check_cameras("sample_format 'act'", context)
-        check_features("sample_format 'act', state", as_tuple(self.state), context)
-        check_single("sample_format 'act'", as_tuple(self.state), context)
-        check_features("sample_format 'act', action", as_tuple(self.action), context)
+        super().check(context)
         offsets = context.window.offsets(as_tuple(self.action)[0])
         if self.lag_one_step and (
             offsets[0] != -1 or offsets != tuple(range(-1, len(offsets) - 1)) or len(offsets) < 2
@@ -83,13 +85,15 @@ class ActFormat(SampleFormat):
 
     def __call__(self, batch: Batch, context: FormatContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The batch as the tuple above."""
-        names = as_tuple(self.action)
-        action, is_pad = joined(batch, names), batch[f"{names[0]}_is_pad"]
+        action, is_pad = self.chunk_of(batch)
+        if self.base_action is not None:
+            base = batch.get(self.base_action)
+            action = beside(action, None if base is None else smoothed(base, is_pad))
         if self.lag_one_step:
             at_start = batch["step_index"] == 0
             action, is_pad = _lagged(action, at_start), _lagged(is_pad, at_start)
         image = stacked_scaled([one_step(batch[name]) for name in context.cameras], context.recycler)
-        return image, one_step(joined(batch, as_tuple(self.state))), action, self.padding.of(is_pad)
+        return image, self.state_of(batch), action, self.padding.of(is_pad)
 
 
 def _lagged(values: Tensor, at_start: Tensor) -> Tensor:

@@ -1,29 +1,17 @@
 """The batches of IL-Studio's data sets."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from epistream.loader.formats.base import (
-    Batch,
-    FormatContext,
-    Padding,
-    SampleFormat,
-    as_tuple,
-    cameras_of,
-    check_cameras,
-    check_features,
-    check_single,
-    joined,
-    one_step,
-)
+from epistream.loader.formats.base import Batch, FormatContext, Padding, as_tuple, one_step
+from epistream.loader.formats.chunk import ChunkFormat
 from epistream.loader.formats.pictures import stacked
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
 
 
 @dataclass(frozen=True)
-class IlStudioFormat(SampleFormat):
+class IlStudioFormat(ChunkFormat):
     """A flat dict, as IL-Studio's ``EpisodicDataset`` and its data loader give it.
 
     | key        | type                                                                     |
@@ -33,7 +21,7 @@ class IlStudioFormat(SampleFormat):
     | action     | float32 (B, chunk, A), zeros where padded                                |
     | is_pad     | bool (B, chunk), True where padded                                       |
     | raw_lang   | list of B str                                                            |
-    | reasoning  | list of B str, empty: recorded reasoning is no feature                   |
+    | reasoning  | list of B str, empty: texts of steps are no features                     |
     | timestamp  | int64 (B,), the step of the anchor                                       |
     | episode_id | int64 (B,)                                                               |
 
@@ -46,37 +34,26 @@ class IlStudioFormat(SampleFormat):
         padding: zeros, and the mask's name and polarity.
     """
 
-    state: str | Sequence[str] = "observation.state"
-    action: str | Sequence[str] = "action"
+    name: ClassVar[str] = "ilstudio"
+
     chunk_size: int = 16
     padding: Padding = field(default_factory=lambda: Padding("zero", "is_pad"))
-
-    def select(self, available: Mapping[str, Feature]) -> list[str]:
-        """Cameras, state and action."""
-        return [*cameras_of(available), *as_tuple(self.state), *as_tuple(self.action)]
 
     def default_window(self, dataset: Dataset) -> Window:
         """The anchor, and `chunk_size` actions."""
         offsets = range(self.chunk_size)
         return Window(action=offsets, overrides=dict.fromkeys(as_tuple(self.action), offsets))
 
-    def check(self, context: FormatContext) -> None:
-        """Cameras of one size, state at one step."""
-        check_cameras("sample_format 'ilstudio'", context)
-        check_features("sample_format 'ilstudio', state", as_tuple(self.state), context)
-        check_single("sample_format 'ilstudio'", as_tuple(self.state), context)
-        check_features("sample_format 'ilstudio', action", as_tuple(self.action), context)
-
     def __call__(self, batch: Batch, context: FormatContext) -> Batch:
         """The batch as the dict above."""
-        actions = as_tuple(self.action)
+        action, is_pad = self.chunk_of(batch)
         sample: Batch = {
             "image": stacked([one_step(batch[name]) for name in context.cameras]),
-            "state": one_step(joined(batch, as_tuple(self.state))),
-            "action": joined(batch, actions),
+            "state": self.state_of(batch),
+            "action": action,
         }
         if self.padding.mask is not None:
-            sample[self.padding.key("action")] = self.padding.of(batch[f"{actions[0]}_is_pad"])
+            sample[self.padding.key("action")] = self.padding.of(is_pad)
         sample |= {
             "raw_lang": batch["task"],
             "reasoning": [""] * len(batch["task"]),
