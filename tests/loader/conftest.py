@@ -1,28 +1,22 @@
-"""Packed example episodes."""
+"""Example episodes and shards as the tests of loading want them."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-import epistream as es
-
-
-@pytest.fixture(scope="session")
-def aloha_files(example_data) -> list[Path]:
-    """Two ALOHA episodes with JPEG cameras, 80 and 60 steps."""
-    return [example_data / "aloha" / f"episode_{number}.hdf5" for number in range(2)]
-
-
-@pytest.fixture(scope="session")
-def aloha_shards(tmp_path_factory, aloha_files) -> Path:
-    """The two episodes, one shard each."""
-    out = tmp_path_factory.mktemp("aloha") / "shards"
-    es.pack(aloha_files, out, shard_size="1MiB")
-    return out
-
 
 @pytest.fixture
 def aloha_shards_copy(aloha_shards, tmp_path) -> Path:
     """A copy to do harm to."""
     return Path(shutil.copytree(aloha_shards, tmp_path / "shards"))
+
+
+@pytest.fixture(params=["hdf5", "shards"])
+def source(request, aloha_files, aloha_shards):
+    return list(map(str, aloha_files)) if request.param == "hdf5" else [str(aloha_shards)]
+
+
+@pytest.fixture
+def files_copy(aloha_files, tmp_path):
+    return [Path(shutil.copy(path, tmp_path / path.name)) for path in aloha_files]

@@ -1,0 +1,132 @@
+"""What users put into OptimizedEpisodicDataset: hooks of subclasses, fallbacks, normalizers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from episodic_subclasses import Told, ToldByPath
+from episodic_world import CAMERAS, places
+
+import epistream as es
+from epistream.errors import EpistreamError, FormatError, OptionError
+from epistream.loader.episodic import OptimizedEpisodicDataset
+from epistream.loader.normalize import Normalizer
+
+
+class FallsBack(OptimizedEpisodicDataset):
+    def _fallback_load_onestep(self, dataset_path, start_ts):
+        return {
+            "action": np.full((3, 14), start_ts, np.float64),
+            "image": {name: np.full((4, 4, 3), 7, np.uint8) for name in self.camera_names},
+            "state": np.zeros(14),
+            "language_instruction": "from the fallback",
+            "reasoning": "none",
+        }
+
+
+class LoadsItself(OptimizedEpisodicDataset):
+    def load_onestep_from_episode(self, dataset_path, start_ts):
+        onestep = super().load_onestep_from_episode(dataset_path, start_ts)
+        return {**onestep, "state": onestep["state"] * 2, "reasoning": f"at {start_ts}"}
+
+
+def test_instruction_hook_is_called_with_and_without_the_path(source):
+    assert Told(source, CAMERAS)[100]["raw_lang"] == "complete the task"
+    dataset = ToldByPath(source, CAMERAS)
+    assert dataset[100]["raw_lang"] == f"look at {Path(dataset.episode_paths[1]).name}"
+
+
+def test_own_load_onestep_is_honoured_also_in_batches(source, aloha_files):
+    dataset = LoadsItself(source, CAMERAS, ctrl_type="abs")
+    plain = OptimizedEpisodicDataset(source, CAMERAS, ctrl_type="abs")
+    for index in (0, 75, 139):
+        mine, theirs = dataset[index], plain[index]
+        assert torch.equal(mine["state"], theirs["state"] * 2)
+        for key in ("image", "action", "is_pad"):
+            assert torch.equal(mine[key], theirs[key]), key
+        assert mine["reasoning"] == f"at {places()[index][1]}"
+
+
+def test_fallback_gives_the_sample_when_a_file_breaks_and_only_then(files_copy):
+    dataset = FallsBack(files_copy, CAMERAS, chunk_size=5)
+    files_copy[1].write_bytes(b"gone")
+    good, bad = dataset.__getitems__([3, 85])
+    assert good["image"].shape == (2, 3, 480, 640)
+    assert bad["image"].shape == (2, 3, 4, 4)
+    assert bad["action"][:, 0].tolist() == [5, 5, 5, 0, 0]
+    assert bad["is_pad"].tolist() == [False, False, False, True, True]
+    assert bad["action"].dtype == bad["state"].dtype == torch.float32
+    assert (bad["raw_lang"], bad["reasoning"]) == ("from the fallback", "none")
+    assert (bad["timestamp"], bad["episode_id"]) == (5, 1)
+    assert "1 by the fallback" in dataset.performance_report()
+
+
+def test_without_a_fallback_the_read_error_is_raised_by_name(files_copy):
+    for kind in (OptimizedEpisodicDataset, type("Passes", (FallsBack,), {"_fallback_load_onestep": _nothing})):
+        dataset = kind(files_copy, CAMERAS)
+        data = files_copy[1].read_bytes()
+        files_copy[1].write_bytes(b"gone")
+        with pytest.raises(EpistreamError, match="episode_1"):
+            dataset[85]
+        assert dataset[3]["timestamp"] == 3
+        files_copy[1].write_bytes(data)
+
+
+def _nothing(self, dataset_path, start_ts):
+    pass
+
+
+def test_fallback_without_a_camera_is_an_error_not_a_black_image(files_copy):
+    class Forgets(FallsBack):
+        def _fallback_load_onestep(self, dataset_path, start_ts):
+            onestep = super()._fallback_load_onestep(dataset_path, start_ts)
+            del onestep["image"]["angle"]
+            return onestep
+
+    dataset = Forgets(files_copy, CAMERAS)
+    files_copy[0].write_bytes(b"gone")
+    with pytest.raises(FormatError, match="without angle"):
+        dataset[0]
+
+
+class MeanOnly:
+    """What user code has: numpy, and a method."""
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def normalize(self, values):
+        return values - self.mean
+
+
+def test_normalizers_are_applied_after_zero_padding(source):
+    plain = OptimizedEpisodicDataset(source, CAMERAS, ctrl_type="abs")
+    folder = plain.get_dataset_dir()
+    mean = np.arange(14, dtype=np.float64)
+    dataset = OptimizedEpisodicDataset(
+        source, CAMERAS, {folder: MeanOnly(mean)}, {folder: lambda state: state * 2}, ctrl_type="abs"
+    )
+    mine, theirs = dataset[79], plain[79]
+    assert mine["is_pad"].tolist() == [False] + [True] * 15
+    np.testing.assert_array_equal(mine["action"][15].numpy(), -mean.astype(np.float32))
+    np.testing.assert_allclose(mine["action"][0].numpy(), theirs["action"][0].numpy() - mean, rtol=1e-6)
+    assert torch.equal(mine["state"], theirs["state"] * 2)
+    assert mine["action"].dtype == torch.float32
+    dataset.set_action_normalizers({})
+    dataset.set_state_normalizers(None)
+    assert torch.equal(dataset[79]["action"], theirs["action"])
+
+
+def test_one_normalizer_for_all_and_ours(source):
+    statistics = es.open_dataset(source).statistics
+    normalizer = Normalizer(statistics, {"action": "mean_std"})
+    plain = OptimizedEpisodicDataset(source, CAMERAS, ctrl_type="abs")[10]["action"]
+    dataset = OptimizedEpisodicDataset(source, CAMERAS, normalizer, ctrl_type="abs")
+    np.testing.assert_allclose(normalizer.unnormalize("action", dataset[10]["action"]), plain, atol=1e-5)
+
+
+def test_normalizers_of_other_folders_are_refused(source):
+    dataset = OptimizedEpisodicDataset(source, CAMERAS, {"/elsewhere": MeanOnly(0)})
+    with pytest.raises(OptionError, match=r"for \['/elsewhere'\], wanted one for"):
+        dataset[0]
