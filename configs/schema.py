@@ -63,6 +63,7 @@ class StreamSection(Section):
     )
     instruction: Literal["first", "random", "all"] = Field("first", description="of an episode with several")
     on_bad: Literal["raise", "skip"] = Field("raise", description="what a shard that cannot be read does")
+    layout: Text | None = Field(None, description="of HDF5 files, or a YAML file that describes one; found if null")
     storage_options: dict[Text, Any] = Field({}, description="for fsspec; keep secrets out of files")
 
 

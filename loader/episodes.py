@@ -39,7 +39,7 @@ def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
     return found
 
 
-def open_readable(paths: Sequence[str]) -> tuple[Dataset, list[str], dict[str, str]]:
+def open_readable(paths: Sequence[str], layout: AnyPath | None = None) -> tuple[Dataset, list[str], dict[str, str]]:
     """The dataset of those paths that can be opened, these paths, and why each of the others cannot.
 
     Raises:
@@ -50,7 +50,7 @@ def open_readable(paths: Sequence[str]) -> tuple[Dataset, list[str], dict[str, s
     first: EpistreamError | None = None
     for path in paths:
         try:
-            open_dataset([path])
+            open_dataset([path], layout=layout)
             good.append(path)
         except EpistreamError as error:
             first = first or error
@@ -58,7 +58,7 @@ def open_readable(paths: Sequence[str]) -> tuple[Dataset, list[str], dict[str, s
             _log.warning("left out: %s", error)
     if first is not None and not good:
         raise first
-    dataset = open_dataset(good, on_bad="skip")  # files that are whole, but unlike the others
+    dataset = open_dataset(good, on_bad="skip", layout=layout)  # files that are whole, but unlike the others
     unlike = {path: reason for path in good if (reason := dataset.skipped.get(str(Path(path).absolute())))}
     return dataset, [path for path in good if path not in unlike], bad | unlike
 

@@ -55,7 +55,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
 
     Subclasses may define `get_language_instruction` (with or without the episode's path), `load_onestep_from_episode`
     and `_fallback_load_onestep`, and may set `state_features` and `action_features` where a file calls them
-    something else than ``observation.state`` and ``action``.
+    something else than ``observation.state`` and ``action``, and `layout`, a YAML file, where it fits no known one.
 
     Attributes:
         dataset_path_list: files and folders, after folders of HDF5 files were walked.

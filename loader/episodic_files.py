@@ -35,11 +35,13 @@ class EpisodicFiles:
     """Episodes of HDF5 files and shards, by path and by number.
 
     Subclasses may set `state_features` and `action_features` where files call them something else than
-    ``observation.state`` and ``action``; the other attributes are those of `OptimizedEpisodicDataset`.
+    ``observation.state`` and ``action``, and `layout` where files fit no known one; the other attributes are those of
+    `OptimizedEpisodicDataset`.
     """
 
     state_features: Sequence[str] | None = None
     action_features: Sequence[str] | None = None
+    layout: str | os.PathLike[str] | None = None
 
     dataset_path_list: list[str]
     camera_names: list[str]
@@ -54,9 +56,9 @@ class EpisodicFiles:
         self.dataset_path_list = find_paths(paths)
         self.skipped: dict[str, str] = {}
         if skip_bad:
-            self._dataset, self.dataset_path_list, self.skipped = open_readable(self.dataset_path_list)
+            self._dataset, self.dataset_path_list, self.skipped = open_readable(self.dataset_path_list, self.layout)
         else:
-            self._dataset = open_dataset(self.dataset_path_list)
+            self._dataset = open_dataset(self.dataset_path_list, layout=self.layout)
         self._table = EpisodeTable(self._dataset)
         self.episode_paths = self._table.paths
         self.episode_ids = np.arange(len(self.episode_paths))

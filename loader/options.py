@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from os import PathLike
 from typing import Any, get_args
 
 from epistream.cache.options import CacheOptions
@@ -37,6 +38,8 @@ class StreamOptions(SampleOptions):
         on_bad: what a shard that cannot be read does: ``"raise"`` an error, or ``"skip"``: its windows are replaced by
             repeats from other shards, marked ``is_repeat`` and listed in the report. HDF5 files that cannot be opened
             are left out, with a warning, and named in ``stream.job.dataset.skipped``.
+        layout: of HDF5 files: the name of a known one, or a YAML file of your own (see ``docs/hdf5.md``); found from
+            each file by default.
         image_size: (height, width) in pixels to which camera frames are resized as they are decoded; see
             `FrameOptions` for the filters.
         decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once per
@@ -73,6 +76,7 @@ class StreamOptions(SampleOptions):
     order: OrderOptions | None = None
     cache: CacheMode | CacheOptions = "auto"
     on_bad: OnBad = "raise"
+    layout: str | PathLike[str] | None = None
     image_size: tuple[int, int] | None = None
     decode: Decode = "auto"
     channels_first: bool = False

@@ -95,7 +95,7 @@ class EpisodeStream(Stream):
         """
         super().__init__()
         options = changed(options or StreamOptions(), changes)
-        dataset = open_dataset(source, storage_options, on_bad=options.on_bad)
+        dataset = open_dataset(source, storage_options, on_bad=options.on_bad, layout=options.layout)
         self._finisher = Finisher(dataset, options)
         chosen, window = self._finisher.features, self._finisher.window
         split = options.split

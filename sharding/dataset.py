@@ -1,9 +1,11 @@
 """Opening a dataset: one read-only table of shards and episodes, wherever they are and however they were given."""
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import xxhash
@@ -15,9 +17,12 @@ from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.names import index_name
-from epistream.sharding.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
+from epistream.sharding.sources import AnySource, Folder, Hdf5Files, Tars, resolve
 from epistream.sharding.statistics_schema import merge_statistics
 from epistream.sharding.storage import join, local_path, read_bytes
+
+if TYPE_CHECKING:  # the layouts read h5py, which shards do without
+    from epistream.sharding.layouts.mapping import MappingLayout
 
 Int64 = NDArray[np.int64]
 
@@ -93,6 +98,7 @@ def open_dataset(
     storage_options: Mapping[str, Any] | None = None,
     *,
     on_bad: Literal["raise", "skip"] = "raise",
+    layout: "str | os.PathLike[str] | MappingLayout | None" = None,
 ) -> Dataset:
     """Open a dataset without reading any of its shards.
 
@@ -104,6 +110,8 @@ def open_dataset(
         storage_options: For fsspec: credentials, endpoints.
         on_bad: What an HDF5 file does that cannot be read, fits no layout or has other features than most: ``"raise"``
             an error, or ``"skip"``: it is left out, with a warning, and named in `Dataset.skipped`.
+        layout: Of HDF5 files: the name of a known one, or a YAML file of your own, as ``epistream pack --layout-file``
+            takes it; found from each file by default.
 
     Returns:
         The dataset. In a list, a part without a split counts as ``train`` beside parts that have one.
@@ -116,17 +124,27 @@ def open_dataset(
         LayoutError: If an HDF5 file fits no known layout.
     """
     options = dict(storage_options or {})
-    parts = [_open(part, options, on_bad == "skip") for part in resolve(source)]
+    hdf5 = partial(_open_hdf5, options=options, skip_bad=on_bad == "skip", layout=layout)
+    parts = [hdf5(part) if isinstance(part, Hdf5Files) else _open(part, options) for part in resolve(source)]
     return parts[0] if len(parts) == 1 else _concatenate(parts)
 
 
-def _open(part: Part, options: dict[str, Any], skip_bad: bool) -> Dataset:
-    if isinstance(part, Hdf5Files):
-        from epistream.sharding.hdf5_dataset import open_hdf5_files
+def _open_hdf5(
+    part: Hdf5Files,
+    options: dict[str, Any],
+    skip_bad: bool,
+    layout: "str | os.PathLike[str] | MappingLayout | None",
+) -> Dataset:
+    from epistream.sharding.hdf5_dataset import open_hdf5_files
+    from epistream.sharding.layouts.layout_file import chosen_layout
 
-        opened = open_hdf5_files([_absolute(url) for url in part.files], options, skip_bad=skip_bad)
-        dataset = _from_manifest(opened.manifest, part.url, options, opened.index_urls, opened.shard_urls)
-        return replace(dataset, skipped=dict(opened.skipped))
+    urls = [_absolute(url) for url in part.files]
+    opened = open_hdf5_files(urls, options, skip_bad=skip_bad, layout=chosen_layout(layout))
+    dataset = _from_manifest(opened.manifest, part.url, options, opened.index_urls, opened.shard_urls)
+    return replace(dataset, skipped=dict(opened.skipped))
+
+
+def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
     url = _absolute(part.url)
     if isinstance(part, Folder):
         return _from_manifest(Manifest.read(url, options), url, options)

@@ -4,8 +4,9 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from epistream.sharding.hdf5_scan import NO_SPLIT, SHARD_BYTES
 from epistream.sharding.hdf5_usable import usable_files
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.index_cache import default_folder, locked
+from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array
-from epistream.sharding.layouts.registry import detect
+from epistream.sharding.layouts.registry import layout_of
 from epistream.sharding.manifest import Manifest, ManifestBuilder
 from epistream.sharding.statistics import Summary, merge_all, summarize, to_plain
 from epistream.sharding.statistics_schema import statistics_problem
@@ -68,6 +70,7 @@ def open_hdf5_files(
     shard_bytes: int = SHARD_BYTES,
     deadline_s: float = 1800.0,
     skip_bad: bool = False,
+    layout: str | MappingLayout | None = None,
 ) -> Hdf5Dataset:
     """Index every file that was not indexed before, and describe all of them.
 
@@ -78,6 +81,7 @@ def open_hdf5_files(
         shard_bytes: About how many packed bytes a shard has.
         deadline_s: How long to wait for another process that indexes the same file.
         skip_bad: Leave out files that cannot be read or have other features than most, see `usable_files`.
+        layout: Insist on this layout instead of finding that of each file.
 
     Raises:
         SourceError: If a file is missing, unreadable, or given twice.
@@ -92,15 +96,18 @@ def open_hdf5_files(
     features: dict[str, Feature] = {}
     num_episodes = 0
     skipped: dict[str, str] = {}
+    keep_of = partial(
+        keep_indexes, options=options, deadline_s=deadline_s, folder=folder, shard_bytes=shard_bytes, layout=layout
+    )
     if skip_bad:
 
         def look(url: str) -> tuple[int, dict[str, Feature]]:
-            rows = [one.index.rows for one in keep_indexes(url, options, deadline_s, folder, shard_bytes)]
+            rows = [one.index.rows for one in keep_of(url)]
             return sum(one.num_episodes for one in rows), rows[0].features
 
         urls, skipped = usable_files(urls, look)
     for url in urls:
-        kept = keep_indexes(url, options, deadline_s, folder, shard_bytes)
+        kept = keep_of(url)
         features = features or kept[0].index.rows.features
         difference = describe_difference(features, kept[0].index.rows.features)
         if difference:
@@ -117,7 +124,8 @@ def open_hdf5_files(
         raise SourceError("HDF5 files: none, wanted at least one.")
     manifest = _fold_splits(builder.build())
     _say_what_is_slow(shards)
-    statistics = _statistics(manifest, shards, options, folder, deadline_s)
+    summaries = partial(_summaries, manifest, options=options, layout=layout)
+    statistics = _statistics(manifest, shards, summaries, folder, deadline_s)
     return Hdf5Dataset(
         replace(manifest, statistics=statistics),
         tuple(shard.url for shard in shards),
@@ -175,7 +183,11 @@ def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
 
 
 def _statistics(
-    manifest: Manifest, shards: Sequence[_Shard], options: Options, folder: Path, deadline_s: float
+    manifest: Manifest,
+    shards: Sequence[_Shard],
+    summaries: Callable[[_Shard], dict[str, Summary]],
+    folder: Path,
+    deadline_s: float,
 ) -> dict[str, dict[str, Any]]:
     """Of the training episodes, as packing computes them; computed once and kept beside the indexes."""
     path = folder / f"{manifest.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
@@ -189,7 +201,7 @@ def _statistics(
         if kept is not None:
             return kept
         chosen = [shard for shard in shards if shard.split in (wanted, NO_SPLIT)]
-        merged = merge_all(_summaries(manifest, shard, options) for shard in chosen)
+        merged = merge_all(map(summaries, chosen))
         result = {name: to_plain(summary) for name, summary in merged.items()}
         keep(path, json.dumps(result).encode())
     return result
@@ -203,12 +215,14 @@ def _read_statistics(path: Path, manifest: Manifest) -> dict[str, dict[str, Any]
     return None
 
 
-def _summaries(manifest: Manifest, shard: _Shard, options: Options) -> dict[str, Summary]:
+def _summaries(
+    manifest: Manifest, shard: _Shard, options: Options, layout: str | MappingLayout | None
+) -> dict[str, Summary]:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so."""
     arrays = [feature.name for feature in manifest.features.values() if feature.kind == "array"]
     with open_hdf5(shard.url, options) as (file, _):
-        layout = detect(file)
-        episodes = [layout.episode(file, group) for group in shard.groups]
+        found = layout_of(file, layout)
+        episodes = [found.episode(file, group) for group in shard.groups]
         fields = [({field.feature.name: field for field in one.fields}, one.length) for one in episodes]
         return merge_all(
             {name: summarize(read_array(file, by_name[name], length)) for name in arrays} for by_name, length in fields

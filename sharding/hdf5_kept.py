@@ -1,5 +1,6 @@
 """Indexes of HDF5 files, made once for each user and version of a file, and kept where caches are kept."""
 
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from epistream.sharding.hdf5_file import version_and_bytes
 from epistream.sharding.hdf5_index import RECIPE, Hdf5Index
 from epistream.sharding.hdf5_scan import SHARD_BYTES, index_hdf5
 from epistream.sharding.index_cache import default_folder, locked
+from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.storage import Options
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ def keep_indexes(
     deadline_s: float = 1800.0,
     folder: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    layout: str | MappingLayout | None = None,
 ) -> list[KeptIndex]:
     """The indexes of one HDF5 file, one a shard; made now if this version of the file has none.
 
@@ -43,6 +46,7 @@ def keep_indexes(
         deadline_s: How long to wait for another process that indexes the same file.
         folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given.
         shard_bytes: About how many packed bytes a shard has.
+        layout: Insist on this layout instead of finding it.
 
     Raises:
         SourceError, LayoutError: As `index_hdf5`.
@@ -52,7 +56,8 @@ def keep_indexes(
     """
     folder = folder or default_folder()
     version, _ = version_and_bytes(url, options)
-    name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{shard_bytes}".encode())
+    described = json.dumps(layout.plain()) if isinstance(layout, MappingLayout) else layout or ""
+    name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{shard_bytes}\0{described}".encode())
     first = folder / f"{name}.0.index"
     kept = _read(first, version)
     if kept:
@@ -64,7 +69,7 @@ def keep_indexes(
             if kept:
                 return kept
             _log.info("indexing %s", url)
-            made = index_hdf5(url, options, shard_bytes)
+            made = index_hdf5(url, options, shard_bytes, layout)
             if {index.extents.version for index in made} != {version} or version_and_bytes(url, options)[0] != version:
                 raise SourceChangedError(f"{url}: changed while it was indexed. Try again when it is complete.")
             # The first one last: where it is, the others are.

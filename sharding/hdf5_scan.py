@@ -17,9 +17,10 @@ from epistream.sharding.hdf5_file import open_hdf5, shard_name_of, version_and_b
 from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.hdf5_stored import Int64, Stored, find_stored
 from epistream.sharding.index import ShardIndex
-from epistream.sharding.layouts.base import Field, SourceEpisode, dataset
+from epistream.sharding.layouts.base import Field, Layout, SourceEpisode, dataset
+from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array, read_jpegs
-from epistream.sharding.layouts.registry import detect
+from epistream.sharding.layouts.registry import layout_of
 from epistream.sharding.outputs import feature_order
 from epistream.sharding.storage import Options
 
@@ -55,13 +56,16 @@ class _Episode:
         return sum(int(rows.sizes.sum()) for rows in self.rows.values())
 
 
-def index_hdf5(url: str, options: Options = None, shard_bytes: int = SHARD_BYTES) -> list[Hdf5Index]:
+def index_hdf5(
+    url: str, options: Options = None, shard_bytes: int = SHARD_BYTES, layout: str | MappingLayout | None = None
+) -> list[Hdf5Index]:
     """The indexes of a file, one a shard. Reads its arrays and JPEG rows once; of raw cameras a few frames.
 
     Args:
         url: An HDF5 file.
         options: For fsspec, if it is remote.
         shard_bytes: About how many packed bytes a shard has. Each has episodes of one split only.
+        layout: Insist on this layout instead of finding it.
 
     Raises:
         SourceError: If it cannot be read.
@@ -70,15 +74,14 @@ def index_hdf5(url: str, options: Options = None, shard_bytes: int = SHARD_BYTES
     version, file_bytes = version_and_bytes(url, options)
     with open_hdf5(url, options) as (file, raw):
         try:
-            episodes = _episodes(file, raw)
+            episodes = _episodes(file, raw, layout_of(file, layout))
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
     groups = _group(episodes, shard_bytes)
     return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]
 
 
-def _episodes(file: h5py.File, raw: BinaryIO) -> list[_Episode]:
-    layout = detect(file)
+def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout) -> list[_Episode]:
     described = (layout.episode(file, group) for group in layout.groups(file))
     episodes = [_episode(file, raw, one, number, layout.name) for number, one in enumerate(described)]
     if not episodes:

@@ -12,6 +12,7 @@
 `episodes: data/*` says that these groups of a file are its episodes; paths are then below them.
 """
 
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ import yaml
 from epistream.errors import OptionError
 from epistream.sharding.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout, Rule
+from epistream.sharding.layouts.registry import LAYOUTS
 
 _Path = pydantic.Field(min_length=1)
 
@@ -52,6 +54,22 @@ class _File(pydantic.BaseModel):
     tasks: list[str] = []
     task_files: list[str] = []
     fps: float | None = pydantic.Field(None, gt=0)
+
+
+def chosen_layout(given: str | PathLike[str] | MappingLayout | None) -> str | MappingLayout | None:
+    """What an option ``layout`` means: the name of a known layout, or a YAML file of your own.
+
+    Raises:
+        OptionError: If it is neither.
+    """
+    if given is None or isinstance(given, MappingLayout):
+        return given
+    names = [layout.name for layout in LAYOUTS]
+    if given in names:
+        return str(given)
+    if not Path(given).is_file():
+        raise OptionError(f"layout {str(given)!r}: wanted a YAML file, or one of {', '.join(names)}.")
+    return read_layout_file(given)
 
 
 def read_layout_file(path: str | Path) -> MappingLayout:

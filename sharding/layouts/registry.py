@@ -67,6 +67,21 @@ def detect(file: h5py.File) -> Layout:
     raise LayoutError(f"found {_contents(file)}, which fits no known layout. {looked_for()}")
 
 
+def layout_of(file: h5py.File, wanted: str | MappingLayout | None) -> Layout:
+    """The layout of an open file: the one that is insisted on, or the one that it fits.
+
+    Raises:
+        LayoutError: If it does not fit.
+        OptionError: If there is no layout of that name.
+    """
+    if not wanted:
+        return detect(file)
+    layout = layout_by_name(wanted)
+    if not layout.matches(file):
+        raise LayoutError(f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}")
+    return layout
+
+
 def looked_for() -> str:
     """What a file must hold to be of one of the layouts."""
     return "Looked for: " + "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS) + "."
@@ -88,10 +103,8 @@ def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None
         with open_source(path) as file:
             status = path.stat()
             num_bytes, mtime_ns = status.st_size, status.st_mtime_ns
-            layout = layout_by_name(layout_name) if layout_name else detect(file)
+            layout = layout_of(file, layout_name)
             found = layout.name
-            if layout_name and not layout.matches(file):
-                raise LayoutError(f"found {_contents(file)}, wanted {found}: {layout.looks_for}")
             for group in layout.groups(file):
                 try:
                     episodes.append(layout.episode(file, group))

@@ -37,6 +37,7 @@ VALUES = {
     "stream.normalize": ("{action: min_max}", {"action": "min_max"}),
     "stream.instruction": ("random", "random"),
     "stream.on_bad": ("skip", "skip"),
+    "stream.layout": ("robomimic", "robomimic"),
     "stream.storage_options": ("{anon: true}", {"anon": True}),
     "order.lanes": ("3", 3),
     "order.resident_shards": ("40", 40),

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import epistream as es
+from epistream.errors import LayoutError, OptionError
+from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.layouts.registry import LAYOUTS, scan_source
 
 
@@ -129,3 +131,74 @@ def test_vla_os_numbers_of_its_reasoning_are_features_and_its_rate_is_known(tmp_
     assert stream.job.features["action"].fps == 20.0
     (episode,) = scan_source(path).episodes
     assert episode.left_out == ("/episode_len", "/reasoning/direction", "/reasoning/subtask")
+
+
+OWN = """
+name: koch
+episodes: runs/*
+features:
+  - {path: "cams/*", camera: "*", rotate: 180}
+  - {path: joints, name: observation.state}
+  - {path: joints, name: action, shift: 1}
+tasks: [goal]
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file of no known layout, and the file that describes it."""
+    path = tmp_path / "runs.hdf5"
+    with h5py.File(path, "w") as file:
+        for number in range(2):
+            file[f"runs/{number}/joints"] = np.arange(12.0, dtype=np.float32).reshape(6, 2) + 100 * number
+            file[f"runs/{number}/cams/front"] = np.full((6, 8, 10, 3), 10 * number, np.uint8)
+            file[f"runs/{number}/goal"] = f"goal {number}"
+    description = tmp_path / "koch.yaml"
+    description.write_text(OWN)
+    return path, description
+
+
+def test_a_layout_of_ones_own_is_read_directly_as_it_is_packed(own, tmp_path):
+    path, description = own
+    with pytest.raises(LayoutError, match="fits no known layout"):
+        es.EpisodeStream(path)
+    stream, steps = whole(path, layout=description)
+    assert steps["observation.state"][:, 0].tolist() == [0, 2, 4, 6, 8, 100, 102, 104, 106, 108]
+    assert steps["action"][:, 0].tolist() == [2, 4, 6, 8, 10, 102, 104, 106, 108, 110]
+    assert steps["task"] == ["goal 0"] * 5 + ["goal 1"] * 5
+    assert stream.job.features["observation.images.front"].rotate == 180
+    es.pack(path, tmp_path / "shards", layout=read_layout_file(description), codec="raw")
+    _, packed = whole(tmp_path / "shards")
+    for name in ("observation.state", "action", "observation.images.front"):
+        np.testing.assert_array_equal(steps[name], packed[name])
+    statistics = es.open_dataset(tmp_path / "shards").statistics
+    assert stream.job.dataset.statistics == statistics
+
+
+def test_another_description_of_the_same_file_is_another_index(own):
+    path, description = own
+    whole(path, layout=description)
+    description.write_text(OWN.replace("shift: 1", "shift: 2"))
+    _, steps = whole(path, layout=str(description))
+    assert steps["action"][:, 0].tolist() == [4, 6, 8, 10, 104, 106, 108, 110]
+
+
+def test_a_layout_is_insisted_on_by_name_and_a_wrong_one_is_refused(tmp_path):
+    path = every_layout.write("mobile-aloha", tmp_path)
+    assert "base_action" in es.EpisodeStream(path, layout="mobile-aloha").job.features
+    with pytest.raises(LayoutError, match=r"mobile-aloha\.hdf5: found .*wanted robomimic: /data"):
+        es.EpisodeStream(path, layout="robomimic")
+    with pytest.raises(OptionError, match="layout 'robomimik': wanted a YAML file, or one of libero, robomimic"):
+        es.EpisodeStream(path, layout="robomimik")
+
+
+def test_map_style_dataset_and_configurations_take_a_layout(own):
+    path, description = own
+
+    class Koch(es.OptimizedEpisodicDataset):
+        layout = description
+
+    assert Koch([path], ["front"])[9]["state"].tolist() == [108, 109]
+    assert Koch([path], ["front"], skip_bad=True).num_episodes == 2
+    config = es.load_config(source=str(path), layout=str(description))
+    assert es.EpisodeStream.from_config(config).num_windows == 10
