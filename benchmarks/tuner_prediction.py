@@ -51,13 +51,16 @@ def measure(config: Config, seconds: float, warm_s: float) -> tuple[float, float
 
 
 def ways(tuning: Tuning) -> dict[str, tuple[Config, Prediction]]:
-    """The choice, and a worse one whose prediction must hold as well."""
-    chosen = tuning.config
-    found, threads = tuning.survey, Choice("threads", 1, chosen.settings.loader.prefetch)
-    one = {key: value for key, value, origin, _ in chosen.rows() if origin != "default"}
-    one |= {"loader.num_workers": 0, "loader.num_threads": 1, "stream.decode": "per_read"}
-    alone = predict(found, threads, 1, found.dataset_bytes)
-    return {"as chosen": (chosen, tuning.prediction), "one thread, per read": (load_config(**one), alone)}
+    """The choice, and others whose prediction must hold as well."""
+    chosen, found = tuning.config, tuning.survey
+    result = {"as chosen": (chosen, tuning.prediction)}
+    for kind, number in (("threads", 1), ("threads", found.num_cores), ("processes", found.num_cores)):
+        values = {key: value for key, value, origin, _ in chosen.rows() if origin != "default"}
+        values |= {"loader.num_workers": 0, "loader.num_threads": 0, "stream.decode": "per_read"}
+        values["loader.num_workers" if kind == "processes" else "loader.num_threads"] = number
+        prediction = predict(found, Choice(kind, number, chosen.settings.loader.prefetch), 1, found.dataset_bytes)
+        result[f"{number} {kind}, per read"] = load_config(**values), prediction
+    return result
 
 
 def main() -> None:
