@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from epistream.cache.budget import Budget, Limits, measure, mib
@@ -61,6 +61,7 @@ class StoreOptions:
         note_s: Lifetime of a note in ``.fill``.
         durable: Write entries through to the disk before they get their name, so that a power cut leaves no
             hollow shard. For directories that outlive the machine's uptime.
+        soon: Tells the keys that this process is about to use again: they are the last that it evicts.
     """
 
     limits: Limits
@@ -70,6 +71,7 @@ class StoreOptions:
     lock_timeout_s: float = 60.0
     note_s: float = 5.0
     durable: bool = False
+    soon: Callable[[], Collection[str]] = tuple
 
 
 @dataclass
@@ -206,7 +208,7 @@ class Filling:
                     f"{directory.path}: a budget of {budget}, wanted {mib(wanted)} for one shard. {budget.cure}."
                 )
             used = sum(item.charge_bytes for item in items if item.kind != FILL)
-            evicted = evict(directory, items if may_evict else [], used + wanted - budget.bytes)
+            evicted = evict(directory, items if may_evict else [], used + wanted - budget.bytes, self.options.soon())
             if evicted is None:
                 raise NoRoomError(
                     f"{directory.path}: a budget of {budget}, {mib(used)} held and too much of it leased, wanted "

@@ -61,6 +61,8 @@ class Prefetcher:
         self._changed = threading.Condition()
         self._closed = False
         self._passed = 0
+        # Keys of what is in use or nearly so, also where another process fills: not to be evicted by this one.
+        self.soon: frozenset[str] = frozenset()
         # What lies ahead: (position, entry), and the leases of those that are there.
         self._next_position = 0
         self._window: deque[tuple[int, Entry]] = deque()
@@ -147,10 +149,12 @@ class Prefetcher:
         while self._next_position < passed + self._ahead:
             entry = next(self._entries, None)
             if entry is None:
-                return
+                break
             if self._next_position >= passed:
                 self._window.append((self._next_position, entry))
             self._next_position += 1
+        near = passed + self._ahead // 2
+        self.soon = frozenset(entry.key for position, entry in self._window if position < near)
 
     def _may_fill(self, store: ShardStore) -> bool:
         """Whether this is the node's filler for the plan."""

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from epistream.cache.descriptors import DESCRIPTORS
@@ -122,10 +123,12 @@ def drop_fill(directory: CacheDirectory, key: str, note_s: float = 0.0) -> None:
         lock.close()
 
 
-def evict(directory: CacheDirectory, items: list[Item], wanted_bytes: int) -> list[int] | None:
+def evict(
+    directory: CacheDirectory, items: list[Item], wanted_bytes: int, soon: Collection[str] = ()
+) -> list[int] | None:
     """Unlink shards that nobody leases, the least recently used first, until `wanted_bytes` are freed.
 
-    Nothing is unlinked unless that suffices.
+    Nothing is unlinked unless that suffices. Keys in `soon` go last.
 
     Returns:
         Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
@@ -133,7 +136,8 @@ def evict(directory: CacheDirectory, items: list[Item], wanted_bytes: int) -> li
     """
     victims: list[tuple[Item, int]] = []
     freed = 0
-    for item in sorted((item for item in items if item.kind == SHARD), key=lambda item: item.stamp_ns):
+    shards = [item for item in items if item.kind == SHARD]
+    for item in sorted(shards, key=lambda item: (item.key in soon, item.stamp_ns)):
         if freed >= wanted_bytes:
             break
         fd = _lock_unleased(directory, item.name)

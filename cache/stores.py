@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from epistream.cache.budget import Limits
@@ -24,15 +24,22 @@ class Stores:
         reserved_bytes: Memory that the budget leaves for others.
         observe: Told each step of the protocol.
         path_of: Where a tier's directory lies; called when the tier is first needed.
+        soon: Tells the keys that this process is about to use again.
     """
 
     def __init__(
-        self, options: CacheOptions, reserved_bytes: int, observe: Observer, path_of: Callable[[str], Path]
+        self,
+        options: CacheOptions,
+        reserved_bytes: int,
+        observe: Observer,
+        path_of: Callable[[str], Path],
+        soon: Callable[[], Collection[str]],
     ) -> None:
         self._options = options
         self._reserved_bytes = reserved_bytes
         self._observe = observe
         self._path_of = path_of
+        self._soon = soon
         self._mutex = threading.Lock()
         self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
         self._said: set[str] = set()
@@ -100,6 +107,7 @@ class Stores:
                 fill_timeout_s=options.fill_timeout_s,
                 room_timeout_s=options.room_timeout_s,
                 durable=on_disk and not limits.in_memory,
+                soon=self._soon,
             ),
             # A disk directory that the user named is a tier of its own, which outlives the job.
             keep=options.keep or (on_disk and options.disk_directory is not None),

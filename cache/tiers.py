@@ -54,7 +54,7 @@ class Tiers:
         self._fetcher = Fetcher(self._remote, options.parallel_requests, options.fetch_timeout_s)
         self._counters = Counters()
         self._mutex = threading.Lock()
-        self._stores = Stores(options, reserved_bytes, observe, self._path)
+        self._stores = Stores(options, reserved_bytes, observe, self._path, self._soon)
         self._prefetchers: list[Prefetcher] = []
         self._relief = Relief(System())
         self._routes: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -195,6 +195,9 @@ class Tiers:
         with self._mutex:
             self._prefetchers.append(made)
         return made
+
+    def _soon(self) -> frozenset[str]:
+        return frozenset[str]().union(*(prefetcher.soon for prefetcher in self._prefetchers))
 
     def store_of(self, entry: Entry) -> ShardStore | None:
         """The store of the entry's first tier; None if it is read in place, or the tier cannot be used."""

@@ -1,10 +1,12 @@
 """Filling ahead: one filler per node and plan, bounded, handed over when it dies, and never needed."""
 
+import fcntl
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,30 @@ def test_prefetcher_that_is_overtaken_goes_on_from_there(cache_path: Path, entri
         prefetcher.advance(100)
         until(lambda: not is_leased(cache_path, entries[8]))
         assert present(cache_path, entries) == [7, 8]
+
+
+def test_a_process_evicts_what_its_plan_is_about_to_use_last(cache_path: Path, entries: list[Entry]) -> None:
+    with cache_at(cache_path, 4) as cache, cache_at(cache_path, 4) as other:
+        for number in (3, 0, 1, 2):  # 3 and 0 are the least recently used
+            other.open(entries[number]).close()
+        with held_by_another(cache_path, "p"):  # who fills is none of its business
+            prefetcher = cache.prefetcher("p", entries[:4:3], ahead=4)
+            prefetcher.start()
+            until(lambda: prefetcher.soon == {entries[0].key, entries[3].key})
+            cache.open(entries[4]).close()
+            assert present(cache_path, entries) == [0, 2, 3, 4]
+            prefetcher.advance(1)
+            until(lambda: prefetcher.soon == {entries[3].key})
+            cache.open(entries[5]).close()
+            assert present(cache_path, entries) == [2, 3, 4, 5], "0 was passed and is the oldest now"
+
+
+@contextmanager
+def held_by_another(path: Path, plan: str) -> Iterator[None]:
+    fd = os.open(path / f"prefetch-{plan}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    yield
+    os.close(fd)
 
 
 def test_prefetchers_of_all_plans_leave_room_for_the_readers(cache_path: Path, entries: list[Entry]) -> None:
