@@ -46,7 +46,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
     | action     | float32 (chunk_size, A), zeros after the end, then normalised        |
     | is_pad     | bool (chunk_size,), True after the end                               |
     | raw_lang   | str, the episode's instruction                                       |
-    | reasoning  | str                                                                  |
+    | reasoning  | str; with ``data_args.use_reasoning`` what the file says of the step |
     | timestamp  | int, step of the episode                                             |
     | episode_id | int                                                                  |
 
@@ -98,7 +98,8 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
             action_normalizers: by dataset folder (see `get_dataset_dir`), or one for all: a `Normalizer`, anything
                 with ``normalize(values)``, or a function. Applied after zero padding.
             state_normalizers: likewise for the state.
-            data_args: kept as an attribute.
+            data_args: kept as an attribute. Its ``use_reasoning`` and ``use_prev_subtask`` mean what they do in
+                IL-Studio; HDF5 files only.
             chunk_size: actions of a sample.
             ctrl_space: which of several states and actions, where a file has ``state_ee`` and ``state_joint``.
             ctrl_type: ``"abs"``; ``"delta"`` or ``"delta_step"``, action[t+i] - state[t+i]; ``"delta_first"``,
@@ -212,21 +213,12 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
             if len(places) > 1:
                 return [sample for place in places for sample in self._read([place])]
             return [self._fall_back(*places[0], error)]
-        return [
-            self._finished(
-                {
-                    "image": batch["image"][row],
-                    "state": batch["state"][row],
-                    "action": batch["action"][row],
-                    "is_pad": batch["is_pad"][row],
-                    "raw_lang": self._instruction(episode),
-                    "reasoning": "",
-                },
-                episode,
-                step,
-            )
-            for row, (episode, step) in enumerate(places)
-        ]
+        samples = []
+        for row, (episode, step) in enumerate(places):
+            sample = {key: batch[key][row] for key in ("image", "state", "action", "is_pad")}
+            sample["raw_lang"], sample["reasoning"] = self._words(episode, step)
+            samples.append(self._finished(sample, episode, step))
+        return samples
 
     def _from_onestep(self, episode: int, step: int) -> Sample:
         """A sample from what a subclass's own `load_onestep_from_episode` gives."""

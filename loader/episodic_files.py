@@ -27,6 +27,7 @@ from epistream.loader.formats.ilstudio import IlStudioFormat
 from epistream.loader.frames import FrameOptions
 from epistream.loader.random_access import RandomAccess
 from epistream.loader.reader import ReaderOptions
+from epistream.loader.reasoning import Reasoning
 from epistream.loader.window import Window
 from epistream.sharding.dataset import open_dataset
 
@@ -45,6 +46,7 @@ class EpisodicFiles:
 
     dataset_path_list: list[str]
     camera_names: list[str]
+    data_args: Any
     chunk_size: int
     ctrl_space: str
     ctrl_type: str
@@ -60,6 +62,9 @@ class EpisodicFiles:
         else:
             self._dataset = open_dataset(self.dataset_path_list, layout=self.layout)
         self._table = EpisodeTable(self._dataset)
+        self._reasoning = Reasoning(self._dataset)
+        if self._uses("use_reasoning"):
+            self._reasoning.at(0, 0)  # files that cannot have any are told now, not at the first sample
         self.episode_paths = self._table.paths
         self.episode_ids = np.arange(len(self.episode_paths))
         self.episode_len = self._table.length
@@ -114,12 +119,13 @@ class EpisodicFiles:
             raise OptionError(f"{os.fspath(dataset_path)}: step {start_ts} of {self.episode_len[number]}.")
         batch = self._finisher(self._access.read([number], [start_ts]), with_repeats=False)
         images = batch["image"][0].movedim(-3, -1).numpy()
+        instruction, reasoning = self._words(number, start_ts)
         return {
             "action": batch["action"][0][~batch["is_pad"][0]].numpy(),
             "image": dict(zip(self.camera_names, images, strict=True)),
             "state": batch["state"][0].numpy(),
-            "language_instruction": self._instruction(number),
-            "reasoning": "",
+            "language_instruction": instruction,
+            "reasoning": reasoning,
         }
 
     def load_feat_from_episode(self, dataset_path: AnyPath, feats: str | Sequence[str] = ()) -> dict[str, Any]:
@@ -214,6 +220,20 @@ class EpisodicFiles:
         if self._hook_takes_path:
             return self.get_language_instruction(self.episode_paths[episode])
         return self.get_language_instruction()
+
+    def _uses(self, name: str) -> bool:
+        """Whether ``data_args``, which is IL-Studio's, switches something on."""
+        return bool(getattr(self.data_args, name, False))
+
+    def _words(self, episode: int, step: int) -> tuple[str, str | dict[str, Any]]:
+        """The instruction, and what is written about a step if ``data_args.use_reasoning`` asks for it."""
+        instruction = self._instruction(episode)
+        if not self._uses("use_reasoning"):
+            return instruction, ""
+        before = self._reasoning.subtask_before(episode, step) if self._uses("use_prev_subtask") else ""
+        if before:
+            instruction = f"{instruction}. The previous step is: {before}"
+        return instruction, self._reasoning.at(episode, step)
 
     def _arrays(self, episode: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Features of a whole episode, (T, ...) each."""

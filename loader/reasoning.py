@@ -1,0 +1,96 @@
+"""Texts and numbers that IL-Studio's files hold about the thinking behind each step, read with h5py on request.
+
+| in the file                                     | at a step                                                        |
+| ----------------------------------------------- | ---------------------------------------------------------------- |
+| ``/substep_reasonings`` (T,) text               | the text                                                         |
+| ``/reasoning`` (T,) text                        | the text                                                         |
+| ``/reasoning/<key>``, each (T, ...)             | a dict: text, or an array; gripper_position is ``gripper_pos``,  |
+|                                                 | target_position ``target pos``, as IL-Studio's sample calls them |
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from epistream.errors import OptionError
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.hdf5_file import open_hdf5
+from epistream.sharding.names import HDF5_SUFFIXES
+
+_NAMES = {"gripper_position": "gripper_pos", "target_position": "target pos"}
+# Episodes whose texts are kept: some 100 kB each.
+_MAX_KEPT = 256
+
+Columns = dict[str, Any] | list[Any]
+
+
+class Reasoning:
+    """What is written about the steps of episodes, one episode a file. Picklable; every process reads for itself.
+
+    Args:
+        dataset: the episodes.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._kept: OrderedDict[int, Columns] = OrderedDict()
+
+    def at(self, episode: int, step: int) -> str | dict[str, Any]:
+        """What is written about one step; an empty text where nothing is.
+
+        Raises:
+            OptionError: the episode is packed: shards hold no texts of steps.
+            SourceError: its file cannot be read.
+        """
+        columns = self._columns(episode)
+        if isinstance(columns, dict):
+            return {key: values[step] for key, values in columns.items()} if columns else ""
+        return str(columns[step])
+
+    def subtask_before(self, episode: int, step: int) -> str:
+        """The subtask of the step before, ``Init`` at the first; an empty text where none are written."""
+        columns = self._columns(episode)
+        if not isinstance(columns, dict) or "subtask" not in columns:
+            return ""
+        return str(columns["subtask"][step - 1]) if step else "Init"
+
+    def _columns(self, episode: int) -> Columns:
+        columns = self._kept.get(episode)
+        if columns is None:
+            url = self._dataset.shard_url[int(self._dataset.episode_shard[episode])]
+            if not url.partition("?")[0].lower().endswith(HDF5_SUFFIXES):
+                raise OptionError(
+                    f"data_args.use_reasoning: {Path(url).name} is a shard, which holds no texts of steps. Give the "
+                    "HDF5 files, or add them in load_onestep_from_episode of a subclass."
+                )
+            with open_hdf5(url, self._dataset.storage_options) as (file, _):
+                columns = _read(file)
+            self._kept[episode] = columns
+            if len(self._kept) > _MAX_KEPT:
+                self._kept.popitem(last=False)
+        return columns
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+
+def _read(file: h5py.File) -> Columns:
+    for name in ("substep_reasonings", "reasoning"):
+        found = file.get(name)
+        if isinstance(found, h5py.Dataset):
+            return list(_values(found))
+        if isinstance(found, h5py.Group):
+            return {
+                _NAMES.get(key, key): _values(rows) for key, rows in found.items() if isinstance(rows, h5py.Dataset)
+            }
+    return {}
+
+
+def _values(rows: h5py.Dataset) -> Any:
+    """Texts as text, numbers as they are."""
+    values = rows[()]
+    if rows.dtype.kind not in "SO":
+        return values
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
