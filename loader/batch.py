@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,16 @@ class BatchLayout:
         """The same with one more array of one value per window."""
         field = Field(name, dtype, self.fields[0].shape[:1], self.num_bytes)
         return BatchLayout((*self.fields, field), self.num_bytes + _aligned(field.num_bytes))
+
+    def times(self, num_batches: int) -> "BatchLayout":
+        """The layout of so many batches one after the other, as one large batch."""
+        fields: list[Field] = []
+        offset = 0
+        for field in self.fields:
+            shape = (field.shape[0] * num_batches, *field.shape[1:])
+            fields.append(replace(field, shape=shape, offset=offset))
+            offset += _aligned(fields[-1].num_bytes)
+        return BatchLayout(tuple(fields), offset)
 
     def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The arrays inside `block` (at least `num_bytes` uint8, contiguous). They share its memory."""

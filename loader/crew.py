@@ -16,6 +16,7 @@ from epistream.errors import DeadlineError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.job import Job
 from epistream.loader.ring import Ring
+from epistream.loader.slots import Slots
 from epistream.loader.worker import Message, WorkerSeat, run_process, run_worker
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
@@ -41,21 +42,24 @@ class Crew:
 
     Args:
         job: what to read.
+        slots: how batches lie in them.
         num_workers: how many.
-        slots_per_worker: batches that each may have in flight or in the consumer's hands.
+        slots_per_worker: slots that each may have in flight or in the consumer's hands.
         start_method: how processes are started; None makes threads.
     """
 
-    def __init__(self, job: Job, num_workers: int, slots_per_worker: int, start_method: StartMethod | None) -> None:
+    def __init__(
+        self, job: Job, slots: Slots, num_workers: int, slots_per_worker: int, start_method: StartMethod | None
+    ) -> None:
         self.num_workers = num_workers
-        self.ring = Ring(num_workers * slots_per_worker, job.layout.num_bytes)
+        self.ring = Ring(num_workers * slots_per_worker, slots.layout.num_bytes)
         self._pid = os.getpid()
         self._members: list[_Member] = []
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
         pipes = [multiprocessing.Pipe(duplex=False) for _ in range(num_workers)]
         for index, (messages, outbox) in enumerate(pipes):
-            slots = range(index * slots_per_worker, (index + 1) * slots_per_worker)
-            seat = WorkerSeat(index, num_workers, slots, RecordPipe(), outbox, job, self.ring)
+            own = range(index * slots_per_worker, (index + 1) * slots_per_worker)
+            seat = WorkerSeat(index, num_workers, own, RecordPipe(), outbox, job, slots, self.ring)
             self._members.append(_Member(seat, messages, None, None))
         try:
             for member in self._members:

@@ -63,9 +63,17 @@ class Feed(ABC):
         """Windows of a batch: the batch size, but for the last under ``remainder="uneven"``."""
         return len(self._schedule.positions(batch_index)[0])
 
-    def read(self, batch_index: int, out: Mapping[str, NDArray[Any]]) -> tuple[int, tuple[Replaced, ...]]:
-        """Fill the first rows of the arrays of `BatchLayout`; returns the number of windows, and what was replaced."""
-        positions, is_repeat = self._schedule.positions(batch_index)
+    def read(self, batches: range, out: Mapping[str, NDArray[Any]]) -> tuple[int, tuple[Replaced, ...]]:
+        """Read consecutive batches, one after the other.
+
+        Args:
+            batches: at least one.
+            out: the arrays of a `BatchLayout` with room for all of them; the first rows are written.
+
+        Returns:
+            The number of windows, and what was replaced.
+        """
+        positions, is_repeat = self._schedule.positions_of(batches)
         epoch, first = self._schedule.epoch, int(positions[0])
         if self._ahead is not None:
             self._ahead.reach(epoch, first)
@@ -96,7 +104,7 @@ class Feed(ABC):
     def _read(
         self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_], out: Mapping[str, NDArray[Any]]
     ) -> tuple[Replaced, ...]:
-        """Fill the first rows with the windows at positions of the schedule's epoch."""
+        """Fill the first rows with the windows at positions of the schedule's epoch, those of whole batches."""
 
 
 class BatchFeed(Feed):

@@ -50,7 +50,7 @@ class StreamIterator(Iterator[Any]):
         num_windows = self._feed.num_windows(batch_index)
         views = {name: view[:num_windows] for name, view in self._job.layout.allocate().items()}
         try:
-            _, self.replaced = self._feed.read(batch_index, views)
+            _, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
         finally:
             # What the consumer does with a batch may take long, and nobody waits with shards in hand.
             self._feed.release()

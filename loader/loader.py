@@ -24,6 +24,7 @@ from epistream.loader.monitor import Monitor, MonitorOptions
 from epistream.loader.report import PerformanceReport
 from epistream.loader.residency import budget_advice
 from epistream.loader.schedule import Schedule
+from epistream.loader.slots import Slots
 from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
@@ -54,7 +55,7 @@ class StreamingLoader:
         stream: what to read.
         num_workers: worker processes.
         num_threads: threads, when there are no worker processes; 2 by default.
-        prefetch: batches that each worker prepares ahead.
+        prefetch: batches that each worker prepares ahead; times as many where batches are small and share slots.
         start_method: how processes are started. ``"fork"`` is fast and shares memory; take ``"spawn"`` or
             ``"forkserver"`` where threads of other libraries do not survive a fork.
         timeout_s: how long to wait for a batch before giving up with an error, in seconds.
@@ -95,6 +96,7 @@ class StreamingLoader:
         self._num_workers = num_workers or num_threads
         self._start_method: StartMethod | None = start_method if num_workers else None
         self._slots_per_worker = prefetch + 2
+        self._slots = Slots.plan(stream.job, max(1, self._num_workers))
         self._timeout_s = timeout_s
         self._crew: Crew | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
@@ -225,7 +227,7 @@ class StreamingLoader:
 
     def _situation(self) -> Situation:
         job, prefetch = self.stream.job, self._slots_per_worker - 2
-        in_flight = max(1, self._num_workers * self._slots_per_worker) * job.batch_size * job.world.size
+        in_flight = max(1, self._num_workers * self._slots_per_worker) * self._slots.batches_per_slot
         # Looking at the budget enters the cache's directory, so only when shards had to leave it.
         budget = job.cache.budget() if self.stats().cache.evictions else None
         return Situation(
@@ -235,7 +237,7 @@ class StreamingLoader:
             num_cores=num_usable_cores(),
             local_ranks=job.world.local_size,
             num_shards=sum(int(np.count_nonzero(plan.per_shard)) for plan in job.plans),
-            budget_advice=budget_advice(job.plans[0], budget.bytes, in_flight)
+            budget_advice=budget_advice(job.plans[0], budget.bytes, in_flight * job.batch_size * job.world.size)
             if budget and len(job.plans) == 1
             else None,
         )
@@ -245,8 +247,8 @@ class StreamingLoader:
             self._held = [set() for _ in range(self._num_workers)]
             job, num_slots = self.stream.job, self._num_workers * self._slots_per_worker
             # The rings of all ranks of this node come first; the cache's budget is what they leave.
-            job.cache.reserve(num_slots * job.layout.num_bytes * job.world.local_size)
-            self._crew = Crew(job, self._num_workers, self._slots_per_worker, self._start_method)
+            job.cache.reserve(num_slots * self._slots.layout.num_bytes * job.world.local_size)
+            self._crew = Crew(job, self._slots, self._num_workers, self._slots_per_worker, self._start_method)
             # Also when the loader is dropped or the interpreter ends, but never in a forked child.
             self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._crew)
         return self._crew
@@ -266,28 +268,35 @@ class StreamingLoader:
                 yield batch
 
     def _collect(self, crew: Crew, serial: int, schedule: Schedule) -> Iterator[Any]:
-        for batch_index in range(schedule.num_batches):
-            worker_index = batch_index % self._num_workers
+        for batches in self._slots.groups(schedule.num_batches):
+            worker_index = batches[0] // self._slots.batches_per_slot % self._num_workers
             started = time.perf_counter()
             message = self._receive(crew, worker_index, serial)
-            if message.batch_index != batch_index:
+            if message.first_batch != batches[0]:
                 raise WorkerError(
-                    f"worker {worker_index}: sent batch {message.batch_index}, wanted {batch_index}. This is a defect "
+                    f"worker {worker_index}: sent batch {message.first_batch}, wanted {batches[0]}. This is a defect "
                     "of epistream; please report it."
                 )
-            waited_s = time.perf_counter() - started
-            views, copied = self._take(crew, worker_index, message)
-            self._recorder.receive(worker_index, message, waited_s, copied)
-            self._ran_out = batch_index + 1 == schedule.num_batches
-            yield self.stream.finish(views)
+            self._recorder.receive(worker_index, message, time.perf_counter() - started)
+            block, copied = self._take(crew, worker_index, message.slot)
+            arrays = self._slots.batches(block, message.num_windows)
+            del block  # the slot goes back when its last batch has died
+            for batch_index, views in zip(batches, arrays, strict=True):
+                self._check_current(crew, serial)
+                self._recorder.hand_out(len(views["step_index"]), copied)
+                self._ran_out = batch_index + 1 == schedule.num_batches
+                yield self.stream.finish(views)
+
+    def _check_current(self, crew: Crew, serial: int) -> None:
+        if serial != self._serial or crew is not self._crew or not crew.is_ours:
+            raise StateError(
+                "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
+                "the process that this one was forked from. Iterate one at a time, or make a second loader."
+            )
 
     def _receive(self, crew: Crew, worker_index: int, serial: int) -> Message:
         while True:
-            if serial != self._serial or crew is not self._crew or not crew.is_ours:
-                raise StateError(
-                    "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
-                    "the process that this one was forked from. Iterate one at a time, or make a second loader."
-                )
+            self._check_current(crew, serial)
             try:
                 message = crew.receive(worker_index, self._timeout_s)
             except BaseException:
@@ -303,24 +312,20 @@ class StreamingLoader:
             if message.slot >= 0:  # left over from an iteration that was broken off
                 crew.give_back(worker_index)(message.slot)
 
-    def _take(self, crew: Crew, worker_index: int, message: Message) -> tuple[dict[str, np.ndarray], bool]:
-        """The arrays of a filled slot: the slot itself, or a copy when the consumer already holds all but one."""
+    def _take(self, crew: Crew, worker_index: int, slot: int) -> tuple[np.ndarray, bool]:
+        """The memory of a filled slot: the slot itself, or a copy when the consumer already holds all but one."""
         held, send = self._held[worker_index], crew.give_back(worker_index)
 
         def give_back(slot: int) -> None:
             held.discard(slot)
             send(slot)
 
-        layout = self.stream.job.layout
-        must_copy = len(held) + 1 >= self._slots_per_worker
-        if must_copy:
-            block = crew.ring.slot(message.slot).copy()
-            send(message.slot)
-        else:
-            held.add(message.slot)
-            block = crew.ring.hand_out(message.slot, give_back)
-        views = {name: view[: message.num_windows] for name, view in layout.views(block).items()}
-        return views, must_copy
+        if len(held) + 1 >= self._slots_per_worker:
+            block = crew.ring.slot(slot).copy()
+            send(slot)
+            return block, True
+        held.add(slot)
+        return crew.ring.hand_out(slot, give_back), False
 
     def _read_here(self, epoch: int, start: int) -> Iterator[Any]:
         """The same batches without workers, each in fresh memory."""
@@ -342,7 +347,8 @@ class StreamingLoader:
                 effort=effort,
                 replaced=batches.replaced,
             )
-            self._recorder.receive(0, message, busy_s, copied=False)
+            self._recorder.receive(0, message, busy_s)
+            self._recorder.hand_out(num_windows, copied=False)
             yield self.stream.finish(views)
 
 

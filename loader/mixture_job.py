@@ -118,6 +118,16 @@ class MixtureFeed(Feed):
     def _read(
         self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_], out: Mapping[str, NDArray[Any]]
     ) -> tuple[Replaced, ...]:
+        replaced: list[Replaced] = []
+        for first in range(0, len(positions), self._schedule.batch_size):
+            rows = slice(first, first + self._schedule.batch_size)
+            batch = {name: view[rows] for name, view in out.items()}
+            replaced += self._read_batch(positions[rows], is_repeat[rows], batch)
+        return tuple(replaced)
+
+    def _read_batch(
+        self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_], out: Mapping[str, NDArray[Any]]
+    ) -> list[Replaced]:
         dataset, epochs, own = self._plan.locate(positions, self._schedule.epoch)
         replaced: list[Replaced] = []
         row = 0
@@ -126,7 +136,7 @@ class MixtureFeed(Feed):
             replaced += self._windows[index].read(epoch, own[chosen], is_repeat[chosen], views)
             views[DATASET_INDEX][:] = index
             row += len(chosen)
-        return tuple(replaced)
+        return replaced
 
 
 def _groups(dataset: NDArray[np.int64], epochs: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:

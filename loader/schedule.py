@@ -98,6 +98,14 @@ class Schedule:
         back = self.num_lanes * -(-beyond // self.num_lanes)
         return np.where(is_repeat, positions - back, positions), is_repeat
 
+    def positions_of(self, batches: range) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """As `positions`, of several batches one after the other."""
+        if len(batches) == 1:
+            return self.positions(batches[0])
+        parts = [self.positions(batch_index) for batch_index in batches]
+        positions, is_repeat = zip(*parts, strict=True)
+        return np.concatenate(positions), np.concatenate(is_repeat)
+
     def position_after(self, batch_index: int) -> int:
         """Windows of the epoch that all ranks together have consumed after this batch: what a state saves."""
         return min(self.start + (batch_index + 1) * self.global_batch, self.num_windows)

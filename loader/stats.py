@@ -103,22 +103,13 @@ class StatsRecorder:
             self._past, self._cache = self._past + self._sum(shared_cache), {}
             self._is_start = True
 
-    def receive(self, worker_index: int, message: Message, waited_s: float, copied: bool) -> None:
-        """A batch was handed out."""
-        now = time.perf_counter()
+    def receive(self, worker_index: int, message: Message, waited_s: float) -> None:
+        """A filled slot was waited for."""
         stats = self._stats
         with self._mutex:
-            if self._began_s is not None:
-                if stats.first_batch_s is None:
-                    stats.first_batch_s = now - self._began_s
-                stats.elapsed_s += now - self._began_s
-                self._began_s = now
             if self._is_start:
                 stats.start_wait_s += waited_s
                 self._is_start = False
-            stats.num_batches += 1
-            stats.num_windows += message.num_windows
-            stats.num_copied_batches += copied
             stats.data_wait_s += waited_s
             stats.worker_busy_s += message.busy_s
             stats.worker_idle_s += message.slot_wait_s
@@ -129,6 +120,20 @@ class StatsRecorder:
             if message.cache is not None:
                 self._cache.pop(worker_index, None)  # so that the newest is the last
                 self._cache[worker_index] = message.cache
+
+    def hand_out(self, num_windows: int, copied: bool) -> None:
+        """A batch is handed out."""
+        now = time.perf_counter()
+        stats = self._stats
+        with self._mutex:
+            if self._began_s is not None:
+                if stats.first_batch_s is None:
+                    stats.first_batch_s = now - self._began_s
+                stats.elapsed_s += now - self._began_s
+                self._began_s = now
+            stats.num_batches += 1
+            stats.num_windows += num_windows
+            stats.num_copied_batches += copied
 
     def snapshot(self, shared_cache: bool) -> LoaderStats:
         """The figures so far. Workers that are threads share one cache (`shared_cache`), processes have one each."""

@@ -20,6 +20,7 @@ from epistream.loader.effort import Effort, EffortMeter
 from epistream.loader.job import Job
 from epistream.loader.open_files import raise_limit
 from epistream.loader.ring import Ring
+from epistream.loader.slots import Slots
 from epistream.loader.window_feed import Replaced
 
 # How often a worker looks whether its parent is still there; the time that orphans may live on.
@@ -38,12 +39,13 @@ NO_EPOCH = 0
 class Message:
     """From a worker to the loader: a filled slot, or the error that ended this worker's epoch.
 
-    `busy_s` is the time spent reading this batch, `effort` what of it the thread did itself, `slot_wait_s` the time
-    spent waiting for a free slot before it. `replaced` tells of bad shards whose windows were replaced in it.
+    `first_batch` is the first of those in the slot. `busy_s` is the time spent reading them, `effort` what of it the
+    thread did itself, `slot_wait_s` the time spent waiting for a free slot before it. `replaced` tells of bad shards
+    whose windows were replaced.
     """
 
     serial: int
-    batch_index: int
+    first_batch: int
     slot: int = -1
     num_windows: int = 0
     error: BaseException | None = None
@@ -56,14 +58,15 @@ class Message:
 
 @dataclass
 class WorkerSeat:
-    """A worker's place: its number, its slots, and its two ways of talking. Picklable while spawning."""
+    """A worker's place: its number, its own slots, and its two ways of talking. Picklable while spawning."""
 
     worker_index: int
     num_workers: int
-    slots: range
+    own: range
     inbox: RecordPipe
     outbox: Connection
     job: Job = field(repr=False)
+    slots: Slots = field(repr=False)
     ring: Ring = field(repr=False)
 
 
@@ -111,8 +114,8 @@ class _Worker:
         self._seat = seat
         self._job = seat.job
         self._feed = seat.job.feed(prefetch=True)
-        self._free = deque(seat.slots)
-        self._views = {slot: self._job.layout.views(seat.ring.slot(slot)) for slot in seat.slots}
+        self._free = deque(seat.own)
+        self._views = {slot: seat.slots.layout.views(seat.ring.slot(slot)) for slot in seat.own}
         self._meter = EffortMeter()
         self._command: Record | None = None
 
@@ -137,23 +140,23 @@ class _Worker:
     def _run_epoch(self, command: Record) -> bool:
         """Fill this worker's share of an epoch; False if it failed or another command came in between."""
         serial, epoch, start = command.first, command.second, command.third
-        batch_index = -1
+        batches = range(-1, 0)
         try:
             num_batches = self._feed.begin(epoch, start)
-            for batch_index in range(self._seat.worker_index, num_batches, self._seat.num_workers):
+            for batches in self._seat.slots.groups(num_batches, self._seat.worker_index, self._seat.num_workers):
                 waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
                 if self._is_superseded(command):
                     return False
                 started = time.perf_counter()
-                num_windows, replaced = self._feed.read(batch_index, self._views[self._free[0]])
+                num_windows, replaced = self._feed.read(batches, self._views[self._free[0]])
                 busy_s, effort = time.perf_counter() - started, self._meter.lap()
                 slot, cache = self._free.popleft(), self._job.cache.stats()
                 self._send(
-                    Message(serial, batch_index, slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)
+                    Message(serial, batches[0], slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)
                 )
         except Exception as error:  # whatever it is, the training process must hear of it
             self._feed.release()
-            self._send(Message(serial, batch_index, error=_sendable(error, self._seat.worker_index)))
+            self._send(Message(serial, batches[0], error=_sendable(error, self._seat.worker_index)))
             return False
         return True
 

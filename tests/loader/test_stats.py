@@ -23,9 +23,11 @@ def message(busy_s: float = 1.0, idle_s: float = 0.5, cpu_s: float = 0.75, hits:
 def test_stats_of_two_workers_are_summed_and_the_rest_of_busy_time_is_blocked():
     recorder = StatsRecorder()
     recorder.begin()
-    recorder.receive(0, message(hits=3), waited_s=0.25, copied=False)
-    recorder.receive(1, message(hits=4), waited_s=0.5, copied=True)
-    recorder.receive(0, message(hits=5), waited_s=0.0, copied=False)
+    recorder.receive(0, message(hits=3), waited_s=0.25)
+    recorder.receive(1, message(hits=4), waited_s=0.5)
+    recorder.receive(0, message(hits=5), waited_s=0.0)
+    for copied in (False, True, False):
+        recorder.hand_out(8, copied)
     stats = recorder.snapshot(shared_cache=False)
     assert (stats.num_batches, stats.num_windows, stats.num_copied_batches) == (3, 24, 1)
     assert (stats.worker_busy_s, stats.worker_idle_s) == (3.0, 1.5)
@@ -38,16 +40,16 @@ def test_stats_of_two_workers_are_summed_and_the_rest_of_busy_time_is_blocked():
 def test_stats_of_threads_take_the_newest_count_of_the_cache_they_share():
     recorder = StatsRecorder()
     for worker, hits in ((0, 1), (1, 2), (0, 3)):
-        recorder.receive(worker, message(hits=hits), waited_s=0.0, copied=False)
+        recorder.receive(worker, message(hits=hits), waited_s=0.0)
     assert recorder.snapshot(shared_cache=True).cache.hits == 3
 
 
 def test_stats_after_a_restart_keep_what_the_old_workers_counted():
     recorder = StatsRecorder()
-    recorder.receive(0, message(hits=7), waited_s=1.0, copied=False)
+    recorder.receive(0, message(hits=7), waited_s=1.0)
     recorder.restart(shared_cache=False)
     assert recorder.snapshot(shared_cache=False).cache.hits == 7
-    recorder.receive(0, message(hits=2), waited_s=1.0, copied=False)
+    recorder.receive(0, message(hits=2), waited_s=1.0)
     stats = recorder.snapshot(shared_cache=False)
     assert stats.cache.hits == 9
     assert stats.start_wait_s == 2.0  # new workers start anew
@@ -55,9 +57,11 @@ def test_stats_after_a_restart_keep_what_the_old_workers_counted():
 
 def test_stats_snapshot_does_not_change_afterwards():
     recorder = StatsRecorder()
-    recorder.receive(0, message(), waited_s=1.0, copied=False)
+    recorder.receive(0, message(), waited_s=1.0)
+    recorder.hand_out(8, copied=False)
     before = recorder.snapshot(shared_cache=False)
-    recorder.receive(0, message(), waited_s=1.0, copied=False)
+    recorder.receive(0, message(), waited_s=1.0)
+    recorder.hand_out(8, copied=False)
     assert (before.num_batches, before.effort.cpu_s) == (1, 0.75)
 
 

@@ -1,0 +1,54 @@
+"""How batches lie in the slots of a ring: large ones have a slot each, small ones share one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.loader.batch import BatchLayout
+from epistream.loader.job import Job
+
+# Reading and handing over a batch of 0.2 MB costs some hundred calls whatever is in it: several are read as one, and
+# cost little more than one. A slot of this size costs little memory, and is still in the CPU's cache when it arrives.
+_SHARED_BYTES = 2 << 20
+_MOST_TOGETHER = 32
+# In short epochs all workers shall have something to do nevertheless.
+_LEAST_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of one loader. Picklable.
+
+    Attributes:
+        layout: of a slot, which is that of a batch with as many rows as all its batches have.
+        batch_size: rows of each batch.
+        batches_per_slot: consecutive batches of a worker that share a slot.
+    """
+
+    layout: BatchLayout
+    batch_size: int
+    batches_per_slot: int
+
+    @classmethod
+    def plan(cls, job: Job, num_workers: int) -> "Slots":
+        """The slots for batches of a job."""
+        by_size = _SHARED_BYTES // job.layout.num_bytes
+        by_count = job.schedule(0, 0).num_batches // (_LEAST_SHARE * num_workers)
+        together = max(1, min(by_size, by_count, _MOST_TOGETHER))
+        return cls(job.layout.times(together), job.batch_size, together)
+
+    def groups(self, num_batches: int, worker_index: int = 0, num_workers: int = 1) -> Iterator[range]:
+        """The batches of each slot that a worker fills in an epoch of `num_batches`: dealt to the workers in turn."""
+        step = self.batches_per_slot
+        for first in range(worker_index * step, num_batches, num_workers * step):
+            yield range(first, min(first + step, num_batches))
+
+    def batches(self, block: NDArray[np.uint8], num_windows: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """The arrays of each batch in a slot that holds `num_windows`; views of `block`."""
+        arrays = self.layout.views(block)
+        for first in range(0, num_windows, self.batch_size):
+            rows = slice(first, min(first + self.batch_size, num_windows))
+            yield {name: array[rows] for name, array in arrays.items()}

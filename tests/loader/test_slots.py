@@ -1,0 +1,89 @@
+"""Small batches that share a slot of the ring: the same batches, in the same order, none overwritten."""
+
+import numpy as np
+import pytest
+import torch
+
+import epistream as es
+from epistream.errors import StateError
+from epistream.loader.slots import Slots
+
+LOW = ["action", "observation.state"]
+
+
+def stream_of(shards, **options):
+    return es.EpisodeStream(shards, batch_size=2, features=LOW, window=es.Window(action=range(3)), **options)
+
+
+def places(batch):
+    return list(zip(batch["episode_index"].tolist(), batch["step_index"].tolist(), strict=True))
+
+
+def expected(stream, epoch=0, start=0):
+    """What the batches of an epoch must be, from the schedule alone."""
+    job = stream.job
+    order, schedule = job.plan.epoch(epoch), job.schedule(epoch, start)
+    for batch_index in range(schedule.num_batches):
+        windows = job.windows(order, schedule, batch_index)
+        yield list(zip(windows.episode_index.tolist(), windows.step.tolist(), strict=True))
+
+
+def test_slots_of_a_long_epoch_hold_several_small_batches_and_one_large(aloha_shards):
+    stream = stream_of(aloha_shards)
+    num_batches = stream.num_batches
+    assert Slots.plan(stream.job, 2).batches_per_slot == min(32, num_batches // 8) > 1
+    with_cameras = es.EpisodeStream(aloha_shards, batch_size=2)
+    assert Slots.plan(with_cameras.job, 2).batches_per_slot == 1
+
+
+def test_groups_deal_every_batch_once_and_in_order():
+    slots = Slots(layout=None, batch_size=2, batches_per_slot=3)
+    dealt = [list(slots.groups(20, worker, 2)) for worker in range(2)]
+    assert dealt[0] == [range(0, 3), range(6, 9), range(12, 15), range(18, 20)]
+    assert dealt[1] == [range(3, 6), range(9, 12), range(15, 18)]
+
+
+@pytest.mark.parametrize("options", [{"num_workers": 2}, {"num_workers": 0, "num_threads": 3}])
+@pytest.mark.parametrize("remainder", ["drop", "pad", "uneven"])
+def test_batches_that_share_slots_are_those_of_the_schedule(aloha_shards, options, remainder):
+    stream = stream_of(aloha_shards, remainder=remainder)
+    with es.StreamingLoader(stream, **options) as loader:
+        for epoch in range(2):
+            assert [places(batch) for batch in loader] == list(expected(stream, epoch))
+        assert loader.stats().num_batches == 2 * stream.num_batches
+
+
+def test_resume_in_the_middle_of_a_slot_goes_on_with_the_next_batch(aloha_shards):
+    stream = stream_of(aloha_shards)
+    with es.StreamingLoader(stream, num_workers=2) as loader:
+        assert loader._slots.batches_per_slot > 2
+        batches = iter(loader)
+        for _ in range(2):
+            next(batches)
+        state = loader.state_dict()
+    resumed = stream_of(aloha_shards)
+    with es.StreamingLoader(resumed, num_workers=1) as loader:
+        loader.load_state_dict(state)
+        assert [places(batch) for batch in loader] == list(expected(stream))[2:]
+
+
+def test_batches_kept_from_every_slot_stay_as_they_are_and_are_counted_as_copies(aloha_shards):
+    stream = stream_of(aloha_shards)
+    with es.StreamingLoader(stream, num_workers=2, prefetch=1) as loader:
+        kept = [(batch, {name: torch.clone(batch[name]) for name in LOW}) for batch in loader]
+        copied = loader.stats().num_copied_batches
+    assert [places(batch) for batch, _ in kept] == list(expected(stream))
+    for batch, clones in kept:
+        for name in LOW:
+            assert np.array_equal(batch[name].numpy(), clones[name].numpy())
+    # Each of two workers has three slots, of which two may be held.
+    assert copied == stream.num_batches - 2 * 2 * loader._slots.batches_per_slot
+
+
+def test_iteration_that_was_replaced_ends_at_once_though_its_slot_has_more(aloha_shards):
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=1) as loader:
+        old = iter(loader)
+        next(old)
+        next(iter(loader))
+        with pytest.raises(StateError, match="ended by a later"):
+            next(old)
