@@ -1,7 +1,7 @@
 """The episodes of the comparison: real ALOHA recordings, encoded once, the same bytes for every loader."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Scenario:
         num_steps: windows of the dataset; the recordings are repeated as other episodes until there are so many.
         num_history: observation steps of a window, the last of them the anchor.
         chunk: action steps of a window.
+        numbered: the first two numbers of a state are those of its episode and step, so that a reader can tell what it got.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Scenario:
     num_steps: int
     num_history: int = 1
     chunk: int = CHUNK
+    numbered: bool = False
 
     @property
     def has_frames(self) -> bool:
@@ -84,9 +86,15 @@ def episodes(scenario: Scenario, source: Path) -> Iterator[Episode]:
     total = number = 0
     while total < scenario.num_steps:
         episode = originals[number % len(originals)]
-        yield episode
+        yield _numbered(episode, number) if scenario.numbered else episode
         total += len(episode.action)
         number += 1
+
+
+def _numbered(episode: Episode, number: int) -> Episode:
+    state = episode.state.copy()
+    state[:, 0], state[:, 1] = number, np.arange(len(state))
+    return replace(episode, state=state)
 
 
 def _read(path: Path, scenario: Scenario) -> Episode:

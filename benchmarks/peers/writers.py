@@ -31,7 +31,7 @@ def shuffled(scenario: Scenario, source: Path) -> Iterator[dict[str, Any]]:
         yield window(scenario, recorded[number], step)
 
 
-def write_epistream(scenario: Scenario, source: Path, out: Path) -> None:
+def write_epistream(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
     """Pack ALOHA files, as a user would."""
     import epistream as es
 
@@ -39,15 +39,15 @@ def write_epistream(scenario: Scenario, source: Path, out: Path) -> None:
         write_hdf5(episode, scenario, out / "hdf5" / f"episode_{number}.hdf5")
     drop = ("observation.qvel",) if scenario.has_frames else ("observation.qvel", "observation.images.*")
     codec = "raw" if scenario.codec == "raw" else None
-    es.pack(out / "hdf5", out / "epistream", codec=codec, drop=drop)
+    es.pack(out / "hdf5", out / "epistream", codec=codec, drop=drop, shard_size=file_bytes)
 
 
-def write_webdataset(scenario: Scenario, source: Path, out: Path) -> None:
+def write_webdataset(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
     """One sample a window: pictures as .jpg or .raw, numbers as .npy."""
     import webdataset
 
     suffix = "jpg" if scenario.codec == "jpeg" else "raw"
-    with webdataset.ShardWriter(str(out / "shard-%06d.tar"), maxsize=FILE_BYTES, verbose=0) as writer:
+    with webdataset.ShardWriter(str(out / "shard-%06d.tar"), maxsize=file_bytes, verbose=0) as writer:
         for number, sample in enumerate(shuffled(scenario, source)):
             stored = {"__key__": f"{number:09d}"}
             for name, value in sample.items():
@@ -58,7 +58,7 @@ def write_webdataset(scenario: Scenario, source: Path, out: Path) -> None:
             writer.write(stored)
 
 
-def write_mosaicml(scenario: Scenario, source: Path, out: Path) -> None:
+def write_mosaicml(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
     """MDS: pictures as bytes or as ndarrays of one shape, numbers as ndarrays."""
     allow_torchvision()
     from streaming import MDSWriter
@@ -66,7 +66,7 @@ def write_mosaicml(scenario: Scenario, source: Path, out: Path) -> None:
     samples = windows(scenario, source)
     first = next(samples)
     columns = {name: _mds_type(scenario, value) for name, value in first.items()}
-    with MDSWriter(out=str(out), columns=columns, size_limit=FILE_BYTES) as writer:
+    with MDSWriter(out=str(out), columns=columns, size_limit=file_bytes) as writer:
         writer.write(_as_arrays(scenario, first))
         for sample in samples:
             writer.write(_as_arrays(scenario, sample))
@@ -94,18 +94,18 @@ def _picture(scenario: Scenario, data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(scenario.picture_shape)
 
 
-def write_litdata(scenario: Scenario, source: Path, out: Path) -> None:
+def write_litdata(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
     """LitData's chunks, by its own writer: pictures as bytes or arrays, numbers as arrays."""
     from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(out), chunk_bytes=FILE_BYTES)
+    writer = BinaryWriter(str(out), chunk_bytes=file_bytes)
     for number, sample in enumerate(windows(scenario, source)):
         writer.add_item(number, _as_arrays(scenario, sample))
     writer.done()
     writer.merge()
 
 
-def write_robomimic(scenario: Scenario, source: Path, out: Path) -> None:
+def write_robomimic(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
     """Robomimic's HDF5: one group a demo, raw pictures."""
     with h5py.File(out / "demos.hdf5", "w", libver="latest") as file:
         data = file.create_group("data")
@@ -128,7 +128,7 @@ WRITERS = {
 }
 
 
-def prepare(name: str, scenario: Scenario, source: Path, data: Path) -> Path:
+def prepare(name: str, scenario: Scenario, source: Path, data: Path, file_bytes: int = FILE_BYTES) -> Path:
     """The folder of a format's files, written unless it is complete already."""
     out = data / scenario.name / name
     done = out / "COMPLETE.json"
@@ -136,6 +136,6 @@ def prepare(name: str, scenario: Scenario, source: Path, data: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         if name == "epistream":
             (out / "hdf5").mkdir(exist_ok=True)
-        WRITERS[name](scenario, source, out)
+        WRITERS[name](scenario, source, out, file_bytes)
         done.write_text(json.dumps({"num_steps": scenario.num_steps}))
     return out

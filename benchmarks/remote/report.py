@@ -1,0 +1,193 @@
+"""REMOTE.md from the figures of `run.py`."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from remote.readers import BATCH_SIZE, FILE_BYTES, NUM_WORKERS, READERS, SCENARIO
+
+_HEAD = """# Several ranks of one node, the same remote bytes
+
+Written by `make bench-remote`. Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python {python}, {date}.
+{versions}.
+
+**What runs.** {num_windows:,} windows (two 480x640 cameras as JPEG 95 4:2:0, state, 100 actions) of real episodes, in
+each loader's own format, in files of about {file_mib} MiB. Loaders of fixed samples have each window stored ready-made.
+One server on loopback serves them all: plain HTTP and path-style S3 reads from the same handler (`remote/server.py`; its
+bytes of file contents are what "fetched" counts), {rate:g} MB/s over all connections, {latency:g} ms before each answer.
+epistream and WebDataset read `http://`; MosaicML Streaming (`S3_ENDPOINT_URL`) and LitData (`endpoint_url`) read `s3://`
+through their own clients. One job is 4 ranks x {num_workers} workers, batches of {batch_size}, a gloo process group, torchrun's
+variables; the ranks share one cache folder, as each loader's documentation says for one node. All decode with simplejpeg.
+
+## Bytes
+
+| | fetched, epoch 1 | fetched, epoch 2 | requests | distinct windows | windows of a rank |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{bytes}
+
+"Fetched" is a share of the bytes of the loader's own files: 1.00 is each byte once for the whole node. Distinct windows
+are those of epoch 1 over all ranks, of {num_windows:,}. Ranks with unequal numbers of windows hang in DDP at the end of
+an epoch unless the shorter one is waited for by hand.
+{bytes_notes}
+## Memory and first batch
+
+| | peak memory MiB | above torch alone | of it shared | disk MiB | first batch s |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{memory}
+
+Memory is the peak over both epochs of the private and file pages of all processes (PSS) and of all shared memory
+(tmpfs files, memfds, anonymous). "torch alone" is four ranks with torch and a process group that read nothing. Files
+on disk, where the peers keep their copies, are page cache and not in it; epistream keeps its copy in shared memory,
+which is. First batch: from opening the dataset with nothing cached until the *last* of the four ranks has one;
+imports are not counted; the median of {rounds} cold starts.
+
+## SIGKILL in mid-download
+
+One rank is killed when {kill_at:.0%} of the dataset has been fetched over a link of {kill_rate:g} MB/s: with everything that
+it started (as when its container goes), or its main process alone (as the out-of-memory killer does). The other three need
+nothing from it, so they could finish their epoch; after {others_s} s without an end they count as waiting. Then all that
+is left of the job is killed, and the same job starts again on the same folders.
+
+| | killed | other ranks | orphans | whole files lost or torn | left behind | restart | fetched again | windows missing |
+| --- | --- | --- | ---: | --- | --- | --- | ---: | ---: |
+{kill}
+
+Orphans are processes of the killed rank that still ran when the others were done (or were given up). "Left behind" is
+what is neither a whole copy of a served file nor gone after the *restarted* job has ended in good order: bytes of
+half-fetched files, lock files and names in /dev/shm. "Fetched again" is what the restart fetched, as a share of the
+dataset. Missing windows are those that no rank of the restarted job was given.
+"""
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _bytes_table(readers: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in readers.items():
+        epochs = found["epochs"].get("epochs", [])
+        if name == "nothing" or not epochs:
+            continue
+        first, second = epochs[0], epochs[1] if len(epochs) > 1 else None
+        ranks = first["ranks"]
+        spread = f"{min(ranks):,}" if min(ranks) == max(ranks) else f"{min(ranks):,} to {max(ranks):,}"
+        again = f"{second['fetched_share']:.2f}" if second else "no end"
+        lines.append(
+            _row(
+                [
+                    READERS[name].title,
+                    f"{first['fetched_share']:.2f}",
+                    again,
+                    f"{first['requests']:,}",
+                    f"{first['distinct']:,}",
+                    spread,
+                ]
+            )
+        )
+    return lines
+
+
+def _memory_table(readers: dict[str, Any]) -> list[str]:
+    floor = readers.get("nothing", {}).get("epochs", {}).get("peak_mib", 0.0)
+    lines = []
+    for name, found in readers.items():
+        one = found["epochs"]
+        if "peak_mib" not in one:
+            continue
+        firsts = one.get("first_batches_s", [])
+        lines.append(
+            _row(
+                [
+                    READERS[name].title,
+                    f"{one['peak_mib']:,.0f}",
+                    "" if name == "nothing" else f"{one['peak_mib'] - floor:,.0f}",
+                    f"{one['peak_shared_mib']:,.0f}",
+                    f"{one['disk_mib']:,.0f}",
+                    f"{statistics.median(firsts):.2f} ({min(firsts):.2f}-{max(firsts):.2f})" if firsts else "",
+                ]
+            )
+        )
+    return lines
+
+
+def _kill_table(readers: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in readers.items():
+        for whom, one in found.get("kill", {}).items():
+            if "error" in one:
+                lines.append(_row([READERS[name].title, whom, one["error"]] + [""] * 6))
+                continue
+            restart = one["restart"]
+            complete = "missing" in restart
+            lines.append(
+                _row(
+                    [
+                        READERS[name].title,
+                        "rank" if whom == "rank" else "main process",
+                        _others(one["others"]),
+                        str(one["orphans"]),
+                        str(len(one["left"]["torn"])),
+                        _left(one["left_after_restart"]),
+                        f"{restart['seconds']:.0f} s" if complete else f"**{restart['finished']} of 4 ranks finish**",
+                        f"{restart['fetched_share']:.2f}",
+                        _missing(name, restart) if complete else "",
+                    ]
+                )
+            )
+    return lines
+
+
+def _missing(name: str, restart: dict[str, Any]) -> str:
+    return f"{restart['missing']:,}" if READERS[name].is_exact else "(by chance)"
+
+
+def _others(others: dict[str, Any]) -> str:
+    parts = [
+        f"{others[key]} {text}"
+        for key, text in (("finished", "finish"), ("failed", "fail"), ("still_waiting", "wait for ever"))
+        if others[key]
+    ]
+    return ", ".join(parts)
+
+
+def _left(left: dict[str, Any]) -> str:
+    parts = [
+        f"{len(left[key])} {text}"
+        for key, text in (
+            ("torn", "torn"),
+            ("partial", "half-fetched"),
+            ("other", "small files"),
+            ("shm_names", "shm names"),
+        )
+        if left[key]
+    ]
+    return ", ".join(parts) or "nothing"
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    """The page, of the readers that have figures."""
+    readers = {name: report["readers"][name] for name in READERS if "epochs" in report["readers"].get(name, {})}
+    machine, links = report["machine"], report["links"]
+    errors = [f"\n{READERS[n].title}: {f['epochs']['error']}." for n, f in readers.items() if "error" in f["epochs"]]
+    rounds = max((len(found["epochs"].get("first_batches_s", [])) for found in readers.values()), default=0)
+    text = _HEAD.format(
+        **{key: machine[key] for key in ("cpu", "memory_gib", "kernel", "python", "date")},
+        versions=", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+        num_windows=SCENARIO.num_steps,
+        file_mib=FILE_BYTES >> 20,
+        rate=links["epochs"][0] / 1e6,
+        latency=links["epochs"][1] * 1e3,
+        kill_rate=links["kill"][0] / 1e6,
+        kill_at=report["kill_at"],
+        others_s=report["others_s"],
+        num_workers=NUM_WORKERS,
+        batch_size=BATCH_SIZE,
+        rounds=rounds,
+        bytes="\n".join(_bytes_table(readers)),
+        bytes_notes="\n".join([*errors, ""]),
+        memory="\n".join(_memory_table(readers)),
+        kill="\n".join(_kill_table(readers)),
+    )
+    notes = path.with_name("REMOTE.notes.md")
+    path.write_text(text + ("\n" + notes.read_text() if notes.exists() else ""))
