@@ -1,5 +1,6 @@
 """Many processes at once: no wrong byte, one fetch, the budget kept, nothing left, whoever is killed."""
 
+import faulthandler
 import multiprocessing.process
 import random
 import time
@@ -9,7 +10,19 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from cache_actors import DEADLINE_S, SIZE, context, open_test_store, run_counter, run_epochs, run_rank, run_stress
+from cache_actors import (
+    DEADLINE_S,
+    SIZE,
+    content,
+    context,
+    get,
+    open_test_store,
+    read_all,
+    run_counter,
+    run_epochs,
+    run_rank,
+    run_stress,
+)
 from faulty_server import serve
 
 from epistream.cache.entry import Entry, Part
@@ -72,46 +85,84 @@ def test_four_ranks_with_two_workers_fetch_every_byte_once_and_nothing_in_the_se
     assert sum(bypasses for _, _, _, bypasses in results) == 0
 
 
-def assert_stress(path: Path, rounds: int, num_kills: int, seed: int) -> None:
-    """8 processes, 40 keys, room for 12; some are killed and replaced; the directory is sampled all along."""
-    draw = random.Random(seed)
-    cap = 12 * SIZE
-    observer = open_test_store(path, cap)
-    running = [start(run_stress, str(path), cap, draw.random(), rounds, 40) for _ in range(8)]
-    results: list[tuple] = []
-    highest = 0
-    deadline = time.monotonic() + 20 * DEADLINE_S
-    while running:
-        assert time.monotonic() < deadline, "a process did not finish"
-        with observer.directory.locked(DEADLINE_S):
-            highest = max(highest, sum(item.charge_bytes for item in survey(observer.directory) if item.kind != FILL))
-        if num_kills and draw.random() < 0.2:
-            num_kills -= 1
-            process, pipe = running.pop(draw.randrange(len(running)))
+class Stress:
+    """8 processes, 40 keys, room for 12, for so many seconds. Who ends is replaced, whether it left or was killed.
+
+    Meanwhile the directory is sampled, and now and then a part of it is given back, as under memory pressure.
+    """
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path = path
+        self.draw = random.Random(seed)
+        self.cap = 12 * SIZE
+        self.observer = open_test_store(path, self.cap)
+        self.running: list[Started] = []
+        self.results: list[tuple] = []
+        self.num_killed = 0
+        self.highest = 0
+
+    def run(self, seconds: float) -> None:
+        faulthandler.cancel_dump_traceback_later()  # pytest's, after two minutes: here they are no sign of a hang
+        stop = time.monotonic() + seconds
+        while time.monotonic() < stop:
+            self.turn(replace=True)
+        deadline = time.monotonic() + 4 * DEADLINE_S
+        while self.running:
+            assert time.monotonic() < deadline, "a process did not finish"
+            self.turn(replace=False)
+
+    def turn(self, *, replace: bool) -> None:
+        while replace and len(self.running) < 8:
+            rounds = self.draw.randrange(100, 1500)
+            self.running.append(start(run_stress, str(self.path), self.cap, self.draw.random(), rounds, 40))
+        directory = self.observer.directory
+        with directory.locked(DEADLINE_S):
+            self.highest = max(self.highest, sum(item.charge_bytes for item in survey(directory) if item.kind != FILL))
+        chance = self.draw.random()
+        if replace and chance < 0.02:
+            process, pipe = self.running.pop(self.draw.randrange(len(self.running)))
             process.kill()
             process.join(DEADLINE_S)
             pipe.close()
-            running.append(start(run_stress, str(path), cap, draw.random(), rounds, 40))
-        ready = wait([pipe for _, pipe in running], timeout=0.01)
-        for process, pipe in [each for each in running if each[1] in ready]:
-            results.append(pipe.recv())
+            self.num_killed += 1
+        elif chance > 0.99:
+            self.observer.give_back(3 * SIZE)
+        ready = wait([pipe for _, pipe in self.running], timeout=0.01)
+        for process, pipe in [each for each in self.running if each[1] in ready]:
+            self.results.append(pipe.recv())
             process.join(DEADLINE_S)
-            running.remove((process, pipe))
-    assert len(results) == 8
-    assert sum(wrong for wrong, _, _ in results) == 0
-    assert sum(bypassed for _, bypassed, _ in results) == 0
-    assert 0 < highest <= cap
-    observer.give_back()
-    assert [file.name for file in path.iterdir() if file.suffix in (".part", ".shard")] == []
-    observer.directory.leave()
-    assert list(path.parent.iterdir()) == []
+            assert process.exitcode == 0
+            self.running.remove((process, pipe))
+
+    def check(self) -> None:
+        """What must hold when all is over, whatever happened on the way."""
+        assert self.num_killed > 0
+        assert len(self.results) >= 8
+        assert [wrong for wrong, _, _ in self.results] == [0] * len(self.results)
+        assert [bypassed for _, bypassed, _ in self.results] == [0] * len(self.results)
+        assert sum(fills for _, _, fills in self.results) > 12, "something was evicted and came again"
+        assert 0 < self.highest <= self.cap
+        # Each entry is there and right, or comes in again: no lock, note or hollow file of the dead is in the way.
+        for number in range(40):
+            lease = get(self.observer, number)
+            assert read_all(lease) == content(number)
+            lease.close()
+        self.observer.give_back()
+        assert [file.name for file in self.path.iterdir() if file.suffix in (".part", ".shard")] == []
+        self.observer.directory.leave()
+        assert list(self.path.parent.iterdir()) == []
 
 
-def test_eight_processes_with_kills_keep_every_promise(cache_path: Path) -> None:
-    assert_stress(cache_path, rounds=600, num_kills=14, seed=1)
+@pytest.mark.timeout(400)
+def test_eight_processes_for_two_minutes_with_kills_keep_every_promise(cache_path: Path) -> None:
+    stress = Stress(cache_path, seed=1)
+    stress.run(120)
+    stress.check()
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(5))
-def test_eight_processes_with_many_kills_keep_every_promise(cache_path: Path, seed: int) -> None:
-    assert_stress(cache_path, rounds=10_000, num_kills=200, seed=seed)
+@pytest.mark.parametrize("seed", range(3))
+def test_eight_processes_for_ten_minutes_with_kills_keep_every_promise(cache_path: Path, seed: int) -> None:
+    stress = Stress(cache_path, seed)
+    stress.run(600)
+    stress.check()
