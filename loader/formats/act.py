@@ -55,7 +55,8 @@ class ActFormat(ChunkFormat):
 
     def select(self, available: Mapping[str, Feature]) -> list[str]:
         """Cameras, state and actions."""
-        return [*super().select(available), *([self.base_action] if self.base_action in available else [])]
+        base = [self.base_action] if self.base_action is not None and self.base_action in available else []
+        return [*super().select(available), *base]
 
     def default_window(self, dataset: Dataset) -> Window:
         """The anchor, and the chunk."""

@@ -72,7 +72,7 @@ def chosen_layout(given: str | PathLike[str] | MappingLayout | None) -> str | Ma
     return read_layout_file(given)
 
 
-def read_layout_file(path: str | Path) -> MappingLayout:
+def read_layout_file(path: str | PathLike[str]) -> MappingLayout:
     """The layout that a YAML file describes; without ``needs`` its features' paths are what a file must have.
 
     Raises:

@@ -40,7 +40,7 @@ def open_source(path: str | Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError) as error:
         raise SourceError(
             f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. "
-            "Copy or record it again, or leave it out with --skip-bad."
+            "Copy or record it again, or leave it out: --skip-bad, or on_bad='skip' of a stream."
         ) from error
 
 
@@ -97,7 +97,7 @@ def _read(found: h5py.Dataset, path: str, start: int, stop: int) -> Any:
     except (OSError, RuntimeError) as error:
         raise SourceError(
             f"{found.file.filename}: {path}, rows {start} to {stop - 1}: cannot be read ({_first_line(error)}). "
-            "Copy or record it again, or leave it out with --skip-bad."
+            "Copy or record it again, or leave it out: --skip-bad, or on_bad='skip' of a stream."
         ) from error
 
 
