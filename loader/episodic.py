@@ -250,7 +250,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         ):
             chosen = find_normalizer(normalizers, path, self.get_dataset_dir)
             if chosen is not None:
-                sample[key] = normalized(sample[key], chosen, features)
+                sample[key] = normalized(sample[key], chosen, features, key)
         return {**sample, "timestamp": step, "episode_id": episode}
 
     def _preload(self) -> None:

@@ -1,5 +1,6 @@
 """Samples of OptimizedEpisodicDataset: from what its subclasses load to padded, normalised tensors."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,28 @@ def find_normalizer(normalizers: Any, path: str, dataset_dir: Callable[[], str])
     return chosen
 
 
-def normalized(values: Tensor, normalizer: Any, features: Sequence[str]) -> Tensor:
+def normalized(values: Tensor, normalizer: Any, features: Sequence[str], datatype: str) -> Tensor:
     """`values` of one sample, normalised, as float32.
 
     Args:
         values: what to normalise.
         normalizer: a `Normalizer`, an object with ``normalize(values)``, or a function; the latter two get numpy.
         features: what `values` are, for a `Normalizer`.
+        datatype: the same for others, ``"state"`` or ``"action"``: handed on to those that take such an argument, as
+            IL-Studio's normalizers do, which hold the statistics of both.
     """
     if isinstance(normalizer, Normalizer):
         if len(features) != 1:
             raise OptionError(f"normalizers: {list(features)} are joined, wanted a normalizer of the joined values.")
         return normalizer.normalize(features[0], values)
     function = getattr(normalizer, "normalize", normalizer)
-    return torch.as_tensor(function(values.numpy()), dtype=torch.float32)
+    options = {"datatype": datatype} if _takes(function, "datatype") else {}
+    return torch.as_tensor(function(values.numpy(), **options), dtype=torch.float32)
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins do not say
+        return False
+    return name in parameters

@@ -118,6 +118,21 @@ def test_normalizers_are_applied_after_zero_padding(source):
     assert torch.equal(dataset[79]["action"], theirs["action"])
 
 
+class OfBoth:
+    """As IL-Studio's: one object for states and actions, told which it gets."""
+
+    def normalize(self, data, datatype="action"):
+        return data - {"action": 3.0, "state": -7.0}[datatype]
+
+
+def test_normalizers_of_il_studio_are_told_whether_they_get_a_state_or_an_action(source):
+    plain = OptimizedEpisodicDataset(source, CAMERAS, ctrl_type="abs")[3]
+    both = {OptimizedEpisodicDataset(source, CAMERAS).get_dataset_dir(): OfBoth()}
+    sample = OptimizedEpisodicDataset(source, CAMERAS, both, both, ctrl_type="abs")[3]
+    np.testing.assert_allclose(sample["action"].numpy(), plain["action"].numpy() - 3, rtol=1e-6)
+    np.testing.assert_allclose(sample["state"].numpy(), plain["state"].numpy() + 7, rtol=1e-6)
+
+
 def test_one_normalizer_for_all_and_ours(source):
     statistics = es.open_dataset(source).statistics
     normalizer = Normalizer(statistics, {"action": "mean_std"})
