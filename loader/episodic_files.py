@@ -43,6 +43,8 @@ class EpisodicFiles:
     state_features: Sequence[str] | None = None
     action_features: Sequence[str] | None = None
     layout: str | os.PathLike[str] | None = None
+    # Subclasses written for IL-Studio's base class ask for it before they open a file themselves.
+    loaded_data: None = None
 
     dataset_path_list: list[str]
     camera_names: list[str]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -88,6 +89,24 @@ def test_fallback_without_a_camera_is_an_error_not_a_black_image(files_copy):
     files_copy[0].write_bytes(b"gone")
     with pytest.raises(FormatError, match="without angle"):
         dataset[0]
+
+
+def test_subclass_written_for_the_base_class_of_il_studio_opens_files_itself(aloha_files):
+    class Sim(OptimizedEpisodicDataset):
+        def load_onestep_from_episode(self, dataset_path, start_ts=None):
+            root = self.loaded_data[dataset_path] if self.loaded_data is not None else h5py.File(dataset_path, "r")
+            action = root["/action"][start_ts : start_ts + self.chunk_size]
+            state = root["/observations/qpos"][start_ts]
+            if self.loaded_data is None:
+                root.close()
+            image = {name: np.zeros((4, 4, 3), np.uint8) for name in self.camera_names}
+            return {"action": action, "image": image, "state": state, "language_instruction": "go", "reasoning": ""}
+
+    sample = Sim(list(map(str, aloha_files)), CAMERAS, chunk_size=30)[130]
+    with h5py.File(aloha_files[1]) as file:
+        np.testing.assert_array_equal(sample["action"][:10].numpy(), file["action"][50:])
+        np.testing.assert_array_equal(sample["state"].numpy(), file["observations/qpos"][50])
+    assert (sample["raw_lang"], sample["is_pad"].sum().item()) == ("go", 20)
 
 
 class MeanOnly:
