@@ -9,7 +9,7 @@ from fsspec.core import url_to_fs
 
 from epistream.errors import OptionError
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 # How long after its own deadline a request may take to be called off.
 _GRACE_S = 5.0
 
