@@ -189,7 +189,10 @@ def make_private(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # The parent was removed just now, or it is of a kind in which nothing can be made, such as /proc.
+        if path.parent.is_dir():
+            raise refused(path, error) from error
         raise
     except FileExistsError:
         if not path.parent.is_dir():

@@ -1,6 +1,7 @@
 """How much memory this process may still use: the machine's, and what its control groups leave."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,26 +32,36 @@ def cgroup_free_bytes(system: System) -> int | None:
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.current, memory.stat) and
     https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
     """
-    free = []
+    left = [_left_v2(group) if version == 2 else _left_v1(group) for group, version in _groups_above(system)]
+    return min((each for each in left if each is not None), default=None)
+
+
+def _groups_above(system: System) -> Iterator[tuple[Path, int]]:
+    """This process's control groups and all above them, each with its version."""
     for directory, top, version in _memory_groups(system):
         here = directory
-        while True:
-            left = _left_v2(here) if version == 2 else _left_v1(here)
-            if left is not None:
-                free.append(left)
-            if here in (top, here.parent):
-                break
+        yield here, version
+        while here not in (top, here.parent):
             here = here.parent
-    return min(free) if free else None
+            yield here, version
 
 
 def pressure_percent(system: System) -> float | None:
     """Share of the last ten seconds in which something waited for memory (PSI "some avg10"); None if unreadable.
 
+    The most of the machine's and of the control groups' above this process: a container that is short of memory
+    does not show in the figure of a machine that is not.
+
     Source: https://docs.kernel.org/accounting/psi.html.
     """
+    files = [group / "memory.pressure" for group, version in _groups_above(system) if version == 2]
+    found = [_some_avg10(file) for file in (*files, system.proc / "pressure" / "memory")]
+    return max((each for each in found if each is not None), default=None)
+
+
+def _some_avg10(file: Path) -> float | None:
     try:
-        for line in (system.proc / "pressure" / "memory").read_text().splitlines():
+        for line in file.read_text().splitlines():
             if line.startswith("some "):
                 return float(line.split("avg10=")[1].split()[0])
     except (OSError, IndexError, ValueError):

@@ -145,6 +145,19 @@ def test_budget_leaves_a_container_room_to_grow(tmp_path: Path) -> None:
     assert budget_of(tmp_path, system).terms["cgroup"] == 4 * GIB
 
 
+def test_pressure_is_the_most_of_the_machine_and_the_groups_above(tmp_path: Path) -> None:
+    def line(percent: float) -> str:
+        return f"some avg10={percent:.2f} avg60=0.00 avg300=0.00 total=9\nfull avg10=99.00 avg60=0.00 total=9\n"
+
+    files = {"proc/self/cgroup": "0::/job/step\n", "proc/self/mountinfo": V2_MOUNT, "proc/pressure/memory": line(1)}
+    assert pressure_percent(write(tmp_path, files)) == 1.0
+    files["sys/fs/cgroup/job/step/memory.pressure"] = line(0.5)
+    assert pressure_percent(write(tmp_path, files)) == 1.0
+    files["sys/fs/cgroup/job/memory.pressure"] = line(30)
+    assert pressure_percent(write(tmp_path, files)) == 30.0
+    assert pressure_percent(System(tmp_path / "none")) is None
+
+
 def test_budget_is_never_negative(tmp_path: Path, machine: System) -> None:
     assert budget_of(tmp_path, machine, reserved_bytes=100 * GIB).bytes == 0
 

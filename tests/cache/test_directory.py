@@ -60,6 +60,13 @@ def test_enter_through_a_symbolic_link_is_refused(cache_path: Path) -> None:
     assert list(target.iterdir()) == []
 
 
+def test_enter_where_nothing_can_be_made_is_refused_at_once() -> None:
+    with pytest.raises(
+        CacheError, match=r"/proc/nothing: No such file or directory, wanted a directory to keep shards"
+    ):
+        CacheDirectory.enter(Path("/proc/nothing"), 3600.0)
+
+
 def test_enter_a_file_is_refused(cache_path: Path) -> None:
     cache_path.write_bytes(b"mine")
     with pytest.raises(CacheError, match="wanted a directory of our own"):
