@@ -26,7 +26,9 @@ class Scenario:
         num_steps: windows of the dataset; the recordings are repeated as other episodes until there are so many.
         num_history: observation steps of a window, the last of them the anchor.
         chunk: action steps of a window.
-        numbered: the first two numbers of a state are those of its episode and step, so that a reader can tell what it got.
+        numbered: the first two numbers of a state are those of its episode and step: a reader can tell what it got.
+        file_bytes: about the size of each loader's files: 16 or more, so that 4 ranks x 2 workers have two each.
+        raw_twin: the scenario that has such windows with raw frames.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Scenario:
     num_history: int = 1
     chunk: int = CHUNK
     numbered: bool = False
+    file_bytes: int = 8 << 20
+    raw_twin: str | None = None
 
     @property
     def has_frames(self) -> bool:
@@ -49,16 +53,17 @@ class Scenario:
         return (*self.size, 3)
 
 
+_MIB = 1 << 20
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        # Decoded, a window is 1.8 MB: not more of them, so that all formats stay in memory together.
-        Scenario("480x640-jpeg", (480, 640), "jpeg", 800),
-        Scenario("480x640-raw", (480, 640), "raw", 800),
-        Scenario("128x128-jpeg", (128, 128), "jpeg", 4000),
-        Scenario("128x128-raw", (128, 128), "raw", 4000),
-        Scenario("history-jpeg", (480, 640), "jpeg", 800, num_history=2, chunk=16),
-        Scenario("low-dimensional", None, "jpeg", 40000),
+        # A raw window is 1.8 MB: not more of them, so that all formats stay in memory together.
+        Scenario("480x640-jpeg", (480, 640), "jpeg", 1600, file_bytes=4 * _MIB, raw_twin="480x640-raw"),
+        Scenario("480x640-raw", (480, 640), "raw", 800, file_bytes=88 * _MIB),
+        Scenario("128x128-jpeg", (128, 128), "jpeg", 4000, file_bytes=_MIB, raw_twin="128x128-raw"),
+        Scenario("128x128-raw", (128, 128), "raw", 4000, file_bytes=24 * _MIB),
+        Scenario("history-jpeg", (480, 640), "jpeg", 800, num_history=2, chunk=16, file_bytes=4 * _MIB),
+        Scenario("low-dimensional", None, "jpeg", 40000, file_bytes=12 * _MIB),
     )
 }
 

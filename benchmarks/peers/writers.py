@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from peers.compat import allow_torchvision
 from peers.data import Episode, Scenario, episodes, window, write_hdf5
 
-# All formats have files of about this size, as the packer's default is for us.
-FILE_BYTES = 128 << 20
-
 
 def windows(scenario: Scenario, source: Path) -> Iterator[dict[str, Any]]:
     """The samples of a scenario, in recorded order."""
@@ -31,7 +28,7 @@ def shuffled(scenario: Scenario, source: Path) -> Iterator[dict[str, Any]]:
         yield window(scenario, recorded[number], step)
 
 
-def write_epistream(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
+def write_epistream(scenario: Scenario, source: Path, out: Path) -> None:
     """Pack ALOHA files, as a user would."""
     import epistream as es
 
@@ -39,15 +36,15 @@ def write_epistream(scenario: Scenario, source: Path, out: Path, file_bytes: int
         write_hdf5(episode, scenario, out / "hdf5" / f"episode_{number}.hdf5")
     drop = ("observation.qvel",) if scenario.has_frames else ("observation.qvel", "observation.images.*")
     codec = "raw" if scenario.codec == "raw" else None
-    es.pack(out / "hdf5", out / "epistream", codec=codec, drop=drop, shard_size=file_bytes)
+    es.pack(out / "hdf5", out / "epistream", codec=codec, drop=drop, shard_size=scenario.file_bytes)
 
 
-def write_webdataset(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
+def write_webdataset(scenario: Scenario, source: Path, out: Path) -> None:
     """One sample a window: pictures as .jpg or .raw, numbers as .npy."""
     import webdataset
 
     suffix = "jpg" if scenario.codec == "jpeg" else "raw"
-    with webdataset.ShardWriter(str(out / "shard-%06d.tar"), maxsize=file_bytes, verbose=0) as writer:
+    with webdataset.ShardWriter(str(out / "shard-%06d.tar"), maxsize=scenario.file_bytes, verbose=0) as writer:
         for number, sample in enumerate(shuffled(scenario, source)):
             stored = {"__key__": f"{number:09d}"}
             for name, value in sample.items():
@@ -58,7 +55,7 @@ def write_webdataset(scenario: Scenario, source: Path, out: Path, file_bytes: in
             writer.write(stored)
 
 
-def write_mosaicml(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
+def write_mosaicml(scenario: Scenario, source: Path, out: Path) -> None:
     """MDS: pictures as bytes or as ndarrays of one shape, numbers as ndarrays."""
     allow_torchvision()
     from streaming import MDSWriter
@@ -66,7 +63,7 @@ def write_mosaicml(scenario: Scenario, source: Path, out: Path, file_bytes: int 
     samples = windows(scenario, source)
     first = next(samples)
     columns = {name: _mds_type(scenario, value) for name, value in first.items()}
-    with MDSWriter(out=str(out), columns=columns, size_limit=file_bytes) as writer:
+    with MDSWriter(out=str(out), columns=columns, size_limit=scenario.file_bytes) as writer:
         writer.write(_as_arrays(scenario, first))
         for sample in samples:
             writer.write(_as_arrays(scenario, sample))
@@ -94,18 +91,18 @@ def _picture(scenario: Scenario, data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(scenario.picture_shape)
 
 
-def write_litdata(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
+def write_litdata(scenario: Scenario, source: Path, out: Path) -> None:
     """LitData's chunks, by its own writer: pictures as bytes or arrays, numbers as arrays."""
     from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(out), chunk_bytes=file_bytes)
+    writer = BinaryWriter(str(out), chunk_bytes=scenario.file_bytes)
     for number, sample in enumerate(windows(scenario, source)):
         writer.add_item(number, _as_arrays(scenario, sample))
     writer.done()
     writer.merge()
 
 
-def write_robomimic(scenario: Scenario, source: Path, out: Path, file_bytes: int = FILE_BYTES) -> None:
+def write_robomimic(scenario: Scenario, source: Path, out: Path) -> None:
     """Robomimic's HDF5: one group a demo, raw pictures."""
     with h5py.File(out / "demos.hdf5", "w", libver="latest") as file:
         data = file.create_group("data")
@@ -128,7 +125,7 @@ WRITERS = {
 }
 
 
-def prepare(name: str, scenario: Scenario, source: Path, data: Path, file_bytes: int = FILE_BYTES) -> Path:
+def prepare(name: str, scenario: Scenario, source: Path, data: Path) -> Path:
     """The folder of a format's files, written unless it is complete already."""
     out = data / scenario.name / name
     done = out / "COMPLETE.json"
@@ -136,6 +133,6 @@ def prepare(name: str, scenario: Scenario, source: Path, data: Path, file_bytes:
         out.mkdir(parents=True, exist_ok=True)
         if name == "epistream":
             (out / "hdf5").mkdir(exist_ok=True)
-        WRITERS[name](scenario, source, out, file_bytes)
+        WRITERS[name](scenario, source, out)
         done.write_text(json.dumps({"num_steps": scenario.num_steps}))
     return out

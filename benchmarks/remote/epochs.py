@@ -43,6 +43,10 @@ def measure(name: str, served: Served, bucket: Path, scratch: Path, *, num_epoch
                     "seconds": max(said["seconds"] for said in told.values()),
                     "windows": len(windows),
                     "distinct": len(set(windows)),
+                    "own_counts": {
+                        key: sum(said.get(key, 0) for said in told.values()) / size
+                        for key in ("fill_bytes", "range_bytes")
+                    },
                     "ranks": [len(said["windows"]) for _, said in sorted(told.items())],
                 }
             )

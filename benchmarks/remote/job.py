@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from remote.readers import BUCKET, READERS, Place
+from peers.memory import own_bytes, shared_bytes
+from remote.readers import READERS, Place
 
 HERE = Path(__file__).resolve().parent.parent
 NUM_RANKS = 4
@@ -169,7 +170,6 @@ def _environment(rank: int, port: int, scratch: Path) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": "none",
         "AWS_SECRET_ACCESS_KEY": "none",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",  # for the client inside LitData, which wants TLS otherwise
         "LITDATA_DISABLE_VERSION_CHECK": "1",
         "GLOO_SOCKET_IFNAME": "lo",
     }
@@ -191,7 +191,7 @@ class Memory:
 
     def _sample(self) -> None:
         shared = shared_bytes() - self._shared_before
-        private = sum(_own_bytes(process.pid) for process in self._job.processes())
+        private = sum(own_bytes(process.pid) for process in self._job.processes())
         self.peak_shared_bytes = max(self.peak_shared_bytes, shared)
         self.peak_bytes = max(self.peak_bytes, private + shared)
 
@@ -200,21 +200,6 @@ class Memory:
         self._stop.set()
         self._thread.join()
         self._sample()
-
-
-def shared_bytes() -> int:
-    """Shared memory in use on the machine: tmpfs files, memfds, anonymous shared mappings."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("Shmem:"))) * 1024
-
-
-def _own_bytes(pid: int) -> int:
-    """A process's share of anonymous and file pages; its shared memory is in the machine's."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_File:")))
 
 
 def folder_bytes(folder: Path) -> int:
@@ -226,6 +211,3 @@ def dataset_bytes(bucket: Path, form: str) -> int:
     """Bytes that a loader of that form has to fetch for everything."""
     files = [path for path in (bucket / form).rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files if "hdf5" not in path.parts and path.name != "COMPLETE.json")
-
-
-__all__ = ["BUCKET", "NUM_RANKS", "Job", "Memory", "Served", "dataset_bytes", "folder_bytes", "place_of", "serving"]

@@ -16,6 +16,14 @@ def tell(event: str, **found: Any) -> None:
     print("EVENT " + json.dumps({"event": event, **found}), flush=True)
 
 
+def cache_of(loader: Any) -> dict[str, int]:
+    """What epistream says of its own cache: bytes of whole shards, and of ranges read before these were there."""
+    if not hasattr(loader, "stats"):
+        return {}
+    stats = loader.stats().cache
+    return {"fill_bytes": stats.bytes_fetched, "range_bytes": stats.bytes_ranged}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("reader")
@@ -37,11 +45,12 @@ def main() -> None:
         if begin is None:
             begin = reader.start(place)
         windows: list[int] = []
-        for batch in begin():
+        loader = begin()
+        for batch in loader:
             if not windows:
                 tell("first", epoch=number, seconds=time.perf_counter() - began)
             windows += windows_of(batch)
-        tell("epoch", epoch=number, seconds=time.perf_counter() - began, windows=windows)
+        tell("epoch", epoch=number, seconds=time.perf_counter() - began, windows=windows, **cache_of(loader))
     tell("end")
 
 

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from remote.readers import BATCH_SIZE, FILE_BYTES, NUM_WORKERS, READERS, SCENARIO
+from remote.readers import BATCH_SIZE, NUM_WORKERS, READERS, SCENARIO
 
 _HEAD = """# Several ranks of one node, the same remote bytes
 
@@ -175,7 +175,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         **{key: machine[key] for key in ("cpu", "memory_gib", "kernel", "python", "date")},
         versions=", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         num_windows=SCENARIO.num_steps,
-        file_mib=FILE_BYTES >> 20,
+        file_mib=SCENARIO.file_bytes >> 20,
         rate=links["epochs"][0] / 1e6,
         latency=links["epochs"][1] * 1e3,
         kill_rate=links["kill"][0] / 1e6,

@@ -10,14 +10,15 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peers.machine import machine
 from peers.writers import prepare
 from remote import epochs, kill
-from remote.job import BUCKET, HERE, Served, dataset_bytes, serving
-from remote.readers import FILE_BYTES, READERS, SCENARIO
+from remote.job import HERE, Served, serving
+from remote.readers import BUCKET, READERS, SCENARIO
 from remote.report import write_report
 
 # Bytes a second and seconds before each answer: a good link, and one slow enough to be killed in the middle of.
@@ -28,12 +29,11 @@ def write_stores(source: Path, data: Path, names: list[str]) -> Path:
     """Every form's files below one bucket, written once."""
     bucket = data / SCENARIO.name
     for form in {READERS[name].form for name in names}:
-        prepare(form, SCENARIO, source, data, FILE_BYTES)
+        prepare(form, SCENARIO, source, data)
     link = data / "served" / BUCKET
     if not link.exists():
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(bucket)
-    # Ours lie beside the HDF5 files that they were packed from, in a folder of their own.
     return link
 
 
@@ -67,17 +67,19 @@ def run(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
 
 
 def _part(part: str, name: str, served: Served, bucket: Path, rounds: int) -> Any:
-    if part == "epochs":
-        # The first round tells all; further ones only add first batches, by one epoch each.
-        found = [
-            apart(lambda folder: epochs.measure(name, served, bucket, folder, num_epochs=2 if number == 0 else 1))
-            for number in range(rounds)
-        ]
-        return {**found[0], "first_batches_s": [one["first_batch_s"] for one in found if "first_batch_s" in one]}
-    if name == "nothing":
-        return {}
+    if part == "kill":
+        if name == "nothing":
+            return {}
+        ways = {whom: partial(kill.measure, name, served, bucket, whom=whom) for whom in ("rank", "main")}
+        return {whom: apart(way) for whom, way in ways.items()}
+    # The first round tells all; further ones only add first batches, by one epoch each.
+    counts = [2] + [1] * (rounds - 1)
+    found = [apart(partial(epochs.measure, name, served, bucket, num_epochs=count)) for count in counts]
+    whole = next((one for one in found if "error" not in one), found[0])
     return {
-        whom: apart(lambda folder: kill.measure(name, served, bucket, folder, whom=whom)) for whom in ("rank", "main")
+        **whole,
+        "first_batches_s": [one["first_batch_s"] for one in found if "first_batch_s" in one and "error" not in one],
+        "errors": [one["error"] for one in found if "error" in one],
     }
 
 

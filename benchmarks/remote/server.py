@@ -32,7 +32,7 @@ class CountingNetwork(Network):
 class S3Handler(Handler):
     """Adds what S3 clients want to see, and the counters."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         network: CountingNetwork = self.server.network  # type: ignore[attr-defined]
         if self.path == "/-/count":
             body = json.dumps({"bytes": network.num_bytes, "requests": network.num_requests}).encode()
@@ -60,6 +60,8 @@ class S3Handler(Handler):
 
 
 class Server(http.server.ThreadingHTTPServer):
+    """One thread a connection."""
+
     daemon_threads = True
     request_queue_size = 128
 
