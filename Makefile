@@ -42,9 +42,15 @@ types: $(STAMP)
 	cd build/types && MYPYPATH=site ../../$(VENV)/bin/python -m mypy --config-file ../../pyproject.toml -p epistream
 
 # The comparison with other loaders, in an environment of its own (their packages are many). Data are written to
-# benchmarks/data once; BENCH_SOURCE is a folder of ALOHA episodes with JPEG cameras.
+# BENCH_DATA once (15 GB); BENCH_SOURCE is a folder of ALOHA episodes with JPEG cameras. MINUTES bounds the measuring:
+# `make bench ROUNDS=5 MINUTES=60` for quieter medians.
 BENCH_VENV ?= benchmarks/.venv
 BENCH_SOURCE ?= examples/data/aloha
+BENCH_DATA ?= benchmarks/data
+ROUNDS ?= 3
+MINUTES ?= 18
+BENCH_RUN = cd benchmarks && $(abspath $(BENCH_VENV))/bin/python
+BENCH_FROM = --source $(abspath $(BENCH_SOURCE)) --data $(abspath $(BENCH_DATA))
 BENCH_PIP = $(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -q
 BENCH_STAMP = $(BENCH_VENV)/.installed
 
@@ -57,15 +63,15 @@ $(BENCH_STAMP): benchmarks/peers/requirements.txt benchmarks/peers/requirements-
 	touch $@
 
 bench: $(BENCH_STAMP)
-	cd benchmarks && $(abspath $(BENCH_VENV))/bin/python -m peers.run --source $(abspath $(BENCH_SOURCE))
+	$(BENCH_RUN) -m peers.run $(BENCH_FROM) --rounds $(ROUNDS) --minutes $(MINUTES)
 
-# Memory of 1, 2 and 4 ranks beside caches of every process: benchmarks/MEMORY.md.
-memory: $(STAMP)
-	$(VENV)/bin/python benchmarks/memory_ranks.py --plot benchmarks/memory_ranks.png
+# Several ranks of one node over the same remote bytes: REMOTE.md.
+bench-remote: $(BENCH_STAMP)
+	$(BENCH_RUN) -m remote.run $(BENCH_FROM) --rounds $(ROUNDS)
 
-# The pictures of docs/concepts.md.
-pictures: $(STAMP)
-	$(VENV)/bin/python docs/pictures.py
+# 10 shards against 1,000, early against late in 100,000 batches: FLATNESS.md.
+bench-flat: $(BENCH_STAMP)
+	$(BENCH_RUN) flatness.py
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600

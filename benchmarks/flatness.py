@@ -1,8 +1,10 @@
 """Whether speed, memory and descriptors stay flat: 10 shards against 1,000, and early against late in many batches.
 
-    python benchmarks/flatness.py [--batches 100000] [--rounds 7] [--json]
+    python benchmarks/flatness.py [--batches 100000] [--rounds 9] [--out benchmarks]
 
-The data are made from the example episodes in a temporary folder. Rates are of interleaved measurements in one process.
+`make bench-flat` does. The data are cut from the example episodes in a temporary folder: tiny frames, so that 100,000
+batches take minutes and what a loader does for each batch and shard is all that counts. Writes FLATNESS.md and
+flatness.json.
 """
 
 import argparse
@@ -17,18 +19,52 @@ from typing import Any
 import h5py
 import numpy as np
 import psutil
+from peers.machine import machine
 
 import epistream as es
 
 ROOT = Path(__file__).resolve().parent.parent
+BATCH_SIZE = 32
 # Long enough that the packer, which makes no shards below 64 KiB, puts every episode into one of its own.
-_STEPS = 70
+_STEPS, _FRAME = 70, (16, 16, 3)
+_FEW, _MANY = 10, 1000
+# As many shards open at a time on both sides; and what the default gives to many shards.
+_SAME_ORDER = es.OrderOptions(lanes=4, resident_shards=8)
+_POINTS = 20
+
+_PAGE = """# Flat over shards and over time
+
+Written by `make bench-flat` ({batches:,} batches). Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python {python},
+{date}; epistream {version}. Windows are tiny (a 16x16 frame, state, 16 actions; batches of {batch_size}, two workers),
+so that what is done for each batch and each shard is all that counts. Ratios are medians of interleaved rounds; "noise"
+is how far the same loader's own rounds lie apart (largest / smallest, in windows/s).
+
+## {few} shards against {many:,}
+
+The same {many:,} episodes, packed twice ({shards}).
+
+| | windows/s | CPU s per 1,000 | its windows/s / those of {few} | its CPU / that of {few} | noise |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{shard_rows}
+
+"Default order" lets an epoch draw from more shards at a time where there are many small ones: a batch of {batch_size}
+then comes from more of them, each visited by itself. That number does not grow with the dataset.
+
+## Early against late in {batches:,} batches
+
+Medians of the first and of the last quarter of {points} points.
+
+| | early | late | late / early |
+| --- | ---: | ---: | ---: |
+{time_rows}
+"""
 
 
 def make_episodes(folder: Path, count: int) -> None:
-    """`count` ALOHA files of 70 steps without pictures worth the name, cut out of a recorded one."""
+    """`count` ALOHA files with tiny frames, cut out of a recorded one."""
     with h5py.File(ROOT / "examples" / "data" / "aloha" / "episode_0.hdf5") as file:
         state, action = file["observations/qpos"][:], file["action"][:]
+    frames = np.random.default_rng(0).integers(0, 256, (_STEPS, *_FRAME), np.uint8)
     for number in range(count):
         first = number % (len(action) - _STEPS)
         with h5py.File(folder / f"episode_{number}.hdf5", "w", libver="latest") as file:
@@ -36,7 +72,7 @@ def make_episodes(folder: Path, count: int) -> None:
             file["action"] = action[first : first + _STEPS]
             file["observations/qpos"] = state[first : first + _STEPS]
             file["observations/qvel"] = state[first : first + _STEPS]
-            file["observations/images/top"] = np.zeros((_STEPS, 8, 8, 3), np.uint8)
+            file["observations/images/top"] = frames
 
 
 def endless(loader: es.StreamingLoader) -> Iterator[Any]:
@@ -44,8 +80,8 @@ def endless(loader: es.StreamingLoader) -> Iterator[Any]:
         yield from loader
 
 
-def loader_of(shards: Path) -> es.StreamingLoader:
-    stream = es.EpisodeStream(shards, batch_size=32, window=es.Window(action=range(16)))
+def loader_of(shards: Path, order: es.OrderOptions) -> es.StreamingLoader:
+    stream = es.EpisodeStream(shards, batch_size=BATCH_SIZE, window=es.Window(action=range(16)), order=order)
     return es.StreamingLoader(stream, num_workers=2)
 
 
@@ -61,7 +97,10 @@ def rate(batches: Iterator[Any], count: int) -> dict[str, float]:
     for _ in range(count):
         next(batches)
     elapsed = time.perf_counter() - began
-    return {"windows_per_s": count * 32 / elapsed, "cpu_s_per_1000": (cpu_s() - cpu) / count / 32 * 1000}
+    return {
+        "windows_per_s": count * BATCH_SIZE / elapsed,
+        "cpu_s_per_1000": (cpu_s() - cpu) / count / BATCH_SIZE * 1000,
+    }
 
 
 def footprint() -> dict[str, float]:
@@ -74,71 +113,98 @@ def footprint() -> dict[str, float]:
     }
 
 
-def compare_shards(folder: Path, rounds: int) -> dict[str, Any]:
-    """The same 1,000 episodes in 10 and in 1,000 shards."""
-    figures: dict[str, list[dict[str, float]]] = {"10": [], "1000": []}
-    loaders = {}
-    for number, size in (("10", "5MiB"), ("1000", "64KiB")):
-        es.pack(folder / "episodes", folder / number, codec="raw", shard_size=size)
-        found = len(list((folder / number).glob("*.tar")))
-        loaders[number] = loader_of(folder / number)
-        print(f"{number}: {found} shards", flush=True)
-    batches = {number: endless(loader) for number, loader in loaders.items()}
-    for source in batches.values():
-        rate(source, 2500)  # more than an epoch: everything was opened once
+def pack(folder: Path, num_episodes: int) -> dict[str, int]:
+    """The episodes in few shards and in one each; how many it became."""
+    (folder / "episodes").mkdir()
+    make_episodes(folder / "episodes", num_episodes)
+    size = _STEPS * int(np.prod(_FRAME)) * num_episodes * 3 // 2 // _FEW
+    for name, shard_size in (("few", f"{size >> 10}KiB"), ("many", "64KiB")):
+        es.pack(folder / "episodes", folder / name, codec="raw", shard_size=shard_size)
+    return {name: len(list((folder / name).glob("*.tar"))) for name in ("few", "many")}
+
+
+def compare_shards(folder: Path, rounds: int, step: int) -> dict[str, list[dict[str, float]]]:
+    """Figures of interleaved rounds of `step` batches for each."""
+    loaders = {
+        "few shards": loader_of(folder / "few", _SAME_ORDER),
+        "many shards": loader_of(folder / "many", _SAME_ORDER),
+        "many shards, default order": loader_of(folder / "many", es.OrderOptions()),
+    }
+    sources = {name: endless(loader) for name, loader in loaders.items()}
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
+    for name, loader in loaders.items():
+        rate(sources[name], loader.num_batches)  # an epoch: everything was opened once
     for _ in range(rounds):
-        for number, source in batches.items():
-            figures[number].append(rate(source, 500))
+        for name, source in sources.items():
+            figures[name].append(rate(source, step))
     for loader in loaders.values():
         loader.close()
-    return {
-        "figures": figures,
-        "windows_per_s_1000_to_10": ratio(figures, "windows_per_s"),
-        "cpu_1000_to_10": ratio(figures, "cpu_s_per_1000"),
-    }
+    return figures
 
 
-def ratio(figures: dict[str, list[dict[str, float]]], key: str) -> float:
-    pairs = zip(figures["1000"], figures["10"], strict=True)
-    return statistics.median(many[key] / few[key] for many, few in pairs)
-
-
-def compare_times(folder: Path, num_batches: int) -> dict[str, Any]:
-    """Early against late in `num_batches` batches of a small dataset."""
-    points = []
-    with loader_of(folder / "10") as loader:
+def compare_times(folder: Path, num_batches: int) -> list[dict[str, float]]:
+    """Points along `num_batches` batches of the dataset of few shards."""
+    with loader_of(folder / "few", _SAME_ORDER) as loader:
         batches = endless(loader)
-        rate(batches, 2000)
-        step = max(1, num_batches // 20)
-        for _ in range(20):
-            points.append({**rate(batches, step), **footprint()})
-    early, late = points[:5], points[-5:]
-    return {
-        "points": points,
-        **{
-            f"{key}_late_to_early": statistics.median(p[key] for p in late) / statistics.median(p[key] for p in early)
-            for key in points[0]
-        },
-    }
+        rate(batches, max(1, num_batches // 50))
+        return [{**rate(batches, max(1, num_batches // _POINTS)), **footprint()} for _ in range(_POINTS)]
+
+
+def shard_rows(figures: dict[str, list[dict[str, float]]]) -> list[str]:
+    lines = []
+    few = figures["few shards"]
+    for name, rounds in figures.items():
+        middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        to_few = {
+            key: statistics.median(one[key] / max(base[key], 1e-9) for one, base in zip(rounds, few, strict=True))
+            for key in rounds[0]
+        }
+        speeds = [one["windows_per_s"] for one in rounds]
+        lines.append(
+            f"| {name} | {middle['windows_per_s']:,.0f} | {middle['cpu_s_per_1000']:.4f} "
+            f"| {to_few['windows_per_s']:.2f} | {to_few['cpu_s_per_1000']:.2f} | {max(speeds) / min(speeds):.2f} |"
+        )
+    return lines
+
+
+def time_rows(points: list[dict[str, float]]) -> list[str]:
+    lines = []
+    for key in points[0]:
+        quarter = len(points) // 4
+        early, late = (statistics.median(p[key] for p in part) for part in (points[:quarter], points[-quarter:]))
+        lines.append(f"| {key} | {early:,.4g} | {late:,.4g} | {late / max(early, 1e-9):.3f} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--episodes", type=int, default=_MANY)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "episodes").mkdir()
-        make_episodes(folder / "episodes", 1000)
-        result = {"shards": compare_shards(folder, arguments.rounds), "time": compare_times(folder, arguments.batches)}
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    for part in result.values():
-        for key, value in part.items():
-            if isinstance(value, float):
-                print(f"{key}: {value:.3f}")
+        counts = pack(folder, arguments.episodes)
+        figures = compare_shards(folder, arguments.rounds, max(1, arguments.batches // 100))
+        points = compare_times(folder, arguments.batches)
+    found = machine([])
+    result = {"machine": found, "batches": arguments.batches, "counts": counts, "shards": figures, "time": points}
+    (arguments.out / "flatness.json").write_text(json.dumps(result, indent=1) + "\n")
+    page = _PAGE.format(
+        **{key: found[key] for key in ("cpu", "memory_gib", "kernel", "python", "date")},
+        version=found["versions"]["epistream"],
+        batches=arguments.batches,
+        batch_size=BATCH_SIZE,
+        few=counts["few"],
+        many=counts["many"],
+        shards=f"{counts['few']} and {counts['many']:,} shards",
+        shard_rows="\n".join(shard_rows(figures)),
+        points=len(points),
+        time_rows="\n".join(time_rows(points)),
+    )
+    (arguments.out / "FLATNESS.md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

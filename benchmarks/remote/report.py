@@ -13,11 +13,12 @@ Written by `make bench-remote`. Machine: {cpu}, {memory_gib} GiB, Linux {kernel}
 
 **What runs.** {num_windows:,} windows (two 480x640 cameras as JPEG 95 4:2:0, state, 100 actions) of real episodes, in
 each loader's own format, in files of about {file_mib} MiB. Loaders of fixed samples have each window stored ready-made.
-One server on loopback serves them all: plain HTTP and path-style S3 reads from the same handler (`remote/server.py`; its
-bytes of file contents are what "fetched" counts), {rate:g} MB/s over all connections, {latency:g} ms before each answer.
-epistream and WebDataset read `http://`; MosaicML Streaming (`S3_ENDPOINT_URL`) and LitData (`endpoint_url`) read `s3://`
-through their own clients. One job is 4 ranks x {num_workers} workers, batches of {batch_size}, a gloo process group, torchrun's
-variables; the ranks share one cache folder, as each loader's documentation says for one node. All decode with simplejpeg.
+One server on loopback serves them all, plain HTTP and path-style S3 reads by the same handler
+([server.py](remote/server.py); "fetched" is its count of bytes of file contents), at {rate:g} MB/s over all connections
+and {latency:g} ms before each answer. epistream and WebDataset read `http://`, MosaicML Streaming (`S3_ENDPOINT_URL`)
+and LitData (`endpoint_url`) read `s3://` by their own clients. A job is 4 ranks x {num_workers} workers with batches of
+{batch_size}, a gloo process group and torchrun's variables; its ranks share one cache folder, as each loader's
+documentation has it for one node. All decode with simplejpeg. How each is opened: [readers.py](remote/readers.py).
 
 ## Bytes
 
@@ -26,8 +27,8 @@ variables; the ranks share one cache folder, as each loader's documentation says
 {bytes}
 
 "Fetched" is a share of the bytes of the loader's own files: 1.00 is each byte once for the whole node. Distinct windows
-are those of epoch 1 over all ranks, of {num_windows:,}. Ranks with unequal numbers of windows hang in DDP at the end of
-an epoch unless the shorter one is waited for by hand.
+are those of epoch 1 over all ranks, of {num_windows:,}. Ranks with unequal numbers of windows make a data-parallel job
+hang at the end of an epoch, unless the training code sees to it.
 {bytes_notes}
 ## Memory and first batch
 
@@ -39,23 +40,23 @@ Memory is the peak over both epochs of the private and file pages of all process
 (tmpfs files, memfds, anonymous). "torch alone" is four ranks with torch and a process group that read nothing. Files
 on disk, where the peers keep their copies, are page cache and not in it; epistream keeps its copy in shared memory,
 which is. First batch: from opening the dataset with nothing cached until the *last* of the four ranks has one;
-imports are not counted; the median of {rounds} cold starts.
+imports are not counted; median and spread of {rounds} cold starts.
 
 ## SIGKILL in mid-download
 
-One rank is killed when {kill_at:.0%} of the dataset has been fetched over a link of {kill_rate:g} MB/s: with everything that
-it started (as when its container goes), or its main process alone (as the out-of-memory killer does). The other three need
-nothing from it, so they could finish their epoch; after {others_s} s without an end they count as waiting. Then all that
-is left of the job is killed, and the same job starts again on the same folders.
+A rank is killed when {kill_at:.0%} of the dataset has been fetched over a link of {kill_rate:g} MB/s: with all that it
+started (as when its container goes), or its main process alone (as the out-of-memory killer does). The others need
+nothing from it, so they could finish their epoch; after {others_s} s without an end they count as waiting for ever.
+Then all that is left of the job is killed, and the same job starts again on the same folders.
 
-| | killed | other ranks | orphans | whole files lost or torn | left behind | restart | fetched again | windows missing |
-| --- | --- | --- | ---: | --- | --- | --- | ---: | ---: |
+| | killed | other ranks | orphans | torn files | left behind | restart | fetched again | missing |
+| --- | --- | --- | ---: | ---: | --- | --- | ---: | ---: |
 {kill}
 
-Orphans are processes of the killed rank that still ran when the others were done (or were given up). "Left behind" is
-what is neither a whole copy of a served file nor gone after the *restarted* job has ended in good order: bytes of
-half-fetched files, lock files and names in /dev/shm. "Fetched again" is what the restart fetched, as a share of the
-dataset. Missing windows are those that no rank of the restarted job was given.
+Orphans are processes of the killed rank that still ran when the others were done (or were given up). Torn files lie
+under the name of a whole one. "Left behind" is what still lies there after the *restarted* job has ended in good order
+and is no whole copy of a served file: half-fetched files, small files (locks and notes), names in /dev/shm. "Fetched
+again" is what the restart fetched, as a share of the dataset. Missing are windows that the restart gave to nobody.
 """
 
 
@@ -85,6 +86,21 @@ def _bytes_table(readers: dict[str, Any]) -> list[str]:
                 ]
             )
         )
+    return lines
+
+
+def _notes(readers: dict[str, Any]) -> list[str]:
+    """Starts that failed, and what epistream's own counters say of its bytes."""
+    lines = []
+    for name, found in readers.items():
+        one = found["epochs"]
+        lines += [f"\n{READERS[name].title}, a start that failed: {error}." for error in one.get("errors", [])]
+        own = one["epochs"][0].get("own_counts", {}) if one["epochs"] else {}
+        if own.get("fill_bytes"):
+            lines.append(
+                f"\n{READERS[name].title}: of epoch 1, {own['fill_bytes']:.2f} are fills, each shard once for the node, "
+                f"and {own['range_bytes']:.2f} ranges read for the first batches before the shards were there."
+            )
     return lines
 
 
@@ -169,7 +185,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
     """The page, of the readers that have figures."""
     readers = {name: report["readers"][name] for name in READERS if "epochs" in report["readers"].get(name, {})}
     machine, links = report["machine"], report["links"]
-    errors = [f"\n{READERS[n].title}: {f['epochs']['error']}." for n, f in readers.items() if "error" in f["epochs"]]
+    notes = _notes(readers)
     rounds = max((len(found["epochs"].get("first_batches_s", [])) for found in readers.values()), default=0)
     text = _HEAD.format(
         **{key: machine[key] for key in ("cpu", "memory_gib", "kernel", "python", "date")},
@@ -185,9 +201,8 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         batch_size=BATCH_SIZE,
         rounds=rounds,
         bytes="\n".join(_bytes_table(readers)),
-        bytes_notes="\n".join([*errors, ""]),
+        bytes_notes="\n".join([*notes, ""]),
         memory="\n".join(_memory_table(readers)),
         kill="\n".join(_kill_table(readers)),
     )
-    notes = path.with_name("REMOTE.notes.md")
-    path.write_text(text + ("\n" + notes.read_text() if notes.exists() else ""))
+    path.write_text(text)

@@ -1,0 +1,164 @@
+"""The benchmark programs still run and count right; none of them is measured here."""
+
+import http.client
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import epistream as es
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDINGS = ROOT / "examples" / "data" / "aloha"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """Their folder can be imported from, and nothing of it stays loaded."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("peers", "remote", "served", "flatness"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def small():
+    """140 windows of the shipped recordings, at 32x32."""
+    from peers.data import Scenario
+
+    return Scenario("small", (32, 32), "jpeg", 140, num_history=2, chunk=16, numbered=True)
+
+
+def test_windows_of_a_scenario_are_those_that_epistream_reads(small, tmp_path):
+    from peers.writers import prepare, windows
+
+    folder = prepare("epistream", small, RECORDINGS, tmp_path)
+    window = es.Window(obs=range(-1, 1), action=range(16))
+    stream = es.EpisodeStream(folder / "epistream", batch_size=1, window=window, shuffle=False)
+    with es.StreamingLoader(stream, num_workers=0) as loader:
+        read = [(b["observation.state"][0].numpy().copy(), b["action"][0].numpy().copy()) for b in loader]
+    stored = [(sample["state"], sample["action"]) for sample in windows(small, RECORDINGS)]
+    assert len(read) == len(stored) == 140
+    for (state, action), (other_state, other_action) in zip(read, stored, strict=True):
+        np.testing.assert_array_equal(state, other_state)
+        np.testing.assert_array_equal(action, other_action)
+
+
+@pytest.mark.parametrize("name", ["epistream, processes", "epistream, threads", "h5py, the ACT way"])
+def test_contenders_without_other_packages_make_batches_of_the_scenario(name, small, tmp_path):
+    from peers.contenders import contender_of
+    from peers.writers import prepare
+
+    contender = contender_of(name)
+    contender.load()
+    batches = contender.start(small, prepare(contender.form, small, RECORDINGS, tmp_path))
+    batch = next(batches)
+    batches.close()
+    assert batch["action"].shape == (32, 16, 14)
+    assert sorted(tuple(v.shape) for v in batch.values() if getattr(v, "ndim", 0) == 5) == [(32, 2, 32, 32, 3)] * 2
+
+
+def test_server_answers_ranges_and_counts_the_bytes_of_contents(tmp_path):
+    from remote.server import CountingNetwork, S3Handler, Server
+
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "shard").write_bytes(bytes(range(100)))
+
+    def handler(*arguments):
+        return S3Handler(*arguments, directory=str(tmp_path))
+
+    with Server(("127.0.0.1", 0), handler) as server:
+        server.network = CountingNetwork(1e9, 0.0)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        connection.request("GET", "/bucket/shard", headers={"Range": "bytes=10-19"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (206, bytes(range(10, 20)))
+        connection.request("HEAD", "/bucket/shard")
+        answer = connection.getresponse()
+        assert (answer.headers["Content-Length"], answer.read()) == ("100", b"")
+        assert answer.headers["ETag"]
+        connection.request("GET", "/-/count")
+        assert json.loads(connection.getresponse().read()) == {"bytes": 10, "requests": 1}
+        connection.close()
+        server.shutdown()
+
+
+def test_what_a_kill_left_is_told_from_whole_copies(tmp_path):
+    from remote.kill import _left
+    from remote.readers import Place
+
+    bucket, cache = tmp_path / "bucket", tmp_path / "cache"
+    (bucket / "form").mkdir(parents=True)
+    cache.mkdir()
+    for name in ("a.tar", "b.tar"):
+        (bucket / "form" / name).write_bytes(name.encode() * 1000)
+    (cache / "a.tar").write_bytes(b"a.tar" * 1000)
+    (cache / "b.tar").write_bytes(b"b.tar" * 999)
+    (cache / "c.tar.temp7").write_bytes(bytes(70_000))
+    (cache / "c.lock").touch()
+    place = Place("http://host", "form", cache, tmp_path / "shm", bucket / "form")
+    left = _left(place, tmp_path, bucket, set())
+    assert left["torn"] == ["cache/b.tar"]
+    assert left["partial"] == ["cache/c.tar.temp7"]
+    assert left["other"] == ["cache/c.lock"]
+
+
+def test_results_give_ratios_of_the_same_rounds(tmp_path):
+    pytest.importorskip("matplotlib")
+    from peers.machine import machine
+    from peers.report import write_report
+
+    def rows(*speeds):
+        row = {"cpu_s_per_1000": 1.0, "first_batch_s": 0.1, "memory_mib": 9.0, "shared_mib": 1.0}
+        return [{**row, "windows_per_s": speed} for speed in speeds]
+
+    bound = [{"decode": 100.0, "copy": 1000.0, "cpu_s_per_1000": 1.0}] * 3
+    figures = {"bound": bound, "epistream, processes": rows(90, 80, 10), "LitData": rows(30, 20, 1)}
+    groups = {"480x640-jpeg": {"figures": figures, "errors": {"other": "why"}, "rounds": 3}}
+    write_report({"machine": machine([1.0]), "seconds": 1.0, "minutes": 1, "groups": groups}, tmp_path)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "| epistream, processes | 80 | 10-90 | 0.80 |" in page
+    assert "480x640 JPEG: times the best peer (processes against LitData) | 4 | 4.00 | yes |" in page
+    assert "other gave no figures: why" in page
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_page_of_the_remote_comparison_has_a_row_for_each_reader_with_figures(tmp_path):
+    from peers.machine import machine
+    from remote.report import write_report
+    from remote.run import LINKS
+
+    epoch = {"fetched_share": 1.25, "requests": 7, "windows": 8, "distinct": 8, "ranks": [2, 2, 2, 2]}
+    epochs = {"epochs": [epoch, {**epoch, "fetched_share": 0.0}], "peak_mib": 50.0, "peak_shared_mib": 5.0}
+    left = {"torn": [], "partial": ["x"], "other": [], "shm_names": []}
+    kill = {
+        "others": {"finished": 2, "failed": 0, "still_waiting": 1},
+        "orphans": 2,
+        "left": left,
+        "left_after_restart": left,
+        "restart": {"finished": 3, "seconds": 9.0, "fetched_share": 0.5, "words": ""},
+    }
+    found = {"epochs": {**epochs, "disk_mib": 1.0, "first_batches_s": [2.0], "errors": []}, "kill": {"rank": kill}}
+    report = {"machine": machine([]), "links": LINKS, "kill_at": 0.3, "others_s": 45, "readers": {"litdata": found}}
+    write_report(report, tmp_path / "REMOTE.md")
+    page = (tmp_path / "REMOTE.md").read_text()
+    assert "| LitData | 1.25 | 0.00 | 7 | 8 | 2 |" in page
+    assert "1 half-fetched" in page
+    assert "3 of 4 ranks finish" in page
+
+
+def test_flatness_runs_and_writes_its_page(tmp_path, monkeypatch):
+    import flatness
+
+    arguments = ["--batches", "200", "--rounds", "1", "--episodes", "20", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["flatness.py", *arguments])
+    flatness.main()
+    page = (tmp_path / "FLATNESS.md").read_text()
+    assert "many shards, default order" in page
+    assert "descriptors" in page
