@@ -73,6 +73,14 @@ bench-remote: $(BENCH_STAMP)
 bench-flat: $(BENCH_STAMP)
 	$(BENCH_RUN) flatness.py
 
+# Memory of 1, 2 and 4 ranks beside caches of every process: benchmarks/MEMORY.md.
+memory: $(STAMP)
+	$(VENV)/bin/python benchmarks/memory_ranks.py --plot benchmarks/memory_ranks.png
+
+# The pictures of docs/concepts.md.
+pictures: $(STAMP)
+	$(VENV)/bin/python docs/pictures.py
+
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600
 

@@ -98,8 +98,8 @@ def _notes(readers: dict[str, Any]) -> list[str]:
         own = one["epochs"][0].get("own_counts", {}) if one["epochs"] else {}
         if own.get("fill_bytes"):
             lines.append(
-                f"\n{READERS[name].title}: of epoch 1, {own['fill_bytes']:.2f} are fills, each shard once for the node, "
-                f"and {own['range_bytes']:.2f} ranges read for the first batches before the shards were there."
+                f"\n{READERS[name].title}: of epoch 1, {own['fill_bytes']:.2f} are fills, each shard once for the "
+                f"node, and {own['range_bytes']:.2f} ranges read for the first batches before the shards were there."
             )
     return lines
 
