@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types soak bench memory pictures clean
+.PHONY: demo test lint types soak bench bench-remote bench-flat memory pictures clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt

@@ -11,10 +11,11 @@ _HEAD = """# Results
 
 Written by `make bench` in {minutes} minutes. Every figure is the median of interleaved rounds of {seconds:g} s (how
 many stands with each table), each in fresh processes. Timings of different runs are not comparable: read the ratios,
-which are medians of the ratios of the same rounds. CPU is in seconds per 1,000 windows, of all processes. "Of bound" is
-the windows/s as a share of what two processes do that only decode the same frames, or two threads that only copy batches,
-whichever is less (only copying, where frames were decoded before). "First batch" runs from opening the dataset;
-imports, which take some loaders seconds, are not in it. "Memory" is the processes' own pages and all shared memory.
+which are medians of the ratios of the same rounds. CPU is in seconds per 1,000 windows, of all processes. "Of bound"
+is the windows/s as a share of what two processes do that only decode the same frames, or two threads that only copy
+batches, whichever is less (only copying, where frames were decoded before). "First batch" runs from opening the
+dataset; imports, which take some loaders seconds, are not in it. "Memory" is the processes' own pages and all shared
+memory.
 
 Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python {python}, {date}. Load average meanwhile: {low} to {high}
 (1 to 8 are the measured processes themselves; more are others' and widen every spread).
