@@ -17,8 +17,8 @@ KILL_AT = 0.3  # of the dataset's bytes
 
 
 def is_of_a_peer(name: str) -> bool:
-    """Whether a name in /dev/shm is one that MosaicML Streaming, torch or Python's shared memory make."""
-    return re.match(r"\d{6}_|psm_|sem\.|torch_", name) is not None
+    """Whether a name in /dev/shm is one that MosaicML Streaming or Python's shared memory make."""
+    return re.match(r"\d{6}_|psm_|sem\.", name) is not None
 
 
 def measure(name: str, served: Served, bucket: Path, scratch: Path, *, whom: str) -> dict[str, Any]:

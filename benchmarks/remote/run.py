@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,17 @@ def apart(work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(shm, ignore_errors=True)
         for path in set(Path("/dev/shm").iterdir()) - names:
-            if kill.is_of_a_peer(path.name):
+            if kill.is_of_a_peer(path.name) and not _is_mapped(path):
                 path.unlink(missing_ok=True)
+
+
+def _is_mapped(path: Path) -> bool:
+    """Whether a process, maybe of another job on this machine, has it mapped."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            if str(path) in maps.read_text():
+                return True
+    return False
 
 
 def run(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
