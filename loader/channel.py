@@ -7,8 +7,6 @@ garbage collector, in the middle of another send.
 import os
 import select
 import struct
-import time
-from collections.abc import Sequence
 from enum import IntEnum
 from multiprocessing import reduction
 from typing import Any, NamedTuple
@@ -62,13 +60,11 @@ class RecordPipe:
             for kind, *values in _RECORD.iter_unpack(data):
                 records.append(Record(Kind(kind), *values))
 
-    def wait(self, timeout_s: float, others: Sequence[int] = ()) -> bool:
-        """Wait until something arrives here or on one of the descriptors `others`; False after `timeout_s`."""
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until something arrives; False after `timeout_s`."""
         poll = select.poll()
-        for fd in (self._read_fd, *others):
-            poll.register(fd, select.POLLIN)
-        deadline = time.monotonic() + timeout_s
-        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        poll.register(self._read_fd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
 
     def close(self) -> None:
         """Close both ends in this process."""

@@ -85,13 +85,14 @@ class Feed(ABC):
         return len(positions), replaced
 
     def release(self) -> None:
-        """Give up every shard that is held open. Call before any wait."""
+        """Give up every shard that the cache leases. Call before any wait."""
         for part in self._parts:
             part.release()
 
     def close(self) -> None:
         """Give up everything, and stop filling ahead."""
-        self.release()
+        for part in self._parts:
+            part.close()
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

@@ -4,9 +4,9 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.streaming import Stream
 from epistream.loader.worker import NO_EPOCH, Message
 from epistream.loader.world import World
+
+T = TypeVar("T")
 
 
 class LoaderConfig(StreamConfig, Protocol):
@@ -108,7 +110,10 @@ class StreamingLoader:
         self._held: list[set[int]] = [set() for _ in range(self._num_workers)]
         self._recorder = StatsRecorder()
         world = stream.job.world
-        self._monitor = Monitor(monitor or MonitorOptions(), world.rank, world.local_rank, self.stats, self.report)
+        # It must not keep the loader alive: a loader that is dropped ends its workers at once.
+        stats, report = _weakly(self.stats), _weakly(self.report)
+        self._monitor = Monitor(monitor or MonitorOptions(), world.rank, world.local_rank, stats, report)
+        weakref.finalize(self, self._monitor.stop).atexit = False
         # Where the training loop is: set while an iteration runs, None before and after.
         self._consumed: tuple[int, int] | None = None
 
@@ -175,7 +180,7 @@ class StreamingLoader:
         job, crew = self.stream.job, self._crew
         title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._way()}"
         memory = measure_memory(self.worker_pids, crew.ring.num_bytes if crew else 0, job.cache.options)
-        return PerformanceReport.make(title, self.stats(), self._situation(), memory)
+        return PerformanceReport.make(title, self.stats(), self._situation(), memory, job.left_out)
 
     def print_performance_report(self, file: TextIO | None = None) -> None:
         """Write `report` as text, to standard output by default."""
@@ -355,3 +360,16 @@ class StreamingLoader:
 def _stop_in(pid: int, crew: Crew) -> None:
     if os.getpid() == pid:
         crew.stop()
+
+
+def _weakly(method: Callable[[], T]) -> Callable[[], T]:
+    """A bound method that does not keep its object alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> T:
+        found = reference()
+        if found is None:
+            raise ReferenceError("StreamingLoader: dropped")
+        return found()
+
+    return call

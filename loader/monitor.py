@@ -1,6 +1,7 @@
 """Watching a running loader: a log line per interval, and a Prometheus endpoint, each on request."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -69,6 +70,7 @@ class Monitor:
         self._logged_s = time.monotonic()
         self._before = LoaderStats()
         self._server: Any = None
+        self._server_pid = 0
         self._is_started = False
 
     def start(self) -> None:
@@ -87,6 +89,7 @@ class Monitor:
                 self._options.metrics_port + self._local_rank,
                 Metrics(self._rank, self._report),
             )
+            self._server_pid = os.getpid()
 
     def tick(self) -> None:
         """A batch was handed out: write a line if it is time."""
@@ -103,7 +106,7 @@ class Monitor:
     def stop(self) -> None:
         """Close the endpoint."""
         server, self._server, self._is_started = self._server, None, False
-        if server is not None:
+        if server is not None and self._server_pid == os.getpid():  # a forked child has no thread that would answer
             server.shutdown()
             server.server_close()
 

@@ -81,7 +81,9 @@ class RandomAccess:
 
     def close(self) -> None:
         """Leave the cache; the next read enters it again."""
-        self._reader = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         self.cache.close()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -195,6 +195,12 @@ class EpisodeReader:
         while len(self._open) > self._kept_in_place:
             self._close_oldest()
 
+    def close(self) -> None:
+        """Give up everything, files that are read in place included; the next read opens them again."""
+        self.release()
+        while self._open:
+            self._close_oldest()
+
     def _close_oldest(self) -> None:
         opened = self._open.popitem(last=False)[1]
         if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it

@@ -114,8 +114,12 @@ class WindowFeed:
                     raise  # each shard can be read by itself: something else is wrong
 
     def release(self) -> None:
-        """Give up every shard that is held open."""
+        """Give up every shard that the cache leases."""
         self._reader.release()
+
+    def close(self) -> None:
+        """Give up everything that is open."""
+        self._reader.close()
 
     def _read_cold(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]]) -> bool:
         """Read without waiting for fills; False if that failed, and the ordinary way must do."""

@@ -222,6 +222,19 @@ def test_loader_closed_before_the_first_batch_ends_the_iteration_at_once(aloha_s
         assert loader.worker_pids == []
 
 
+def test_loader_that_is_dropped_ends_its_workers_at_once(aloha_shards):
+    loader = es.StreamingLoader(stream_of(aloha_shards), num_workers=2)
+    windows_of(loader)
+    pids = loader.worker_pids
+    gc.disable()  # its last reference is enough, nothing waits for the collector
+    try:
+        del loader
+    finally:
+        gc.enable()
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 @pytest.mark.parametrize("options", [{"num_workers": 0}, {"num_workers": 2}])
 def test_loader_made_and_closed_again_and_again_keeps_no_descriptors(aloha_shards, options):
     def num_descriptors():
