@@ -95,6 +95,10 @@ class NodeCache:
         """
         return self._entered().open_made(entry, size, fill, may_evict=may_evict)
 
+    def keep(self, entries: Iterable[Entry]) -> None:
+        """Let these entries outlive the last user of their cache; others go with it, unless options say to keep."""
+        self._entered().keep(entries)
+
     def keeps(self, entry: Entry) -> bool:
         """Whether an entry goes through shared memory or the disk tier, rather than being read in place."""
         return self._entered().store_of(entry) is not None

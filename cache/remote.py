@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
 # What file systems call that which differs between two contents of a URL.
-_VERSIONS = ("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "blob_id", "generation")
-_VERSIONS += ("mtime", "LastModified", "last_modified", "updated", "created")
+_VERSIONS = (
+    *("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "blob_id", "generation"),
+    *("mtime", "LastModified", "last_modified", "updated", "created"),
+)
 # HTTP answers that another try may change: timeout, too early, too many requests, and the server's own faults.
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -121,7 +123,7 @@ class Remote:
         tries = Retrying(
             stop=lambda state: stop_after_attempt(self.options.attempts)(state) or out_of_time(state),
             # Never earlier than the server asks, and still not all at once.
-            wait=lambda state: _asked_pause_s(state.outcome and state.outcome.exception()) + backoff(state),
+            wait=lambda state: _asked_pause_s(state.outcome.exception() if state.outcome else None) + backoff(state),
             retry=retry_if_exception(_may_pass),
             before_sleep=note,
             reraise=True,

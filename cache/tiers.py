@@ -217,6 +217,17 @@ class Tiers:
             self._counters.add(prefetches=1)
         return lease
 
+    def keep(self, entries: Iterable[Entry]) -> None:
+        """As `NodeCache.keep`."""
+        keys: dict[ShardStore, list[str]] = {}
+        for entry in entries:
+            store = self.store_of(entry)
+            if store is not None:
+                keys.setdefault(store, []).append(self._with_versions(entry).key)
+        for store, chosen in keys.items():
+            with store.directory.locked(store.options.lock_timeout_s):
+                store.directory.mark_kept(chosen)
+
     def _fetch(self, entry: Entry, fd: int) -> None:
         fetched = self._fetcher.fetch(entry, fd)
         self._counters.add(bytes_fetched=fetched.num_bytes, refetches=fetched.num_refetches)

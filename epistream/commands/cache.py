@@ -114,9 +114,12 @@ def warm(
 ) -> None:
     """Fetch a dataset's shards into the cache ahead of a job, in the dataset's order, as far as they fit.
 
-    The cache then outlives this command, until 'epistream cache clear --forget'.
+    They then outlive this command and the jobs that use them, until 'epistream cache clear --forget'; what those jobs
+    fetch besides ends with them, as ever.
     """
     from epistream.cache.node import NodeCache
+    from epistream.cache.place import file_system_type, is_network
+    from epistream.cache.remote import local_path
     from epistream.commands.verify import storage_options
     from epistream.loader.reader import shard_entry
     from epistream.sharding.dataset import open_dataset
@@ -125,9 +128,9 @@ def warm(
     place = str(directory) if directory else None
     cap = parse_size(budget) if budget else None
     options = (
-        CacheOptions(mode="disk", keep=True, disk_directory=place, disk_budget_bytes=cap)
+        CacheOptions(mode="disk", disk_directory=place, disk_budget_bytes=cap)
         if mode == "disk"
-        else CacheOptions(mode="shm", keep=True, directory=place, budget_bytes=cap)
+        else CacheOptions(mode="shm", directory=place, budget_bytes=cap)
     )
     entries = [shard_entry(dataset, shard) for shard in range(len(dataset.shard_url))]
     with NodeCache(options, dataset.storage_options) as cache:
@@ -139,6 +142,7 @@ def warm(
             fitting += 1
         with _progress() as progress:
             task = progress.add_task("warming", total=total)
+            cache.keep(entries[:fitting])
             for entry in entries[:fitting]:
                 cache.open(entry).close()
                 progress.advance(task, entry.size)
@@ -147,6 +151,11 @@ def warm(
         f"{fitting} of {len(entries)} shards are in the cache ({mib(total)}): {done.fills} fetched, "
         f"{done.hits} were there"
     )
+    path = local_path(entries[0].parts[0].url)
+    if path is not None and not is_network(file_system_type(path)):
+        click.echo(
+            f"These files are on a local disk and are read in place: only jobs with cache='{mode}' use the copy."
+        )
     if fitting < len(entries) and budget_now is not None:
         click.echo(f"The rest does not fit a budget of {budget_now}: {budget_now.cure}.")
 
@@ -207,7 +216,9 @@ def _views(directory: Path | None) -> list[admin.CacheView]:
 def _headline(view: admin.CacheView) -> str:
     kept = ", kept" if view.kept else ""
     used_by = _processes(view.pids) or "nobody"
-    return f"{view.path}: {mib(view.held_bytes)} of {view.budget}; used by {used_by}{kept}"
+    over = view.held_bytes - view.budget_bytes
+    above = f", {mib(over)} above the budget until leases end" if over > 0 else ""
+    return f"{view.path}: {mib(view.held_bytes)} of {view.budget}{above}; used by {used_by}{kept}"
 
 
 def _entries(view: admin.CacheView, most: int | None = None) -> Table:

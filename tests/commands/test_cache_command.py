@@ -128,6 +128,46 @@ def test_resize_changes_the_cap_for_all_and_evicts(cache: NodeCache, place: Path
 
 
 @pytest.mark.usefixtures("cache")
+def test_ls_after_a_resize_below_what_is_leased_says_so() -> None:
+    assert "above the budget" not in run("ls")
+    run("resize", "60K")
+    line = run("ls").splitlines()[0]
+    assert "0.1 MiB of 0.1 MiB (the least of: cap 0.1 MiB" in line
+    assert ", 0.0 MiB above the budget until leases end; used by" in line
+
+
+def test_keep_of_some_entries_lets_the_others_go_with_the_last_user(place: Path, tmp_path: Path) -> None:
+    entries = [entry_of(tmp_path, number) for number in range(4)]
+    options = CacheOptions(mode="shm", directory=str(place))
+    with NodeCache(options) as cache:
+        for entry in entries[:3]:
+            cache.open(entry).close()
+        cache.keep([entries[0]])
+        cache.keep([entries[2]])
+    kept = [f"{entries[0].key}.shard", f"{entries[2].key}.shard"]
+    assert sorted(path.name for path in place.glob("[!.]*.shard")) == sorted(kept)
+    with NodeCache(options) as cache:
+        for entry in entries:
+            cache.open(entry).close()
+        assert cache.stats().hits == 2
+    assert sorted(path.name for path in place.glob("[!.]*.shard")) == sorted(kept)
+    with NodeCache(CacheOptions(mode="shm", directory=str(place), keep=True)) as cache:
+        cache.open(entries[3]).close()
+        cache.keep([entries[0]])  # who wants all wins
+    assert len(list(place.glob("*.shard"))) == 3
+    run("clear", "--forget")
+    assert not place.exists()
+
+
+def test_warm_of_local_files_keeps_them_alone_and_says_who_uses_them(place: Path, aloha_shards: Path) -> None:
+    text = run("warm", str(aloha_shards), "--directory", str(place))
+    assert text.startswith("2 of 2 shards are in the cache")
+    assert "only jobs with cache='shm' use the copy" in text
+    assert len(list(place.glob("*.shard"))) == 2
+    assert len((place / ".keep").read_text().split()) == 2
+
+
+@pytest.mark.usefixtures("cache")
 def test_stats_says_what_the_budget_is_the_least_of() -> None:
     text = run("stats")
     assert "the least of: filesystem" in text
