@@ -54,12 +54,14 @@ BENCH_FROM = --source $(abspath $(BENCH_SOURCE)) --data $(abspath $(BENCH_DATA))
 BENCH_PIP = $(BENCH_VENV)/bin/python -m pip --disable-pip-version-check -q
 BENCH_STAMP = $(BENCH_VENV)/.installed
 
-$(BENCH_STAMP): benchmarks/peers/requirements.txt benchmarks/peers/requirements-robomimic.txt constraints.txt
+$(BENCH_STAMP): benchmarks/peers/requirements.txt benchmarks/peers/requirements-robomimic.txt \
+		benchmarks/peers/requirements-lerobot.txt constraints.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_PIP) install "torch==$(TORCH)+cpu" 2>/dev/null || $(BENCH_PIP) install "torch==$(TORCH)+cpu" --extra-index-url $(TORCH_INDEX)
 	grep '^torch==' constraints.txt > $(BENCH_VENV)/torch.txt
 	$(BENCH_PIP) install -c $(BENCH_VENV)/torch.txt -r benchmarks/peers/requirements.txt -e .
 	-$(BENCH_PIP) install --no-deps -r benchmarks/peers/requirements-robomimic.txt
+	-$(BENCH_PIP) install --no-deps -r benchmarks/peers/requirements-lerobot.txt
 	touch $@
 
 bench: $(BENCH_STAMP)

@@ -33,6 +33,7 @@ class Contender:
         start: opens it, in every rank of the job.
         holds_raw: it reads the same windows with raw frames, where a scenario has such a twin.
         in_ranks: whether it runs on several ranks and from a cold page cache too.
+        only: names of the scenarios that it runs on, if not on all that fit.
     """
 
     name: str
@@ -42,10 +43,11 @@ class Contender:
     start: Callable[[Scenario, Path], Batches]
     holds_raw: bool = False
     in_ranks: bool = False
+    only: tuple[str, ...] = ()
 
     def fits(self, scenario: Scenario) -> bool:
         """Whether it runs on a scenario."""
-        if self.holds_raw and not scenario.raw_twin:
+        if (self.holds_raw and not scenario.raw_twin) or (self.only and scenario.name not in self.only):
             return False
         return (scenario.codec if scenario.has_frames else "numbers") in self.stores
 

@@ -4,7 +4,7 @@ All make the same batch: uint8 pictures (B, ..., H, W, 3), float32 state and act
 said.
 """
 
-from peers import hdf5, ours, samples
+from peers import hdf5, lerobot_images, ours, samples
 from peers.contender import NUM_WORKERS, Contender, nothing_to_load
 
 _EVERY = ("jpeg", "raw", "numbers")
@@ -22,6 +22,7 @@ CONTENDERS = (
         "epistream, decoded once", "epistream", ("jpeg",), ours.load, ours.epistream(decode="once"), in_ranks=True
     ),
     *samples.CONTENDERS,
+    *lerobot_images.CONTENDERS,
     Contender("robomimic, chunk of 1", "robomimic", ("raw", "numbers"), hdf5.load_robomimic, hdf5.robomimic),
     Contender("h5py, the ACT way", "epistream", _EVERY, nothing_to_load, hdf5.act, in_ranks=True),
 )

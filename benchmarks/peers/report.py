@@ -24,16 +24,16 @@ Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python {python}, {date}. Load 
 All loaders read the same episodes with batches of 32 and two workers a rank, and decode with simplejpeg; "default" is
 its users' first program with its own decoder. Loaders of fixed samples have each window stored ready-made, frames and
 actions included, in 16 files or more; epistream and h5py choose the window when they read. Each peer is there as such,
-with 4 workers, and holding raw frames, which it then need not decode. LeRobot is not there: see the end.
+with 4 workers, and holding raw frames, which it then need not decode.
 
 ![windows/s of every loader and group](results.png)
 """
-_LEROBOT = """
-## Not measured
+_NOTES = """
+## Notes
 
-LeRobot: its loader reads Parquet and video files of its own format, not these frames; the newest release that would
-install beside this version of torch on a machine without a GPU is not one with the current format, so that a row would
-compare formats and decoders rather than loaders. CUDA: there was no GPU.
+LeRobot 0.3.2 is the newest release that takes this version of torch; it reads its own format with pictures as PNG (its
+other form, video, wants FFmpeg's libraries), so its row compares formats and decoders as much as loaders. There was no
+GPU, so nothing here is about moving batches to one.
 """
 
 
@@ -109,5 +109,5 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     for name, result in report["groups"].items():
         if loaders(result["figures"]):
             lines += table(name, result)
-    (out / "RESULTS.md").write_text("\n".join(lines) + "\n" + _LEROBOT)
+    (out / "RESULTS.md").write_text("\n".join(lines) + "\n" + _NOTES)
     plot(report, out / "results.png")

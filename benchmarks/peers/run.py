@@ -123,6 +123,7 @@ def _free_port() -> int:
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     """As torchrun sets it."""
     common = {"OMP_NUM_THREADS": "1", "LITDATA_DISABLE_VERSION_CHECK": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    common["HF_HUB_OFFLINE"] = "1"  # the data are here
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
     if num_ranks == 1:
         return common

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from peers import lerobot_images
 from peers.compat import allow_torchvision
 from peers.data import Episode, Scenario, episodes, window, write_hdf5
 
@@ -117,6 +118,7 @@ def write_robomimic(scenario: Scenario, source: Path, out: Path) -> None:
 
 
 WRITERS = {
+    "lerobot": lerobot_images.write,
     "robomimic": write_robomimic,
     "epistream": write_epistream,
     "webdataset": write_webdataset,
