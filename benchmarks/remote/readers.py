@@ -150,6 +150,10 @@ def mosaicml(place: Place) -> Epoch:
             return decoded(super().__getitem__(at))
 
     data = Decoding(remote=place.s3, local=str(place.cache), shuffle=True, batch_size=BATCH_SIZE)
+    for stream in data.streams:
+        # The client that fetched the index would be shared with the forked workers, its open connection too. Over TLS
+        # they would notice and connect anew; without, they read each other's answers, and most cold starts failed.
+        stream._downloader.clean_up()
     loader = DataLoader(data, batch_size=BATCH_SIZE, num_workers=NUM_WORKERS, persistent_workers=True)
     return lambda: loader
 
