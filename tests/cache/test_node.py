@@ -208,6 +208,21 @@ class TestSmallTmpfs:
                 assert budget.bytes <= space.f_blocks * space.f_frsize
             assert cache.stats().evictions > 0
 
+    def test_of_which_one_may_only_read_it_is_left_aside_or_an_error(
+        self, server: FaultyServer, small: Path, tmp_path: Path
+    ) -> None:
+        (small / "c").mkdir(mode=0o700)  # left there by an earlier job
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        disk = str(tmp_path / "disk")
+        with NodeCache(CacheOptions(directory=str(small / "c"), disk_directory=disk)) as cache:
+            assert check(cache, entry_of(server, 0), 0) == "disk"
+        for path in (small / "c", small / "new"):
+            with (
+                NodeCache(CacheOptions(mode="shm", directory=str(path))) as cache,
+                pytest.raises(CacheError, match=f"{path}: Read-only file system, wanted a directory"),
+            ):
+                cache.open(entry_of(server, 0))
+
     def test_filled_by_somebody_else_it_is_left_aside_without_a_bus_error(
         self, server: FaultyServer, small: Path
     ) -> None:
