@@ -1,6 +1,6 @@
 """All that reading a stream needs, free of torch: what worker processes receive."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -55,6 +55,10 @@ class Job(Protocol):
         """The plan of each dataset."""
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why files were left out when the datasets were opened, by path."""
+
+    @property
     def cache(self) -> NodeCache:
         """Where shards are kept on this node."""
 
@@ -94,6 +98,11 @@ class ReadJob:
     def url(self) -> str:
         """What is read, for titles."""
         return self.dataset.url
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why files were left out when the dataset was opened, by path."""
+        return self.dataset.skipped
 
     @property
     def num_windows(self) -> int:

@@ -49,6 +49,11 @@ class MixtureJob:
         return " + ".join(part.url for part in self.parts)
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why files were left out when the datasets were opened, by path."""
+        return {path: reason for part in self.parts for path, reason in part.left_out.items()}
+
+    @property
     def num_windows(self) -> int:
         """Windows of a mixture epoch over all ranks."""
         return self.plan.num_windows

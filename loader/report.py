@@ -1,6 +1,7 @@
 """A loader's report: how fast it runs, what limits it, what to change, and what memory it takes."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from epistream.loader.diagnosis import Finding, Situation, find_limit, find_more
@@ -18,6 +19,7 @@ class PerformanceReport:
         limit: what limits the run, with the reason and the cure.
         also: other things worth knowing.
         memory: of this rank's processes, and of the node's cache.
+        left_out: why files were left out when the dataset was opened, by path.
     """
 
     title: str
@@ -25,11 +27,19 @@ class PerformanceReport:
     limit: Finding
     also: tuple[Finding, ...]
     memory: MemoryUse
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, title: str, stats: LoaderStats, situation: Situation, memory: MemoryUse) -> "PerformanceReport":
+    def make(
+        cls,
+        title: str,
+        stats: LoaderStats,
+        situation: Situation,
+        memory: MemoryUse,
+        left_out: Mapping[str, str] | None = None,
+    ) -> "PerformanceReport":
         """Read the counters."""
-        return cls(title, stats, find_limit(stats, situation), tuple(find_more(stats)), memory)
+        return cls(title, stats, find_limit(stats, situation), tuple(find_more(stats)), memory, dict(left_out or {}))
 
     def to_json(self) -> dict[str, Any]:
         """All figures as values that ``json.dumps`` takes."""
@@ -47,6 +57,7 @@ class PerformanceReport:
             ("cache", _cache(self.stats)),
             ("memory", _memory(self.memory)),
             *(("skipped", f"{url}: {reason}") for url, reason in self.stats.bad_shards.items()),
+            *(("left out", f"{path}: {reason}") for path, reason in self.left_out.items()),
         ]
         return "\n".join([self.title, *(f"  {name:<8} {text}" for name, text in rows)])
 

@@ -61,6 +61,9 @@ def test_bad_files_are_left_out_by_choice_and_reported_and_every_other_window_is
     messages = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(messages) == 3
     assert pickle.loads(pickle.dumps(stream)).job.dataset.skipped == skipped
+    report = es.StreamingLoader(stream, num_workers=0).report()
+    assert report.to_json()["left_out"] == skipped
+    assert f"left out {folder / 'episode_1.hdf5'}: " in str(report)
 
 
 def test_a_list_without_bad_files_is_the_same_dataset_either_way(files):
