@@ -17,9 +17,9 @@ import torch
 from peers.contender import BATCH_SIZE, NUM_WORKERS, Batches, world
 from peers.contenders import contender_of
 from peers.data import SCENARIOS
-from peers.memory import forget_pages, own_bytes, shared_bytes, tree
+from peers.memory import forget_pages, own_bytes, read_pages, shared_bytes, tree
 
-_WARM_BATCHES = 8
+_WARM_BATCHES = 12
 
 
 def cpu_s() -> float:
@@ -60,8 +60,7 @@ def measure(arguments: argparse.Namespace, shared_before: int) -> dict[str, floa
     """Warm: the rate after some batches. Cold: files out of the page cache, the rate from the very start."""
     contender = contender_of(arguments.contender)
     contender.load()
-    if arguments.cold:
-        forget_pages(arguments.folder)
+    (forget_pages if arguments.cold else read_pages)(arguments.folder)
     together()
     began = start = time.perf_counter()
     batches: Batches = contender.start(SCENARIOS[arguments.scenario], arguments.folder)

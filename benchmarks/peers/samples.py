@@ -41,7 +41,7 @@ def webdataset_tuned(scenario: Scenario, folder: Path, *, num_workers: int = NUM
 
     tars = sorted(map(str, folder.glob("*.tar")))
     data = wds.WebDataset(tars, shardshuffle=len(tars), empty_check=False, nodesplitter=_split(wds))
-    data = data.repeat().shuffle(200).map(WebdatasetDecoder(scenario))
+    data = data.repeat().shuffle(100, initial=16).map(WebdatasetDecoder(scenario))
     data = data.batched(BATCH_SIZE, collation_fn=torch.utils.data.default_collate)
     return forever(DataLoader(data, batch_size=None, num_workers=num_workers, persistent_workers=True))
 
