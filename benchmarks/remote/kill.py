@@ -112,12 +112,9 @@ def _shm_names() -> set[str]:
 
 def _left(place: Place, scratch: Path, bucket: Path, shm_before: set[str]) -> dict[str, Any]:
     """Files that nobody will use again, by where they lie; whole copies of served files are the cache's content."""
-    whole = {
-        _digest(path): path.name
-        for path in (bucket / place.store).rglob("*")
-        if path.is_file() and "hdf5" not in path.parts
-    }
-    served_names, torn, partial, other = set(whole.values()), [], [], []
+    files = [path for path in (bucket / place.store).rglob("*") if path.is_file() and "hdf5" not in path.parts]
+    whole = {_digest(path) for path in files} | {_entry_digest(path) for path in files if path.suffix == ".tar"}
+    served_names, torn, partial, other = {path.name for path in files}, [], [], []
     folders = {"cache": place.cache, "shm": place.shm, "tmp": scratch / "tmp", "home": scratch / "home"}
     for where, folder in folders.items():
         for path in sorted(folder.rglob("*")) if folder.exists() else ():
@@ -132,6 +129,15 @@ def _left(place: Place, scratch: Path, bucket: Path, shm_before: set[str]) -> di
                 other.append(label)
     shm = sorted(name for name in _shm_names() - shm_before if is_of_a_peer(name))
     return {"torn": torn, "partial": partial, "other": other, "shm_names": shm}
+
+
+def _entry_digest(shard: Path) -> str:
+    """Of epistream's copy of a shard: the shard, and its index from the next multiple of 64 bytes on."""
+    found = hashlib.blake2b(shard.read_bytes())
+    index = shard.with_suffix(".index")
+    if index.exists():
+        found.update(bytes(-shard.stat().st_size % 64) + index.read_bytes())
+    return found.hexdigest()
 
 
 def _digest(path: Path) -> str:
