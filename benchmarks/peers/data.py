@@ -27,7 +27,8 @@ class Scenario:
         num_history: observation steps of a window, the last of them the anchor.
         chunk: action steps of a window.
         numbered: the first two numbers of a state are those of its episode and step: a reader can tell what it got.
-        file_bytes: about the size of each loader's files: 16 or more, so that 4 ranks x 2 workers have two each.
+        file_bytes: about the size of the peers' files: 16 or more, so that 4 ranks x 2 workers have two each.
+        shard_bytes: about the size of epistream's, which divides windows and not files; as its packer's default.
         raw_twin: the scenario that has such windows with raw frames.
     """
 
@@ -39,6 +40,7 @@ class Scenario:
     chunk: int = CHUNK
     numbered: bool = False
     file_bytes: int = 8 << 20
+    shard_bytes: int = 128 << 20
     raw_twin: str | None = None
 
     @property

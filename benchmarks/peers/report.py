@@ -1,5 +1,6 @@
 """RESULTS.md and results.png from the figures of a run."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     """RESULTS.md and results.png."""
     machine = report["machine"]
     low, high = machine["load"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    versions = textwrap.fill(", ".join(f"{name} {version}" for name, version in machine["versions"].items()), 118)
     times_ = {key: report[key] for key in ("seconds", "minutes")}
     lines = [_HEAD.format(**{**machine, "versions": versions}, **times_, low=low, high=high)]
     lines += verdicts(report)

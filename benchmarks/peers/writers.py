@@ -37,7 +37,7 @@ def write_epistream(scenario: Scenario, source: Path, out: Path) -> None:
         write_hdf5(episode, scenario, out / "hdf5" / f"episode_{number}.hdf5")
     drop = ("observation.qvel",) if scenario.has_frames else ("observation.qvel", "observation.images.*")
     codec = "raw" if scenario.codec == "raw" else None
-    es.pack(out / "hdf5", out / "epistream", codec=codec, drop=drop, shard_size=scenario.file_bytes)
+    es.pack(out / "hdf5", out / "epistream", codec=codec, drop=drop, shard_size=scenario.shard_bytes)
 
 
 def write_webdataset(scenario: Scenario, source: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 BATCH_SIZE = 16
 NUM_WORKERS = 2
 BUCKET = "bench"
-SCENARIO = Scenario("remote", (480, 640), "jpeg", 4480, numbered=True, file_bytes=8 << 20)
+SCENARIO = Scenario("remote", (480, 640), "jpeg", 4480, numbered=True, file_bytes=8 << 20, shard_bytes=8 << 20)
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,11 @@ def windows_of(batch: dict[str, Any]) -> list[int]:
 
 READERS = {
     "nothing": Reader("nothing: torch and a process group", "epistream", lambda: None, nothing),
-    "epistream": Reader(
-        "epistream, frames decoded at each read", "epistream", load_epistream, epistream(decode="per_read")
-    ),
+    "epistream": Reader("epistream, decode=per_read", "epistream", load_epistream, epistream(decode="per_read")),
     "epistream-keep": Reader(
-        "the same, keep=True", "epistream", load_epistream, epistream(decode="per_read", keep=True)
+        "epistream, keep=True", "epistream", load_epistream, epistream(decode="per_read", keep=True)
     ),
-    "epistream-decoded": Reader("epistream, default (decoded once)", "epistream", load_epistream, epistream()),
+    "epistream-decoded": Reader("epistream, default", "epistream", load_epistream, epistream()),
     "webdataset-split": Reader("WebDataset, split_by_node", "webdataset", load_webdataset, webdataset(resampled=False)),
     "webdataset-resampled": Reader(
         "WebDataset, resampled", "webdataset", load_webdataset, webdataset(resampled=True), is_exact=False

@@ -1,6 +1,7 @@
 """REMOTE.md from the figures of `run.py`."""
 
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,18 @@ def _notes(readers: dict[str, Any]) -> list[str]:
     lines = []
     for name, found in readers.items():
         one = found["epochs"]
-        lines += [f"\n{READERS[name].title}, a start that failed: {error}." for error in one.get("errors", [])]
-        own = one["epochs"][0].get("own_counts", {}) if one["epochs"] else {}
-        if own.get("fill_bytes"):
-            lines.append(
-                f"\n{READERS[name].title}: of epoch 1, {own['fill_bytes']:.2f} are fills, each shard once for the "
-                f"node, and {own['range_bytes']:.2f} ranges read for the first batches before the shards were there."
-            )
+        for error in one.get("errors", []):
+            lines.append("\n" + textwrap.fill(f"{READERS[name].title}, a start that failed: {error}.", 118))
+    own = readers.get("epistream", {}).get("epochs", {}).get("epochs", [{}])[0].get("own_counts", {})
+    if own.get("fill_bytes"):
+        text = (
+            f"By its own counters, {own['fill_bytes']:.2f} of epistream's epoch 1 are fills, each shard once for the node, "
+            f"and {own['range_bytes']:.2f} ranges: what each worker's first batches need is read by blocks of 1 MiB "
+            "while the shards stream in. This part is of a fixed size for each worker and does not grow with the "
+            "dataset. `epistream, default` also keeps the decoded frames of all episodes in shared memory, because "
+            "there is room for them."
+        )
+        lines.append("\n" + textwrap.fill(text, 118))
     return lines
 
 
@@ -189,7 +195,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
     rounds = max((len(found["epochs"].get("first_batches_s", [])) for found in readers.values()), default=0)
     text = _HEAD.format(
         **{key: machine[key] for key in ("cpu", "memory_gib", "kernel", "python", "date")},
-        versions=", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+        versions=textwrap.fill(", ".join(f"{name} {version}" for name, version in machine["versions"].items()), 118),
         num_windows=SCENARIO.num_steps,
         file_mib=SCENARIO.file_bytes >> 20,
         rate=links["epochs"][0] / 1e6,
