@@ -98,7 +98,7 @@ class StreamingLoader:
         self._num_workers = num_workers or num_threads
         self._start_method: StartMethod | None = start_method if num_workers else None
         self._slots_per_worker = prefetch + 2
-        self._slots = Slots.plan(stream.job, max(1, self._num_workers))
+        self._slots = Slots.plan(stream.job, max(1, self._num_workers), self._slots_per_worker)
         self._timeout_s = timeout_s
         self._crew: Crew | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.loader.batch import BatchLayout
 from epistream.loader.job import Job
+from epistream.loader.residency import open_bytes
 
 # Reading and handing over a batch of 0.2 MB costs some hundred calls whatever is in it: several are read as one, and
 # cost little more than one. A slot of this size costs little memory, and is still in the CPU's cache when it arrives.
@@ -33,11 +34,13 @@ class Slots:
     batches_per_slot: int
 
     @classmethod
-    def plan(cls, job: Job, num_workers: int) -> "Slots":
+    def plan(cls, job: Job, num_workers: int, slots_per_worker: int = 4) -> "Slots":
         """The slots for batches of a job."""
         by_size = _SHARED_BYTES // job.layout.num_bytes
         by_count = job.schedule(0, 0).num_batches // (_LEAST_SHARE * num_workers)
         together = max(1, min(by_size, by_count, _MOST_TOGETHER))
+        while together > 1 and not _budget_holds(job, together * num_workers * slots_per_worker):
+            together //= 2
         return cls(job.layout.times(together), job.batch_size, together)
 
     def groups(self, num_batches: int, worker_index: int = 0, num_workers: int = 1) -> Iterator[range]:
@@ -52,3 +55,13 @@ class Slots:
         for first in range(0, num_windows, self.batch_size):
             rows = slice(first, min(first + self.batch_size, num_windows))
             yield {name: array[rows] for name, array in arrays.items()}
+
+
+def _budget_holds(job: Job, batches_in_flight: int) -> bool:
+    """Whether a budget that the user set holds the shards that so many batches of each rank draw from.
+
+    If not, workers that are far apart would evict each other's shards: they are fetched again and again then.
+    """
+    budget = job.cache.options.budget_bytes
+    windows = batches_in_flight * job.batch_size * job.world.size
+    return budget is None or sum(open_bytes(plan, windows) for plan in job.plans) <= budget

@@ -129,7 +129,8 @@ class WindowFeed:
             logger.info("No ranged reads: %s", error)
             self._num_cold_batches = 0
             return False
-        self._num_cold_batches = self._num_cold_batches - 1 if num_cold else 0
+        num_batches = max(1, len(windows.step) // self._job.batch_size)
+        self._num_cold_batches = self._num_cold_batches - num_batches if num_cold else 0
         return True
 
     def _order(self, epoch: int) -> EpochOrder:

@@ -1,5 +1,6 @@
 """Small batches that share a slot of the ring: the same batches, in the same order, none overwritten."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,27 @@ def test_slots_of_a_long_epoch_hold_several_small_batches_and_one_large(aloha_sh
     assert Slots.plan(stream.job, 2).batches_per_slot == min(32, num_batches // 8) > 1
     with_cameras = es.EpisodeStream(aloha_shards, batch_size=2)
     assert Slots.plan(with_cameras.job, 2).batches_per_slot == 1
+
+
+def test_slots_hold_fewer_batches_where_the_budget_cannot_hold_what_they_draw_from(tmp_path):
+    with h5py.File(tmp_path / "demos.hdf5", "w") as file:
+        for number in range(24):
+            file[f"data/demo_{number}/actions"] = np.zeros((100, 60), np.float32)
+            file[f"data/demo_{number}/obs/robot0_joint_pos"] = np.zeros((100, 60), np.float32)
+    es.pack(tmp_path / "demos.hdf5", tmp_path / "shards", shard_size="64KiB")
+
+    def together(budget_bytes):
+        order = es.OrderOptions(lanes=2, resident_shards=4)
+        cache = es.CacheOptions(mode="shm", budget_bytes=budget_bytes)
+        stream = es.EpisodeStream(tmp_path / "shards", batch_size=2, order=order, cache=cache)
+        return Slots.plan(stream.job, 2, 4).batches_per_slot
+
+    dataset = es.open_dataset(tmp_path / "shards")
+    assert dataset.num_shards == 24
+    size = int(dataset.shard_bytes.sum() + dataset.index_bytes.sum())
+    assert together(None) == together(size) == 32
+    assert 1 <= together(size // 3) < 32
+    assert together(1) == 1, "nothing would help"
 
 
 def test_groups_deal_every_batch_once_and_in_order():
