@@ -34,21 +34,24 @@ _POINTS = 20
 
 _PAGE = """# Flat over shards and over time
 
-Written by `make bench-flat` ({batches:,} batches). Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python {python},
-{date}; epistream {version}. Windows are tiny (a 16x16 frame, state, 16 actions; batches of {batch_size}, two workers),
-so that what is done for each batch and each shard is all that counts. Ratios are medians of interleaved rounds; "noise"
-is how far the same loader's own rounds lie apart (largest / smallest, in windows/s).
+Written by `make bench-flat` ({batches:,} batches). Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python
+{python}, {date}; epistream {version}. Windows are tiny (a 16x16 frame, state, 16 actions; batches of
+{batch_size}, two workers), so that what is done for each batch and each shard is all that counts. Ratios are
+medians of interleaved rounds; "noise" is how far the same loader's own rounds lie apart (largest / smallest, in
+windows/s).
 
 ## {few} shards against {many:,}
 
-The same {many:,} episodes, packed twice ({shards}).
+Shards of one episode each, as small as the packer makes them, {few} of them and {many:,} of them: the dataset
+grows, and nothing that is done for a batch may.
 
-| | windows/s | CPU s per 1,000 | its windows/s / those of {few} | its CPU / that of {few} | noise |
+| | windows/s | CPU s per 1,000 | windows/s / first row | CPU / first row | noise |
 | --- | ---: | ---: | ---: | ---: | ---: |
 {shard_rows}
 
-"Default order" lets an epoch draw from more shards at a time where there are many small ones: a batch of {batch_size}
-then comes from more of them, each visited by itself. That number does not grow with the dataset.
+"Default order" lets an epoch draw from more shards at a time where there are more: a batch of {batch_size} then comes
+from more of them, each visited by itself, up to a number that does not grow with the dataset. The last row is what such
+small shards cost: the {many:,} episodes in {large} shards, which are opened {many:,} / {large} times less often.
 
 ## Early against late in {batches:,} batches
 
@@ -114,21 +117,27 @@ def footprint() -> dict[str, float]:
 
 
 def pack(folder: Path, num_episodes: int) -> dict[str, int]:
-    """The episodes in few shards and in one each; how many it became."""
-    (folder / "episodes").mkdir()
-    make_episodes(folder / "episodes", num_episodes)
-    size = _STEPS * int(np.prod(_FRAME)) * num_episodes * 3 // 2 // _FEW
-    for name, shard_size in (("few", f"{size >> 10}KiB"), ("many", "64KiB")):
-        es.pack(folder / "episodes", folder / name, codec="raw", shard_size=shard_size)
-    return {name: len(list((folder / name).glob("*.tar"))) for name in ("few", "many")}
+    """Shards of one episode each, few and many, and the many episodes in large shards; how many it became."""
+    for name, count, shard_size in (
+        ("few", _FEW, "64KiB"),
+        ("many", num_episodes, "64KiB"),
+        ("large", num_episodes, f"{_STEPS * int(np.prod(_FRAME)) * num_episodes * 3 // 2 // _FEW >> 10}KiB"),
+    ):
+        episodes = folder / f"episodes-{count}"
+        if not episodes.exists():
+            episodes.mkdir()
+            make_episodes(episodes, count)
+        es.pack(episodes, folder / name, codec="raw", shard_size=shard_size)
+    return {name: len(list((folder / name).glob("*.tar"))) for name in ("few", "many", "large")}
 
 
 def compare_shards(folder: Path, rounds: int, step: int) -> dict[str, list[dict[str, float]]]:
     """Figures of interleaved rounds of `step` batches for each."""
     loaders = {
-        "few shards": loader_of(folder / "few", _SAME_ORDER),
-        "many shards": loader_of(folder / "many", _SAME_ORDER),
-        "many shards, default order": loader_of(folder / "many", es.OrderOptions()),
+        "few": loader_of(folder / "few", _SAME_ORDER),
+        "many": loader_of(folder / "many", _SAME_ORDER),
+        "many, default order": loader_of(folder / "many", es.OrderOptions()),
+        "episodes of the many in large shards": loader_of(folder / "large", _SAME_ORDER),
     }
     sources = {name: endless(loader) for name, loader in loaders.items()}
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
@@ -143,8 +152,8 @@ def compare_shards(folder: Path, rounds: int, step: int) -> dict[str, list[dict[
 
 
 def compare_times(folder: Path, num_batches: int) -> list[dict[str, float]]:
-    """Points along `num_batches` batches of the dataset of few shards."""
-    with loader_of(folder / "few", _SAME_ORDER) as loader:
+    """Points along `num_batches` batches of the dataset of many episodes in large shards."""
+    with loader_of(folder / "large", _SAME_ORDER) as loader:
         batches = endless(loader)
         rate(batches, max(1, num_batches // 50))
         return [{**rate(batches, max(1, num_batches // _POINTS)), **footprint()} for _ in range(_POINTS)]
@@ -152,7 +161,7 @@ def compare_times(folder: Path, num_batches: int) -> list[dict[str, float]]:
 
 def shard_rows(figures: dict[str, list[dict[str, float]]]) -> list[str]:
     lines = []
-    few = figures["few shards"]
+    few = figures["few"]
     for name, rounds in figures.items():
         middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         to_few = {
@@ -198,7 +207,7 @@ def main() -> None:
         batch_size=BATCH_SIZE,
         few=counts["few"],
         many=counts["many"],
-        shards=f"{counts['few']} and {counts['many']:,} shards",
+        large=counts["large"],
         shard_rows="\n".join(shard_rows(figures)),
         points=len(points),
         time_rows="\n".join(time_rows(points)),

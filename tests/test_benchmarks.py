@@ -160,5 +160,5 @@ def test_flatness_runs_and_writes_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["flatness.py", *arguments])
     flatness.main()
     page = (tmp_path / "FLATNESS.md").read_text()
-    assert "many shards, default order" in page
+    assert "many, default order" in page
     assert "descriptors" in page
