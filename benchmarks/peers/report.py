@@ -77,7 +77,7 @@ def _cells(name: str, figures: Figures) -> list[str]:
 def table(name: str, result: dict[str, Any]) -> list[str]:
     """A group's rows, fastest first."""
     figures = result["figures"]
-    lines = [f"\n## {name}\n", f"{result['rounds']} rounds." + _bound(figures) + _floor(figures) + "\n"]
+    lines = [f"\n## {name}\n", f"Rounds: {result['rounds']}." + _bound(figures) + _floor(figures) + "\n"]
     heads = _heads(figures)
     lines += ["| | " + " | ".join(heads) + " |", "| --- " + "| ---: " * len(heads) + "|"]
     lines += [f"| {one} | " + " | ".join(_cells(one, figures)) + " |" for one in loaders(figures)]

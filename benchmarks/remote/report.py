@@ -101,7 +101,7 @@ def _notes(readers: dict[str, Any]) -> list[str]:
     if own.get("fill_bytes"):
         text = (
             f"By its counters, {own['fill_bytes']:.2f} of epistream's epoch 1 are fills, each shard once for the "
-            f"node, and {own['range_bytes']:.2f} ranges: what each worker's first batches need is read by blocks of MiB "
+            f"node, and {own['range_bytes']:.2f} ranges: what a worker's first batches need is read in blocks of MiB "
             "while the shards come. This part is of a fixed size for each worker and does not grow with the "
             "dataset. `epistream, default` also keeps the decoded frames of all episodes in shared memory, because "
             "there is room for them."
