@@ -77,7 +77,7 @@ class Schedule:
             return whole
         if self.remainder == "pad":
             return whole + 1
-        return whole + (len(self._dealt(whole)) > 0)
+        return whole + (len(self._dealt(range(whole, whole + 1))) > 0)
 
     def positions(self, batch_index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """This rank's positions of a batch, ascending but for repeats.
@@ -88,9 +88,13 @@ class Schedule:
         Raises:
             OptionError: if this rank has no such batch.
         """
-        if not 0 <= batch_index < self.num_batches:
-            raise OptionError(f"batch: {batch_index}, wanted 0 to {self.num_batches - 1}.")
-        positions = self._dealt(batch_index)
+        return self.positions_of(range(batch_index, batch_index + 1))
+
+    def positions_of(self, batches: range) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """As `positions`, of several consecutive batches one after the other."""
+        if not 0 <= batches[0] <= batches[-1] < self.num_batches:
+            raise OptionError(f"batch: {batches[0]} to {batches[-1]}, wanted 0 to {self.num_batches - 1}.")
+        positions = self._dealt(batches)
         beyond = positions - self.num_windows + 1
         is_repeat = beyond > 0
         # As far back as it takes, in whole rounds of the lanes: a repeat reads the lane that its node has
@@ -98,30 +102,22 @@ class Schedule:
         back = self.num_lanes * -(-beyond // self.num_lanes)
         return np.where(is_repeat, positions - back, positions), is_repeat
 
-    def positions_of(self, batches: range) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """As `positions`, of several batches one after the other."""
-        if len(batches) == 1:
-            return self.positions(batches[0])
-        parts = [self.positions(batch_index) for batch_index in batches]
-        positions, is_repeat = zip(*parts, strict=True)
-        return np.concatenate(positions), np.concatenate(is_repeat)
-
     def position_after(self, batch_index: int) -> int:
         """Windows of the epoch that all ranks together have consumed after this batch: what a state saves."""
         return min(self.start + (batch_index + 1) * self.global_batch, self.num_windows)
 
-    def _dealt(self, batch_index: int) -> NDArray[np.int64]:
+    def _dealt(self, batches: range) -> NDArray[np.int64]:
         """This rank's positions before repeats are folded back; those past the end are left out under "uneven"."""
         world = self.world
-        begin = self.start + batch_index * self.global_batch
-        turn = 0
+        begin = self.start + np.arange(batches.start, batches.stop, dtype=np.int64) * self.global_batch
+        turn = np.zeros_like(begin)
         if world.group_size > 1:
             # Keyed by the position, not by the batch's number, which begins anew after a resume.
-            turn = draw(world.group_size, Purpose.DEAL, self.seed, self.epoch, begin)
+            turn[:] = [draw(world.group_size, Purpose.DEAL, self.seed, self.epoch, place) for place in begin.tolist()]
         first = begin + (world.group - begin) % world.num_groups
         place = (world.group_rank - turn) % world.group_size
-        dealt = np.arange(self.batch_size, dtype=np.int64) * world.group_size + place
-        positions = first + world.num_groups * dealt
+        dealt = np.arange(self.batch_size, dtype=np.int64) * world.group_size
+        positions = (first[:, None] + world.num_groups * (dealt + place[:, None])).reshape(-1)
         if self.remainder == "uneven":
             positions = positions[positions < self.num_windows]
         return positions
