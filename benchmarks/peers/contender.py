@@ -34,6 +34,7 @@ class Contender:
         holds_raw: it reads the same windows with raw frames, where a scenario has such a twin.
         in_ranks: whether it runs on several ranks and from a cold page cache too.
         only: names of the scenarios that it runs on, if not on all that fit.
+        is_prepared: `start` does an earlier epoch's work first, so that a cold start of it would measure that.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Contender:
     holds_raw: bool = False
     in_ranks: bool = False
     only: tuple[str, ...] = ()
+    is_prepared: bool = False
 
     def fits(self, scenario: Scenario) -> bool:
         """Whether it runs on a scenario."""

@@ -19,7 +19,13 @@ CONTENDERS = (
         ours.epistream(loader={"num_workers": 0, "num_threads": NUM_WORKERS}),
     ),
     Contender(
-        "epistream, decoded once", "epistream", ("jpeg",), ours.load, ours.epistream(decode="once"), in_ranks=True
+        "epistream, decoded once",
+        "epistream",
+        ("jpeg",),
+        ours.load,
+        ours.epistream(decode="once"),
+        in_ranks=True,
+        is_prepared=True,
     ),
     *samples.CONTENDERS,
     *lerobot_images.CONTENDERS,

@@ -32,7 +32,8 @@ class Group:
 
     def contenders(self) -> list[Contender]:
         """Who takes part."""
-        return [c for c in CONTENDERS if c.fits(self.scenario) and (self.is_plain or c.in_ranks)]
+        fitting = [c for c in CONTENDERS if c.fits(self.scenario) and (self.is_plain or c.in_ranks)]
+        return [c for c in fitting if not (self.is_cold and c.is_prepared)]
 
     def extra(self) -> list[str]:
         """What is measured beside the contenders."""
