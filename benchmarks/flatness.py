@@ -25,9 +25,11 @@ import epistream as es
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE = 32
-# Long enough that the packer, which makes no shards below 64 KiB, puts every episode into one of its own.
-_STEPS, _FRAME = 70, (16, 16, 3)
+# Long enough that the packer, which makes no shards below 64 KiB, puts every episode into one of its own, and that an
+# epoch of few shards is not over after some batches.
+_STEPS, _FRAME = 700, (8, 8, 3)
 _FEW, _MANY = 10, 1000
+_TILES = 10  # of the recorded 80 steps
 # As many shards open at a time on both sides; and what the default gives to many shards.
 _SAME_ORDER = es.OrderOptions(lanes=4, resident_shards=8)
 _POINTS = 20
@@ -35,7 +37,7 @@ _POINTS = 20
 _PAGE = """# Flat over shards and over time
 
 Written by `make bench-flat` ({batches:,} batches). Machine: {cpu}, {memory_gib} GiB, Linux {kernel}, Python
-{python}, {date}; epistream {version}. Windows are tiny (a 16x16 frame, state, 16 actions; batches of
+{python}, {date}; epistream {version}. Windows are tiny (an 8x8 frame, state, 16 actions; batches of
 {batch_size}, two workers), so that what is done for each batch and each shard is all that counts. Ratios are
 medians of interleaved rounds; "noise" is how far the same loader's own rounds lie apart (largest / smallest, in
 windows/s).
@@ -66,7 +68,7 @@ Medians of the first and of the last quarter of {points} points.
 def make_episodes(folder: Path, count: int) -> None:
     """`count` ALOHA files with tiny frames, cut out of a recorded one."""
     with h5py.File(ROOT / "examples" / "data" / "aloha" / "episode_0.hdf5") as file:
-        state, action = file["observations/qpos"][:], file["action"][:]
+        state, action = (np.tile(file[name][:], (_TILES, 1)) for name in ("observations/qpos", "action"))
     frames = np.random.default_rng(0).integers(0, 256, (_STEPS, *_FRAME), np.uint8)
     for number in range(count):
         first = number % (len(action) - _STEPS)
