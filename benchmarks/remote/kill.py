@@ -123,7 +123,7 @@ def _left(place: Place, scratch: Path, bucket: Path, shm_before: set[str]) -> di
             label, size = f"{where}/{path.relative_to(folder)}", path.stat().st_size
             if path.name in served_names or path.name.endswith(".shard"):
                 torn.append(label)
-            elif size >= 64 << 10:
+            elif size >= 64 << 10 or re.search(r"\.(tmp|temp|part)", path.name):
                 partial.append(label)
             else:
                 other.append(label)
