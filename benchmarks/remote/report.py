@@ -21,6 +21,11 @@ and LitData (`endpoint_url`) read `s3://` by their own clients. A job is 4 ranks
 {batch_size}, a gloo process group and torchrun's variables; its ranks share one cache folder, as each loader's
 documentation has it for one node. All decode with simplejpeg. How each is opened: [readers.py](remote/readers.py).
 
+Two things were done for peers because the server has no TLS. LitData's first S3 client refuses such servers unless a
+private setting allows it. MosaicML Streaming fetches its index before the DataLoader forks, and the forked workers go
+on with the same open connection; over TLS that fails and they connect anew, without it they read each other's answers
+(of three cold starts two failed on torn samples, one took a minute), so they are made to connect anew here too.
+
 ## Bytes
 
 | | fetched, epoch 1 | fetched, epoch 2 | requests | distinct windows | windows of a rank |
@@ -58,6 +63,7 @@ Orphans are processes of the killed rank that still ran when the others were don
 under the name of a whole one. "Left behind" is what still lies there after the *restarted* job has ended in good order
 and is no whole copy of a served file: half-fetched files, small files (locks and notes), names in /dev/shm. "Fetched
 again" is what the restart fetched, as a share of the dataset. Missing are windows that the restart gave to nobody.
+With `keep=True` epistream's cache is meant to outlive the job, so its shards and the locks that belong to them stay.
 """
 
 
@@ -101,8 +107,8 @@ def _notes(readers: dict[str, Any]) -> list[str]:
     if own.get("fill_bytes"):
         text = (
             f"By its counters, {own['fill_bytes']:.2f} of epistream's epoch 1 are fills, each shard once for the "
-            f"node, and {own['range_bytes']:.2f} ranges: what a worker's first batches need is read in blocks of MiB "
-            "while the shards come. This part is of a fixed size for each worker and does not grow with the "
+            f"node, and {own['range_bytes']:.2f} ranges: what a worker's first batches need is read in blocks of 1 MiB "
+            "while shards come. This part is of a fixed size for each worker and does not grow with the "
             "dataset. `epistream, default` also keeps the decoded frames of all episodes in shared memory, because "
             "there is room for them."
         )
@@ -149,7 +155,7 @@ def _kill_table(readers: dict[str, Any]) -> list[str]:
                         "rank" if whom == "rank" else "main process",
                         _others(one["others"]),
                         str(one["orphans"]),
-                        str(len(one["left"]["torn"])),
+                        "not told" if one["left"]["torn"] is None else str(len(one["left"]["torn"])),
                         _left(one["left_after_restart"]),
                         f"{restart['seconds']:.0f} s" if complete else f"**{restart['finished']} of 4 ranks finish**",
                         f"{restart['fetched_share']:.2f}",
