@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
 ALIGNMENT_BYTES = 64
-# The block size of the index files: one XXH3-64 checksum for each block of a shard.
+# One XXH3-64 checksum stands for so many bytes, unless an entry says otherwise.
 BLOCK_BYTES = 1 << 20
 
 

@@ -90,6 +90,7 @@ class Prefetcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
+        self.soon = frozenset()
         if self._thread is not None:
             # Not for ever: a server may stall, and this is also called at the end of the process.
             self._thread.join(_CLOSE_S)

@@ -1,4 +1,4 @@
-"""Remote file systems, opened in one place: safe where processes fork, and asked with a deadline."""
+"""Remote file systems, opened in one place: safe where processes fork; `ask` gives up what is not answered."""
 
 import asyncio
 import concurrent.futures
@@ -56,4 +56,6 @@ def ask(file_system: Any, question: str, *arguments: Any, limit_s: float, **opti
     try:
         return asyncio.run_coroutine_threadsafe(request, file_system.loop).result(limit_s + _GRACE_S)
     except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as error:  # both are TimeoutError from 3.11 on
+        if getattr(error, "errno", None):  # the kernel's own, of a connection that could not be made
+            raise
         raise TimeoutError(f"no answer within {limit_s:.3g} s") from error

@@ -232,7 +232,7 @@ class StreamingLoader:
 
     def _situation(self) -> Situation:
         job, prefetch = self.stream.job, self._slots_per_worker - 2
-        in_flight = max(1, self._num_workers * self._slots_per_worker) * self._slots.batches_per_slot
+        in_flight = max(1, self._num_workers * self._slots_per_worker * self._slots.batches_per_slot)
         # Looking at the budget enters the cache's directory, so only when shards had to leave it.
         budget = job.cache.budget() if self.stats().cache.evictions else None
         return Situation(
@@ -273,8 +273,8 @@ class StreamingLoader:
                 yield batch
 
     def _collect(self, crew: Crew, serial: int, schedule: Schedule) -> Iterator[Any]:
-        for batches in self._slots.groups(schedule.num_batches):
-            worker_index = batches[0] // self._slots.batches_per_slot % self._num_workers
+        for number, batches in enumerate(self._slots.groups(schedule.num_batches, self._num_workers)):
+            worker_index = number % self._num_workers
             started = time.perf_counter()
             message = self._receive(crew, worker_index, serial)
             if message.first_batch != batches[0]:
@@ -283,9 +283,7 @@ class StreamingLoader:
                     "of epistream; please report it."
                 )
             self._recorder.receive(worker_index, message, time.perf_counter() - started)
-            block, copied = self._take(crew, worker_index, message.slot)
-            arrays = self._slots.batches(block, message.num_windows)
-            del block  # the slot goes back when its last batch has died
+            arrays, copied = self._take(crew, worker_index, message)
             for batch_index, views in zip(batches, arrays, strict=True):
                 self._check_current(crew, serial)
                 self._recorder.hand_out(len(views["step_index"]), copied)
@@ -317,8 +315,8 @@ class StreamingLoader:
             if message.slot >= 0:  # left over from an iteration that was broken off
                 crew.give_back(worker_index)(message.slot)
 
-    def _take(self, crew: Crew, worker_index: int, slot: int) -> tuple[np.ndarray, bool]:
-        """The memory of a filled slot: the slot itself, or a copy when the consumer already holds all but one."""
+    def _take(self, crew: Crew, worker_index: int, message: Message) -> tuple[Iterator[dict[str, np.ndarray]], bool]:
+        """The batches of a filled slot: views of it, or copies when the consumer already holds all slots but one."""
         held, send = self._held[worker_index], crew.give_back(worker_index)
 
         def give_back(slot: int) -> None:
@@ -326,11 +324,13 @@ class StreamingLoader:
             send(slot)
 
         if len(held) + 1 >= self._slots_per_worker:
-            block = crew.ring.slot(slot).copy()
-            send(slot)
-            return block, True
-        held.add(slot)
-        return crew.ring.hand_out(slot, give_back), False
+            slot = self._slots.batches(crew.ring.slot(message.slot), message.num_windows)
+            # Each by itself: a batch that is kept must not keep the memory of its neighbours.
+            copies = [{name: array.copy() for name, array in views.items()} for views in slot]
+            send(message.slot)
+            return iter(copies), True
+        held.add(message.slot)
+        return self._slots.batches(crew.ring.hand_out(message.slot, give_back), message.num_windows), False
 
     def _read_here(self, epoch: int, start: int) -> Iterator[Any]:
         """The same batches without workers, each in fresh memory."""

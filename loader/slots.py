@@ -43,11 +43,16 @@ class Slots:
             together //= 2
         return cls(job.layout.times(together), job.batch_size, together)
 
-    def groups(self, num_batches: int, worker_index: int = 0, num_workers: int = 1) -> Iterator[range]:
-        """The batches of each slot that a worker fills in an epoch of `num_batches`: dealt to the workers in turn."""
-        step = self.batches_per_slot
-        for first in range(worker_index * step, num_batches, num_workers * step):
-            yield range(first, min(first + step, num_batches))
+    def groups(self, num_batches: int, num_workers: int) -> Iterator[range]:
+        """The batches of each slot of an epoch, in order; slot n is filled by worker ``n % num_workers``.
+
+        The first slot of each worker has one batch only, so that the first batches are there as soon as can be.
+        """
+        first = number = 0
+        while first < num_batches:
+            stop = min(first + (1 if number < num_workers else self.batches_per_slot), num_batches)
+            yield range(first, stop)
+            first, number = stop, number + 1
 
     def batches(self, block: NDArray[np.uint8], num_windows: int) -> Iterator[dict[str, NDArray[Any]]]:
         """The arrays of each batch in a slot that holds `num_windows`; views of `block`."""

@@ -140,7 +140,7 @@ class WindowFeed:
 
     def _find_bad(self, windows: BatchWindows) -> bool:
         """Read the windows of each shard by themselves, into memory that is thrown away; True if one is found bad."""
-        scratch = self._job.layout.allocate()
+        scratch = self._job.layout_of(len(windows.step)).allocate()
         found = False
         for shard in np.unique(windows.shard).tolist():
             try:

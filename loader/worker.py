@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -143,7 +144,8 @@ class _Worker:
         batches = range(-1, 0)
         try:
             num_batches = self._feed.begin(epoch, start)
-            for batches in self._seat.slots.groups(num_batches, self._seat.worker_index, self._seat.num_workers):
+            groups = self._seat.slots.groups(num_batches, self._seat.num_workers)
+            for batches in islice(groups, self._seat.worker_index, None, self._seat.num_workers):
                 waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
                 if self._is_superseded(command):
                     return False

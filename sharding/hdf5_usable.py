@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from epistream.errors import FormatError, LayoutError, SourceError
+from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
 from epistream.sharding.features import Feature, describe_difference
 
 _log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def usable_files(
         The files to stream, in their order, and the reason for each of the others, which the log has as well.
 
     Raises:
-        SourceError, LayoutError, FormatError: That of the first file, if none can be read.
+        SourceError, SourceChangedError, LayoutError, FormatError: That of the first file, if none can be read.
     """
     features: dict[str, dict[str, Feature]] = {}
     votes: Counter[str] = Counter()  # by the first file that has these features
@@ -32,7 +32,7 @@ def usable_files(
     for url in urls:
         try:
             num_episodes, mine = features_of(url)
-        except (SourceError, LayoutError, FormatError) as error:
+        except (SourceError, SourceChangedError, LayoutError, FormatError) as error:
             first_error = first_error or error
             reasons[url] = str(error)
             continue

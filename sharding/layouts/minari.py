@@ -42,7 +42,7 @@ class MinariLayout:
     def groups(self, file: h5py.File) -> list[str]:
         """The episodes of `file`, in order."""
         names = [name for name in natsort.natsorted(file) if _EPISODE.fullmatch(name)]
-        return [f"/{name}" for name in names if {"actions", "observations"} <= set(file[name])]
+        return [f"/{name}" for name in names if _is_episode(file[name])]
 
     def episode(self, file: h5py.File, group: str) -> SourceEpisode:
         """Describe one."""
@@ -107,3 +107,7 @@ def _mission(episode: h5py.Group) -> tuple[str, ...]:
     """What text environments ask for, the same at every step."""
     found = episode.get("observations/mission")
     return texts(found[0]) if isinstance(found, h5py.Dataset) and found.dtype.kind in "SO" and len(found) else ()
+
+
+def _is_episode(node: h5py.Group | h5py.Dataset) -> bool:
+    return isinstance(node, h5py.Group) and {"actions", "observations"} <= set(node)

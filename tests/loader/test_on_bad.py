@@ -72,6 +72,16 @@ def test_bad_shards_are_replaced_by_marked_repeats_and_listed(harmed, tmp_path, 
     assert [url.rsplit("/", 1)[1] for url in sorted(stats.bad_shards)] == ["shard-000002.tar", "shard-000005.tar"]
 
 
+def test_bad_shards_are_replaced_where_small_batches_share_a_slot(harmed):
+    stream = es.EpisodeStream(harmed, batch_size=4, order=es.OrderOptions(lanes=2), on_bad="skip")
+    harm(harmed)
+    with es.StreamingLoader(stream, num_workers=1) as loader:
+        assert loader._slots.batches_per_slot == 32
+        flags = [batch["is_repeat"] for batch in loader]
+    assert sum(int(flag.sum()) for flag in flags) == 2 * LENGTH
+    assert len(flags) == NUM_EPISODES * LENGTH // 4
+
+
 def test_bad_shard_is_an_error_that_names_it_unless_skipping_was_asked_for(harmed):
     stream = stream_of(harmed)
     harm(harmed)
