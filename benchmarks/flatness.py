@@ -44,16 +44,16 @@ windows/s).
 
 ## {few} shards against {many:,}
 
-Shards of one episode each, as small as the packer makes them, {few} of them and {many:,} of them: the dataset
-grows, and nothing that is done for a batch may.
+Shards of one episode each (250 kB), {few} of them and {many:,} of them: the dataset grows, and nothing that is done for
+a batch may.
 
 | | windows/s | CPU s per 1,000 | windows/s / first row | CPU / first row | noise |
 | --- | ---: | ---: | ---: | ---: | ---: |
 {shard_rows}
 
 "Default order" lets an epoch draw from more shards at a time where there are more: a batch of {batch_size} then comes
-from more of them, each visited by itself, up to a number that does not grow with the dataset. The last row is what such
-small shards cost: the {many:,} episodes in {large} shards, which are opened {many:,} / {large} times less often.
+from more of them, each visited by itself, up to a number that does not grow with the dataset. The last row has
+the {many:,} episodes in {large} shards.
 
 ## Early against late in {batches:,} batches
 
