@@ -10,6 +10,8 @@ from fsspec.core import url_to_fs
 from epistream.errors import OptionError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+# No small file, listing or property takes so long; a connection that died without a word does.
+_REQUEST_S = 60.0
 # How long after its own deadline a request may take to be called off.
 _GRACE_S = 5.0
 
@@ -17,6 +19,11 @@ _GRACE_S = 5.0
 # connections are closed there when they die, and the parent never hears from its own copies again: its next request
 # waits for ever. So none of them may die.
 _opened: dict[int, Any] = {}
+
+
+def protocol_of(url: str) -> str:
+    """``s3`` for ``s3://bucket/x``, ``file`` for a path."""
+    return url.split("://", 1)[0].split("::", 1)[0] if "://" in url else "file"
 
 
 def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
@@ -29,20 +36,21 @@ def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tupl
     Raises:
         OptionError: its scheme is unknown, its package is not installed, or it does not know an option.
     """
-    protocol = url.split("://", 1)[0].split("::", 1)[0] if "://" in url else "file"
     try:
         file_system, path = url_to_fs(url, **dict(options or {}))
     except ImportError as error:
+        protocol = protocol_of(url)
         extra = _EXTRAS.get(protocol)
         remedy = f"Run: pip install 'epistream[{extra}]'." if extra else f"{error}."
         raise OptionError(f"{url}: the package for {protocol}:// is not installed. {remedy}") from error
     except (ValueError, TypeError) as error:
         raise OptionError(f"{url}: {error}. Check the URL and storage_options.") from error
-    _opened.setdefault(id(file_system), file_system)
+    if getattr(file_system, "async_impl", False):  # others have no connections in that queue
+        _opened[id(file_system)] = file_system
     return file_system, path
 
 
-def ask(file_system: Any, question: str, *arguments: Any, limit_s: float, **options: Any) -> Any:
+def ask(file_system: Any, question: str, *arguments: Any, limit_s: float = _REQUEST_S, **options: Any) -> Any:
     """Call a method of a file system, and give it up after `limit_s` where the file system can be interrupted.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import tenacity
 
 from epistream.errors import OptionError, SourceError
-from epistream.file_systems import ask, open_file_system
+from epistream.file_systems import ask, open_file_system, protocol_of
 
 Options = Mapping[str, Any] | None
 
@@ -24,13 +24,6 @@ _NOT_TRANSIENT = (
     ImportError,
     ValueError,
 )
-# No small file takes so long; a connection that died without a word does.
-_REQUEST_S = 60.0
-
-
-def protocol_of(url: str) -> str:
-    """``s3`` for ``s3://bucket/x``, ``file`` for a path."""
-    return url.split("://", 1)[0].split("::", 1)[0] if "://" in url else "file"
 
 
 def local_path(url: str) -> Path | None:
@@ -65,7 +58,7 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
         if path is not None:
             return path.read_bytes()
         file_system, target = open_file_system(url, options)
-        data: bytes = _retry(lambda: ask(file_system, "cat_file", target, limit_s=_REQUEST_S))
+        data: bytes = _retry(lambda: ask(file_system, "cat_file", target))
         return data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
@@ -132,7 +125,7 @@ def list_names(url: str, options: Options = None) -> list[str] | None:
             return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else None
         file_system, target = open_file_system(url, options)
         file_system.invalidate_cache()  # it may remember the folder as it was before we wrote to it
-        listed = ask(file_system, "ls", target, detail=False, limit_s=_REQUEST_S)
+        listed = ask(file_system, "ls", target, detail=False)
         return sorted(name for name in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed) if name)
     except Exception:  # only ever used to say more in a message
         return None
@@ -156,7 +149,7 @@ def file_bytes(url: str, options: Options = None) -> int | None:
         if path is not None:
             return path.stat().st_size
         file_system, target = open_file_system(url, options)
-        size = ask(file_system, "info", target, limit_s=_REQUEST_S).get("size")
+        size = ask(file_system, "info", target).get("size")
         return int(size) if size is not None else None
     except OptionError:
         raise
@@ -179,8 +172,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
                 data = file.read(size)
         else:
             file_system, target = open_file_system(url, options)
-            stop = start + size
-            data = _retry(lambda: ask(file_system, "cat_file", target, start=start, end=stop, limit_s=_REQUEST_S))
+            data = _retry(lambda: ask(file_system, "cat_file", target, start=start, end=start + size))
     except OptionError:
         raise
     except Exception as error:  # each file system of fsspec has errors of its own
