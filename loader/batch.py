@@ -2,8 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class BatchLayout:
             shapes.append((f"{name}_is_pad", np.dtype(np.bool_), (batch_size, num_steps)))
         shapes += [(key, np.dtype(np.int64), (batch_size,)) for key in ("episode_index", "step_index", "task_index")]
         shapes.append(("is_repeat", np.dtype(np.bool_), (batch_size,)))
+        return cls._of(shapes)
+
+    @classmethod
+    def _of(cls, shapes: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> "BatchLayout":
         fields: list[Field] = []
         offset = 0
         for name, dtype, shape in shapes:
@@ -69,13 +73,9 @@ class BatchLayout:
 
     def times(self, num_batches: int) -> "BatchLayout":
         """The layout of so many batches one after the other, as one large batch."""
-        fields: list[Field] = []
-        offset = 0
-        for field in self.fields:
-            shape = (field.shape[0] * num_batches, *field.shape[1:])
-            fields.append(replace(field, shape=shape, offset=offset))
-            offset += _aligned(fields[-1].num_bytes)
-        return BatchLayout(tuple(fields), offset)
+        return self._of(
+            (field.name, field.dtype, (field.shape[0] * num_batches, *field.shape[1:])) for field in self.fields
+        )
 
     def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The arrays inside `block` (at least `num_bytes` uint8, contiguous). They share its memory."""

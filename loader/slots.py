@@ -34,7 +34,7 @@ class Slots:
     batches_per_slot: int
 
     @classmethod
-    def plan(cls, job: Job, num_workers: int, slots_per_worker: int = 4) -> "Slots":
+    def plan(cls, job: Job, num_workers: int, slots_per_worker: int) -> "Slots":
         """The slots for batches of a job."""
         by_size = _SHARED_BYTES // job.layout.num_bytes
         by_count = job.schedule(0, 0).num_batches // (_LEAST_SHARE * num_workers)

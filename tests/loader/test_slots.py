@@ -32,9 +32,9 @@ def expected(stream, epoch=0, start=0):
 def test_slots_of_a_long_epoch_hold_several_small_batches_and_one_large(aloha_shards):
     stream = stream_of(aloha_shards)
     num_batches = stream.num_batches
-    assert Slots.plan(stream.job, 2).batches_per_slot == min(32, num_batches // 8) > 1
+    assert Slots.plan(stream.job, 2, 4).batches_per_slot == min(32, num_batches // 8) > 1
     with_cameras = es.EpisodeStream(aloha_shards, batch_size=2)
-    assert Slots.plan(with_cameras.job, 2).batches_per_slot == 1
+    assert Slots.plan(with_cameras.job, 2, 4).batches_per_slot == 1
 
 
 def test_slots_hold_fewer_batches_where_the_budget_cannot_hold_what_they_draw_from(tmp_path):
