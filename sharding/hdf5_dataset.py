@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,11 @@ def open_hdf5_files(
     features: dict[str, Feature] = {}
     num_episodes = 0
     skipped: dict[str, str] = {}
-    keep_of = partial(
+    keep_of: Callable[[str], list[KeptIndex]] = partial(
         keep_indexes, options=options, deadline_s=deadline_s, folder=folder, shard_bytes=shard_bytes, layout=layout
     )
     if skip_bad:
+        keep_of = cache(keep_of)  # every file is looked at before any of them is taken
 
         def look(url: str) -> tuple[int, dict[str, Feature]]:
             rows = [one.index.rows for one in keep_of(url)]

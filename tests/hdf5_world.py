@@ -13,6 +13,15 @@ import epistream as es
 
 LENGTH = 11
 SIDE = 24
+# Real recordings that the project ships, one of each kind and two of one.
+SHIPPED = [
+    "aloha/episode_0.hdf5",
+    "aloha/episode_1.hdf5",
+    "aloha_sim/episode_0.hdf5",
+    "mobile_aloha/episode_0.hdf5",
+    "robomimic/scripted_lift.hdf5",
+    "libero/pick_up_the_red_cube_demo.hdf5",
+]
 
 
 def decoded(row):

@@ -12,14 +12,6 @@ import epistream as es
 from epistream.errors import SourceError
 
 OBS, ACTION = (-2, 0), (-1, 0, 1, 9)
-SHIPPED = [
-    "aloha/episode_0.hdf5",
-    "aloha/episode_1.hdf5",
-    "aloha_sim/episode_0.hdf5",
-    "mobile_aloha/episode_0.hdf5",
-    "robomimic/scripted_lift.hdf5",
-    "libero/pick_up_the_red_cube_demo.hdf5",
-]
 LARGER = [
     "aloha_compressed/episode_0.hdf5",
     "aloha_compressed/episode_1.hdf5",
@@ -68,7 +60,7 @@ def check(path, tmp_path):
         assert_every_window(source, episodes, tasks)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", world.SHIPPED)
 def test_every_window_of_a_shipped_file_equals_direct_reading_from_hdf5_and_shards(example_data, name, tmp_path):
     check(example_data / name, tmp_path)
 

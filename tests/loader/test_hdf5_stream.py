@@ -13,22 +13,13 @@ from hdf5_world import check, everything, stream_of
 import epistream as es
 from epistream.errors import SourceError
 
-FILES = [
-    "aloha/episode_0.hdf5",
-    "aloha/episode_1.hdf5",
-    "aloha_sim/episode_0.hdf5",
-    "mobile_aloha/episode_0.hdf5",
-    "robomimic/scripted_lift.hdf5",
-    "libero/pick_up_the_red_cube_demo.hdf5",
-]
-
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", world.SHIPPED)
 def test_stream_of_a_real_file_out_of_shared_memory_equals_direct_reading(example_data, name, tmp_path):
     path = example_data / name  # read in place, and from shards: test_every_window.py
     check(path, world.read_episodes(path), cache=es.CacheOptions(mode="shm", directory=str(tmp_path / "shm")))
