@@ -11,9 +11,9 @@ from epistream.loader.batch import BatchLayout
 from epistream.loader.job import Job
 from epistream.loader.residency import open_bytes
 
-# Reading and handing over a batch of 0.2 MB costs some hundred calls whatever is in it: several are read as one, and
-# cost little more than one. A slot of this size costs little memory, and is still in the CPU's cache when it arrives.
-_SHARED_BYTES = 2 << 20
+# Reading and handing over a batch costs some thousand calls of Python whatever is in it: several that are read as one
+# cost little more than one. Threads gain most, because such calls hold the interpreter's lock. Twice this brings no more.
+_SHARED_BYTES = 16 << 20
 _MOST_TOGETHER = 32
 # In short epochs all workers shall have something to do nevertheless.
 _LEAST_SHARE = 4

@@ -33,7 +33,7 @@ def test_slots_of_a_long_epoch_hold_several_small_batches_and_one_large(aloha_sh
     stream = stream_of(aloha_shards)
     num_batches = stream.num_batches
     assert Slots.plan(stream.job, 2, 4).batches_per_slot == min(32, num_batches // 8) > 1
-    with_cameras = es.EpisodeStream(aloha_shards, batch_size=2)
+    with_cameras = es.EpisodeStream(aloha_shards, batch_size=16)
     assert Slots.plan(with_cameras.job, 2, 4).batches_per_slot == 1
 
 
