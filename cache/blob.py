@@ -1,7 +1,7 @@
 """The bytes of one part of an entry, whatever is behind them: a mapping or a local file here, a URL in `range_blob`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -123,10 +123,19 @@ class FileBlob:
     def read_each(self, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
         """As `read_into` for several places, looking only once whether the file changed."""
         for offset, target in zip(offsets, targets, strict=True):
-            check_range(str(self._path), self.size, offset, len(target))
-            got = os.preadv(self._fd, [target], offset)
-            if got < len(target):
-                self._fill(offset + got, target[got:])
+            self._read_at(offset, target)
+        self.check_unchanged()
+
+    def read_in_turn(self, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
+        """As `read` for several places, each copied only when it is asked for and valid until the next one is.
+
+        What is small is still in the CPU's cache then. Whether the file changed is looked at after the last.
+        """
+        buffer = memoryview(bytearray(max(sizes, default=0)))
+        for offset, size in zip(offsets, sizes, strict=True):
+            target = buffer[:size]
+            self._read_at(offset, target)
+            yield target
         self.check_unchanged()
 
     def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -158,6 +167,15 @@ class FileBlob:
             return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
         except (OSError, AttributeError):  # would wait, or the file system or the system cannot tell
             return False
+
+    def _read_at(self, offset: int, target: memoryview) -> None:
+        size = len(target)
+        if not 0 <= offset <= self.size - size:
+            check_range(str(self._path), self.size, offset, size)
+        # Mostly there is nothing left to do after this one call.
+        got = os.preadv(self._fd, [target], offset)
+        if got < size:
+            self._fill(offset + got, target[got:])
 
     def _fill(self, offset: int, target: memoryview) -> None:
         done = 0

@@ -1,7 +1,6 @@
 """Puts the frames of one shard's windows into a batch: copied from decoded episodes, or decoded in place."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,6 @@ from epistream.loader.frames import FrameDecoder
 from epistream.sharding.index import ShardIndex
 
 Int64 = NDArray[np.int64]
-
-# Compressed bytes that are read at a time: enough to look at the file's state seldom, and they stay in the CPU's cache.
-_READ_BYTES = 1 << 20
-
-
-@dataclass
-class Scratch:
-    """Memory for compressed frames, kept from batch to batch. One per reader."""
-
-    buffer: bytearray = field(default_factory=bytearray)
-
-    def take(self, size: int) -> memoryview:
-        """`size` bytes, until the next call."""
-        if len(self.buffer) < size:
-            self.buffer = bytearray(size)
-        return memoryview(self.buffer)[:size]
 
 
 def copy_frames(
@@ -58,13 +41,7 @@ def copy_frames(
 
 
 def draw_frames(
-    tar: Blob,
-    index: ShardIndex,
-    decoder: FrameDecoder,
-    needed: Int64,
-    out: NDArray[Any],
-    places: Int64,
-    scratch: Scratch,
+    tar: Blob, index: ShardIndex, decoder: FrameDecoder, needed: Int64, out: NDArray[Any], places: Int64
 ) -> None:
     """Decode frames of a shard into a batch, each frame once.
 
@@ -75,43 +52,39 @@ def draw_frames(
         needed: (N,) rows of the index.
         out: (M, H, W, C) frames of the batch.
         places: (N,) positions in `out`.
-        scratch: for compressed bytes.
 
     Raises:
         FormatError: a frame that is torn; the message names it.
     """
     name = decoder.feature.name
     frames, first, which = np.unique(needed, return_index=True, return_inverse=True)
-    offsets, sizes = index.frame_offset[name][frames].astype(np.int64), index.frame_size[name][frames].astype(np.int64)
-    images = [out[place] for place in places[first].tolist()]
+    offsets, sizes = index.frame_offset[name][frames].tolist(), index.frame_size[name][frames].tolist()
+    targets = places[first].tolist()
     if decoder.is_copy:
-        _read_each(tar, offsets.tolist(), [image.reshape(-1).view(np.uint8).data for image in images])
+        flat = out.reshape(len(out), -1).view(np.uint8)
+        _read_each(tar, offsets, [flat[target].data for target in targets])
     else:
-        groups = (np.cumsum(sizes) - sizes) // _READ_BYTES
-        for group in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(groups)) + 1):
-            data = _compressed(tar, offsets[group], sizes[group], scratch)
-            for number, packed in zip(group.tolist(), data, strict=True):
-                try:
-                    decoder.decode(packed, images[number], name)
-                except FormatError as error:
-                    raise FormatError(f"{_where(index, int(frames[number]))}: {error}") from error
+        number = -1
+        try:
+            for number, packed in enumerate(_in_turn(tar, offsets, sizes)):
+                decoder.decode(packed, out[targets[number]], name)
+        except FormatError as error:
+            if isinstance(tar, FileBlob):
+                tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
+            raise FormatError(f"{_where(index, int(frames[number]))}: {error}") from error
     if len(frames) < len(needed):
         for number in np.flatnonzero(first[which] != np.arange(len(needed))).tolist():
-            np.copyto(out[places[number]], images[which[number]])
+            np.copyto(out[places[number]], out[targets[which[number]]])
 
 
-def _compressed(tar: Blob, offsets: Int64, sizes: Int64, scratch: Scratch) -> list[memoryview | bytes]:
-    """The bytes of frames, valid until the next call."""
-    if not isinstance(tar, FileBlob):
-        return [tar.read(offset, size) for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True)]
-    stops = np.cumsum(sizes)
-    buffer = scratch.take(int(stops[-1]))
-    pieces = [buffer[stop - size : stop] for stop, size in zip(stops.tolist(), sizes.tolist(), strict=True)]
-    tar.read_each(offsets.tolist(), pieces)
-    return list(pieces)
+def _in_turn(tar: Blob, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview | bytes]:
+    """The bytes of frames, each until the next one is asked for."""
+    if isinstance(tar, FileBlob):
+        return tar.read_in_turn(offsets, sizes)
+    return map(tar.read, offsets, sizes)
 
 
-def _read_each(tar: Blob, offsets: list[int], targets: list[memoryview]) -> None:
+def _read_each(tar: Blob, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
     if isinstance(tar, FileBlob):
         tar.read_each(offsets, targets)
     else:

@@ -77,6 +77,9 @@ class FrameDecoder:
         self._whole = feature.shape == shape
         self._dtype = np.dtype(feature.dtype)
         self._colorspace = "GRAY" if feature.shape[2] == 1 else (feature.jpeg_channels or "rgb").upper()
+        height, width, num_channels = feature.shape
+        # A grey JPEG decodes to three equal channels; a coloured one is never silently made grey.
+        self._accepted = {(height, width, n) for n in range(1, num_channels + 1)}
         self._source: NDArray[Any] | None = None
 
     @property
@@ -97,7 +100,8 @@ class FrameDecoder:
         """
         if self._whole and self.feature.codec == "jpeg":
             # What decode_into does, without its checks of `out`, which cost a tenth of decoding a small frame.
-            self._check(jpeg_shape(data, where), where)
+            if (found := jpeg_shape(data, where)) not in self._accepted:
+                raise self._wrong(found, where)
             try:
                 simplejpeg.decode_jpeg(data, self._colorspace, buffer=out)
             except ValueError as error:
@@ -105,7 +109,8 @@ class FrameDecoder:
         elif self._whole:
             decode_into(self.feature, data, out, where)
         elif self.feature.codec == "jpeg":
-            self._check(jpeg_shape(data, where), where)
+            if (found := jpeg_shape(data, where)) not in self._accepted:
+                raise self._wrong(found, where)
             height, width = self.shape[:2]
             try:
                 frame = simplejpeg.decode_jpeg(data, self._colorspace, min_height=height, min_width=width)
@@ -118,11 +123,8 @@ class FrameDecoder:
             decode_into(self.feature, data, self._source, where)
             resize_into(self._source, out)
 
-    def _check(self, found: tuple[int, int, int], where: str) -> None:
-        wanted = self.feature.shape
-        # A grey JPEG decodes to three equal channels; a coloured one is never silently made grey.
-        if found[:2] != wanted[:2] or found[2] > wanted[2]:
-            raise FormatError(f"{where}: a JPEG of {found}, wanted {wanted}. Pack this episode again.")
+    def _wrong(self, found: tuple[int, int, int], where: str) -> FormatError:
+        return FormatError(f"{where}: a JPEG of {found}, wanted {self.feature.shape}. Pack this episode again.")
 
 
 def resize_into(frame: NDArray[Any], out: NDArray[Any]) -> None:

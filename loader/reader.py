@@ -15,7 +15,7 @@ from epistream.cache.range_blob import RangeBlob
 from epistream.loader.cold import ColdReads, ColdShard, Wanted
 from epistream.loader.columns import Columns, gather_rows
 from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames
-from epistream.loader.drawing import Scratch, copy_frames, draw_frames, ready_frames
+from epistream.loader.drawing import copy_frames, draw_frames, ready_frames
 from epistream.loader.frames import FrameDecoder, FrameOptions
 from epistream.loader.open_files import most_open
 from epistream.loader.window import Window
@@ -121,7 +121,6 @@ class EpisodeReader:
         self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
         self._columns = Columns(self._arrays, cache, self._max_open_shards)
         self._cold = ColdReads(self._features, self._max_open_shards)
-        self._scratch = Scratch()
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
         self._decoded = DecodedEpisodes(costly, cache, options.decoded, most) if costly and options.decoded else None
@@ -267,9 +266,7 @@ class EpisodeReader:
         if needed.size:
             frames = out.reshape(-1, *out.shape[2:])
             decoder = self._decoders[name]
-            draw_frames(
-                opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1), self._scratch
-            )
+            draw_frames(opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1))
 
     def _read_cold(
         self,

@@ -12,7 +12,7 @@ from epistream.loader.job import Job
 from epistream.loader.residency import open_bytes
 
 # Reading and handing over a batch costs some thousand calls of Python whatever is in it: several that are read as one
-# cost little more than one. Threads gain most, because such calls hold the interpreter's lock. Twice this brings no more.
+# cost little more than one. Threads gain most, because such calls hold the interpreter's lock. Twice this: no gain.
 _SHARED_BYTES = 16 << 20
 _MOST_TOGETHER = 32
 # In short epochs all workers shall have something to do nevertheless.

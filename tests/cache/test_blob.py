@@ -136,6 +136,31 @@ def test_file_that_changes_while_in_use_is_a_named_error(tmp_path: Path, change:
         blob.read(1000, 3)
     with pytest.raises(SourceChangedError, match=r"s\.tar"):
         blob.gather(np.array([5, 1000]), np.zeros((2, 3), np.uint8))
+    with pytest.raises(SourceChangedError, match=r"s\.tar"):
+        blob.read_each([5, 1000], [memoryview(bytearray(3)), memoryview(bytearray(3))])
+    with pytest.raises(SourceChangedError, match=r"s\.tar"):
+        list(blob.read_in_turn([5, 1000], [3, 3]))
+    blob.close()
+
+
+PLACES = [(0, 4), (300_000, 1), (7, 0), (5, 70_000)]
+
+
+def test_file_is_read_at_several_places_at_once_and_in_turn(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(DATA)
+    blob = FileBlob(tmp_path / "s.tar", len(DATA))
+    offsets, sizes = [offset for offset, _ in PLACES], [size for _, size in PLACES]
+    wanted = [DATA[offset : offset + size] for offset, size in PLACES]
+    assert [bytes(piece) for piece in blob.read_in_turn(offsets, sizes)] == wanted
+    targets = [bytearray(size) for size in sizes]
+    blob.read_each(offsets, [memoryview(target) for target in targets])
+    assert targets == wanted
+    assert list(blob.read_in_turn([], [])) == []
+    for offset, size in [(300_001, 1), (-1, 2)]:
+        with pytest.raises(FormatError, match=r"s\.tar: bytes \["):
+            list(blob.read_in_turn([0, offset], [1, size]))
+        with pytest.raises(FormatError, match=r"s\.tar: bytes \["):
+            blob.read_each([offset], [memoryview(bytearray(size))])
     blob.close()
 
 

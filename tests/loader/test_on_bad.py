@@ -1,11 +1,13 @@
 """A bad shard in week two: an error that names it, or marked repeats in its place."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
 
 import epistream as es
-from epistream.errors import EpistreamError
+from epistream.errors import EpistreamError, SourceChangedError
 
 NUM_EPISODES, LENGTH = 8, 400  # an episode of 64 kB, the smallest shard
 
@@ -28,8 +30,6 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def harmed(shards, tmp_path):
     """A copy of which two shards are made bad after the stream was made."""
-    import shutil
-
     return shutil.copytree(shards, tmp_path / "shards")
 
 
@@ -100,3 +100,16 @@ def test_no_good_shard_left_is_an_error(harmed):
 def test_unknown_on_bad_is_refused(shards):
     with pytest.raises(EpistreamError, match="on_bad: 'ignore'"):
         stream_of(shards, on_bad="ignore")
+
+
+def test_shard_with_cameras_that_is_overwritten_while_read_is_said_to_have_changed(aloha_shards, tmp_path):
+    """Its frames no longer decode, but that is not what its owner has to know."""
+    folder = shutil.copytree(aloha_shards, tmp_path / "shards")
+    stream = es.EpisodeStream(folder, batch_size=4, decode="per_read")
+    with es.StreamingLoader(stream, num_workers=0, num_threads=0) as loader:
+        batches = iter(loader)
+        next(batches)
+        for path in folder.glob("*.tar"):
+            path.write_bytes(bytes(path.stat().st_size))
+        with pytest.raises(SourceChangedError, match=r"\.tar: \(device, size, inode, mtime\)"):
+            next(batches)
