@@ -22,7 +22,8 @@ _VERSION = 1
 # Batches after which a table is asked for again that could not be had: another process may just have been making it.
 _ASK_AGAIN = 16
 
-Table = NDArray[Any]
+# One element per row, so that numpy moves a row as a whole instead of value by value.
+Table = NDArray[np.void]
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Columns:
         self._content = json.dumps(["columns", _VERSION, [feature.to_dict() for feature in features.values()]])
 
     def take(self, shard: int, source: Entry, tar: Blob, index: ShardIndex) -> Mapping[str, Table]:
-        """The tables of a shard, until `release`: by feature (rows, *shape of a step); empty if there are none.
+        """The tables of a shard, until `release`: by feature (rows,); empty if there are none.
 
         Args:
             shard: the shard.
@@ -87,15 +88,15 @@ class Columns:
 
         def tables(buffer: memoryview) -> dict[str, Table]:
             return {
-                name: np.frombuffer(buffer[start : start + size], np.dtype(f.dtype)).reshape(num_rows, *f.shape)
-                for (name, f), start, size in zip(self._features.items(), offsets, sizes, strict=True)
+                name: np.frombuffer(buffer[start : start + size], f"V{feature.step_bytes}")
+                for (name, feature), start, size in zip(self._features.items(), offsets, sizes, strict=True)
             }
 
         def fill(buffer: memoryview) -> None:
             for name, table in tables(buffer).items():
                 starts = index.array_offset[name].tolist()
                 for start, first, length in zip(starts, index.first_row.tolist(), index.length.tolist(), strict=True):
-                    tar.read_into(start, table[first : first + length].reshape(-1).view(np.uint8))
+                    tar.read_into(start, table[first : first + length].view(np.uint8))
 
         entry = Entry(source.parts, self._content)
         opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], fill, may_evict=False)
@@ -105,11 +106,9 @@ class Columns:
         return _Kept(opened, tables(memoryview(blob.read(0, blob.size))))
 
 
-def gather_rows(table: Table, rows: NDArray[np.int64]) -> Table:
-    """``table[rows]`` for rows of any shape, each moved as one element instead of value by value."""
-    width = table.dtype.itemsize * int(np.prod(table.shape[1:], dtype=np.int64))
-    gathered = table.reshape(len(table), -1).view(f"V{width}")[:, 0].take(rows)
-    return gathered.view(table.dtype).reshape(*rows.shape, *table.shape[1:])
+def gather_rows(table: Table, rows: NDArray[np.int64], feature: Feature) -> NDArray[Any]:
+    """The values of a feature at rows of any shape, (*rows.shape, *shape of a step)."""
+    return table.take(rows).view(feature.dtype).reshape(*rows.shape, *feature.shape)
 
 
 def _close(kept: _Kept) -> None:

@@ -43,7 +43,7 @@ def copy_frames(
 def draw_frames(
     tar: Blob, index: ShardIndex, decoder: FrameDecoder, needed: Int64, out: NDArray[Any], places: Int64
 ) -> None:
-    """Decode frames of a shard into a batch, each frame once.
+    """Put frames of a shard into a batch, each decoded once.
 
     Args:
         tar: the shard.
@@ -57,21 +57,21 @@ def draw_frames(
         FormatError: a frame that is torn; the message names it.
     """
     name = decoder.feature.name
+    if decoder.is_copy:  # finding what is there twice would cost more than copying it twice
+        flat = out.reshape(len(out), -1).view(np.uint8)
+        _read_each(tar, index.frame_offset[name][needed].tolist(), [flat[place].data for place in places.tolist()])
+        return
     frames, first, which = np.unique(needed, return_index=True, return_inverse=True)
     offsets, sizes = index.frame_offset[name][frames].tolist(), index.frame_size[name][frames].tolist()
     targets = places[first].tolist()
-    if decoder.is_copy:
-        flat = out.reshape(len(out), -1).view(np.uint8)
-        _read_each(tar, offsets, [flat[target].data for target in targets])
-    else:
-        number = -1
-        try:
-            for number, packed in enumerate(_in_turn(tar, offsets, sizes)):
-                decoder.decode(packed, out[targets[number]], name)
-        except FormatError as error:
-            if isinstance(tar, FileBlob):
-                tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
-            raise FormatError(f"{_where(index, int(frames[number]))}: {error}") from error
+    number = -1
+    try:
+        for number, packed in enumerate(_in_turn(tar, offsets, sizes)):
+            decoder.decode(packed, out[targets[number]], name)
+    except FormatError as error:
+        if isinstance(tar, FileBlob):
+            tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
+        raise FormatError(f"{_where(index, int(frames[number]))}: {error}") from error
     if len(frames) < len(needed):
         for number in np.flatnonzero(first[which] != np.arange(len(needed))).tolist():
             np.copyto(out[places[number]], out[targets[which[number]]])

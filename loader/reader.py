@@ -221,7 +221,7 @@ class EpisodeReader:
             wanted = steps[self._offsets[name]][0][rows]
             if name in tables:
                 # Assignment casts float64 to the float32 that a stream yields.
-                out[name][rows] = gather_rows(tables[name], wanted + first_row)
+                out[name][rows] = gather_rows(tables[name], wanted + first_row, feature)
             else:
                 out[name][rows] = _gather(opened, feature, episodes, wanted)
         if self._decoders:
