@@ -124,7 +124,7 @@ def test_results_give_ratios_of_the_same_rounds(tmp_path):
     write_report({"machine": machine([1.0]), "seconds": 1.0, "minutes": 1, "groups": groups}, tmp_path)
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| epistream, processes | 80 | 10-90 | 0.80 |" in page
-    assert "480x640 JPEG: times the best peer (processes against LitData) | 4 | 4.00 | yes |" in page
+    assert "480x640 JPEG: times the best peer (processes against LitData; at the bound 5.0) | 4 | 4.00 | yes |" in page
     assert "other gave no figures: why" in page
     assert (tmp_path / "results.png").stat().st_size > 10_000
 
