@@ -1,7 +1,6 @@
 """Episodes by number and by path, as code that thinks in files asks for them."""
 
 import bisect
-import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,15 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import EpistreamError, OptionError
+from epistream.errors import OptionError
 from epistream.sharding.dataset import Dataset, open_dataset
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.pack_sources import find_sources
 from epistream.sharding.storage import local_path
 
 AnyPath = str | os.PathLike[str]
-
-_log = logging.getLogger(__name__)
 
 
 def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
@@ -45,22 +42,10 @@ def open_readable(paths: Sequence[str], layout: AnyPath | None = None) -> tuple[
     Raises:
         EpistreamError: that of the first path, if none can be opened.
     """
-    good: list[str] = []
-    bad: dict[str, str] = {}
-    first: EpistreamError | None = None
-    for path in paths:
-        try:
-            open_dataset([path], layout=layout)
-            good.append(path)
-        except EpistreamError as error:
-            first = first or error
-            bad[path] = str(error)
-            _log.warning("left out: %s", error)
-    if first is not None and not good:
-        raise first
-    dataset = open_dataset(good, on_bad="skip", layout=layout)  # files that are whole, but unlike the others
-    unlike = {path: reason for path in good if (reason := dataset.skipped.get(str(Path(path).absolute())))}
-    return dataset, [path for path in good if path not in unlike], bad | unlike
+    dataset = open_dataset(paths, on_bad="skip", layout=layout)
+    given = {str(local.absolute()): path for path in paths if (local := local_path(path)) is not None}
+    skipped = {given.get(name, name): reason for name, reason in dataset.skipped.items()}
+    return dataset, [path for path in paths if path not in skipped], skipped
 
 
 class EpisodeTable:

@@ -39,7 +39,7 @@ class StreamOptions(SampleOptions):
             repeats from other shards, marked ``is_repeat`` and listed in the report. HDF5 files that cannot be opened
             are left out, with a warning, and named in ``stream.job.dataset.skipped``.
         layout: of HDF5 files: the name of a known one, or a YAML file of your own (see ``docs/hdf5.md``); found from
-            each file by default.
+            each file by default. Not for shards.
         image_size: (height, width) in pixels to which camera frames are resized as they are decoded; see
             `FrameOptions` for the filters.
         decode: ``"per_read"`` decodes a frame whenever a window shows it; ``"once"`` decodes whole episodes once per

@@ -1,8 +1,9 @@
 """Opening a dataset: one read-only table of shards and episodes, wherever they are and however they were given."""
 
 import itertools
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -11,13 +12,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from epistream.errors import FormatError, SourceError
+from epistream.errors import FormatError, LayoutError, OptionError, SourceChangedError, SourceError
 from epistream.sharding.columns import HexRows
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.names import index_name
-from epistream.sharding.sources import AnySource, Folder, Hdf5Files, Tars, resolve
+from epistream.sharding.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
 from epistream.sharding.statistics_schema import merge_statistics
 from epistream.sharding.storage import join, local_path, read_bytes
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # the layouts read h5py, which shards do without
     from epistream.sharding.layouts.mapping import MappingLayout
 
 Int64 = NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Dataset:
         statistics: By array feature: count, mean, std, min, max, q01, q99.
         fingerprint: Of all that decides which bytes an epoch reads.
         storage_options: For fsspec, as given.
-        skipped: Why each HDF5 file was left out, by its path; see `open_dataset`.
+        skipped: Why each file or folder was left out, by its path; see `open_dataset`.
 
     The arrays are read-only where they are views of a manifest's file. Pickles, so that workers need not read again.
     """
@@ -108,16 +111,17 @@ def open_dataset(
             dataset are that part of it. Local tars without one are indexed once, in the user's cache folder. HDF5
             files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``.
         storage_options: For fsspec: credentials, endpoints.
-        on_bad: What an HDF5 file does that cannot be read, fits no layout or has other features than most: ``"raise"``
-            an error, or ``"skip"``: it is left out, with a warning, and named in `Dataset.skipped`.
+        on_bad: What an HDF5 file does that cannot be read, fits no layout or has other features than most, or in a list
+            a dataset of shards that is missing or torn: ``"raise"`` an error, or ``"skip"``: it is left out, with a
+            warning, and named in `Dataset.skipped`.
         layout: Of HDF5 files: the name of a known one, or a YAML file of your own, as ``epistream pack --layout-file``
-            takes it; found from each file by default.
+            takes it; found from each file by default. Not for shards alone.
 
     Returns:
         The dataset. In a list, a part without a split counts as ``train`` beside parts that have one.
 
     Raises:
-        OptionError: If `source` cannot be understood.
+        OptionError: If `source` cannot be understood, or `layout` is given and there are only shards.
         SourceError: If there is no dataset; the message says what is there instead.
         VersionError: If it was written in a later format.
         FormatError: If it is torn, or parts of a list have different features.
@@ -125,8 +129,68 @@ def open_dataset(
     """
     options = dict(storage_options or {})
     hdf5 = partial(_open_hdf5, options=options, skip_bad=on_bad == "skip", layout=layout)
-    parts = [hdf5(part) if isinstance(part, Hdf5Files) else _open(part, options) for part in resolve(source)]
-    return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+    def open_part(part: Part) -> Dataset:
+        return hdf5(part) if isinstance(part, Hdf5Files) else _open(part, options)
+
+    parts = resolve(source)
+    skipped: dict[str, str] = {}
+    if on_bad == "skip" and len(parts) > 1:
+        opened, skipped = _usable_parts(parts, open_part)
+    else:
+        opened = [open_part(part) for part in parts]
+    dataset = opened[0] if len(opened) == 1 else _concatenate(opened)
+    if layout is not None and not any(isinstance(part, Hdf5Files) for part in parts):
+        raise OptionError(
+            f"{dataset.url}: shards, whose layout was settled when they were packed; layout is {str(layout)!r}, "
+            "wanted HDF5 files for it. Leave 'layout' out."
+        )
+    return replace(dataset, skipped=skipped | dataset.skipped) if skipped else dataset
+
+
+def _usable_parts(parts: Sequence[Part], open_part: Callable[[Part], Dataset]) -> tuple[list[Dataset], dict[str, str]]:
+    """Parts that can be opened, and why each of the others cannot, by its path; the log has that as well.
+
+    Raises:
+        SourceError, SourceChangedError, LayoutError, FormatError: That of the first part, if none can be opened.
+    """
+    opened: list[Dataset] = []
+    skipped: dict[str, str] = {}
+    first: Exception | None = None
+    waiting = list(parts)
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            opened.append(open_part(part))
+        except (SourceError, SourceChangedError, LayoutError, FormatError) as error:
+            first = first or error
+            pieces = _pieces(part)
+            if len(pieces) > 1:
+                waiting[:0] = pieces
+                continue
+            skipped |= dict.fromkeys(_names(part), str(error))
+            _log.warning("left out: %s", error)
+    if not opened and first:
+        raise first
+    return opened, skipped
+
+
+def _pieces(part: Part) -> list[Part]:
+    """Its files one by one, if each can be bad for a reason of its own."""
+    if isinstance(part, Hdf5Files):
+        return [Hdf5Files(file, (file,)) for file in part.files]
+    if isinstance(part, Tars) and local_path(part.url) is not None:
+        return [Tars(part.url, (name,)) for name in part.names]
+    return [part]  # remote tars share the manifest that they cannot do without
+
+
+def _names(part: Part) -> list[str]:
+    """The paths and URLs that a part has in messages."""
+    if isinstance(part, Hdf5Files):
+        return [_absolute(file) for file in part.files]
+    if isinstance(part, Tars):
+        return [join(_absolute(part.url), name) for name in part.names]
+    return [_absolute(part.url)]
 
 
 def _open_hdf5(

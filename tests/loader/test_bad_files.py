@@ -9,6 +9,7 @@ import pytest
 
 import epistream as es
 from epistream.errors import FormatError, LayoutError, SourceError
+from epistream.sharding import hdf5_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,55 @@ def test_map_style_dataset_leaves_out_files_that_are_unlike_the_others(files):
     assert dataset.dataset_path_list == [str(path) for path in good]
     assert len(dataset) == sum(11 - n for n in (0, 2, 4, 6, 7))
     assert [path.rsplit("/", 1)[1] for path in dataset.skipped] == [f"episode_{n}.hdf5" for n in (1, 3, 5)]
+
+
+def test_map_style_dataset_looks_at_each_file_once(files, monkeypatch):
+    folder, _ = files
+    looked = []
+    keep = hdf5_dataset.keep_indexes
+    monkeypatch.setattr(hdf5_dataset, "keep_indexes", lambda url, **how: looked.append(url) or keep(url, **how))
+    es.OptimizedEpisodicDataset([folder], ["top"], skip_bad=True)
+    assert len(looked) == len(set(looked)) == 8
+
+
+@pytest.fixture
+def torn_shards(files, tmp_path):
+    """A dataset of shards whose manifest is cut off, and a good one."""
+    _, good = files
+    for name in ("torn", "whole"):
+        es.pack(good[0], tmp_path / name, codec="raw")
+    manifest = tmp_path / "torn" / "dataset.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    return tmp_path / "torn", tmp_path / "whole"
+
+
+def test_a_torn_dataset_of_shards_is_left_out_by_choice_and_named(torn_shards, caplog):
+    torn, whole = torn_shards
+    with pytest.raises(FormatError, match="torn"):
+        es.open_dataset([torn, whole])
+    dataset = es.open_dataset([torn, whole], on_bad="skip")
+    assert (dataset.num_episodes, list(dataset.skipped)) == (1, [str(torn)])
+    assert str(torn) in dataset.skipped[str(torn)]
+    assert [record.getMessage() for record in caplog.records] == [f"left out: {dataset.skipped[str(torn)]}"]
+    with pytest.raises(FormatError, match="torn"):
+        es.open_dataset(torn, on_bad="skip")
+
+
+def test_hdf5_files_none_of_which_is_good_are_left_out_beside_shards_each_for_its_reason(files, torn_shards):
+    folder, _ = files
+    bad = [folder / "episode_1.hdf5", folder / "episode_3.hdf5"]
+    skipped = es.open_dataset([*bad, torn_shards[1]], on_bad="skip").skipped
+    assert list(skipped) == list(map(str, bad))
+    assert "cannot be read as HDF5" in skipped[str(bad[0])]
+    assert "fits no known layout" in skipped[str(bad[1])]
+
+
+def test_map_style_dataset_leaves_out_torn_shards_and_calls_files_as_they_were_given(files, torn_shards, monkeypatch):
+    folder, _ = files
+    torn, whole = torn_shards
+    monkeypatch.chdir(folder)
+    given = ["episode_1.hdf5", str(torn), "episode_2.hdf5", str(whole)]
+    dataset = es.OptimizedEpisodicDataset(given, ["top"], skip_bad=True)
+    assert dataset.dataset_path_list == ["episode_2.hdf5", str(whole)]
+    assert list(dataset.skipped) == ["episode_1.hdf5", str(torn)]
+    assert len(dataset) == 9 + 11

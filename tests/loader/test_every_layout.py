@@ -202,3 +202,13 @@ def test_map_style_dataset_and_configurations_take_a_layout(own):
     assert Koch([path], ["front"], skip_bad=True).num_episodes == 2
     config = es.load_config(source=str(path), layout=str(description))
     assert es.EpisodeStream.from_config(config).num_windows == 10
+
+
+def test_a_layout_of_shards_is_refused_because_packing_has_settled_it(own, tmp_path):
+    path, description = own
+    es.pack(path, tmp_path / "shards", layout=read_layout_file(description), codec="raw")
+    for source in (tmp_path / "shards", str(tmp_path / "shards" / "*.tar")):
+        with pytest.raises(OptionError, match=r"shards.*: shards, .*wanted HDF5 files.* Leave 'layout' out"):
+            es.EpisodeStream(source, layout=description)
+    both = es.EpisodeStream([path, tmp_path / "shards"], layout=description)  # it is that of the HDF5 file
+    assert both.num_windows == 20
