@@ -27,10 +27,6 @@ from epistream.sharding.names import is_tar
 Int64 = NDArray[np.int64]
 
 
-# Shards whose files stay open between batches: two descriptors each, of the 1,024 that a process commonly may have.
-_KEPT_IN_PLACE = 64
-
-
 @dataclass(frozen=True)
 class BatchWindows:
     """The windows of one batch, in batch order; every array is (B,) int64 but `is_repeat`, (B,) bool."""
@@ -108,7 +104,6 @@ class EpisodeReader:
         self._cache = cache
         most = most_open(options.num_readers)
         self._max_open_shards = min(options.max_open_shards, most)
-        self._kept_in_place = min(_KEPT_IN_PLACE, most)
         self._open: OrderedDict[int, _OpenShard | ColdShard] = OrderedDict()
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
@@ -158,21 +153,8 @@ class EpisodeReader:
         # common order lets ranks that miss the same shards at the same time share the fills.
         order = np.argsort(windows.shard, kind="stable")
         ordered = windows.shard[order]
-        cold: list[tuple[ColdShard, Int64, Int64]] = []
-        num_cold = 0
-        for rows in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
-            shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
-            opened = self._shard(shard, wait=wait)
-            if isinstance(opened, _OpenShard):
-                self._read_shard(opened, shard, rows, episodes, steps, out)
-                continue
-            num_cold += 1
-            cold.append((opened, rows, episodes))
-            if len(cold) == self._max_open_shards:
-                self._read_cold(cold, steps, out)
-                cold.clear()
-        if cold:
-            self._read_cold(cold, steps, out)
+        groups = np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+        num_cold = self._read_groups(windows, groups, steps, out, wait=wait)
         if not num_cold:
             self._cold.forget()
         if self._window.pad == "zero":
@@ -183,16 +165,14 @@ class EpisodeReader:
     def release(self) -> None:
         """Give up every shard and episode that the cache leases. Call before any wait.
 
-        Files that are read in place stay open, some of them: nobody waits for these, and a stream without workers
-        would open and parse them for every batch.
+        Files that are read in place stay open: nobody waits for these, and a stream without workers would open and
+        parse them for every batch.
         """
         if self._decoded is not None:
             self._decoded.release()
         self._columns.release()
         for shard in [shard for shard, opened in self._open.items() if opened.entry.tier != "direct"]:
             self._open.pop(shard).entry.close()
-        while len(self._open) > self._kept_in_place:
-            self._close_oldest()
 
     def close(self) -> None:
         """Give up everything, files that are read in place included; the next read opens them again."""
@@ -204,6 +184,43 @@ class EpisodeReader:
         opened = self._open.popitem(last=False)[1]
         if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it
             opened.entry.close()
+
+    def _read_groups(
+        self,
+        windows: BatchWindows,
+        groups: Sequence[Int64],
+        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
+        out: Mapping[str, NDArray[Any]],
+        *,
+        wait: bool,
+    ) -> int:
+        """Read the rows (R,) of each shard, those of cold shards several shards at a time; the number of cold ones."""
+        cold: list[tuple[ColdShard, Int64, Int64]] = []
+        num_cold = 0
+        try:
+            for rows in groups:
+                shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
+                opened = self._shard(shard, wait=wait)
+                if isinstance(opened, _OpenShard):
+                    self._read_shard(opened, shard, rows, episodes, steps, out)
+                    continue
+                num_cold += 1
+                cold.append((opened, rows, episodes))
+                if len(cold) == self._max_open_shards:
+                    self._read_cold(cold, steps, out)
+                    self._close_cold(cold)
+            if cold:
+                self._read_cold(cold, steps, out)
+        finally:
+            self._close_cold(cold)
+        return num_cold
+
+    def _close_cold(self, cold: list[tuple[ColdShard, Int64, Int64]]) -> None:
+        """Close those that are not kept for the next batch, and forget all."""
+        for one, _, _ in cold:
+            if one not in self._open.values():
+                one.entry.close()
+        cold.clear()
 
     def _read_shard(
         self,
@@ -274,20 +291,15 @@ class EpisodeReader:
         steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
         out: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Read rows of cold shards, each with its rows (R,) and their episodes (R,); and close the shards."""
+        """Read rows of cold shards, each with its rows (R,) and their episodes (R,)."""
         (self._before_wait or self.release)()  # ranges are waited for
         wanted = [
             Wanted(one, episodes, {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()})
             for one, rows, episodes in cold
         ]
-        try:
-            for (one, rows, episodes), index in zip(cold, self._cold.bring(wanted), strict=True):
-                opened = _OpenShard(one.source, one.entry, index, is_cold=True)
-                self._read_shard(opened, -1, rows, episodes, steps, out)
-        finally:
-            for one, _, _ in cold:
-                if one not in self._open.values():
-                    one.entry.close()
+        for (one, rows, episodes), index in zip(cold, self._cold.bring(wanted), strict=True):
+            opened = _OpenShard(one.source, one.entry, index, is_cold=True)
+            self._read_shard(opened, -1, rows, episodes, steps, out)
 
     def _shard(self, shard: int, *, wait: bool) -> _OpenShard | ColdShard:
         """A shard to read from at once; or one that others are read together with, by ranges, and closed."""
@@ -299,9 +311,12 @@ class EpisodeReader:
             self._close_oldest()
         source = shard_entry(self._dataset, shard)
         entry = self._cache.open(source, before_wait=self._before_wait or self.release, wait=wait)
-        if isinstance(entry.blobs[0], RangeBlob) or (entry.tier == "direct" and not wait):
+        is_direct = entry.tier == "direct"
+        # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
+        keep = not is_direct or (wait and not self._cache.keeps(source))
+        if isinstance(entry.blobs[0], RangeBlob) or not keep:
             cold = ColdShard(source, entry, self._dataset.index_url[shard])
-            if wait:  # else the cache is asked anew for each batch, because somebody fills it
+            if keep:
                 self._open[shard] = cold
             return cold
         try:
