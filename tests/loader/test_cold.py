@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ import torch
 import epistream as es
 from epistream.cache.locks import inode_holders
 from epistream.cache.node import NodeCache
+from epistream.errors import FetchError
 from epistream.loader.batch import BatchLayout
 from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
 
@@ -126,12 +128,12 @@ def windows_of(dataset, shards):
 
 
 @pytest.fixture
-def reading(shards, server, cache):
+def reading(shards, server, cache, request):
     """A dataset behind the server, its cache, a reader of at most two open shards, and arrays for a batch."""
     dataset = es.open_dataset(f"http://127.0.0.1:{server.server_port}/shards")
     features = {"action": dataset.features["action"]}
     window = es.Window()
-    with NodeCache(cache) as node:
+    with NodeCache(replace(cache, **getattr(request, "param", {}))) as node:
         reader = EpisodeReader(dataset, features, window, node, ReaderOptions(max_open_shards=2))
         yield dataset, node, reader, BatchLayout.plan(features, window, NUM_EPISODES).allocate()
         reader.release()
@@ -169,6 +171,38 @@ def test_cold_reads_open_no_more_shards_at_a_time_than_allowed(reading, shards, 
     with h5py.File(shards / "source" / "demos.hdf5") as file:
         expected = [file[f"data/demo_{number}/actions"][0] for number in episodes]
     assert np.array_equal(out["action"][:, 0], np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("reading", [{"budget_bytes": 4 << 20, "room_timeout_s": 0.1}], indirect=True)
+def test_a_shard_that_found_no_room_once_is_asked_for_again_with_the_next_batch(reading, server):
+    dataset, node, reader, out = reading
+    held = node.open(shard_entry(dataset, 0))
+    assert reader.read(windows_of(dataset, [1]), out) == 1, "read by ranges"
+    held.close()
+    for path in Path(node.options.directory).glob("*.fill"):
+        path.write_text("")  # the note of it has expired
+    assert reader.read(windows_of(dataset, [1]), out) == 0
+    server.requests.clear()
+    assert reader.read(windows_of(dataset, [1]), out) == 0
+    assert server.requests == [], "from the cache"
+    assert (node.stats().bypasses, node.stats().fills) == (1, 2)
+
+
+def test_cold_shards_are_closed_when_a_later_one_cannot_be_opened(reading, monkeypatch):
+    dataset, node, reader, out = reading
+    opened = []
+    open_entry = node.open
+
+    def refuse_the_second(*arguments, **options):
+        if opened:
+            raise FetchError("no")
+        opened.append(open_entry(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(node, "open", refuse_the_second)
+    with pytest.raises(FetchError, match="no"):
+        reader.read(windows_of(dataset, [0, 1]), out, wait=False)
+    assert opened[0].blobs == ()
 
 
 def test_a_stream_without_a_cache_reads_only_checked_blocks_of_a_remote_source(shards, server):
