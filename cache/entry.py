@@ -92,6 +92,11 @@ class Entry:
         """Bytes of the whole entry, the gaps between parts included."""
         return self.offsets[-1] + self.parts[-1].size
 
+    @property
+    def is_identified(self) -> bool:
+        """Whether its key tells its content: a checksum or a version of each part is known."""
+        return all(part.checksum is not None or part.version is not None for part in self.parts)
+
     def offset(self, part_index: int) -> int:
         """Where a part begins, in bytes from the entry's beginning."""
         return self.offsets[part_index]

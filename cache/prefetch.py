@@ -34,6 +34,9 @@ class Source(Protocol):
     def store_of(self, entry: Entry) -> ShardStore | None:
         """The store that keeps an entry; None if it is read in place, or cannot be kept."""
 
+    def identified(self, entry: Entry) -> Entry:
+        """The entry with the key under which it is kept, which may take a look at its source."""
+
     def try_lease(self, entry: Entry) -> Lease | None:
         """Lease an entry of such a store, filling it if that needs no waiting for others."""
 
@@ -83,6 +86,11 @@ class Prefetcher:
             self._passed = max(self._passed, num_passed)
             self._changed.notify()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """End the thread and give up its leases; a fill that takes longer than some seconds is left to itself."""
         if self._pid != os.getpid():
@@ -120,11 +128,14 @@ class Prefetcher:
             self._drop_all()
 
     def _step(self, passed: int) -> bool:
-        """Bring one entry; False if there is nothing to do now."""
+        """Bring one entry, or learn its key; False if there is nothing to do now."""
         for position in [position for position in self._leases if position < passed]:
             self._leases.pop(position)[1].close()
         self._failed = {position for position in self._failed if position >= passed}
         self._look_ahead(passed)
+        return self._bring_one() or self._identify_one(passed)
+
+    def _bring_one(self) -> bool:
         for position, entry in self._window:
             if position in self._leases or position in self._failed:
                 continue
@@ -154,8 +165,26 @@ class Prefetcher:
             if self._next_position >= passed:
                 self._window.append((self._next_position, entry))
             self._next_position += 1
-        near = passed + self._ahead // 2
-        self.soon = frozenset(entry.key for position, entry in self._window if position < near)
+        near = self._near(passed)
+        self.soon = frozenset(entry.key for position, entry in self._window if position < near and entry.is_identified)
+
+    def _identify_one(self, passed: int) -> bool:
+        """Learn the key of an entry of `soon`; when there is nothing to bring, because it may take a request each."""
+        for index, (position, entry) in enumerate(self._window):
+            if position >= self._near(passed) or self._source.store_of(entry) is None:
+                return False
+            if not entry.is_identified and position not in self._failed:
+                try:
+                    self._window[index] = position, self._source.identified(entry)
+                except (EpistreamError, OSError) as error:
+                    logger.info("prefetch: %s", error)
+                    self._failed.add(position)
+                return True
+        return False
+
+    def _near(self, passed: int) -> int:
+        """The position up to which entries are in use or nearly so."""
+        return passed + self._ahead // 2
 
     def _may_fill(self, store: ShardStore) -> bool:
         """Whether this is the node's filler for the plan."""

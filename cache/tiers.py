@@ -66,7 +66,7 @@ class Tiers:
         """As `NodeCache.open`."""
         tiers, reason = self._route(entry)
         if tiers[0] != "direct":
-            entry = self._with_versions(entry)
+            entry = self.identified(entry)
             if not wait:
                 return self._open_now(tiers[0], entry)
         before_wait = _once(before_wait)
@@ -120,7 +120,7 @@ class Tiers:
         store = self._stores.get(tier) if tier else None
         if store is None:
             return None
-        entry = self._with_versions(entry)
+        entry = self.identified(entry)
         outcome = Outcome()
         write = None if fill is None else partial(write_mapped, size=size, fill=fill)
         try:
@@ -193,7 +193,7 @@ class Tiers:
         """A prefetcher that is not started yet; it ends with `close`."""
         made = Prefetcher(self, plan, entries, ahead)
         with self._mutex:
-            self._prefetchers.append(made)
+            self._prefetchers = [*(one for one in self._prefetchers if not one.is_closed), made]
         return made
 
     def _soon(self) -> frozenset[str]:
@@ -209,7 +209,7 @@ class Tiers:
         tier, store = self._route(entry)[0][0], self.store_of(entry)
         if store is None:
             return None
-        entry = self._with_versions(entry)
+        entry = self.identified(entry)
         outcome = Outcome()
         lease = store.try_acquire(entry.key, entry.size, self._filler(tier, entry), outcome)
         if outcome.filled:
@@ -223,7 +223,7 @@ class Tiers:
         for entry in entries:
             store = self.store_of(entry)
             if store is not None:
-                keys.setdefault(store, []).append(self._with_versions(entry).key)
+                keys.setdefault(store, []).append(self.identified(entry).key)
         for store, chosen in keys.items():
             with store.directory.locked(store.options.lock_timeout_s):
                 store.directory.mark_kept(chosen)
@@ -250,9 +250,9 @@ class Tiers:
             undo.pop_all()
         return tuple(blobs)
 
-    def _with_versions(self, entry: Entry) -> Entry:
+    def identified(self, entry: Entry) -> Entry:
         """The entry with something in its key that tells its content, where the manifest tells no checksum."""
-        if all(part.checksum is not None or part.version is not None for part in entry.parts):
+        if entry.is_identified:
             return entry
         for part in entry.parts:
             if part.url not in self._versions:

@@ -1,10 +1,12 @@
 """Filling ahead: one filler per node and plan, bounded, handed over when it dies, and never needed."""
 
 import fcntl
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +103,34 @@ def test_a_process_evicts_what_its_plan_is_about_to_use_last(cache_path: Path, e
             until(lambda: prefetcher.soon == {entries[3].key})
             cache.open(entries[5]).close()
             assert present(cache_path, entries) == [2, 3, 4, 5], "0 was passed and is the oldest now"
+
+
+def test_entries_without_checksums_are_protected_under_the_keys_that_they_are_kept_by(
+    cache_path: Path, entries: list[Entry]
+) -> None:
+    plain = [Entry((Part(entry.parts[0].url, SIZE),)) for entry in entries]
+    with cache_at(cache_path, 4) as cache, cache_at(cache_path, 4) as other:
+        paths = []
+        for entry in plain[:4]:  # 0 is the least recently used
+            other.open(entry).close()
+            paths += set(cache_path.glob("*.shard")) - set(paths)
+        with held_by_another(cache_path, "p"):
+            prefetcher = cache.prefetcher("p", plain[:1], ahead=2)
+            prefetcher.start()
+            until(lambda: prefetcher.soon == {paths[0].stem})
+            cache.open(plain[4]).close()
+            assert [path.exists() for path in paths] == [True, False, True, True]
+
+
+def test_closed_prefetchers_are_let_go_when_another_is_made(cache_path: Path, entries: list[Entry]) -> None:
+    with cache_at(cache_path, 12) as cache:
+        first = cache.prefetcher("p", entries, ahead=3)
+        first.close()
+        alive = weakref.ref(first)
+        del first
+        cache.prefetcher("p", entries, ahead=3)
+        gc.collect()
+        assert alive() is None
 
 
 @contextmanager
