@@ -20,6 +20,8 @@ from epistream.loader.frames import FrameDecoder
 from epistream.loader.stream import EpisodeStream
 from epistream.sharding.codecs import encode_frame, jpeg_can_hold
 from epistream.sharding.features import Feature
+from epistream.sharding.layouts.layout_file import chosen_layout
+from epistream.sharding.names import is_tar
 from epistream.sharding.pack import pack
 
 Codec = Literal["jpeg", "raw"]
@@ -27,7 +29,6 @@ Codec = Literal["jpeg", "raw"]
 _NUM_FRAMES = 24
 # Repacking is work and another copy of the data: only for this much more speed.
 WORTH = 1.3
-_HDF5 = (".hdf5", ".h5", ".hdf")
 _PACK_BYTES = 64 << 20
 
 
@@ -159,7 +160,7 @@ def with_costs(found: Survey, sample: EpisodeStream, costs: Costs) -> Survey:
 
 def is_hdf5(stream: EpisodeStream) -> bool:
     """Whether the stream reads HDF5 files as they are."""
-    return stream.job.dataset.shard_url[0].lower().endswith(_HDF5)
+    return not is_tar(stream.job.dataset.shard_url[0])
 
 
 def packed_survey(
@@ -178,8 +179,9 @@ def packed_survey(
         say(f"packing {len(urls)} files to compare")
         out = Path(folder) / "shards"
         try:
-            pack(urls, out)
-            stream = EpisodeStream.from_config(base, str(out), **{**PLAIN, "split": None})
+            pack(urls, out, layout=chosen_layout(base.settings.stream.layout))
+            # Shards need no layout any more.
+            stream = EpisodeStream.from_config(base, str(out), **{**PLAIN, "split": None, "layout": None})
         except EpistreamError:
             return None
         say("reading what was packed")

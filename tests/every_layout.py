@@ -125,3 +125,27 @@ WRITERS = {
 def write(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return WRITERS[name](folder / f"{name}.hdf5")
+
+
+# A layout that is no known one, in the words of a layout file.
+OWN = """
+name: koch
+episodes: runs/*
+features:
+  - {path: "cams/*", camera: "*", rotate: 180}
+  - {path: joints, name: observation.state}
+  - {path: joints, name: action, shift: 1}
+tasks: [goal]
+"""
+
+
+def write_own(folder: Path) -> tuple[Path, Path]:
+    """A file of two episodes of six steps in no known layout, and the file that describes it."""
+    path, description = folder / "runs.hdf5", folder / "koch.yaml"
+    with h5py.File(path, "w") as file:
+        for number in range(2):
+            file[f"runs/{number}/joints"] = np.arange(12.0, dtype=np.float32).reshape(6, 2) + 100 * number
+            file[f"runs/{number}/cams/front"] = np.full((6, 8, 10, 3), 10 * number, np.uint8)
+            file[f"runs/{number}/goal"] = f"goal {number}"
+    description.write_text(OWN)
+    return path, description

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import every_layout
 import numpy as np
 import pytest
 
@@ -75,6 +76,13 @@ def test_tuning_of_hdf5_files_compares_packing(example_data):
     found = tune(source, QUICK, es.load_config(batch_size=8, features="action"))
     assert "packed with the defaults" in {way.name for way in found.repacking}
     assert found.reasons["stream.decode"].startswith("no frames")
+
+
+def test_tuning_of_hdf5_files_of_ones_own_layout_compares_packing(tmp_path):
+    source, layout = every_layout.write_own(tmp_path)
+    source = source.rename(tmp_path / "runs")  # what it holds says that it is HDF5
+    found = tune(str(source), QUICK, es.load_config(batch_size=2, features="action", layout=str(layout)))
+    assert "packed with the defaults" in {way.name for way in found.repacking}
 
 
 def test_tuning_with_small_memory_keeps_nothing_decoded_and_few_batches(aloha_shards, monkeypatch):

@@ -133,29 +133,10 @@ def test_vla_os_numbers_of_its_reasoning_are_features_and_its_rate_is_known(tmp_
     assert episode.left_out == ("/episode_len", "/reasoning/direction", "/reasoning/subtask")
 
 
-OWN = """
-name: koch
-episodes: runs/*
-features:
-  - {path: "cams/*", camera: "*", rotate: 180}
-  - {path: joints, name: observation.state}
-  - {path: joints, name: action, shift: 1}
-tasks: [goal]
-"""
-
-
 @pytest.fixture
 def own(tmp_path):
     """A file of no known layout, and the file that describes it."""
-    path = tmp_path / "runs.hdf5"
-    with h5py.File(path, "w") as file:
-        for number in range(2):
-            file[f"runs/{number}/joints"] = np.arange(12.0, dtype=np.float32).reshape(6, 2) + 100 * number
-            file[f"runs/{number}/cams/front"] = np.full((6, 8, 10, 3), 10 * number, np.uint8)
-            file[f"runs/{number}/goal"] = f"goal {number}"
-    description = tmp_path / "koch.yaml"
-    description.write_text(OWN)
-    return path, description
+    return every_layout.write_own(tmp_path)
 
 
 def test_a_layout_of_ones_own_is_read_directly_as_it_is_packed(own, tmp_path):
@@ -178,7 +159,7 @@ def test_a_layout_of_ones_own_is_read_directly_as_it_is_packed(own, tmp_path):
 def test_another_description_of_the_same_file_is_another_index(own):
     path, description = own
     whole(path, layout=description)
-    description.write_text(OWN.replace("shift: 1", "shift: 2"))
+    description.write_text(every_layout.OWN.replace("shift: 1", "shift: 2"))
     _, steps = whole(path, layout=str(description))
     assert steps["action"][:, 0].tolist() == [4, 6, 8, 10, 104, 106, 108, 110]
 
