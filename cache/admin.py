@@ -9,7 +9,8 @@ from pathlib import Path
 from epistream.cache.budget import Limits
 from epistream.cache.cap import write_cap
 from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import KEEP, USERS, CacheDirectory, open_private, sweep
+from epistream.cache.directory import USERS, CacheDirectory, open_private, sweep
+from epistream.cache.keeping import KEEP
 from epistream.cache.locks import LockFile, inode_holders
 from epistream.cache.notes import Note, boot_time_s, read_note
 from epistream.cache.opening import default_name, open_store

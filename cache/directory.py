@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.keeping import KEEP, drop_unkept, mark_kept
 from epistream.cache.locks import LockFile, lock_holders, pauses, poll
 from epistream.errors import CacheError, DeadlineError
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 USERS = ".users"
 LOCK = ".lock"
 BUDGET = ".budget"
-KEEP = ".keep"
 DEAD_PREFIX = ".dead-"
 
 # Called with the name of each step of the protocol as it is reached; tests stop or kill a process there.
@@ -119,7 +119,7 @@ class CacheDirectory:
             return
         try:
             self.observe("leave.begin")
-            if users.try_exclusive() and self._is_current() and not self._keeps():
+            if users.try_exclusive() and self._is_current() and not drop_unkept(self.dir_fd):
                 self.observe("leave.exclusive")
                 dead = bury(self.path)
                 self.observe("leave.renamed")
@@ -160,37 +160,8 @@ class CacheDirectory:
         return True
 
     def mark_kept(self, keys: Collection[str] | None = None) -> None:
-        """Let it outlive its last user, with all that it holds, or with these keys alone. Under ``.lock``.
-
-        An empty ``.keep`` stands for all, and whoever wants all wins; else there is a key on each line.
-        """
-        is_new = not self.exists(KEEP)
-        fd = DESCRIPTORS.open(KEEP, os.O_RDWR | os.O_CREAT, dir_fd=self.dir_fd)
-        try:
-            size = os.fstat(fd).st_size
-            if keys is None:
-                os.ftruncate(fd, 0)
-            elif is_new or size:
-                os.pwrite(fd, "".join(f"{key}\n" for key in sorted(keys)).encode(), size)
-        finally:
-            DESCRIPTORS.close(fd)
-
-    def _keeps(self) -> bool:
-        """Whether it outlives its last user, who calls this; what is not to be kept is removed then."""
-        try:
-            fd = DESCRIPTORS.open(KEEP, os.O_RDONLY, dir_fd=self.dir_fd)
-        except FileNotFoundError:
-            return False
-        try:
-            kept = set(os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace").split())
-        finally:
-            DESCRIPTORS.close(fd)
-        for name in os.listdir(self.dir_fd) if kept else ():  # noqa: PTH208, an open directory
-            key, dot, _ = name.rpartition(".")
-            if dot and key and key not in kept:  # names that begin with a dot are not of entries
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=self.dir_fd)
-        return True
+        """Let it outlive its last user, with all that it holds, or with these keys alone. Under ``.lock``."""
+        mark_kept(self.dir_fd, keys)
 
     def _is_current(self) -> bool:
         try:
