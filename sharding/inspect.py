@@ -12,7 +12,7 @@ from epistream.sharding.codecs import decode_into
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.features import Feature
 from epistream.sharding.index import ShardIndex
-from epistream.sharding.names import HDF5_SUFFIXES
+from epistream.sharding.names import is_tar
 from epistream.sharding.storage import read_bytes, read_range
 
 
@@ -117,7 +117,7 @@ class EpisodeFrames:
             SourceError: If it cannot be read.
         """
         url = self._dataset.shard_url[self._shard]
-        if url.endswith(HDF5_SUFFIXES):
+        if not is_tar(url):
             # Its index counts bytes as they would be packed, which a plain range cannot reach.
             raise OptionError(f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {url} OUT")
         row = self._first_row + step

@@ -1,11 +1,13 @@
 """Checking a dataset: every checksum, every index against its tar as tarfile reads it, every frame by decoding it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from epistream.errors import EpistreamError, OptionError
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.manifest import Manifest
+from epistream.sharding.names import is_tar
+from epistream.sharding.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.storage import list_names
 from epistream.sharding.verify_report import Fault, Moments, Report, VerifyOptions
 from epistream.sharding.verify_shard import check_shard
@@ -31,9 +33,9 @@ def verify(
         OptionError: If the dataset is not made of tars.
     """
     options = options or VerifyOptions()
-    other = next((url for url in dataset.shard_url if not url.partition("::")[0].endswith(".tar")), None)
+    other = next((url for url in dataset.shard_url if not is_tar(url)), None)
     if other:
-        raise OptionError(f"{other}: no tar. Verify checks packed datasets; pack it first: epistream pack {other} OUT")
+        raise _no_tar(other)
     advance = advance or (lambda num_bytes: None)
     report = Report(num_episodes=dataset.num_episodes)
 
@@ -57,6 +59,22 @@ def verify(
     if options.statistics and manifest is not None:
         take(list(statistics_faults(dataset, manifest, moments)))
     return report
+
+
+def refuse_hdf5(source: AnySource | Sequence[AnySource]) -> None:
+    """See that there are no HDF5 files behind `source`, before they are indexed.
+
+    Raises:
+        OptionError: If there is one, or `source` cannot be understood.
+        SourceError: If a glob matches nothing.
+    """
+    for part in resolve(source):
+        if isinstance(part, Hdf5Files):
+            raise _no_tar(part.files[0])
+
+
+def _no_tar(url: str) -> OptionError:
+    return OptionError(f"{url}: no tar. Verify checks packed datasets; pack it first: epistream pack {url} OUT")
 
 
 def _whole_manifest(dataset: Dataset) -> Manifest | None:

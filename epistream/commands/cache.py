@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
@@ -16,6 +17,7 @@ from rich.text import Text
 from epistream.cache import admin
 from epistream.cache.budget import mib
 from epistream.cache.options import CacheOptions
+from epistream.commands.sources import layout_options, open_source
 from epistream.errors import CacheError, OptionError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -108,10 +110,9 @@ def resize(size: str, directory: Path | None) -> None:
 @directory_option
 @click.option("--mode", type=click.Choice(["shm", "disk"]), default="shm", show_default=True, help="Where to keep it.")
 @click.option("--budget", metavar="SIZE", help="Most bytes to keep: a number with K, M, G or T.")
+@layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
-def warm(
-    source: tuple[str, ...], directory: Path | None, mode: str, budget: str | None, options_json: str | None
-) -> None:
+def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str | None, **reached: Any) -> None:
     """Fetch a dataset's shards into the cache ahead of a job, in the dataset's order, as far as they fit.
 
     They then outlive this command and the jobs that use them, until 'epistream cache clear --forget'; what those jobs
@@ -120,11 +121,9 @@ def warm(
     from epistream.cache.node import NodeCache
     from epistream.cache.place import file_system_type, is_network
     from epistream.cache.remote import local_path
-    from epistream.commands.verify import storage_options
     from epistream.loader.reader import shard_entry
-    from epistream.sharding.dataset import open_dataset
 
-    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json))
+    dataset = open_source(source, **reached)
     place = str(directory) if directory else None
     cap = parse_size(budget) if budget else None
     options = (

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from epistream.commands.verify import storage_options
+from epistream.commands.sources import storage_options
 from epistream.sharding.neighbours import NEIGHBOURS, Neighbour
 from epistream.sharding.reindex import Reindexed, ReindexOptions, reindex
 

@@ -8,9 +8,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from epistream.commands.verify import storage_options
+from epistream.commands.sources import layout_options, open_source
 from epistream.errors import OptionError, SourceError
-from epistream.sharding.dataset import Dataset, open_dataset
+from epistream.sharding.dataset import Dataset
 from epistream.sharding.inspect import EpisodeFrames, describe
 
 _MOST_TASKS = 20
@@ -23,6 +23,7 @@ _MOST_DIMENSIONS = 16
 @click.option("--episode", type=click.IntRange(0), metavar="N", help="Look at this episode, counted from 0.")
 @click.option("--image", type=click.Path(dir_okay=False, path_type=Path), help="Write its cameras over time here.")
 @click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Steps in the picture.")
+@layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
 def command(  # one parameter an option, as click wants it
     source: tuple[str, ...],
@@ -31,12 +32,14 @@ def command(  # one parameter an option, as click wants it
     image: Path | None,
     columns: int,
     options_json: str | None,
+    layout: str | None,
+    layout_file: str | None,
 ) -> None:
     """Show what a dataset holds: features, shards, splits, statistics, tasks.
 
-    SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob.
+    SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or HDF5 files.
     """
-    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json))
+    dataset = open_source(source, options_json, layout, layout_file)
     if image is not None:
         _write_image(dataset, 0 if episode is None else episode, image, columns)
         return

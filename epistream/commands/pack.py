@@ -16,10 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from epistream.commands.sources import layout_options, wanted_layout
 from epistream.errors import OptionError
 from epistream.sharding.features import Feature
-from epistream.sharding.layouts.layout_file import read_layout_file
-from epistream.sharding.layouts.registry import LAYOUTS
 from epistream.sharding.pack import pack
 from epistream.sharding.pack_report import PackProgress, PackReport
 
@@ -29,8 +28,7 @@ _MAX_FAULTS_SHOWN = 50
 @click.command(name="pack")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("out")
-@click.option("--layout", type=click.Choice([layout.name for layout in LAYOUTS]), help="Insist on this layout.")
-@click.option("--layout-file", type=click.Path(exists=True, dir_okay=False), help="Your own layout, as YAML.")
+@layout_options
 @click.option(
     "--codec",
     type=click.Choice(["jpeg", "png", "raw"]),
@@ -52,10 +50,7 @@ _MAX_FAULTS_SHOWN = 50
 @click.option("--skip-bad", is_flag=True, help="Leave bad episodes out and list them.")
 def command(sources: tuple[str, ...], out: str, workers: int | None, **options: Any) -> None:
     """Pack the HDF5 episodes in SRC... (files, folders, globs) into a dataset of tar shards at OUT (folder or URL)."""
-    if layout_file := options.pop("layout_file"):
-        if options["layout"]:
-            raise OptionError("--layout and --layout-file: both given, wanted one.")
-        options["layout"] = read_layout_file(layout_file)
+    options["layout"] = wanted_layout(options["layout"], options.pop("layout_file"))
     options["rename"] = [_pair(text) for text in options["rename"]]
     options["image_size"] = _size(options["image_size"])
     if list(sources) == sorted(sources):

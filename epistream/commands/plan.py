@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from epistream.commands.verify import storage_options
+from epistream.commands.sources import layout_options, open_source
 from epistream.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class _Job:
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw where batches come from (PNG, PDF)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
 def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options: Any) -> None:
     """Say how well the windows of URL are shuffled within a memory budget, and what an epoch fetches.
@@ -58,9 +59,8 @@ def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options
     from epistream.loader.plan import OrderOptions
     from epistream.loader.quality import report
     from epistream.loader.residency import budget_advice
-    from epistream.sharding.dataset import open_dataset
 
-    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options["options_json"]))
+    dataset = open_source(source, options["options_json"], options["layout"], options["layout_file"])
     split = options["split"]
     if split == "auto":
         split = "train" if "train" in dataset.splits else None

@@ -8,6 +8,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from epistream.commands.sources import layout_options, wanted_layout
+
 if TYPE_CHECKING:
     from epistream.configs.tuner import Tuning
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--image-size", nargs=2, type=int, metavar="HEIGHT WIDTH", help="Pixels that the training wants.")
 @click.option("--config", "base", help="What is streamed: a YAML file, whose choices of speed are replaced.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key of it; may be repeated.")
+@layout_options
 @click.option("--ranks", default=1, show_default=True, help="Training processes on this node.")
 @click.option("--nodes", default=1, show_default=True, help="Nodes of the job.")
 @click.option("--target", type=float, help="Windows/s that this node's training takes.")
@@ -41,6 +44,9 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
         value = options.pop(key)
         if value is not None:
             changes[key] = value
+    layout, layout_file = options.pop("layout"), options.pop("layout_file")
+    if wanted_layout(layout, layout_file) is not None:
+        changes["stream.layout"] = layout_file or layout
     image_size = options.pop("image_size")
     if image_size:
         changes["stream.image_size"] = list(image_size)

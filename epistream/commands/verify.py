@@ -1,32 +1,14 @@
 """``epistream verify``: one line for each fault, a summary, and an exit code."""
 
-import json
 import sys
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from epistream.errors import OptionError
-from epistream.sharding.dataset import open_dataset
-from epistream.sharding.verify import verify
+from epistream.commands.sources import open_source
+from epistream.sharding.verify import refuse_hdf5, verify
 from epistream.sharding.verify_report import Fault, Report, VerifyOptions
-
-
-def storage_options(text: str | None) -> dict[str, Any]:
-    """Options for fsspec, from the command line.
-
-    Raises:
-        OptionError: If `text` is no JSON map.
-    """
-    try:
-        value = json.loads(text or "{}")
-    except ValueError as error:
-        raise OptionError(f"--storage-options: {error}, wanted JSON such as '{{\"anon\": true}}'.") from error
-    if not isinstance(value, dict):
-        raise OptionError(f"--storage-options: {value!r:.80}, wanted a JSON map.")
-    return value
 
 
 @click.command()
@@ -43,7 +25,8 @@ def command(
     SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob. Prints one line for each fault and exits
     with 1 if there is any.
     """
-    dataset = open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json))
+    refuse_hdf5(source)
+    dataset = open_source(source, options_json)
     bar = Progress(
         TextColumn("verifying"),
         BarColumn(),

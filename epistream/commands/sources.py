@@ -1,0 +1,71 @@
+"""What commands share that look at data: the layout of HDF5 files, and how files are reached."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from epistream.errors import OptionError
+from epistream.sharding.layouts.layout_file import read_layout_file
+from epistream.sharding.layouts.registry import LAYOUTS
+
+if TYPE_CHECKING:
+    from epistream.sharding.dataset import Dataset
+    from epistream.sharding.layouts.mapping import MappingLayout
+
+_NAMES = [layout.name for layout in LAYOUTS]
+
+
+def layout_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options ``--layout`` and ``--layout-file``, of which `wanted_layout` makes one."""
+    by_name = click.option(
+        "--layout",
+        type=click.Choice(_NAMES),
+        metavar="NAME",
+        help=f"Of HDF5 files, instead of finding it: {', '.join(_NAMES)}.",
+    )
+    by_file = click.option(
+        "--layout-file", type=click.Path(exists=True, dir_okay=False), help="Your own layout of HDF5 files, as YAML."
+    )
+    return by_name(by_file(function))
+
+
+def wanted_layout(layout: str | None, layout_file: str | None) -> "str | MappingLayout | None":
+    """The layout that the options ask for, None if it is to be found.
+
+    Raises:
+        OptionError: If both are given, or the file describes none.
+    """
+    if layout and layout_file:
+        raise OptionError("--layout and --layout-file: both given, wanted one.")
+    return read_layout_file(layout_file) if layout_file else layout
+
+
+def storage_options(text: str | None) -> dict[str, Any]:
+    """Options for fsspec, from the command line.
+
+    Raises:
+        OptionError: If `text` is no JSON map.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise OptionError(f"--storage-options: {error}, wanted JSON such as '{{\"anon\": true}}'.") from error
+    if not isinstance(value, dict):
+        raise OptionError(f"--storage-options: {value!r:.80}, wanted a JSON map.")
+    return value
+
+
+def open_source(
+    source: Sequence[str], options_json: str | None, layout: str | None = None, layout_file: str | None = None
+) -> "Dataset":
+    """The dataset that a command's argument and options name.
+
+    Raises:
+        EpistreamError: As `open_dataset`, `storage_options` and `wanted_layout`.
+    """
+    from epistream.sharding.dataset import open_dataset
+
+    wanted = wanted_layout(layout, layout_file)
+    return open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json), layout=wanted)
