@@ -14,10 +14,10 @@ from typing import Any
 
 import h5py
 
-from epistream.errors import OptionError
+from epistream.errors import LayoutError, OptionError
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.hdf5_file import open_hdf5
-from epistream.sharding.names import HDF5_SUFFIXES
+from epistream.sharding.names import is_tar
 
 _NAMES = {"gripper_position": "gripper_pos", "target_position": "target pos"}
 # Episodes whose texts are kept: some 100 kB each.
@@ -43,6 +43,7 @@ class Reasoning:
         Raises:
             OptionError: the episode is packed: shards hold no texts of steps.
             SourceError: its file cannot be read.
+            LayoutError: what its file says is not of every step.
         """
         columns = self._columns(episode)
         if isinstance(columns, dict):
@@ -60,13 +61,13 @@ class Reasoning:
         columns = self._kept.get(episode)
         if columns is None:
             url = self._dataset.shard_url[int(self._dataset.episode_shard[episode])]
-            if not url.partition("?")[0].lower().endswith(HDF5_SUFFIXES):
+            if is_tar(url):
                 raise OptionError(
                     f"data_args.use_reasoning: {Path(url).name} is a shard, which holds no texts of steps. Give the "
                     "HDF5 files, or add them in load_onestep_from_episode of a subclass."
                 )
             with open_hdf5(url, self._dataset.storage_options) as (file, _):
-                columns = _read(file)
+                columns = _read(file, int(self._dataset.episode_length[episode]))
             self._kept[episode] = columns
             if len(self._kept) > _MAX_KEPT:
                 self._kept.popitem(last=False)
@@ -76,21 +77,30 @@ class Reasoning:
         return {**self.__dict__, "_kept": OrderedDict()}
 
 
-def _read(file: h5py.File) -> Columns:
+def _read(file: h5py.File, length: int) -> Columns:
     for name in ("substep_reasonings", "reasoning"):
         found = file.get(name)
         if isinstance(found, h5py.Dataset):
-            return list(_values(found))
+            return list(_values(found, length))
         if isinstance(found, h5py.Group):
             return {
-                _NAMES.get(key, key): _values(rows) for key, rows in found.items() if isinstance(rows, h5py.Dataset)
+                _NAMES.get(key, key): _values(rows, length)
+                for key, rows in found.items()
+                if isinstance(rows, h5py.Dataset)
             }
     return {}
 
 
-def _values(rows: h5py.Dataset) -> Any:
-    """Texts as text, numbers as they are."""
+def _values(rows: h5py.Dataset, length: int) -> Any:
+    """Texts as text, numbers as they are; one for each step, and maybe more."""
+    is_text = rows.dtype.kind in "SO"
+    wanted = (length,) if is_text else (length, *rows.shape[1:])
+    if len(rows.shape) != len(wanted) or rows.shape[0] < length:
+        raise LayoutError(
+            f"{rows.name}: shape {rows.shape}, wanted {wanted}, one for each step. Correct the file, or leave "
+            "data_args.use_reasoning out."
+        )
     values = rows[()]
-    if rows.dtype.kind not in "SO":
+    if not is_text:
         return values
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]

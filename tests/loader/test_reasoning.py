@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import epistream as es
-from epistream.errors import OptionError
+from epistream.errors import LayoutError, OptionError
 
 WITH = Namespace(use_reasoning=True, use_prev_subtask=False)
 
@@ -74,3 +74,26 @@ def test_shards_which_hold_no_texts_of_steps_are_refused_at_construction(path, t
     es.pack(path, tmp_path / "shards", codec="raw")
     with pytest.raises(OptionError, match=r"is a shard, which holds no texts of steps\. Give the HDF5 files"):
         dataset_of(tmp_path / "shards", WITH)
+
+
+def test_a_shard_is_told_from_a_file_by_its_name_alone(path):
+    bare = path.rename(path.with_suffix(""))
+    assert dataset_of(bare, WITH)[4]["reasoning"]["direction"] == "up 4"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("reasoning", b"one for all", r"/reasoning: shape \(\), wanted \(7,\)"),
+        ("substep_reasonings", [b"short"] * 3, r"/substep_reasonings: shape \(3,\), wanted \(7,\)"),
+        ("reasoning", [[b"nested"]] * 7, r"/reasoning: shape \(7, 1\), wanted \(7,\)"),
+        ("reasoning/subtask", b"one for all", r"/reasoning/subtask: shape \(\), wanted \(7,\)"),
+        ("reasoning/gripper_position", 1.0, r"/reasoning/gripper_position: shape \(\), wanted \(7,\)"),
+    ],
+)
+def test_a_column_that_does_not_say_something_of_every_step_is_named(tmp_path, name, values, words):
+    path = every_layout.vla_os(tmp_path / "a.hdf5", reasoning=False)
+    with h5py.File(path, "a") as file:
+        file[name] = values
+    with pytest.raises(LayoutError, match=rf"a\.hdf5: {words}.*use_reasoning"):
+        dataset_of(path, WITH)
