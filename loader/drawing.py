@@ -57,9 +57,13 @@ def draw_frames(
         FormatError: a frame that is torn; the message names it.
     """
     name = decoder.feature.name
-    if decoder.is_copy:  # finding what is there twice would cost more than copying it twice
+    if decoder.is_copy:
+        # Finding what is there twice would cost more than copying it twice. In the order of the file, because HDF5 may
+        # hold neighbours in one compressed chunk.
+        order = np.argsort(needed)
+        offsets = index.frame_offset[name][needed[order]].tolist()
         flat = out.reshape(len(out), -1).view(np.uint8)
-        _read_each(tar, index.frame_offset[name][needed].tolist(), [flat[place].data for place in places.tolist()])
+        _read_each(tar, offsets, [flat[place].data for place in places[order].tolist()])
         return
     frames, first, which = np.unique(needed, return_index=True, return_inverse=True)
     offsets, sizes = index.frame_offset[name][frames].tolist(), index.frame_size[name][frames].tolist()
