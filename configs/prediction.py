@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from epistream.configs.read_rates import Kind, LoadRate
 from epistream.configs.survey import Survey
+from epistream.loader.slots import most_together
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,22 @@ def predict(found: Survey, choice: Choice, ranks: int, cache_bytes: int) -> Pred
         # Shards leave before the next epoch needs them.
         terms["fetching"] = fetching
     limit = min(terms, key=lambda name: terms[name])
-    slots = choice.number * (choice.prefetch + 2) * ranks
     workers = choice.number * ranks if choice.kind == "processes" else 0
     return Prediction(
         windows_per_s=terms[limit],
         limit=limit,
         first_epoch_windows_per_s=first,
-        ring_bytes=slots * found.batch_bytes,
+        ring_bytes=ring_bytes(found, choice, ranks),
         process_bytes=ranks * found.main_bytes + workers * found.together["processes"].worker_bytes,
         cache_bytes=min(found.dataset_bytes, cache_bytes),
     )
+
+
+def ring_bytes(found: Survey, choice: Choice, ranks: int) -> int:
+    """Bytes of the batches of all ranks of a node; small ones share slots, more of them on one node than on several."""
+    num_batches = found.num_windows // (found.batch_size * ranks)
+    together = most_together(found.batch_bytes, num_batches, choice.number)
+    return ranks * choice.number * (choice.prefetch + 2) * together * found.batch_bytes
 
 
 def _terms(found: Survey, choice: Choice, ranks: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from epistream.configs.config import Config, load_config
 from epistream.configs.machine import Machine, gib
-from epistream.configs.prediction import Choice, Prediction, predict
+from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
 from epistream.configs.read_rates import Kind
 from epistream.configs.repacking import WORTH, Alternative, Load, alternatives, is_hdf5, packed_survey
@@ -281,13 +281,9 @@ class _Chooser:
 
     def _prefetch(self, workers: int) -> int:
         found, wanted = self._found, int(self._values["loader.prefetch"])
-        reason = f"{found.batch_bytes / 2**20:,.1f} MiB a batch"
-        if found.batch_bytes < 1 << 20:
-            wanted = 2 * wanted
-            reason += ": small ones cost little, and ride out uneven times"
         room = self._machine.free_bytes * _RING_SHARE
-        slots = workers * self._options.ranks * found.batch_bytes
-        while wanted > 1 and slots * (wanted + 2) > room:
+        reason = f"batches of {found.batch_bytes / 2**20:,.1f} MiB"
+        while wanted > 1 and ring_bytes(found, Choice("processes", workers, wanted), self._options.ranks) > room:
             wanted -= 1
             reason = f"batches of {found.batch_bytes / 2**20:,.1f} MiB: more would take over {gib(room)}"
         self._set("loader.prefetch", wanted, reason)

@@ -36,9 +36,7 @@ class Slots:
     @classmethod
     def plan(cls, job: Job, num_workers: int, slots_per_worker: int) -> "Slots":
         """The slots for batches of a job."""
-        by_size = _SHARED_BYTES // job.layout.num_bytes
-        by_count = job.schedule(0, 0).num_batches // (_LEAST_SHARE * num_workers)
-        together = max(1, min(by_size, by_count, _MOST_TOGETHER))
+        together = most_together(job.layout.num_bytes, job.schedule(0, 0).num_batches, num_workers)
         while together > 1 and not _budget_holds(job, together * num_workers * slots_per_worker):
             together //= 2
         return cls(job.layout.times(together), job.batch_size, together)
@@ -60,6 +58,17 @@ class Slots:
         for first in range(0, num_windows, self.batch_size):
             rows = slice(first, min(first + self.batch_size, num_windows))
             yield {name: array[rows] for name, array in arrays.items()}
+
+
+def most_together(batch_bytes: int, num_batches: int, num_workers: int) -> int:
+    """Batches that share a slot, where the cache's budget allows it.
+
+    Args:
+        batch_bytes: of each.
+        num_batches: of an epoch, on each rank.
+        num_workers: of each rank.
+    """
+    return max(1, min(_SHARED_BYTES // batch_bytes, num_batches // (_LEAST_SHARE * num_workers), _MOST_TOGETHER))
 
 
 def _budget_holds(job: Job, batches_in_flight: int) -> bool:

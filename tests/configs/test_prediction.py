@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+import epistream as es
 from epistream.configs.prediction import Choice, predict
 from epistream.configs.read_rates import LoadRate
 from epistream.configs.survey import Place, Survey
@@ -78,6 +79,26 @@ def test_memory_counts_every_rank_worker_slot_and_what_the_cache_may_hold():
     assert found.memory_bytes == 1200 + 64 + 600
     threads = predict(FOUND, Choice("threads", 3, 2), 2, cache_bytes=10**6)
     assert (threads.process_bytes, threads.cache_bytes) == (22, 1000)
+
+
+def test_memory_counts_the_small_batches_that_share_slots():
+    found = replace(FOUND, batch_bytes=1 << 20, num_windows=10_000)
+    # Two workers of each of two ranks, in four slots each: 16 batches of 1 MiB in each, of 500 batches a rank.
+    assert predict(found, Choice("threads", 2, 2), 2, cache_bytes=600).ring_bytes == 2 * 2 * 4 * 16 << 20
+    short = replace(found, num_windows=10 * 2 * 40)  # 40 batches a rank: each worker has four slots' worth
+    assert predict(short, Choice("threads", 2, 2), 2, cache_bytes=600).ring_bytes == 2 * 2 * 4 * 5 << 20
+
+
+def test_memory_of_batches_is_that_of_the_loaders_ring(aloha_shards):
+    stream = es.EpisodeStream(aloha_shards, batch_size=2, features=["action"], remainder="pad")
+    job = stream.job
+    found = replace(FOUND, num_windows=stream.num_windows, batch_size=2, batch_bytes=job.layout.num_bytes)
+    with es.StreamingLoader(stream, num_workers=0, num_threads=2) as loader:
+        next(iter(loader))
+        ring, together = loader._crew.ring, loader._slots.batches_per_slot
+    assert together > 1
+    predicted = predict(found, Choice("threads", 2, 2), 1, cache_bytes=600).ring_bytes
+    assert predicted == ring.num_slots * together * job.layout.num_bytes
 
 
 def test_rate_on_a_machine_with_one_core():
