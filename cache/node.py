@@ -120,6 +120,18 @@ class NodeCache:
         """The byte budget of the first tier as it is now; None if nothing is cached (mode "off", or no directory)."""
         return self._entered().budget()
 
+    def budget_ahead(self, entry: Entry, reserved_bytes: int) -> Budget | None:
+        """The budget where an entry is kept first, made yet or not; makes and enters nothing.
+
+        Args:
+            entry: What would be kept.
+            reserved_bytes: Memory that the budget would leave for others.
+
+        Returns:
+            None if the entry is read in place, or the directory cannot be looked at.
+        """
+        return Tiers(self.options, self._storage_options, reserved_bytes, self._observe).budget_ahead(entry)
+
     def stats(self) -> CacheStats:
         """Counters of this process."""
         tiers = self._tiers

@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from epistream.cache.budget import Limits
+from epistream.cache.budget import Budget, Limits
 from epistream.cache.directory import Observer
 from epistream.cache.opening import open_store
 from epistream.cache.options import CacheOptions
+from epistream.cache.outlook import budget_ahead
 from epistream.cache.place import file_system_type, is_memory
 from epistream.cache.store import ShardStore, StoreOptions
 from epistream.errors import CacheError, DeadlineError
@@ -85,25 +86,37 @@ class Stores:
             logger.warning("Cache tier %s left aside, the next one is used: %s", tier, error)
         return str(error)
 
+    def budget_ahead(self, tier: str) -> Budget | None:
+        """The budget that a tier has or would have, found without entering; None if it cannot be looked at."""
+        try:
+            path = self._path_of(tier)
+            return budget_ahead(path, self._wish(tier), self._limits(path))
+        except OSError:
+            return None
+
     def close(self) -> None:
         """Leave every directory."""
         for tier in list(self._stores):
             self.forget(tier)
 
-    def _open(self, tier: str) -> ShardStore:
-        options = self._options
-        path = self._path_of(tier)
-        on_disk = tier == "disk"
-        limits = Limits(
-            memory_fraction=options.memory_fraction,
+    def _wish(self, tier: str) -> int | None:
+        return self._options.disk_budget_bytes if tier == "disk" else self._options.budget_bytes
+
+    def _limits(self, path: Path) -> Limits:
+        return Limits(
+            memory_fraction=self._options.memory_fraction,
             reserved_bytes=self._reserved_bytes,
             in_memory=is_memory(file_system_type(path)),
         )
+
+    def _open(self, tier: str) -> ShardStore:
+        options, path, on_disk = self._options, self._path_of(tier), tier == "disk"
+        limits = self._limits(path)
         store = open_store(
             path,
             StoreOptions(
                 limits,
-                cap=options.disk_budget_bytes if on_disk else options.budget_bytes,
+                cap=self._wish(tier),
                 fill_timeout_s=options.fill_timeout_s,
                 room_timeout_s=options.room_timeout_s,
                 durable=on_disk and not limits.in_memory,

@@ -313,6 +313,11 @@ class Tiers:
                 return store.budget()
         return None
 
+    def budget_ahead(self, entry: Entry) -> Budget | None:
+        """As `NodeCache.budget_ahead`."""
+        tier = self._route(entry)[0][0]
+        return None if tier == "direct" else self._stores.budget_ahead(tier)
+
     def stats(self) -> CacheStats:
         """Counters of this process."""
         return self._counters.snapshot().with_retries(self._remote.num_retries)

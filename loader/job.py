@@ -73,6 +73,9 @@ class Job(Protocol):
     def schedule(self, epoch: int, start: int) -> Schedule:
         """Which positions of an epoch this rank takes, from position `start` on."""
 
+    def budget_ahead(self, reserved_bytes: int) -> int | None:
+        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
+
     def feed(self, *, prefetch: bool = False) -> Feed:
         """Batches for one thread or process, which may fill the node's cache ahead."""
 
@@ -162,7 +165,16 @@ class ReadJob:
 
     def keeps_shards(self) -> bool:
         """Whether shards go through the node's cache, rather than being read where they lie."""
-        return self.cache.keeps(shard_entry(self.dataset, int(np.argmax(self.plan.per_shard))))
+        return self.cache.keeps(self._some_entry)
+
+    def budget_ahead(self, reserved_bytes: int) -> int | None:
+        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
+        budget = self.cache.budget_ahead(self._some_entry, reserved_bytes)
+        return None if budget is None else budget.bytes
+
+    @property
+    def _some_entry(self) -> Entry:
+        return shard_entry(self.dataset, int(np.argmax(self.plan.per_shard)))
 
     def reader(self, before_wait: Callable[[], None] | None = None, num_readers: int = 1) -> EpisodeReader:
         """A reader for one thread or process, which has `num_readers`; `before_wait` as for `EpisodeReader`."""

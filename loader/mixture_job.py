@@ -84,6 +84,11 @@ class MixtureJob:
         """Whether shards of any dataset go through the node's cache."""
         return any(part.keeps_shards() for part in self.parts)
 
+    def budget_ahead(self, reserved_bytes: int) -> int | None:
+        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
+        budgets = (part.budget_ahead(reserved_bytes) for part in self.parts)
+        return min((budget for budget in budgets if budget is not None), default=None)
+
     @cached_property
     def layout(self) -> BatchLayout:
         """How one batch lies in memory: as one of the first part, and the dataset of each window."""

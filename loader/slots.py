@@ -72,10 +72,10 @@ def most_together(batch_bytes: int, num_batches: int, num_workers: int) -> int:
 
 
 def _budget_holds(job: Job, batches_in_flight: int) -> bool:
-    """Whether a budget that the user set holds the shards that so many batches of each rank draw from.
+    """Whether the node's cache will hold the shards that so many batches of each rank draw from.
 
     If not, workers that are far apart would evict each other's shards: they are fetched again and again then.
     """
-    budget = job.cache.options.budget_bytes
+    budget = job.budget_ahead(batches_in_flight * job.layout.num_bytes * job.world.local_size)
     windows = batches_in_flight * job.batch_size * job.world.size
     return budget is None or sum(open_bytes(plan, windows) for plan in job.plans) <= budget

@@ -1,11 +1,16 @@
 """Small batches that share a slot of the ring: the same batches, in the same order, none overwritten."""
 
+import tempfile
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 import epistream as es
+from epistream.cache.admin import resize
+from epistream.cache.node import NodeCache
 from epistream.errors import StateError
 from epistream.loader.slots import Slots
 
@@ -37,25 +42,56 @@ def test_slots_of_a_long_epoch_hold_several_small_batches_and_one_large(aloha_sh
     assert Slots.plan(with_cameras.job, 2, 4).batches_per_slot == 1
 
 
-def test_slots_hold_fewer_batches_where_the_budget_cannot_hold_what_they_draw_from(tmp_path):
-    with h5py.File(tmp_path / "demos.hdf5", "w") as file:
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory):
+    """24 shards of some 50 kB, and the bytes of all."""
+    out = tmp_path_factory.mktemp("many")
+    with h5py.File(out / "demos.hdf5", "w") as file:
         for number in range(24):
             file[f"data/demo_{number}/actions"] = np.zeros((100, 60), np.float32)
             file[f"data/demo_{number}/obs/robot0_joint_pos"] = np.zeros((100, 60), np.float32)
-    es.pack(tmp_path / "demos.hdf5", tmp_path / "shards", shard_size="64KiB")
-
-    def together(budget_bytes):
-        order = es.OrderOptions(lanes=2, resident_shards=4)
-        cache = es.CacheOptions(mode="shm", budget_bytes=budget_bytes)
-        stream = es.EpisodeStream(tmp_path / "shards", batch_size=2, order=order, cache=cache)
-        return Slots.plan(stream.job, 2, 4).batches_per_slot
-
-    dataset = es.open_dataset(tmp_path / "shards")
+    es.pack(out / "demos.hdf5", out / "shards", shard_size="64KiB")
+    dataset = es.open_dataset(out / "shards")
     assert dataset.num_shards == 24
-    size = int(dataset.shard_bytes.sum() + dataset.index_bytes.sum())
-    assert together(None) == together(size) == 32
-    assert 1 <= together(size // 3) < 32
-    assert together(1) == 1, "nothing would help"
+    return out / "shards", int(dataset.shard_bytes.sum() + dataset.index_bytes.sum())
+
+
+@pytest.fixture
+def cache_folder():
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="slots-") as folder:
+        yield Path(folder)
+
+
+def together(shards, **options):
+    order = es.OrderOptions(lanes=2, resident_shards=4)
+    stream = es.EpisodeStream(shards, batch_size=2, order=order, cache=es.CacheOptions(**options))
+    return Slots.plan(stream.job, 2, 4).batches_per_slot
+
+
+def test_slots_hold_fewer_batches_where_the_budget_cannot_hold_what_they_draw_from(many_shards, cache_folder):
+    shards, size = many_shards
+    options = {"mode": "shm", "directory": str(cache_folder / "cache")}
+    assert together(shards, **options) == together(shards, **options, budget_bytes=size) == 32
+    assert 1 <= together(shards, **options, budget_bytes=size // 3) < 32
+    assert together(shards, **options, budget_bytes=1) == 1, "nothing would help"
+    assert list(cache_folder.iterdir()) == [], "planning makes nothing"
+
+
+def test_slots_hold_fewer_batches_where_the_cap_in_force_is_small(many_shards, cache_folder):
+    shards, size = many_shards
+    options = {"mode": "shm", "directory": str(cache_folder / "cache")}
+    with NodeCache(es.CacheOptions(**options)) as node:
+        node.budget()
+        resize(cache_folder / "cache", size // 3)
+        assert 1 <= together(shards, **options) < 32
+
+
+def test_slots_hold_fewer_batches_where_memory_is_small(many_shards, cache_folder, monkeypatch):
+    shards, size = many_shards
+    options = {"mode": "shm", "directory": str(cache_folder / "cache")}
+    monkeypatch.setattr("epistream.cache.budget.available_bytes", lambda system: size)
+    assert 1 <= together(shards, **options) < 32
+    assert together(shards) == 32, "read in place"
 
 
 def test_groups_deal_every_batch_once_and_in_order():
