@@ -5,19 +5,21 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError, WorkerError
 from epistream.loader.channel import Kind, Record, RecordPipe
 from epistream.loader.job import Job
 from epistream.loader.ring import Ring
 from epistream.loader.slots import Slots
-from epistream.loader.worker import Message, WorkerSeat, run_process, run_worker
+from epistream.loader.worker import NO_EPOCH, Message, WorkerSeat, run_process, run_worker
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -29,8 +31,9 @@ _STOP_S = 5.0
 class _Member:
     seat: WorkerSeat
     messages: Connection
-    process: BaseProcess | None
-    thread: threading.Thread | None
+    process: BaseProcess | None = None
+    thread: threading.Thread | None = None
+    held: set[int] = field(default_factory=set)  # slots that the consumer has in hands
 
     def __post_init__(self) -> None:
         self.arrived = select.poll()
@@ -52,15 +55,17 @@ class Crew:
         self, job: Job, slots: Slots, num_workers: int, slots_per_worker: int, start_method: StartMethod | None
     ) -> None:
         self.num_workers = num_workers
+        self.slots = slots
         self.ring = Ring(num_workers * slots_per_worker, slots.layout.num_bytes)
         self._pid = os.getpid()
+        self._serial = NO_EPOCH
         self._members: list[_Member] = []
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
         pipes = [multiprocessing.Pipe(duplex=False) for _ in range(num_workers)]
         for index, (messages, outbox) in enumerate(pipes):
             own = range(index * slots_per_worker, (index + 1) * slots_per_worker)
             seat = WorkerSeat(index, num_workers, own, RecordPipe(), outbox, job, slots, self.ring)
-            self._members.append(_Member(seat, messages, None, None))
+            self._members.append(_Member(seat, messages))
         try:
             for member in self._members:
                 self._start(member, start_method)
@@ -80,13 +85,13 @@ class Crew:
 
     def run(self, serial: int, epoch: int, start: int) -> None:
         """Let all workers begin at position `start` of `epoch`; what they were doing is abandoned."""
+        self._serial = serial
         for member in self._members:
             member.seat.inbox.send(Record(Kind.RUN, serial, epoch, start))
 
-    def give_back(self, worker_index: int) -> Callable[[int], None]:
-        """What to call with a slot number when the consumer is done with the slot."""
-        inbox = self._members[worker_index].seat.inbox
-        return lambda slot: inbox.send(Record(Kind.SLOT, slot))
+    def is_running(self, serial: int) -> bool:
+        """Whether this is what workers of this process were last told to run, and they were not stopped since."""
+        return self.is_ours and self._serial == serial
 
     def receive(self, worker_index: int, timeout_s: float) -> Message:
         """The next message of a worker.
@@ -117,8 +122,35 @@ class Crew:
             "StreamingLoader(timeout_s=...)."
         )
 
+    def take(self, worker_index: int, message: Message) -> tuple[Iterator[dict[str, NDArray[Any]]], bool]:
+        """The batches of a filled slot, and whether they are copies.
+
+        They are views of the slot, which goes back when the last of them dies, unless the consumer already holds all
+        other slots of this worker.
+        """
+        member = self._members[worker_index]
+        held, inbox = member.held, member.seat.inbox
+
+        def give_back(slot: int) -> None:
+            held.discard(slot)
+            inbox.send(Record(Kind.SLOT, slot))
+
+        if len(held) + 1 >= len(member.seat.own):
+            batches = self.slots.batches(self.ring.slot(message.slot), message.num_windows)
+            # Each by itself: a batch that is kept must not keep the memory of its neighbours.
+            copies = [{name: array.copy() for name, array in views.items()} for views in batches]
+            self.give_back(worker_index, message.slot)
+            return iter(copies), True
+        held.add(message.slot)
+        return self.slots.batches(self.ring.hand_out(message.slot, give_back), message.num_windows), False
+
+    def give_back(self, worker_index: int, slot: int) -> None:
+        """Return a slot whose batches nobody has taken."""
+        self._members[worker_index].seat.inbox.send(Record(Kind.SLOT, slot))
+
     def stop(self) -> None:
         """Stop all workers, by force if they do not come. Batches that the consumer holds stay valid."""
+        self._serial = NO_EPOCH
         for member in self._members:
             member.seat.inbox.send(Record(Kind.STOP))
         deadline = time.monotonic() + _STOP_S

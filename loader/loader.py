@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -11,25 +10,22 @@ from typing import Any, Protocol, TextIO, TypeVar
 import numpy as np
 import torch
 
-from epistream.errors import OptionError, StateError, WorkerError
+from epistream.errors import OptionError
 from epistream.loader.agreement import check_agreement
 from epistream.loader.cores import num_usable_cores
 from epistream.loader.crew import Crew, StartMethod
 from epistream.loader.device import Hook, check_device, feed
 from epistream.loader.diagnosis import Situation
-from epistream.loader.effort import thread_effort
-from epistream.loader.iteration import StreamIterator
+from epistream.loader.loading import Loading, Views
 from epistream.loader.memory_use import measure_memory
 from epistream.loader.monitor import Monitor, MonitorOptions
 from epistream.loader.report import PerformanceReport
 from epistream.loader.residency import budget_advice
-from epistream.loader.schedule import Schedule
 from epistream.loader.slots import Slots
 from epistream.loader.state import make_state
 from epistream.loader.stats import LoaderStats, StatsRecorder
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.streaming import Stream
-from epistream.loader.worker import NO_EPOCH, Message
 from epistream.loader.world import World
 
 T = TypeVar("T")
@@ -102,12 +98,7 @@ class StreamingLoader:
         self._timeout_s = timeout_s
         self._crew: Crew | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        # Identifies an iteration in messages. The next number belongs to the next epoch, which workers begin by
-        # themselves; every other continuation skips it.
-        self._serial = 0
-        self._ran_out = False
-        self._last_epoch = -1
-        self._held: list[set[int]] = [set() for _ in range(self._num_workers)]
+        self._loading: Loading | None = None  # the iteration begun last
         self._recorder = StatsRecorder()
         world = stream.job.world
         # It must not keep the loader alive: a loader that is dropped ends its workers at once.
@@ -189,22 +180,20 @@ class StreamingLoader:
     def __iter__(self) -> Iterator[Any]:
         """Start the next epoch (or go on after `load_state_dict`); filling begins now, not at the first ``next``."""
         job = self.stream.job
-        if self._serial == 0:
+        if self._loading is None:
             check_agreement(job)
         epoch, start = self.stream.cursor
         schedule = job.schedule(epoch, start)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.
         self.stream.set_epoch(epoch + 1)
-        self._consumed = (epoch, start) if schedule.num_batches else None
-        goes_on = self._ran_out and (epoch, start) == (self._last_epoch + 1, 0)
-        self._serial += 1 if goes_on else 2
-        self._ran_out, self._last_epoch = False, epoch
+        self._loading = loading = Loading(schedule, self._loading)
+        self._consumed = loading.place(0)
         self._recorder.begin()
         if self._num_workers == 0:
-            return self._track(self._read_here(epoch, start), self._serial, epoch, schedule)
+            return self._hand_out(loading, loading.read_here(job, self._recorder))
         crew = self._hire()
-        crew.run(self._serial, epoch, start)
-        return self._track(self._collect(crew, self._serial, schedule), self._serial, epoch, schedule)
+        crew.run(loading.serial, epoch, start)
+        return self._hand_out(loading, loading.collect(crew, self._recorder, self._timeout_s, self.close))
 
     def close(self) -> None:
         """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
@@ -249,7 +238,6 @@ class StreamingLoader:
 
     def _hire(self) -> Crew:
         if self._crew is None or not self._crew.is_ours:
-            self._held = [set() for _ in range(self._num_workers)]
             job, num_slots = self.stream.job, self._num_workers * self._slots_per_worker
             # The rings of all ranks of this node come first; the cache's budget is what they leave.
             job.cache.reserve(num_slots * self._slots.layout.num_bytes * job.world.local_size)
@@ -258,103 +246,16 @@ class StreamingLoader:
             self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._crew)
         return self._crew
 
-    # Generators begin at their first `next`, so what belongs to an iteration is given to them by `__iter__`.
-
-    def _track(self, batches: Iterator[Any], serial: int, epoch: int, schedule: Schedule) -> Iterator[Any]:
-        """Hand out batches, keeping `_consumed` true; the last batch of an epoch is the beginning of the next."""
+    def _hand_out(self, loading: Loading, batches: Iterator[Views]) -> Iterator[Any]:
+        """Finish batches and hand them out, keeping `_consumed` true. It begins at the first ``next``."""
         self._monitor.start()  # the workers are forked by now
         ring = None if self._crew is None else self._crew.ring
-        with feed(batches, self._device, self._on_device, ring) as moved:
-            for batch_index, batch in enumerate(moved):
+        with feed(map(self.stream.finish, batches), self._device, self._on_device, ring) as moved:
+            for num_batches, batch in enumerate(moved, 1):
                 self._monitor.tick()
-                is_last = batch_index + 1 == schedule.num_batches
-                if serial == self._serial:
-                    self._consumed = None if is_last else (epoch, schedule.position_after(batch_index))
+                if loading is self._loading:
+                    self._consumed = loading.place(num_batches)
                 yield batch
-
-    def _collect(self, crew: Crew, serial: int, schedule: Schedule) -> Iterator[Any]:
-        for number, batches in enumerate(self._slots.groups(schedule.num_batches, self._num_workers)):
-            worker_index = number % self._num_workers
-            started = time.perf_counter()
-            message = self._receive(crew, worker_index, serial)
-            if message.first_batch != batches[0]:
-                raise WorkerError(
-                    f"worker {worker_index}: sent batch {message.first_batch}, wanted {batches[0]}. This is a defect "
-                    "of epistream; please report it."
-                )
-            self._recorder.receive(worker_index, message, time.perf_counter() - started)
-            arrays, copied = self._take(crew, worker_index, message)
-            for batch_index, views in zip(batches, arrays, strict=True):
-                self._check_current(crew, serial)
-                self._recorder.hand_out(len(views["step_index"]), copied)
-                self._ran_out = batch_index + 1 == schedule.num_batches
-                yield self.stream.finish(views)
-
-    def _check_current(self, crew: Crew, serial: int) -> None:
-        if serial != self._serial or crew is not self._crew or not crew.is_ours:
-            raise StateError(
-                "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
-                "the process that this one was forked from. Iterate one at a time, or make a second loader."
-            )
-
-    def _receive(self, crew: Crew, worker_index: int, serial: int) -> Message:
-        while True:
-            self._check_current(crew, serial)
-            try:
-                message = crew.receive(worker_index, self._timeout_s)
-            except BaseException:
-                self.close()
-                raise
-            if message.error is not None and message.serial == NO_EPOCH:
-                self.close()
-                raise message.error
-            if message.serial == serial:
-                if message.error is not None:
-                    raise message.error
-                return message
-            if message.slot >= 0:  # left over from an iteration that was broken off
-                crew.give_back(worker_index)(message.slot)
-
-    def _take(self, crew: Crew, worker_index: int, message: Message) -> tuple[Iterator[dict[str, np.ndarray]], bool]:
-        """The batches of a filled slot: views of it, or copies when the consumer already holds all slots but one."""
-        held, send = self._held[worker_index], crew.give_back(worker_index)
-
-        def give_back(slot: int) -> None:
-            held.discard(slot)
-            send(slot)
-
-        if len(held) + 1 >= self._slots_per_worker:
-            slot = self._slots.batches(crew.ring.slot(message.slot), message.num_windows)
-            # Each by itself: a batch that is kept must not keep the memory of its neighbours.
-            copies = [{name: array.copy() for name, array in views.items()} for views in slot]
-            send(message.slot)
-            return iter(copies), True
-        held.add(message.slot)
-        return self._slots.batches(crew.ring.hand_out(message.slot, give_back), message.num_windows), False
-
-    def _read_here(self, epoch: int, start: int) -> Iterator[Any]:
-        """The same batches without workers, each in fresh memory."""
-        job = self.stream.job
-        batches = StreamIterator(job, lambda views: views, (epoch, start), 0, 1)
-        while True:
-            began, before = time.perf_counter(), thread_effort()
-            views = next(batches, None)
-            if views is None:
-                return
-            busy_s, effort = time.perf_counter() - began, thread_effort() - before
-            cache, num_windows = job.cache.stats(), len(views["step_index"])
-            message = Message(
-                self._serial,
-                0,
-                num_windows=num_windows,
-                busy_s=busy_s,
-                cache=cache,
-                effort=effort,
-                replaced=batches.replaced,
-            )
-            self._recorder.receive(0, message, busy_s)
-            self._recorder.hand_out(num_windows, copied=False)
-            yield self.stream.finish(views)
 
 
 def _stop_in(pid: int, crew: Crew) -> None:
