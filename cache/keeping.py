@@ -42,12 +42,14 @@ def mark_kept(dir_fd: int, keys: Collection[str] | None = None) -> None:
 def drop_unkept(dir_fd: int) -> bool:
     """Whether a directory outlives its last user, who calls this; what is not to be kept is removed then."""
     kept = _kept(dir_fd)
-    for name in os.listdir(dir_fd) if kept else ():
+    if not kept:
+        return kept is not None
+    for name in os.listdir(dir_fd):
         key, dot, _ = name.rpartition(".")
         if dot and key and key not in kept:  # names that begin with a dot are not of entries
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=dir_fd)
-    return kept is not None
+    return True
 
 
 def _kept(dir_fd: int) -> set[str] | None:
