@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 import yaml
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from epistream.commands.tables import new_table, print_table
 
 
 @click.group()
@@ -33,13 +33,15 @@ def show(file: str | None, preset: str | None, changes: tuple[str, ...], as_yaml
         rows = [dict(zip(("key", "value", "from", "meaning"), row, strict=True)) for row in config.rows()]
         print(json.dumps(rows, indent=2))
         return
-    table = Table()
-    for heading in ("key", "value", "from", "meaning"):
-        table.add_column(heading, overflow="fold")
+    table = new_table()
+    table.add_column("key", no_wrap=True)
+    table.add_column("value (from)", overflow="fold", max_width=30)
+    table.add_column("meaning", overflow="fold", min_width=20)
     for key, value, origin, meaning in config.rows():
-        style = "dim" if origin == "default" else "bold"
-        table.add_row(*map(escape, (key, json.dumps(value), origin, meaning)), style=style)
-    Console().print(table)
+        is_default = origin == "default"
+        said = json.dumps(value) if is_default else f"{json.dumps(value)} ({origin})"
+        table.add_row(*map(escape, (key, said, meaning)), style="dim" if is_default else "bold")
+    print_table(table)
 
 
 def parse_change(change: str) -> tuple[str, Any]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from epistream.commands.sources import layout_options, open_source
+from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.inspect import EpisodeFrames, describe
@@ -76,35 +76,29 @@ def _describe_episode(dataset: Dataset, episode: int) -> dict[str, Any]:
 
 
 def _show_episode(facts: dict[str, Any]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = new_list()
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _plain(" | ".join(value) if name == "tasks" else str(value)))
-    _print(table)
+    print_table(table)
 
 
 def _show(facts: dict[str, Any]) -> None:
-    _print(_overview(facts))
-    _print(_features(facts["features"]))
+    print_table(_overview(facts))
+    print_table(_features(facts["features"]))
     if len(facts["splits"]) > 1:
-        _print(_splits(facts["splits"]))
+        print_table(_splits(facts["splits"]))
     for name, values in facts["statistics"].items():
-        _print(_statistics(name, values))
+        print_table(_statistics(name, values))
     if facts["tasks"]:
-        _print(_tasks(facts["tasks"]))
-
-
-def _print(table: Table) -> None:
-    # A file or pipe has no width: nothing may be cut or folded there.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(table)
+        print_table(_tasks(facts["tasks"]))
 
 
 def _overview(facts: dict[str, Any]) -> Table:
     lengths, sizes = facts["episode_length"], facts["shard_bytes"]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    duration = "" if facts["duration_s"] is None else f", {facts['duration_s'] / 60:.1f} min"
+    table = new_list()
+    duration = ""
+    if facts["duration_s"] is not None:
+        duration = f", {facts['duration_s'] / 60:.1f} min at {facts['fps'][0]:g} Hz"
     skipped = facts["num_steps"] - facts["num_valid_steps"]
     rows = {
         "dataset": _plain(facts["url"]),
@@ -132,12 +126,21 @@ def _plain(text: str) -> str:
 
 
 def _features(features: list[dict[str, Any]]) -> Table:
-    table = Table(title="features", title_justify="left")
+    optional = [name for name in ("units", "source_path") if any(feature[name] for feature in features)]
+    if len({feature["fps"] for feature in features}) > 1:  # else the overview says it
+        optional.insert(0, "fps")
+    table = _feature_table(features, optional)
+    if "source_path" in optional and not fits(table):
+        # Folded paths are hard to read, and most say again what the names say.
+        table = _feature_table(features, optional[:-1])
+        table.caption, table.caption_justify = "their paths in the source: --json, or a wider window", "left"
+    return table
+
+
+def _feature_table(features: list[dict[str, Any]], optional: list[str]) -> Table:
+    table = new_table("features")
     table.add_column("feature", no_wrap=True)  # in a narrow window other columns give way
-    for name in ("shape", "dtype", "codec"):
-        table.add_column(name, overflow="fold")
-    optional = [name for name in ("fps", "units", "source_path") if any(feature[name] for feature in features)]
-    for name in optional:
+    for name in ("shape", "dtype", "codec", *optional):
         table.add_column(name.replace("_path", ""), overflow="fold")
     for feature in features:
         codec = feature["codec"]
@@ -153,7 +156,7 @@ def _features(features: list[dict[str, Any]]) -> Table:
 
 
 def _splits(splits: list[dict[str, Any]]) -> Table:
-    table = Table(title="splits", title_justify="left")
+    table = new_table("splits")
     for name in ("split", "shards", "episodes", "steps", "MB"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split in splits:
@@ -164,7 +167,7 @@ def _splits(splits: list[dict[str, Any]]) -> Table:
 
 def _statistics(name: str, values: dict[str, Any]) -> Table:
     columns = [key for key in ("mean", "std", "min", "q01", "q99", "max") if key in values]
-    table = Table(title=f"{name}, {values['count']:,} steps", title_justify="left")
+    table = new_table(f"{name}, {values['count']:,} steps")
     table.add_column("dim", justify="right")
     for key in columns:
         table.add_column(key, justify="right")
@@ -185,8 +188,9 @@ def _flatten(values: Any) -> list[float | None]:
 
 
 def _tasks(tasks: list[dict[str, Any]]) -> Table:
-    table = Table("episodes", "task", title=f"tasks, {len(tasks):,}", title_justify="left")
-    table.columns[0].justify = "right"
+    table = new_table(f"tasks, {len(tasks):,}")
+    table.add_column("episodes", justify="right")
+    table.add_column("task", overflow="fold")
     for task in tasks[:_MOST_TASKS]:
         table.add_row(f"{task['num_episodes']:,}", _plain(task["task"]))
     if len(tasks) > _MOST_TASKS:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.markup import escape
 
 from epistream.commands.sources import layout_options, open_source
+from epistream.commands.tables import new_list, print_table
 from epistream.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
@@ -116,29 +117,27 @@ def _bytes(text: str, used_bytes: int) -> int:
 
 
 def _show(url: str, found: "OrderReport", budget: int | None, advice: str | None) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = new_list()
     ratios = [f"{value / found.distinct_permuted:.3f}" for value in found.distinct]
     rows = {
-        "dataset": f"{url}: {found.num_windows:,} windows of {found.num_episodes:,} episodes in "
-        f"{found.num_shards:,} shards, {decimal(found.num_bytes)}",
+        "dataset": escape(url),
+        "holds": f"{found.num_windows:,} windows of {found.num_episodes:,} episodes in {found.num_shards:,} shards, "
+        f"{decimal(found.num_bytes)}",
         "order": f"{found.lanes} lanes, resident shards K = {found.resident_shards}",
         "in memory": f"up to {found.open_shards} shards at once, {decimal(found.open_bytes)}"
         + ("" if budget is None else f" of a budget of {decimal(budget)}"),
-        "episodes": f"distinct in a batch of {found.global_batch}: {found.distinct[0]:.1f} first hundred, "
-        f"{found.distinct[1]:.1f} middle, {found.distinct[2]:.1f} last hundred batches",
-        "": f"a full random permutation has {found.distinct_permuted:.1f}: that is {', '.join(ratios)} of it",
-        "fetched": f"{decimal(found.fetch_bytes)} an epoch, {decimal(max(found.fetch_bytes_per_node))} by one node; "
+        "episodes": f"{', '.join(f'{value:.1f}' for value in found.distinct)} distinct in a batch of "
+        f"{found.global_batch:,}: first hundred, middle, last hundred\n"
+        f"{', '.join(ratios)} of a full random permutation, which has {found.distinct_permuted:.1f}",
+        "fetched": f"{decimal(found.fetch_bytes)} an epoch, {decimal(max(found.fetch_bytes_per_node))} by one node\n"
         "nothing again while it stays in memory",
         "first batch": f"{decimal(max(found.first_batch_bytes))} by one node, in whole shards",
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(table)
+    print_table(table)
     if advice is not None:
-        console.print(advice)
+        Console(highlight=False, markup=False, soft_wrap=True).print(advice)
 
 
 def _draw(plan: "Plan", anchors: "Anchors", found: "OrderReport", path: Path) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from epistream.commands.sources import layout_options, wanted_layout
+from epistream.commands.tables import new_table, print_table
 
 if TYPE_CHECKING:
     from epistream.configs.tuner import Tuning
@@ -79,11 +80,14 @@ def _show(tuning: "Tuning", output: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table("key", "value", "why")
+    table = new_table()
+    table.add_column("key", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("why")
     values = {key: value for key, value, _, _ in tuning.config.rows()}
     for key, reason in tuning.reasons.items():
-        table.add_row(key, json.dumps(values[key]), reason)
-    console.print(table)
+        table.add_row(key, *map(escape, (json.dumps(values[key]), reason)))
+    print_table(table)
     console.print(
         f"[bold]predicted[/]   {prediction.windows_per_s:,.0f} windows/s on this node, limited by {prediction.limit}; "
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch\n"

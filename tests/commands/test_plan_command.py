@@ -99,7 +99,7 @@ class TestPlanCommand:
         output = run("--budget", "50%")
         for words in ("27,500 windows of 550 episodes in 55 shards, 55.0 MB", "8 lanes, resident shards K = 16",
                       "up to 24 shards at once, 24.0 MB of a budget of 27.5 MB", "distinct in a batch of 64",
-                      "a full random permutation has 60.", "an epoch", "first batch"):  # fmt: skip
+                      "of a full random permutation, which has 60.", "an epoch", "first batch"):  # fmt: skip
             assert words in output
 
     def test_plot_is_written(self, tmp_path):

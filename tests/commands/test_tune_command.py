@@ -1,6 +1,7 @@
 """`epistream tune` and `epistream config`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,12 @@ def test_config_show_as_yaml_loads_to_the_same(tmp_path):
 
 def test_config_show_as_a_table_fits_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert max(len(line) for line in run("config", "show", "small").splitlines()) <= 80
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run("config", "show", "small", "--set", "storage_options={a: 1, b: [1, 2]}"))
+    assert max(map(len, text.splitlines())) <= 80
+    for row in es.load_config().rows():
+        assert any(line.startswith(f"{row[0]} ") for line in text.splitlines()), "keys are never folded"
+    assert "64 (preset small)" in text
 
 
 @pytest.mark.parametrize("change", ["seed", "seed=[", "seed=!!python/name:os.system"])

@@ -1,7 +1,10 @@
 """Inspect: the numbers are those of the files, and the picture shows the frames upright at the labelled steps."""
 
+import dataclasses
 import json
+import re
 
+import every_layout
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -84,8 +87,6 @@ def test_inspect_tables_show_features_splits_and_tasks_without_markup_from_outsi
 
 
 def test_inspect_shows_statistics_with_gaps_and_many_dimensions(tmp_path):
-    import dataclasses
-
     from epistream.sharding.manifest import Manifest
 
     folder = write_dataset(tmp_path / "ds")
@@ -96,6 +97,44 @@ def test_inspect_shows_statistics_with_gaps_and_many_dimensions(tmp_path):
     assert "action, 12 steps" in text
     assert "1.5" in text
     assert "q01" not in text
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Runs the command in a terminal of so many columns."""
+
+    def look(columns, *arguments):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        return re.sub(r"\x1b\[[0-9;]*m", "", run(*arguments))
+
+    return look
+
+
+def test_inspect_in_80_columns_folds_no_feature_and_cuts_no_number(folder, terminal):
+    from epistream.sharding.manifest import Manifest
+
+    columns = ("mean", "std", "min", "q01", "q99", "max")
+    values = {"count": 12} | {name: [-0.000123 - number] * 3 for number, name in enumerate(columns)}
+    values["min"] = [-1.25e-17] * 3
+    manifest = Manifest.read(str(folder))
+    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="train").write(str(folder))
+    text = terminal(80, folder)
+    assert str(folder) in "".join(text.split()), "a long path is folded, not cut"
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(line for line in text.splitlines() if line.split()[:1] == [CAMERA])
+    assert row.split()[1:] == [f"{HEIGHT}x{WIDTH}x3", "uint8", "raw"]
+    numbers = next(line for line in text.splitlines() if "e-17" in line)
+    assert numbers.split() == ["0", "-0.000123", "-1", "-1.25e-17", "-3", "-4", "-5"]
+
+
+def test_inspect_shows_paths_in_the_source_where_they_fit(tmp_path, terminal):
+    path = every_layout.write("libero", tmp_path)
+    assert "obs/agentview_rgb" in terminal(120, path)
+    text = terminal(80, path)
+    assert "obs/agentview_rgb" not in text
+    assert "their paths in the source: --json" in text
+    assert "raw, upright after 180°" in text
 
 
 def test_contact_sheet_shows_first_and_last_step_pixel_by_pixel(folder):

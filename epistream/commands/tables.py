@@ -1,0 +1,39 @@
+"""Tables of the commands: narrow, so that they read well in 80 columns, and whole where there is no window."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def new_table(title: str | None = None) -> Table:
+    """A table without lines between columns, which a narrow window has no room for."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+
+
+def new_list() -> Table:
+    """A table of names and what they stand for."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("value", overflow="fold")  # a path without spaces would be cut
+    return table
+
+
+def fits(table: Table) -> bool:
+    """Whether nothing of a table will be folded."""
+    console = _console()
+    unbounded = console.options.update(max_width=10_000)  # else a table says what it would be folded to
+    return console.measure(table, options=unbounded).maximum <= console.width
+
+
+def print_table(table: Table) -> None:
+    """Print a table no wider than the window, a title after an empty line."""
+    console = _console()
+    if table.title:
+        console.print()
+    console.print(table)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # A file or pipe has no width: nothing may be cut or folded there.
+    return console if console.is_terminal else Console(highlight=False, width=200)
