@@ -94,10 +94,11 @@ def _read(file: h5py.File, length: int) -> Columns:
 def _values(rows: h5py.Dataset, length: int) -> Any:
     """Texts as text, numbers as they are; one for each step, and maybe more."""
     is_text = rows.dtype.kind in "SO"
-    wanted = (length,) if is_text else (length, *rows.shape[1:])
-    if len(rows.shape) != len(wanted) or rows.shape[0] < length:
+    shape = rows.shape or ()  # None where a dataset is written without values
+    wanted = (length,) if is_text else (length, *shape[1:])
+    if len(shape) != len(wanted) or shape[0] < length:
         raise LayoutError(
-            f"{rows.name}: shape {rows.shape}, wanted {wanted}, one for each step. Correct the file, or leave "
+            f"{rows.name}: shape {shape}, wanted {wanted}, one for each step. Correct the file, or leave "
             "data_args.use_reasoning out."
         )
     values = rows[()]

@@ -89,6 +89,7 @@ def test_a_shard_is_told_from_a_file_by_its_name_alone(path):
         ("reasoning", [[b"nested"]] * 7, r"/reasoning: shape \(7, 1\), wanted \(7,\)"),
         ("reasoning/subtask", b"one for all", r"/reasoning/subtask: shape \(\), wanted \(7,\)"),
         ("reasoning/gripper_position", 1.0, r"/reasoning/gripper_position: shape \(\), wanted \(7,\)"),
+        ("reasoning", h5py.Empty("f4"), r"/reasoning: shape \(\), wanted \(7,\)"),
     ],
 )
 def test_a_column_that_does_not_say_something_of_every_step_is_named(tmp_path, name, values, words):
