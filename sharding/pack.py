@@ -120,14 +120,14 @@ class _Job:
         versions = {"epistream": __version__, **{name: version(name) for name in _ENCODERS}}
         plan = make_plan(scans, self._options)
         self._note_faults(plan.faults)
-        self._stop_at_faults()
+        self._stop_at_faults(any_good=True)
         job = identity(scans, self._options, versions)
         if self._options.resume and (done := self._already_done(scans, versions)):
             return self._report(done, scans, None)
         is_resumed = self._workspace.begin(job)
         try:
             made = self._pack(plan, scans, is_resumed)
-            self._stop_at_faults()
+            self._stop_at_faults(any_good=bool(made.shard_names))
             checksums = self._hash_sources(scans)
             manifest = self._publish(plan, scans, made, checksums, versions)
         except BaseException as error:
@@ -147,9 +147,9 @@ class _Job:
             self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
         return [scans[position] for position in sorted(scans)]
 
-    def _stop_at_faults(self) -> None:
-        if self._faults and not self._options.skip_bad:
-            raise PackError(describe_faults(self._faults))
+    def _stop_at_faults(self, *, any_good: bool) -> None:
+        if self._faults and not (self._options.skip_bad and any_good):
+            raise PackError(describe_faults(self._faults, any_good=any_good))
 
     def _note_faults(self, faults: Sequence[str]) -> None:
         self._faults += faults
@@ -242,8 +242,6 @@ class _Job:
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
         self._tell(PackProgress("publishing", 0, 1))
-        if not made.shard_names:
-            raise PackError(describe_faults(self._faults))
         splits = tuple(name for name in plan.splits if name in made.splits)
         builder = ManifestBuilder(plan.features, splits)
         for name in made.shard_names:

@@ -135,7 +135,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> Plan:
     shared: dict[tuple[Feature, ...], tuple[Feature, ...]] = {}
     pairs = [(index, episode) for index, scan in enumerate(scans) for episode in scan.episodes]
     if not pairs:
-        raise PackError(describe_faults(faults) if faults else "sources: no episodes, wanted at least one.")
+        raise PackError(describe_faults(faults, any_good=False) if faults else "sources: no episodes, wanted one.")
     pairs = [
         (index, replace(episode, features=shared.setdefault(episode.features, episode.features)))
         for index, episode in pairs
@@ -255,12 +255,18 @@ def _group(episodes: Sequence[PlannedEpisode], estimates: Sequence[int], shard_b
     return [PlannedShard(number, split, tuple(members)) for number, (split, members) in enumerate(groups)]
 
 
-def describe_faults(faults: Sequence[str]) -> str:
-    """The message of a job that stops at bad sources: every one of them, a line each."""
+def describe_faults(faults: Sequence[str], *, any_good: bool) -> str:
+    """The message of a job that stops at bad sources: every one of them, a line each.
+
+    Args:
+        faults: What is wrong, each with its file.
+        any_good: Whether there would be anything to pack without them.
+    """
     # The list of layouts is long, and the same for every file that fits none.
     known = looked_for()
     lines = [f"  {fault.removesuffix(known).rstrip()}" for fault in faults]
     if any(fault.endswith(known) for fault in faults):
         lines.append(known)
     count = f"{len(faults)} fault" + "s" * (len(faults) != 1)
-    return "\n".join([f"{count} in the sources, nothing was published:", *lines, "Go on without them: --skip-bad."])
+    remedy = "Go on without them: --skip-bad." if any_good else "No episode is left. Correct the files or the options."
+    return "\n".join([f"{count} in the sources, nothing was published:", *lines, remedy])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
-from epistream.file_systems import open_file_system
+from epistream.file_systems import ask, limit_of, open_file_system
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
 from epistream.sharding.names import index_name
@@ -162,7 +162,9 @@ class Workspace:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PackError(f"{self.folder}: cannot be made ({error.strerror}), wanted a folder.") from error
+            raise PackError(
+                f"{self.folder}: cannot be made ({error.strerror}), wanted a folder. Choose another."
+            ) from error
         self._made = missing[-1] if missing else None
 
     def _remove_empty(self, top: Path) -> None:
@@ -177,7 +179,7 @@ class Workspace:
             try:
                 lock = path.open("ab")
             except OSError as error:
-                raise PackError(f"{path}: cannot be written ({error.strerror}). Check permissions.") from error
+                raise PackError(f"{path}: cannot be written ({error.strerror}). Check room and permissions.") from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -277,8 +279,8 @@ def upload(path: Path, url: str, storage_options: Options) -> None:
     target = join(url, path.name)
     try:
         file_system, remote = open_file_system(target, storage_options)
-        file_system.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
-        file_system.put_file(str(path), remote)
+        ask(file_system, "makedirs", remote.rsplit("/", 1)[0], exist_ok=True)
+        ask(file_system, "put_file", str(path), remote, limit_s=limit_of(path.stat().st_size))
     except EpistreamError:
         raise
     except Exception as error:  # each file system of fsspec has errors of its own

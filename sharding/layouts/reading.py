@@ -40,7 +40,7 @@ def open_source(path: str | Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError) as error:
         raise SourceError(
             f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. "
-            "Copy or record it again, or leave it out: --skip-bad, or on_bad='skip' of a stream."
+            "Copy or record it again, or leave it out (a stream does so with on_bad='skip')."
         ) from error
 
 
@@ -50,7 +50,7 @@ def read_array(file: h5py.File, field: Field, length: int) -> NDArray[Any]:
     return np.ascontiguousarray(values, np.dtype(field.feature.dtype).newbyteorder("<"))
 
 
-def read_jpegs(file: h5py.File, field: Field, length: int, slab_bytes: int = SLAB_BYTES) -> Iterator[bytes]:
+def read_jpegs(file: h5py.File, field: Field, length: int) -> Iterator[bytes]:
     """The JPEG files of a camera, verbatim, without padding.
 
     Raises:
@@ -58,7 +58,7 @@ def read_jpegs(file: h5py.File, field: Field, length: int, slab_bytes: int = SLA
     """
     announced = _announced_lengths(file, field)
     num_channels = field.feature.shape[2]
-    for step, row in _rows(dataset(file, field.path), field.first_row, length, slab_bytes):
+    for step, row in _rows(dataset(file, field.path), field.first_row, length):
         where = f"{field.path}, step {step}"
         data = row_bytes(row)
         candidates = () if announced is None or step >= announced.shape[1] else announced[:, step].tolist()
@@ -72,15 +72,15 @@ def read_jpegs(file: h5py.File, field: Field, length: int, slab_bytes: int = SLA
         yield data
 
 
-def read_frames(file: h5py.File, field: Field, length: int, slab_bytes: int = SLAB_BYTES) -> Iterator[NDArray[Any]]:
+def read_frames(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]]:
     """The frames of a raw camera, each (H, W, C), valid until the next one is asked for."""
-    for _, row in _rows(dataset(file, field.path), field.first_row, length, slab_bytes):
+    for _, row in _rows(dataset(file, field.path), field.first_row, length):
         yield row.reshape(field.feature.shape)
 
 
-def _rows(found: h5py.Dataset, first_row: int, length: int, slab_bytes: int) -> Iterator[tuple[int, Any]]:
+def _rows(found: h5py.Dataset, first_row: int, length: int) -> Iterator[tuple[int, Any]]:
     row_size = max(1, found.nbytes // max(1, len(found)))
-    slab = max(1, slab_bytes // row_size)
+    slab = max(1, SLAB_BYTES // row_size)
     for start in range(0, length, slab):
         stop = min(start + slab, length)
         yield from enumerate(_read(found, str(found.name), first_row + start, first_row + stop), start)
@@ -97,7 +97,7 @@ def _read(found: h5py.Dataset, path: str, start: int, stop: int) -> Any:
     except (OSError, RuntimeError) as error:
         raise SourceError(
             f"{found.file.filename}: {path}, rows {start} to {stop - 1}: cannot be read ({_first_line(error)}). "
-            "Copy or record it again, or leave it out: --skip-bad, or on_bad='skip' of a stream."
+            "Copy or record it again, or leave it out (a stream does so with on_bad='skip')."
         ) from error
 
 

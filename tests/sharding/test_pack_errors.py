@@ -100,6 +100,22 @@ def test_pack_skip_bad_with_nothing_good_is_an_error(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_pack_advises_to_skip_bad_files_only_where_others_are_left(tmp_path, skip_bad):
+    torn = aloha_jpeg(tmp_path / "torn.hdf5", 3)
+    torn.write_bytes(torn.read_bytes()[:5000])
+    cut = aloha_jpeg(tmp_path / "cut.hdf5", 3)
+    with h5py.File(cut, "r+") as file:
+        file["observations/images/top"][2, 200:] = 0  # only seen when the frames are read
+    for source in (torn, cut, [torn, cut] if skip_bad else torn):
+        with pytest.raises(PackError, match=r"No episode is left\. Correct the files or the options\.$") as caught:
+            pack(source, tmp_path / "out", skip_bad=skip_bad)
+        assert "skip-bad" not in str(caught.value)
+    with pytest.raises(PackError, match="found top") as caught:
+        pack(aloha_jpeg(tmp_path / "good.hdf5", 3, cameras=("top",)), tmp_path / "out", cameras="wrist")
+    assert "skip-bad" not in str(caught.value)
+
+
 def test_pack_the_odd_one_out_is_bad_even_if_it_comes_first(tmp_path):
     aloha_jpeg(tmp_path / "in" / "a.hdf5", cameras=("top",))
     for name in "bc":
