@@ -94,7 +94,7 @@ def _read(file: h5py.File, length: int) -> Columns:
 def _values(rows: h5py.Dataset, length: int) -> Any:
     """Texts as text, numbers as they are; one for each step, and maybe more."""
     is_text = rows.dtype.kind in "SO"
-    shape = rows.shape or ()  # None where a dataset is written without values
+    shape = tuple(rows.shape or ())  # None where a dataset is written without values
     wanted = (length,) if is_text else (length, *shape[1:])
     if len(shape) != len(wanted) or shape[0] < length:
         raise LayoutError(
