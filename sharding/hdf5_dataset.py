@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from epistream.errors import FormatError, SourceError
+from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
 from epistream.sharding.features import Feature, describe_difference
-from epistream.sharding.hdf5_file import open_hdf5
+from epistream.sharding.hdf5_file import open_hdf5, version_and_bytes
 from epistream.sharding.hdf5_kept import KeptIndex, keep, keep_indexes
 from epistream.sharding.hdf5_scan import NO_SPLIT, SHARD_BYTES
 from epistream.sharding.hdf5_usable import usable_files
@@ -56,6 +56,7 @@ class _Shard:
     """What is kept of an index while the others are read."""
 
     url: str
+    version: str
     path: str
     split: str
     groups: tuple[str, ...]
@@ -91,10 +92,6 @@ def open_hdf5_files(
     """
     _refuse_twice(urls)
     folder = folder or default_folder()
-    shards: list[_Shard] = []
-    builder: ManifestBuilder | None = None
-    features: dict[str, Feature] = {}
-    num_episodes = 0
     skipped: dict[str, str] = {}
     keep_of: Callable[[str], list[KeptIndex]] = partial(
         keep_indexes, options=options, deadline_s=deadline_s, folder=folder, shard_bytes=shard_bytes, layout=layout
@@ -107,6 +104,41 @@ def open_hdf5_files(
             return sum(one.num_episodes for one in rows), rows[0].features
 
         urls, skipped = usable_files(urls, look)
+    while True:
+        manifest, shards = _describe(urls, keep_of)
+        summaries = partial(_summaries, manifest, options=options, layout=layout)
+        try:
+            statistics = _statistics(manifest, shards, summaries, folder, deadline_s)
+            break
+        except _ChangedError as changed:  # since it was looked at
+            if not skip_bad or len(urls) == 1:
+                raise changed.reason from None
+            skipped[changed.url] = str(changed.reason)
+            _log.warning("left out: %s", changed.reason)
+            urls = [url for url in urls if url != changed.url]
+    _say_what_is_slow(shards)
+    return Hdf5Dataset(
+        replace(manifest, statistics=statistics),
+        tuple(shard.url for shard in shards),
+        tuple(shard.path for shard in shards),
+        skipped,
+    )
+
+
+class _ChangedError(Exception):
+    """A file is not as it was when it was indexed."""
+
+    def __init__(self, url: str, reason: Exception) -> None:
+        super().__init__(url)
+        self.url, self.reason = url, reason
+
+
+def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[Manifest, list[_Shard]]:
+    """All files as one dataset without statistics, and its shards."""
+    shards: list[_Shard] = []
+    builder: ManifestBuilder | None = None
+    features: dict[str, Feature] = {}
+    num_episodes = 0
     for url in urls:
         kept = keep_of(url)
         features = features or kept[0].index.rows.features
@@ -123,16 +155,7 @@ def open_hdf5_files(
         num_episodes += sum(one.index.rows.num_episodes for one in kept)
     if builder is None:
         raise SourceError("HDF5 files: none, wanted at least one.")
-    manifest = _fold_splits(builder.build())
-    _say_what_is_slow(shards)
-    summaries = partial(_summaries, manifest, options=options, layout=layout)
-    statistics = _statistics(manifest, shards, summaries, folder, deadline_s)
-    return Hdf5Dataset(
-        replace(manifest, statistics=statistics),
-        tuple(shard.url for shard in shards),
-        tuple(shard.path for shard in shards),
-        skipped,
-    )
+    return _fold_splits(builder.build()), shards
 
 
 def _refuse_twice(urls: Sequence[str]) -> None:
@@ -154,7 +177,8 @@ def _renumbered(kept: KeptIndex, shard: int, first_episode: int) -> ShardIndex:
 def _shard(url: str, kept: KeptIndex) -> _Shard:
     metas = kept.index.rows.episodes
     groups = tuple(meta.source_path for meta in metas)
-    return _Shard(url, kept.path, metas[0].split, groups, tuple(kept.index.needs_h5py))
+    version = kept.index.extents.version
+    return _Shard(url, version, kept.path, metas[0].split, groups, tuple(kept.index.needs_h5py))
 
 
 def _fold_splits(manifest: Manifest) -> Manifest:
@@ -219,12 +243,23 @@ def _read_statistics(path: Path, manifest: Manifest) -> dict[str, dict[str, Any]
 def _summaries(
     manifest: Manifest, shard: _Shard, options: Options, layout: str | MappingLayout | None
 ) -> dict[str, Summary]:
-    """Of the arrays of one shard, read again: only the first opening of a dataset does so."""
+    """Of the arrays of one shard, read again: only the first opening of a dataset does so.
+
+    Raises:
+        _ChangedError: If they cannot be read any more, or are no longer those of its index.
+    """
     arrays = [feature.name for feature in manifest.features.values() if feature.kind == "array"]
-    with open_hdf5(shard.url, options) as (file, _):
-        found = layout_of(file, layout)
-        episodes = [found.episode(file, group) for group in shard.groups]
-        fields = [({field.feature.name: field for field in one.fields}, one.length) for one in episodes]
-        return merge_all(
-            {name: summarize(read_array(file, by_name[name], length)) for name in arrays} for by_name, length in fields
-        )
+    try:
+        with open_hdf5(shard.url, options) as (file, _):
+            found = layout_of(file, layout)
+            episodes = [found.episode(file, group) for group in shard.groups]
+            fields = [({field.feature.name: field for field in one.fields}, one.length) for one in episodes]
+            summaries = merge_all(
+                {name: summarize(read_array(file, by_name[name], length)) for name in arrays}
+                for by_name, length in fields
+            )
+        if version_and_bytes(shard.url, options)[0] != shard.version:
+            raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")
+    except (SourceError, SourceChangedError, LayoutError, FormatError) as error:
+        raise _ChangedError(shard.url, error) from error
+    return summaries

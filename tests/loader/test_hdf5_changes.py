@@ -9,7 +9,9 @@ import hdf5_world as world
 import pytest
 from hdf5_world import check, stream_of
 
+import epistream as es
 from epistream.errors import SourceChangedError, SourceError
+from epistream.sharding import hdf5_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,61 @@ def test_file_that_changed_is_indexed_anew_when_it_is_opened_again(tmp_path):
     check(path, world.read_episodes(path), cache="off")
     replaced(path)
     check(path, world.read_episodes(path), cache="off")
+
+
+@pytest.fixture
+def changed_behind_its_index(tmp_path, monkeypatch):
+    """Three files, of which one changes when all are indexed, before its arrays are read again for statistics."""
+    paths = [world.write_episode(tmp_path / f"e_{number}.hdf5", seed=number) for number in range(3)]
+    keep = hdf5_dataset.keep_indexes
+
+    def prepare(how):
+        def keep_and_change(url, **options):
+            found = keep(url, **options)
+            if url == str(paths[2]) and paths[1] not in prepare.done:
+                prepare.done.append(paths[1])
+                how(paths[1])
+            return found
+
+        monkeypatch.setattr(hdf5_dataset, "keep_indexes", keep_and_change)
+        return paths
+
+    prepare.done = []
+    return prepare
+
+
+@pytest.mark.parametrize("how", [replaced, truncated, written_to, Path.unlink])
+def test_file_that_changes_between_its_index_and_its_statistics_is_noticed_or_left_out(
+    changed_behind_its_index, how, caplog
+):
+    paths = changed_behind_its_index(how)
+    good = [episode for path in (paths[0], paths[2]) for episode in world.read_episodes(path)]
+    stream = stream_of(paths, cache="off", on_bad="skip")
+    assert list(stream.job.dataset.skipped) == [str(paths[1])]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out: {stream.job.dataset.skipped[str(paths[1])]}"
+    ]
+    seen = world.assert_stream_equals(stream, good, (-1, 0), (0, 1, 2, 5), "edge")
+    assert seen == world.everything(good)
+
+
+@pytest.mark.parametrize("how", [replaced, truncated, written_to, Path.unlink])
+def test_file_that_changes_between_its_index_and_its_statistics_is_an_error_otherwise(changed_behind_its_index, how):
+    paths = changed_behind_its_index(how)
+    with pytest.raises((SourceChangedError, SourceError), match=r"e_1\.hdf5: "):
+        stream_of(paths, cache="off")
+
+
+@pytest.mark.parametrize("how", [replaced, truncated, Path.unlink])
+def test_file_that_changes_under_a_stream_is_replaced_by_choice_as_bad_shards_are(tmp_path, how):
+    paths = [world.write_episode(tmp_path / f"e_{number}.hdf5", seed=number) for number in range(3)]
+    stream = stream_of(paths, cache="off", on_bad="skip")
+    how(paths[1])
+    with es.StreamingLoader(stream, num_workers=0, num_threads=0) as loader:
+        batches = list(loader)
+        repeats = sum(int(batch["is_repeat"].sum()) for batch in batches)
+        assert (sum(len(batch["is_repeat"]) for batch in batches), repeats) == (3 * world.LENGTH, world.LENGTH)
+        assert "e_1.hdf5" in str(loader.report())
 
 
 def test_index_that_is_gone_while_the_stream_runs_is_named(tmp_path):
