@@ -109,7 +109,7 @@ class Fetcher:
             self._fetch_ranges(remote, fd, deadline, fetched)
         except WholeBodyError:
             for part, offset in remote:
-                self._remote.retry(partial(self._stream, part, fd, offset, fetched), part.url, deadline)
+                self._remote.retry(partial(self._stream, part, fd, offset, deadline, fetched), part.url, deadline)
 
     def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float, fetched: Fetched) -> None:
         """Several ranges at a time; each is tried again by itself, so a dropped connection costs one chunk."""
@@ -134,10 +134,10 @@ class Fetcher:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _stream(self, part: Part, fd: int, offset: int, fetched: Fetched) -> None:
+    def _stream(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
         """From the beginning to the end, for servers without ranges."""
         position = 0
-        with self._remote.open_stream(part.url) as stream:
+        with self._remote.open_stream(part.url, part.size, deadline) as stream:
             while position < part.size:
                 data = stream.read(min(CHUNK_BYTES, part.size - position))
                 if not data:

@@ -98,11 +98,18 @@ class Remote:
 
         return self.retry(identify, f"{url}: its size and version", deadline)
 
-    def open_stream(self, url: str) -> Any:
-        """A file object that reads the URL from its beginning; the caller closes it."""
+    def open_stream(self, url: str, size: int, deadline: float) -> Any:
+        """A file object that reads the URL, of `size` bytes, from its beginning; the caller closes it."""
         fs, path = self._file_system(url)
-        # HTTP file objects read ranges unless told that there are no blocks.
-        return fs.open(path, "rb", **({"block_size": 0} if "http" in fs.protocol else {}))
+        if "http" not in fs.protocol:
+            return fs.open(path, "rb")
+        from aiohttp import ClientTimeout
+
+        limit_s = max(0.01, deadline - time.monotonic())
+        silence_s = min(self.options.request_timeout_s, limit_s)
+        timeout = ClientTimeout(total=limit_s, sock_connect=silence_s, sock_read=silence_s)
+        # HTTP file objects read ranges unless told that there are no blocks, and ask for a size that is not told.
+        return fs.open(path, "rb", block_size=0, size=size, timeout=timeout)
 
     def retry(self, action: Callable[[], T], what: str, deadline: float) -> T:
         """Run `action` until it succeeds, fails for good, or the tries or the time run out.

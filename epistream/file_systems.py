@@ -12,6 +12,8 @@ from epistream.errors import OptionError
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 # No small file, listing or property takes so long; a connection that died without a word does.
 _REQUEST_S = 60.0
+# A transfer that is slower is as good as dead.
+_SLOWEST_BYTES_PER_S = 1 << 18
 # How long after its own deadline a request may take to be called off.
 _GRACE_S = 5.0
 
@@ -50,8 +52,20 @@ def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tupl
     return file_system, path
 
 
-def ask(file_system: Any, question: str, *arguments: Any, limit_s: float = _REQUEST_S, **options: Any) -> Any:
-    """Call a method of a file system, and give it up after `limit_s` where the file system can be interrupted.
+def limit_of(num_bytes: int) -> float:
+    """Seconds after which a transfer of so many bytes is given up."""
+    return _REQUEST_S + num_bytes / _SLOWEST_BYTES_PER_S
+
+
+def ask(file_system: Any, question: str, *arguments: Any, limit_s: float | None = None, **options: Any) -> Any:
+    """Call a method of a file system, and give it up where the file system can be interrupted.
+
+    Args:
+        file_system: Of fsspec's.
+        question: The name of the method.
+        arguments: For it.
+        limit_s: When it is given up; that of a small file unless given.
+        options: For it.
 
     Raises:
         TimeoutError: no answer in time.
@@ -59,6 +73,7 @@ def ask(file_system: Any, question: str, *arguments: Any, limit_s: float = _REQU
     """
     if not getattr(file_system, "async_impl", False) or getattr(file_system, "asynchronous", False):
         return getattr(file_system, question)(*arguments, **options)
+    limit_s = limit_of(0) if limit_s is None else limit_s
     # Not through fsspec's own timeout, which forgets the request but may leave it running.
     request = asyncio.wait_for(getattr(file_system, f"_{question}")(*arguments, **options), limit_s)
     try:

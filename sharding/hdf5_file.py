@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
+from fsspec.spec import AbstractBufferedFile
 
 from epistream.errors import EpistreamError, LayoutError, SourceError
 from epistream.file_systems import ask, open_file_system
@@ -73,7 +74,22 @@ def open_hdf5(url: str, options: Options = None) -> Iterator[tuple[h5py.File, Bi
 def open_remote(url: str, options: Options = None) -> Any:
     """A file object over a remote file, for h5py."""
     file_system, target = open_file_system(url, options)
-    return file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES)
+    if not getattr(file_system, "async_impl", False):
+        return file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES)
+    size = ask(file_system, "info", target).get("size")
+    if size is None:
+        raise SourceError(f"{url}: of unknown size, wanted one that can be read in parts. Copy the file to a disk.")
+    return _RemoteFile(file_system, target, block_size=_REMOTE_BLOCK_BYTES, size=size)
+
+
+class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]
+    """Bytes of a remote file, each request with a deadline: fsspec's own file objects wait for ever."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = ask(self.fs, "cat_file", self.path, start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} bytes, wanted those from {start} to {end}: the server may not know ranges")
+        return data
 
 
 def shard_name_of(url: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import tenacity
 
 from epistream.errors import OptionError, SourceError
-from epistream.file_systems import ask, open_file_system, protocol_of
+from epistream.file_systems import ask, limit_of, open_file_system, protocol_of
 
 Options = Mapping[str, Any] | None
 
@@ -85,10 +85,10 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
         file_system, target = open_file_system(url, options)
         if protocol_of(url) in _NEEDS_RENAME:
             temporary = f"{target}.{os.getpid()}.tmp"
-            file_system.pipe_file(temporary, data)
-            file_system.mv(temporary, target)
+            ask(file_system, "pipe_file", temporary, data, limit_s=limit_of(len(data)))
+            ask(file_system, "mv", temporary, target)
         else:
-            _retry(lambda: file_system.pipe_file(target, data))
+            _retry(lambda: ask(file_system, "pipe_file", target, data, limit_s=limit_of(len(data))))
     except OptionError:
         raise
     except Exception as error:
@@ -135,7 +135,7 @@ def remove_quietly(url: str, options: Options = None) -> None:
     """Remove a file that nothing refers to; failing to is harmless."""
     with contextlib.suppress(Exception):
         file_system, target = open_file_system(url, options)
-        file_system.rm_file(target)
+        ask(file_system, "rm_file", target)
 
 
 def file_bytes(url: str, options: Options = None) -> int | None:
@@ -187,7 +187,8 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
 def fetch(url: str, path: Path, options: Options = None) -> None:
     """Copy a remote file to `path`; errors are those of its file system."""
     file_system, source = open_file_system(url, options)
-    _retry(lambda: file_system.get_file(source, str(path)))
+    num_bytes = _retry(lambda: ask(file_system, "info", source)).get("size") or 0
+    _retry(lambda: ask(file_system, "get_file", source, str(path), limit_s=limit_of(num_bytes)))
 
 
 def _retry(action: Any) -> Any:

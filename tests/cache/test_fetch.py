@@ -184,6 +184,25 @@ def test_fetch_from_a_server_without_ranges_reads_it_through(server: FaultyServe
         assert_right(cache, entry_of(server))
 
 
+def test_fetch_from_a_server_without_ranges_that_stalls_is_tried_again(server: FaultyServer, cache_path: Path) -> None:
+    server.ranges = False
+    server.plan = lambda path, number: "stall" if path == "/s.tar" and number == 1 else None
+    with cache_of(cache_path, request_timeout_s=0.3) as cache:
+        assert_right(cache, entry_of(server))
+
+
+def test_fetch_from_a_server_without_ranges_that_always_stalls_ends_with_an_error(
+    server: FaultyServer, cache_path: Path
+) -> None:
+    server.ranges = False
+    server.plan = lambda path, number: "stall" if number else None
+    with (
+        cache_of(cache_path, request_timeout_s=0.2, fetch_timeout_s=1.0) as cache,
+        pytest.raises(FetchError, match=r"/s\.tar: .*Timeout.* after \d tries, wanted"),
+    ):
+        cache.open(entry_of(server))
+
+
 def test_fetch_of_an_object_that_became_shorter_ends_with_an_error(server: FaultyServer, cache_path: Path) -> None:
     entry = entry_of(server)
     server.files["/s.tar"] = DATA[: 3 * MIB]
