@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from epistream.errors import FormatError
-from epistream.sharding.features import Feature, features_from_list
+from epistream.sharding.features import Feature
 
 VERSION = 1
 _MAX_TASKS = 10_000
@@ -116,20 +116,6 @@ def episode_meta_from_dict(value: object, where: str) -> EpisodeMeta:
         return EpisodeMeta(**known)
     except (FormatError, TypeError) as error:
         raise FormatError(f"{where}: {error}") from error
-
-
-def parse_episode_meta(data: bytes, where: str) -> tuple[EpisodeMeta, dict[str, Feature]]:
-    """An episode and its features from the contents of ``<key>.meta.json``.
-
-    A ``meta.json`` of other origin may lack any of our names but ``length``; it has no features then.
-
-    Raises:
-        FormatError: If `data` is no JSON, or says something that cannot be.
-    """
-    value = parse_json(data, where)
-    meta = episode_meta_from_dict(value, where)
-    described = value.get("features", []) if isinstance(value, dict) else []
-    return meta, features_from_list(described, where)
 
 
 def parse_json(data: bytes, where: str) -> Any:

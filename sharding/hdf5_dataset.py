@@ -16,10 +16,10 @@ from epistream.errors import FormatError, LayoutError, SourceChangedError, Sourc
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.hdf5_file import open_hdf5, version_and_bytes
 from epistream.sharding.hdf5_kept import KeptIndex, keep, keep_indexes
-from epistream.sharding.hdf5_scan import NO_SPLIT, SHARD_BYTES
+from epistream.sharding.hdf5_scan import NO_SPLIT
 from epistream.sharding.hdf5_usable import usable_files
 from epistream.sharding.index import ShardIndex
-from epistream.sharding.index_cache import default_folder, locked
+from epistream.sharding.index_cache import DEADLINE_S, default_folder, locked
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array
 from epistream.sharding.layouts.registry import layout_of
@@ -68,8 +68,6 @@ def open_hdf5_files(
     options: Options = None,
     *,
     folder: Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    deadline_s: float = 1800.0,
     skip_bad: bool = False,
     layout: str | MappingLayout | None = None,
 ) -> Hdf5Dataset:
@@ -79,8 +77,6 @@ def open_hdf5_files(
         urls: Absolute paths or URLs, in the order of the episodes.
         options: For fsspec.
         folder: Where indexes are kept, see `keep_indexes`.
-        shard_bytes: About how many packed bytes a shard has.
-        deadline_s: How long to wait for another process that indexes the same file.
         skip_bad: Leave out files that cannot be read or have other features than most, see `usable_files`.
         layout: Insist on this layout instead of finding that of each file.
 
@@ -93,9 +89,7 @@ def open_hdf5_files(
     _refuse_twice(urls)
     folder = folder or default_folder()
     skipped: dict[str, str] = {}
-    keep_of: Callable[[str], list[KeptIndex]] = partial(
-        keep_indexes, options=options, deadline_s=deadline_s, folder=folder, shard_bytes=shard_bytes, layout=layout
-    )
+    keep_of: Callable[[str], list[KeptIndex]] = partial(keep_indexes, options=options, folder=folder, layout=layout)
     if skip_bad:
         keep_of = cache(keep_of)  # every file is looked at before any of them is taken
 
@@ -108,7 +102,7 @@ def open_hdf5_files(
         manifest, shards = _describe(urls, keep_of)
         summaries = partial(_summaries, manifest, options=options, layout=layout)
         try:
-            statistics = _statistics(manifest, shards, summaries, folder, deadline_s)
+            statistics = _statistics(manifest, shards, summaries, folder)
             break
         except _ChangedError as changed:  # since it was looked at
             if not skip_bad or len(urls) == 1:
@@ -208,11 +202,7 @@ def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
 
 
 def _statistics(
-    manifest: Manifest,
-    shards: Sequence[_Shard],
-    summaries: Callable[[_Shard], dict[str, Summary]],
-    folder: Path,
-    deadline_s: float,
+    manifest: Manifest, shards: Sequence[_Shard], summaries: Callable[[_Shard], dict[str, Summary]], folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Of the training episodes, as packing computes them; computed once and kept beside the indexes."""
     path = folder / f"{manifest.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
@@ -221,7 +211,7 @@ def _statistics(
         return kept
     wanted = "train" if "train" in manifest.splits else manifest.splits[0]
     remedy = "or set XDG_CACHE_HOME to another folder."
-    with locked(path.with_suffix(".lock"), deadline_s, shards[0].url, remedy):
+    with locked(path.with_suffix(".lock"), DEADLINE_S, shards[0].url, remedy):
         kept = _read_statistics(path, manifest)
         if kept is not None:
             return kept

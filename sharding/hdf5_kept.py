@@ -12,7 +12,7 @@ from epistream.errors import CacheError, FormatError, SourceChangedError
 from epistream.sharding.hdf5_file import version_and_bytes
 from epistream.sharding.hdf5_index import RECIPE, Hdf5Index
 from epistream.sharding.hdf5_scan import SHARD_BYTES, index_hdf5
-from epistream.sharding.index_cache import default_folder, locked
+from epistream.sharding.index_cache import DEADLINE_S, default_folder, locked
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.storage import Options
 
@@ -33,9 +33,8 @@ class KeptIndex:
 def keep_indexes(
     url: str,
     options: Options = None,
-    deadline_s: float = 1800.0,
+    deadline_s: float = DEADLINE_S,
     folder: Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
     layout: str | MappingLayout | None = None,
 ) -> list[KeptIndex]:
     """The indexes of one HDF5 file, one a shard; made now if this version of the file has none.
@@ -45,7 +44,6 @@ def keep_indexes(
         options: For fsspec.
         deadline_s: How long to wait for another process that indexes the same file.
         folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given.
-        shard_bytes: About how many packed bytes a shard has.
         layout: Insist on this layout instead of finding it.
 
     Raises:
@@ -57,7 +55,7 @@ def keep_indexes(
     folder = folder or default_folder()
     version, _ = version_and_bytes(url, options)
     described = json.dumps(layout.plain()) if isinstance(layout, MappingLayout) else layout or ""
-    name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{shard_bytes}\0{described}".encode())
+    name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{SHARD_BYTES}\0{described}".encode())
     first = folder / f"{name}.0.index"
     kept = _read(first, version)
     if kept:
@@ -69,7 +67,7 @@ def keep_indexes(
             if kept:
                 return kept
             _log.info("indexing %s", url)
-            made = index_hdf5(url, options, shard_bytes, layout)
+            made = index_hdf5(url, options, layout=layout)
             if {index.extents.version for index in made} != {version} or version_and_bytes(url, options)[0] != version:
                 raise SourceChangedError(f"{url}: changed while it was indexed. Try again when it is complete.")
             # The first one last: where it is, the others are.

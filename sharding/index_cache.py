@@ -21,17 +21,16 @@ _log = logging.getLogger(__name__)
 # Raised when `foreign.index_tar` would make another index of the same tar.
 _RECIPE = 1
 _POLL_S = 0.05
+# How long to wait for another process that indexes the same file: terabytes of HDF5 take their time.
+DEADLINE_S = 1800.0
 
 
-def index_local_tars(
-    paths: Sequence[str], deadline_s: float = 1800.0, folder: Path | None = None
-) -> tuple[Manifest, tuple[str, ...]]:
+def index_local_tars(paths: Sequence[str], deadline_s: float = DEADLINE_S) -> tuple[Manifest, tuple[str, ...]]:
     """A manifest of some tars of one folder, and where the index of each of its shards is.
 
     Args:
         paths: Local tars with different file names.
         deadline_s: How long to wait for another process that indexes the same tar.
-        folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given.
 
     Raises:
         SourceError: If a tar is missing.
@@ -39,7 +38,7 @@ def index_local_tars(
         CacheError: If the folder cannot be written.
         DeadlineError: If another process holds the lock for too long.
     """
-    folder = folder or default_folder()
+    folder = default_folder()
     kept: dict[str, str] = {}
     builder: ManifestBuilder | None = None
     for path in map(Path, paths):

@@ -56,17 +56,13 @@ class ShardWriter:
         folder: An existing local folder.
         name: File name of the tar.
         features: Every episode has all of these.
-        max_member_bytes: Raw cameras beyond this are split by time.
     """
 
-    def __init__(
-        self, folder: Path, name: str, features: Mapping[str, Feature], max_member_bytes: int = MAX_MEMBER_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, name: str, features: Mapping[str, Feature]) -> None:
         self.name = name
         self.features = dict(features)
         self._path = folder / name
         self._temporary = folder / f".{name}.tmp"
-        self._max_member_bytes = max_member_bytes
         self._episodes: list[EpisodeMeta] = []
         self._array_offset: dict[str, list[int]] = {n: [] for n, f in self.features.items() if f.kind == "array"}
         self._frame_offset: dict[str, list[int]] = {n: [] for n, f in self.features.items() if f.kind == "frames"}
@@ -184,7 +180,7 @@ class ShardWriter:
 
     def _add_raw(self, key: str, feature: Feature, frames: Iterable[NDArray[Any]], meta: EpisodeMeta) -> None:
         """One member for the whole episode, or several of as many steps as a member can hold."""
-        steps_each = max(1, (self._max_member_bytes - 4096) // feature.step_bytes)
+        steps_each = max(1, (MAX_MEMBER_BYTES - 4096) // feature.step_bytes)
         is_split = meta.length > steps_each
         step = 0
         for step, frame in enumerate(frames, 1):
