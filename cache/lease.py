@@ -54,11 +54,6 @@ class Lease:
         finally:
             DESCRIPTORS.close(fd)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether `close` has not been called, and this is the process that acquired it."""
-        return self._fd >= 0 and self._pid == os.getpid()
-
     def view(self, offset: int, size: int) -> memoryview:
         """Read-only bytes of the mapping, no copy; valid until `close`."""
         if self._mapping is None:

@@ -128,11 +128,11 @@ def lock_holders(fd: int) -> list[int]:
     return inode_holders().get((status.st_dev, status.st_ino), [])
 
 
-def inode_holders(locks: Path = Path("/proc/locks")) -> dict[tuple[int, int], list[int]]:
+def inode_holders() -> dict[tuple[int, int], list[int]]:
     """For each (device, inode) with flock locks: the ids of the processes that took them."""
     holders: dict[tuple[int, int], list[int]] = {}
     try:
-        lines = locks.read_text().splitlines()
+        lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return holders
     for line in lines:

@@ -1,7 +1,7 @@
 """What a process's cache did, counted."""
 
 import threading
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from epistream.cache.store import Outcome
 
@@ -65,10 +65,6 @@ class CacheStats:
     def with_retries(self, retries: int) -> "CacheStats":
         """The same, with the number of retries, which the fetching side counts."""
         return replace(self, retries=retries)
-
-    def as_dict(self) -> dict[str, int | float | str]:
-        """For reports."""
-        return asdict(self)
 
 
 class Counters:

@@ -19,6 +19,8 @@ Kind = Literal["processes", "threads"]
 WARM_UP = 8
 # A correction for a busy machine that is larger than this says nothing any more.
 _MOST_CROWDED = 0.75
+# Batches whose frames are counted.
+_LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,15 @@ def _own_bytes(pid: int) -> int:
     return 0
 
 
-def unique_share(job: ReadJob, num_batches: int = 8) -> float:
+def unique_share(job: ReadJob) -> float:
     """Share of a batch's frames that are different ones: windows that overlap share frames. 1 without cameras.
 
-    Arithmetic alone: nothing is read.
+    Arithmetic alone, on the first batches: nothing is read.
     """
     cameras = [name for name, feature in job.features.items() if feature.kind == "frames"]
     schedule, order = job.schedule(0, 0), job.plan.epoch(0)
     wanted = unique = 0
-    for batch_index in range(min(num_batches, schedule.num_batches)):
+    for batch_index in range(min(_LOOKED_AT, schedule.num_batches)):
         windows = job.windows(order, schedule, batch_index)
         length = job.dataset.episode_length[windows.episode_index]
         for name in cameras:

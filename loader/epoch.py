@@ -41,13 +41,11 @@ class EpochOrder(ABC):
             raise OptionError(f"position: {positions.min()} to {positions.max()}, wanted 0 to {self.num_windows - 1}.")
         return self._windows(positions)
 
-    def shards_from(self, position: int, lanes: Sequence[int] | None = None) -> Iterator[int]:
-        """Shards in the order in which they are needed from `position` on; a shard at a cut comes once a lane."""
-        return (use.shard for use in self.uses_from(position, lanes))
-
     @abstractmethod
     def uses_from(self, position: int, lanes: Sequence[int] | None = None) -> Iterator[ShardUse]:
-        """As `shards_from`, with the positions [first, stop) between which each shard is drawn from.
+        """Shards in the order in which they are needed from `position` on, each with the positions that draw from it.
+
+        A shard at a cut comes once a lane.
 
         Args:
             position: where to begin.

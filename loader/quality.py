@@ -125,9 +125,9 @@ def distinct_episodes(
     return np.array(found, np.int64)
 
 
-def source_places(plan: Plan, global_batch: int, batches: NDArray[np.int64], epoch: int = 0) -> NDArray[np.float64]:
-    """Where in storage order the windows of batches lie, from 0 to 1: (n, global_batch)."""
-    order = plan.epoch(epoch)
+def source_places(plan: Plan, global_batch: int, batches: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where in storage order the windows of batches of epoch 0 lie, from 0 to 1: (n, global_batch)."""
+    order = plan.epoch(0)
     before = np.cumsum(plan.per_shard) - plan.per_shard
     rows = []
     for batch in batches.tolist():

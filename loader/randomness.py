@@ -56,6 +56,6 @@ def permutation(
     return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
-def draw(bound: int, purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0) -> int:
+def draw(bound: int, purpose: Purpose, seed: int, epoch: int, first: int = 0) -> int:
     """One integer in [0, bound); the bias of the modulo is below bound / 2**64."""
-    return int(stream(purpose, seed, epoch, first, second).random_raw()) % bound
+    return int(stream(purpose, seed, epoch, first).random_raw()) % bound

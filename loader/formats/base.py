@@ -65,7 +65,7 @@ class FormatContext:
     @property
     def cameras(self) -> list[str]:
         """Streamed features that are frames."""
-        return [name for name, feature in self.features.items() if feature.kind == "frames"]
+        return cameras_of(self.features)
 
     @cached_property
     def first_step(self) -> Tensor:

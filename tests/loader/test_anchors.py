@@ -131,7 +131,7 @@ def test_dataset_order_is_by_episode_even_where_shards_interleave():
     assert list(zip(episode.tolist(), step.tolist(), strict=True)) == [
         (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0), (4, 0),
     ]  # fmt: skip
-    assert list(plan.epoch(0).shards_from(0)) == [0, 1, 0, 1]
+    assert [use.shard for use in plan.epoch(0).uses_from(0)] == [0, 1, 0, 1]
     assert plan.fingerprint != Plan.of(anchors, dataset, OrderOptions()).fingerprint
 
 

@@ -81,7 +81,7 @@ def test_order_without_shuffling_is_dataset_order_in_one_lane():
     plan = plan_of([2, 0, 3], shuffle=False)
     assert plan.num_lanes == 1
     assert whole_epoch(plan, 7) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
-    assert list(plan.epoch(0).shards_from(0)) == [0, 2]
+    assert [use.shard for use in plan.epoch(0).uses_from(0)] == [0, 2]
     assert list(plan.epoch(0).uses_from(3)) == [(3, 5, 2)]
 
 
@@ -102,7 +102,6 @@ def test_shards_come_in_the_order_of_need_with_the_positions_that_need_them(wind
             for at, shard, position in needed:
                 if at == lane:
                     assert spans[shard].first <= position < spans[shard].stop
-        assert list(order.shards_from(start)) == [use.shard for use in uses]
 
 
 def test_a_lane_draws_from_k_shards_at_a_time_and_evenly_between_its_ends():
