@@ -68,14 +68,15 @@ def draw_frames(
     frames, first, which = np.unique(needed, return_index=True, return_inverse=True)
     offsets, sizes = index.frame_offset[name][frames].tolist(), index.frame_size[name][frames].tolist()
     targets = places[first].tolist()
-    number = -1
+    num_done = 0
     try:
-        for number, packed in enumerate(_in_turn(tar, offsets, sizes)):
-            decoder.decode(packed, out[targets[number]], name)
+        for packed, target in zip(_in_turn(tar, offsets, sizes), targets, strict=True):
+            decoder.decode(packed, out[target], name)
+            num_done += 1
     except FormatError as error:
         if isinstance(tar, FileBlob):
             tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
-        raise FormatError(f"{_where(index, int(frames[number]))}: {error}") from error
+        raise FormatError(f"{_where(index, int(frames[num_done]))}: {error}") from error
     if len(frames) < len(needed):
         for number in np.flatnonzero(first[which] != np.arange(len(needed))).tolist():
             np.copyto(out[places[number]], out[targets[which[number]]])
@@ -89,8 +90,9 @@ def _in_turn(tar: Blob, offsets: Sequence[int], sizes: Sequence[int]) -> Iterato
 
 
 def _read_each(tar: Blob, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
-    if isinstance(tar, FileBlob):
-        tar.read_each(offsets, targets)
+    read_each = getattr(tar, "read_each", None)  # of files, local ones and HDF5
+    if read_each is not None:
+        read_each(offsets, targets)
     else:
         for offset, target in zip(offsets, targets, strict=True):
             tar.read_into(offset, target)
