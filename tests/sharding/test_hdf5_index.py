@@ -167,8 +167,8 @@ def test_index_of_which_one_shard_is_lost_is_made_again(example_data):
 def test_file_that_changes_while_it_is_indexed_is_refused(tmp_path, monkeypatch):
     path = world.write_episode(tmp_path / "episode.hdf5")
 
-    def slowly(*arguments):
-        made = index_hdf5(*arguments)
+    def slowly(*arguments, **options):
+        made = index_hdf5(*arguments, **options)
         os.utime(path, ns=(7, 7))
         return made
 
