@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from epistream.errors import OptionError
 from epistream.sharding.dataset import Dataset
+from epistream.sharding.episode_meta import NO_SPLIT
 from epistream.sharding.features import Feature
 from epistream.sharding.inspect import EpisodeFrames
 
@@ -42,7 +43,7 @@ def contact_sheet(dataset: Dataset, episode: int, num_columns: int = 8) -> Image
     steps = sorted({round(at) for at in np.linspace(0, frames.length - 1, num_columns)})
     rows = [[_picture(frames.read(camera, step)) for step in steps] for camera in cameras]
     title = f"episode {episode} ({frames.key}), {frames.length} steps"
-    if dataset.splits != ("all",):
+    if dataset.splits != (NO_SPLIT,):
         title += f", {frames.meta.split}"
     return _draw(rows, cameras, steps, (title, " | ".join(frames.meta.tasks)))
 

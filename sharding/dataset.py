@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, OptionError, SourceChangedError, SourceError
 from epistream.sharding.columns import HexRows
+from epistream.sharding.episode_meta import NO_SPLIT
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.manifest import Manifest
 from epistream.sharding.manifest_file import FILE_NAME
@@ -235,14 +237,10 @@ def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
 
 def _once(part: Tars, url: str) -> tuple[str, ...]:
     """The names, none of which may come twice: its episodes would be read twice an epoch."""
-    twice = next((name for name in part.names if part.names.count(name) > 1), None) if _repeats(part) else None
+    twice = [name for name, times in Counter(part.names).items() if times > 1]
     if twice:
-        raise SourceError(f"{join(url, twice)}: given twice, wanted each tar once. Correct the pattern.")
+        raise SourceError(f"{join(url, twice[0])}: given twice, wanted each tar once. Correct the pattern.")
     return part.names
-
-
-def _repeats(part: Tars) -> bool:
-    return len(set(part.names)) < len(part.names)
 
 
 def _absolute(url: str) -> str:
@@ -347,7 +345,7 @@ def _concatenate(parts: Sequence[Dataset]) -> Dataset:
 def _train_beside_splits(splits: tuple[str, ...], parts: Sequence[Dataset]) -> tuple[str, ...]:
     """A part without a split is for training where another part says what is not."""
     others = {name for part in parts for name in part.splits}
-    return ("train",) if splits == ("all",) and "train" in others else splits
+    return ("train",) if splits == (NO_SPLIT,) and "train" in others else splits
 
 
 def _join_ragged(lists: Sequence[tuple[Int64, Int64]]) -> tuple[Int64, Int64]:

@@ -9,6 +9,8 @@ from epistream.errors import FormatError
 from epistream.sharding.features import Feature
 
 VERSION = 1
+# The split of episodes that belong to none.
+NO_SPLIT = "all"
 _MAX_TASKS = 10_000
 
 
@@ -34,7 +36,7 @@ class EpisodeMeta:
 
     length: int
     episode_index: int = 0
-    split: str = "all"
+    split: str = NO_SPLIT
     tasks: tuple[str, ...] = ()
     valid_ranges: tuple[tuple[int, int], ...] | None = None
     source: str = ""

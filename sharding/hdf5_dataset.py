@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.sharding.episode_meta import NO_SPLIT
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.hdf5_file import open_hdf5, version_and_bytes
 from epistream.sharding.hdf5_kept import KeptIndex, keep, keep_indexes
-from epistream.sharding.hdf5_scan import NO_SPLIT
 from epistream.sharding.hdf5_usable import usable_files
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.index_cache import DEADLINE_S, default_folder, locked

@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.episode_meta import EpisodeMeta
+from epistream.sharding.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.hdf5_file import open_hdf5, shard_name_of, version_and_bytes
 from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
@@ -29,7 +29,6 @@ _log = logging.getLogger(__name__)
 # Episodes of one file share a shard up to about this many packed bytes, as in packing: a file of a thousand
 # demonstrations is drawn from, cached and evicted in parts.
 SHARD_BYTES = 128 << 20
-NO_SPLIT = "all"
 
 
 @dataclass(frozen=True, eq=False)

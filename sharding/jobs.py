@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
@@ -23,6 +22,7 @@ from epistream.sharding.names import index_name
 from epistream.sharding.outputs import outputs_of
 from epistream.sharding.pack_options import PackOptions
 from epistream.sharding.planning import PlannedEpisode
+from epistream.sharding.shard_statistics import statistics_of
 from epistream.sharding.statistics import Summary, merge_all, summarize
 from epistream.sharding.storage import Options, local_path
 from epistream.sharding.workspace import upload
@@ -138,7 +138,7 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
         return None
     pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
     shard = FinishedShard(task.name, index.shard_bytes, len(data), checksum(data))
-    return ShardResult(shard, _statistics_of(path, index), {}, (), is_resumed=True)
+    return ShardResult(shard, statistics_of(path, index), {}, (), is_resumed=True)
 
 
 def pack_or_resume(task: ShardTask, pulse: Pulse) -> ShardResult:
@@ -221,21 +221,3 @@ def _check_unchanged(source: TaskSource) -> None:
         f"{source.path}: changed since the job looked at it, wanted {source.num_bytes:,} bytes as then. "
         "Pack again when nothing writes to it."
     )
-
-
-def _statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:
-    """The statistics of a finished shard, in the order in which packing made them."""
-    parts: list[dict[str, Summary]] = []
-    with path.open("rb") as file:
-        for row in range(index.num_episodes):
-            length = int(index.length[row])
-            part: dict[str, Summary] = {}
-            for name, feature in index.features.items():
-                if feature.kind != "array":
-                    continue
-                file.seek(int(index.array_offset[name][row]))
-                data = file.read(length * feature.step_bytes)
-                values = np.frombuffer(data, np.dtype(feature.dtype).newbyteorder("<"))
-                part[name] = summarize(values.reshape(length, *feature.shape))
-            parts.append(part)
-    return merge_all(parts)

@@ -12,7 +12,7 @@ from epistream._version import __version__
 from epistream.errors import FormatError
 from epistream.sharding.checksums import checksum
 from epistream.sharding.columns import Columns, Int64, column_problems, default_ranges, fingerprint, hex_rows
-from epistream.sharding.episode_meta import EpisodeMeta
+from epistream.sharding.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.index import ShardIndex
 from epistream.sharding.statistics_schema import statistics_problem
@@ -133,7 +133,7 @@ class ManifestBuilder:
         manifest.write("out/")
     """
 
-    def __init__(self, features: Mapping[str, Feature], splits: Sequence[str] | None = ("all",)) -> None:
+    def __init__(self, features: Mapping[str, Feature], splits: Sequence[str] | None = (NO_SPLIT,)) -> None:
         """Start without shards.
 
         Args:

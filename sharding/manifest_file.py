@@ -38,14 +38,14 @@ FORMAT = "epistream-dataset"
 VERSION = 1
 KIND = "epistream.dataset-tables"
 _REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
-_TABLES_NAME = re.compile(r"dataset-[0-9a-f]{8}\.tables")
+TABLES_NAME = re.compile(r"dataset-[0-9a-f]{8}\.tables")
 _DTYPES = {"shard_checksums": np.uint8, "index_checksums": np.uint8, "shard_split": np.uint8}
 _OPTIONAL = ("range_offsets", "ranges", "task_offsets", "task_ids")
 _TABLES = tuple(name for name in Columns.__dataclass_fields__ if name not in ("names", *_OPTIONAL))
 
 
 class _Tables(pydantic.BaseModel):
-    file: str = pydantic.Field(pattern=_TABLES_NAME.pattern, max_length=40)
+    file: str = pydantic.Field(pattern=TABLES_NAME.pattern, max_length=40)
     bytes: int = pydantic.Field(ge=1)
     checksum: str
 
@@ -103,7 +103,7 @@ def write_manifest(manifest: Manifest, url: str, options: Options = None) -> Non
     write_atomic(join(url, name), tables, options)
     write_atomic(join(url, FILE_NAME), _fold_numbers(text).encode(), options)
     for old in list_names(url, options) or ():
-        if _TABLES_NAME.fullmatch(old) and old != name:
+        if TABLES_NAME.fullmatch(old) and old != name:
             remove_quietly(join(url, old), options)
 
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import yaml
 
 from epistream.errors import FormatError, OptionError
+from epistream.sharding.episode_meta import NO_SPLIT
 from epistream.sharding.foreign import split_key
 from epistream.sharding.tar_walk import Member, walk
 
@@ -93,7 +94,7 @@ def _energon_splits(shards: Sequence[ShardMembers]) -> Mapping[str, list[str]]:
     """Energon always asks for a part by name, and for `train` by default."""
     parts: dict[str, list[str]] = {}
     for shard in shards:
-        parts.setdefault("train" if shard.split == "all" else shard.split, []).append(shard.name)
+        parts.setdefault("train" if shard.split == NO_SPLIT else shard.split, []).append(shard.name)
     return parts
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import natsort
 
 from epistream.errors import OptionError, SourceError
+from epistream.sharding.names import HDF5_SUFFIXES
 
-SUFFIXES = (".hdf5", ".h5", ".hdf")
 AnyPath = str | os.PathLike[str]
 
 
@@ -52,10 +52,10 @@ def _expand(source: str) -> list[Path]:
             Path(folder) / name
             for folder, _, names in os.walk(path)
             for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(HDF5_SUFFIXES) and not name.startswith(".")
         ]
         if not files:
-            raise SourceError(f"{path}: a folder without HDF5 files, wanted at least one ({', '.join(SUFFIXES)}).")
+            raise SourceError(f"{path}: a folder without HDF5 files, wanted at least one ({', '.join(HDF5_SUFFIXES)}).")
         return natsort.natsorted(files, key=str, alg=natsort.ns.PATH)
     if path.exists() or not any(sign in source for sign in "*?["):
         return [path]

@@ -9,12 +9,11 @@ from typing import Any
 import xxhash
 
 from epistream.errors import LayoutError, OptionError, PackError
+from epistream.sharding.episode_meta import NO_SPLIT
 from epistream.sharding.features import Feature, describe_difference
 from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.outputs import applied_options, outputs_of
 from epistream.sharding.pack_options import PackOptions
-
-NO_SPLIT = "all"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import natsort
 
 from epistream.errors import DatasetExistsError, OptionError, SourceError
+from epistream.sharding.episode_meta import NO_SPLIT
 from epistream.sharding.foreign import index_tar
 from epistream.sharding.local_copy import local_copy
 from epistream.sharding.manifest import Manifest, ManifestBuilder
@@ -82,7 +83,7 @@ def reindex(
         )
     if has_manifest and not options.overwrite:
         splits = _known_splits(Manifest.read(url, storage_options))
-        members = [_members(url, name, splits.get(name, "all"), storage_options, advance) for name in names]
+        members = [_members(url, name, splits.get(name, NO_SPLIT), storage_options, advance) for name in names]
         return Reindexed(url, None, _emit(url, options, members, storage_options))
     return _write_all(url, names, options, storage_options, advance)
 

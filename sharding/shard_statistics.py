@@ -17,7 +17,8 @@ def statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:
             part = {}
             for feature in arrays:
                 file.seek(int(index.array_offset[feature.name][episode]))
-                values = np.frombuffer(file.read(length * feature.step_bytes), feature.dtype)
+                data = file.read(length * feature.step_bytes)
+                values = np.frombuffer(data, np.dtype(feature.dtype).newbyteorder("<"))
                 part[feature.name] = summarize(values.reshape(length, *feature.shape))
             parts.append(part)
     return merge_all(parts)

@@ -16,7 +16,7 @@ from typing import IO, Any
 from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
 from epistream.file_systems import ask, limit_of, open_file_system
 from epistream.sharding.manifest import Manifest
-from epistream.sharding.manifest_file import FILE_NAME
+from epistream.sharding.manifest_file import FILE_NAME, TABLES_NAME
 from epistream.sharding.names import index_name
 from epistream.sharding.pack_options import PackOptions
 from epistream.sharding.storage import Options, join, list_names, local_path, read_bytes, remove_quietly
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 JOB_FILE = ".pack-job.json"
 LOCK_FILE = ".pack.lock"
 _OURS = re.compile(r"(shard-(?:r\d+-)?)\d{6,}\.(?:tar|index)")
-_TABLES = re.compile(r"dataset-[0-9a-f]{8}\.tables")
 _TEMPORARY = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:tar|index)\.tmp")
 
 
@@ -142,7 +141,7 @@ class Workspace:
             return
         self._remove_shards(self.prefix)
         for name in list_names(self.url, self.storage_options) or ():
-            if _TABLES.fullmatch(name) and name not in self._names:
+            if TABLES_NAME.fullmatch(name) and name not in self._names:
                 remove_quietly(join(self.url, name), self.storage_options)
         if not self.is_remote:
             (self.folder / JOB_FILE).unlink(missing_ok=True)
