@@ -53,6 +53,8 @@ class Columns:
         self._cache = cache
         self._max_open = max_open
         self._open: OrderedDict[int, _Kept] = OrderedDict()
+        # Their keys are hashes of JSON, which takes as long as opening them.
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._content = json.dumps(["columns", _VERSION, [feature.to_dict() for feature in features.values()]])
 
     def take(self, shard: int, source: Entry, tar: Blob, index: ShardIndex) -> Mapping[str, Table]:
@@ -66,7 +68,7 @@ class Columns:
         """
         kept = self._open.get(shard)
         if kept is None or kept.num_batches_left == 0:
-            kept = self._load(source, tar, index)
+            kept = self._load(self._entry(shard, source), tar, index)
             while len(self._open) >= self._max_open:
                 _close(self._open.popitem(last=False)[1])
             self._open[shard] = kept
@@ -78,7 +80,14 @@ class Columns:
         while self._open:
             _close(self._open.popitem()[1])
 
-    def _load(self, source: Entry, tar: Blob, index: ShardIndex) -> _Kept:
+    def _entry(self, shard: int, source: Entry) -> Entry:
+        entry = self._entries.pop(shard, None) or Entry(source.parts, self._content)
+        self._entries[shard] = entry
+        if len(self._entries) > self._max_open:
+            self._entries.popitem(last=False)
+        return entry
+
+    def _load(self, entry: Entry, tar: Blob, index: ShardIndex) -> _Kept:
         # Over the network a few ranges are cheaper than the columns of a whole shard; in memory rows are at hand.
         if isinstance(tar, MappedBlob | RangeBlob) or not self._features:
             return _Kept(None, {})
@@ -98,7 +107,6 @@ class Columns:
                 for start, first, length in zip(starts, index.first_row.tolist(), index.length.tolist(), strict=True):
                     tar.read_into(start, table[first : first + length].view(np.uint8))
 
-        entry = Entry(source.parts, self._content)
         opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], fill, may_evict=False)
         if opened is None:
             return _Kept(None, {}, _ASK_AGAIN)

@@ -1,6 +1,6 @@
 """The packed bytes of episodes in an HDF5 file, read where they lie: what a shard's tar is to a reader."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Hdf5Blob:
         self.size = extents.packed_bytes
         self._url = url
         self._start = extents.start.astype(np.int64)
+        self._stop = np.append(self._start[1:], self.size)
         self._place = extents.place
         self._is_simple = not len(self._place) or int(self._place.min()) >= 0
         self._file = _open_file(url, extents, storage_options)
@@ -78,13 +79,26 @@ class Hdf5Blob:
         check_range(self._url, self.size, offset, len(target))
         first = int(np.searchsorted(self._start, offset, side="right")) - 1
         stop = offset + len(target)
-        end = self._end(first)
+        end = int(self._stop[first])
         place = int(self._place[first])
         if stop <= end and place >= 0:
             self._file.read_into(place + offset - int(self._start[first]), target)
             return
         last = int(np.searchsorted(self._start, max(offset, stop - 1), side="right"))
         self._read_extents(np.arange(first, last), offset, target)
+
+    def read_each(self, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
+        """As `read_into` for several places, looking only once whether a local file changed."""
+        starts = np.asarray(offsets, np.int64)
+        extent = np.searchsorted(self._start, starts, side="right") - 1
+        place = self._place[extent]
+        stops = starts + [len(target) for target in targets]
+        lies_whole = (place >= 0) & (starts >= 0) & (stops <= self._stop[extent])
+        if isinstance(self._file, FileBlob) and lies_whole.all():
+            self._file.read_each((place + starts - self._start[extent]).tolist(), targets)
+            return
+        for offset, target in zip(offsets, targets, strict=True):
+            self.read_into(offset, target)
 
     def gather(self, starts: Int64, out: NDArray[np.uint8]) -> None:
         """Row i of `out` (n, width), C-contiguous, becomes bytes [starts[i], starts[i] + width)."""
@@ -112,16 +126,13 @@ class Hdf5Blob:
         if close is not None:
             close()
 
-    def _end(self, extent: int) -> int:
-        return int(self._start[extent + 1]) if extent + 1 < len(self._start) else self.size
-
     def _read_extents(self, extents: Int64, offset: int, target: memoryview) -> None:
         """Whatever lies between: rows that are made are made together."""
         stop = offset + len(target)
         made = extents[self._place[extents] <= FIRST_MADE]
         rows = self._maker.rows(FIRST_MADE - self._place[made])
         for extent in extents.tolist():
-            first, end = max(offset, int(self._start[extent])), min(stop, self._end(extent))
+            first, end = max(offset, int(self._start[extent])), min(stop, int(self._stop[extent]))
             piece = target[first - offset : end - offset]
             inside, place = first - int(self._start[extent]), int(self._place[extent])
             if place >= 0:
