@@ -19,6 +19,8 @@ Limit = Literal[
     "interpreter lock",
     "waiting",
 ]
+# What may be worth knowing beside the limit.
+More = Literal["crowded", "copies", "bad shards", "retries", "checksums", "bypasses"]
 
 # A loop that waits less than this for data is limited by something else.
 WAIT_SHARE = 0.03
@@ -60,7 +62,7 @@ class Situation:
 class Finding:
     """One thing that was found, and what to do about it. `share` is of the loop's or the workers' time, 0 to 1."""
 
-    limit: str
+    limit: Limit | More
     share: float
     why: str
     cure: str

@@ -127,16 +127,3 @@ def lanes_of(world: World, num_lanes: int) -> range:
     """The lanes that a rank's node reads: those congruent to it, as far as nodes and lanes have divisors in common."""
     step = gcd(world.num_groups, num_lanes)
     return range(world.group % step, num_lanes, step)
-
-
-def batch_size_per_rank(global_batch: int, world: World) -> int:
-    """The batch size per rank that makes a global batch.
-
-    Raises:
-        OptionError: if the ranks cannot share it equally; the message names the nearest that they can.
-    """
-    if global_batch < 1 or global_batch % world.size:
-        below = global_batch // world.size * world.size
-        nearest = f"{below} or {below + world.size}" if below else str(world.size)
-        raise OptionError(f"global batch: {global_batch}, wanted a multiple of {world.size} ranks. Use {nearest}.")
-    return global_batch // world.size

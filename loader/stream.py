@@ -14,12 +14,11 @@ from epistream.errors import OptionError
 from epistream.loader.anchors import Anchors
 from epistream.loader.finish import Finisher
 from epistream.loader.frames import FrameOptions
-from epistream.loader.instructions import first_task
 from epistream.loader.job import ReadJob
 from epistream.loader.normalize import Normalizer
 from epistream.loader.options import StreamOptions, changed
 from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.reader import BatchWindows
+from epistream.loader.random_access import RandomAccess
 from epistream.loader.residency import budget_advice
 from epistream.loader.streaming import Stream
 from epistream.loader.transforms import ChannelsFirst, InOrder
@@ -186,23 +185,14 @@ class EpisodeStream(Stream):
         Raises:
             OptionError: there is no such episode or step.
         """
-        dataset = self._job.dataset
+        job, dataset = self._job, self._job.dataset
         if not 0 <= episode_index < dataset.num_episodes or not 0 <= step < dataset.episode_length[episode_index]:
             raise OptionError(
                 f"read: episode {episode_index}, step {step} of {dataset.num_episodes} episodes. Their lengths are in "
                 "open_dataset(...).episode_length."
             )
-        one = np.array([episode_index], dtype=np.int64)
-        in_shard, shard = dataset.episode_in_shard[one], dataset.episode_shard[one]
-        at, is_repeat = np.array([step], dtype=np.int64), np.zeros(1, dtype=np.bool_)
-        windows = BatchWindows(shard, one, in_shard, at, is_repeat, first_task(dataset, one))
-        views = {name: view[:1] for name, view in self._job.layout.allocate().items()}
-        reader = self._job.reader()
-        try:
-            reader.read(windows, views)
-        finally:
-            reader.release()
-        return self.finish(views)
+        access = RandomAccess(dataset, job.features, job.window, job.cache, job.reader_options)
+        return self.finish(access.read([episode_index], [step]))
 
     def finish(self, views: Mapping[str, NDArray[Any]], with_repeats: bool | None = None) -> Any:
         """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.schedule import Schedule, batch_size_per_rank
+from epistream.loader.schedule import Schedule
 from epistream.loader.world import World
 
 
@@ -93,11 +93,3 @@ def test_schedule_that_cannot_work_is_refused_with_one_that_can(arguments, messa
 def test_batch_that_does_not_exist_is_refused(batch_index):
     with pytest.raises(OptionError, match="wanted 0 to 2"):
         schedule(10, 3).positions(batch_index)
-
-
-def test_batch_size_per_rank_divides_or_names_the_nearest_that_do():
-    assert batch_size_per_rank(32, World.of(0, 4)) == 8
-    with pytest.raises(OptionError, match=r"global batch: 30, wanted a multiple of 4 ranks\. Use 28 or 32"):
-        batch_size_per_rank(30, World.of(0, 4))
-    with pytest.raises(OptionError, match="Use 4"):
-        batch_size_per_rank(2, World.of(0, 4))
