@@ -93,4 +93,4 @@ def mib(size: int) -> str:
     >>> mib(3 << 19)
     '1.5 MiB'
     """
-    return f"{size / (1 << 20):.1f} MiB"
+    return f"{size / (1 << 20):,.1f} MiB"

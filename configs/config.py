@@ -47,14 +47,13 @@ class Config:
     def stream_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `EpisodeStream`, without its source."""
         stream = self.settings.stream
-        values = {name: getattr(stream, name) for name in type(stream).model_fields}
-        window = {name: getattr(stream.window, name) for name in type(stream.window).model_fields}
+        values = dict(stream)
         # A sample format has a window of its own, which holds unless somebody says otherwise.
-        values["window"] = Window(**window) if any(key.startswith("stream.window.") for key in self.origins) else None
+        has_window = any(key.startswith("stream.window.") for key in self.origins)
+        values["window"] = Window(**dict(stream.window)) if has_window else None
         values["image_size"] = tuple(stream.image_size) if stream.image_size else None
         values["order"] = OrderOptions(**self.settings.order.model_dump(), shuffle=stream.shuffle, seed=stream.seed)
-        cache = self.settings.cache
-        values["cache"] = CacheOptions(**{name: getattr(cache, name) for name in type(cache).model_fields})
+        values["cache"] = CacheOptions(**dict(self.settings.cache))
         return values
 
     def loader_arguments(self, world: World | None = None) -> dict[str, Any]:
@@ -70,8 +69,7 @@ class Config:
 
     def pack_arguments(self) -> dict[str, Any]:
         """Options of `pack`."""
-        section = self.settings.pack
-        return {name: getattr(section, name) for name in type(section).model_fields}
+        return dict(self.settings.pack)
 
     def stream(self, source: Source | None = None, world: World | None = None) -> EpisodeStream:
         """The stream that this describes. `source` replaces the configuration's own."""

@@ -1,10 +1,10 @@
 """How fast loaders on this machine go through a stream, as processes or threads."""
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain, repeat
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -55,7 +55,7 @@ def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: flo
     with StreamingLoader(
         stream, num_workers=number if processes else 0, num_threads=None if processes else number
     ) as loader:
-        batches = _endless(loader)
+        batches = chain.from_iterable(repeat(loader))
         for _ in range(number * warm_up):
             next(batches)
         before, began, count = loader.stats(), time.perf_counter(), 0
@@ -67,11 +67,6 @@ def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: flo
     # What others do on this machine is not the loader's: its workers' time in the run queue is left out.
     crowded = stats.effort.queue_s / max(1e-9, stats.worker_busy_s + stats.worker_idle_s)
     return LoadRate(number, stats.num_windows / elapsed / (1 - min(crowded, _MOST_CROWDED)), own_bytes)
-
-
-def _endless(loader: StreamingLoader) -> Iterator[Any]:
-    while True:
-        yield from loader
 
 
 def _own_bytes(pid: int) -> int:

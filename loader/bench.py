@@ -5,10 +5,9 @@ import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from itertools import chain, repeat
 from typing import Any
 
 import psutil
@@ -16,14 +15,13 @@ import simplejpeg
 import torch
 
 from epistream._version import __version__
-from epistream.cache.opening import default_name
-from epistream.cache.options import CacheOptions, Mode
-from epistream.cache.tiers import SHM_PARENT
+from epistream.cache.options import Mode
 from epistream.errors import OptionError
 from epistream.loader.bound import Bound, measure_bound
 from epistream.loader.frames import Decode
 from epistream.loader.job import ReadJob
 from epistream.loader.loader import StreamingLoader
+from epistream.loader.memory_use import measure_memory
 from epistream.loader.stream import EpisodeStream
 from epistream.loader.window import Window
 
@@ -130,7 +128,7 @@ def run_bench(url: str, options: BenchOptions, stream: EpisodeStream | None = No
     streams = {"": stream}
     if given is None and options.once and fits_decoded(stream.job):
         streams[", decoded"] = _stream(url, options, "once")
-    result = BenchResult(_title(stream), _machine(), "", [])
+    title, machine = _title(stream), _machine()
     plans = [_Plan(number, suffix, streams[suffix]) for number in options.numbers for suffix in streams]
     # The last one out removes the cache's directory: what was decoded must outlive each loader.
     with _stream(url, options, "once").job.cache if len(streams) > 1 else nullcontext() as holder:
@@ -143,7 +141,7 @@ def run_bench(url: str, options: BenchOptions, stream: EpisodeStream | None = No
             for plan in plans:
                 plan.run(options.seconds)
     rows = [row for plan in plans for row in plan.rows]
-    return replace(result, binding=plans[0].rows[0].name.split()[1], rows=rows)
+    return BenchResult(title, machine, binding=rows[0].name.split()[1], rows=rows)
 
 
 class _Plan:
@@ -212,7 +210,7 @@ def _stream(url: str, options: BenchOptions, decode: Decode) -> EpisodeStream:
 
 def _measure(loader: StreamingLoader, row: BenchRow, seconds: float) -> None:
     began = time.perf_counter()
-    batches = _endless(loader)
+    batches = chain.from_iterable(repeat(loader))
     next(batches)
     row.first_batch_s.append(time.perf_counter() - began)
     # The ring's pages are touched for the first time while it fills; that is start-up, not throughput.
@@ -223,37 +221,19 @@ def _measure(loader: StreamingLoader, row: BenchRow, seconds: float) -> None:
         num_windows += len(next(batches)["step_index"])
     row.windows_per_s.append(num_windows / elapsed)
     row.cpu_s.append((_cpu_s() - cpu_before) / num_windows * 1000)
-    row.pss_bytes = max(row.pss_bytes, _pss_bytes())
-    row.shm_bytes = max(row.shm_bytes, _shm_bytes(loader.stream.job.cache.options))
-
-
-def _shm_bytes(options: CacheOptions) -> int:
-    """Bytes of the node's cache in shared memory, whoever's they are."""
-    folder = Path(options.directory or SHM_PARENT / default_name())
-    return sum(path.stat().st_blocks * 512 for path in folder.glob("*.shard"))
+    memory = measure_memory(loader.worker_pids, 0, loader.stream.job.cache.options)
+    row.pss_bytes = max(row.pss_bytes, memory.pss_bytes)
+    row.shm_bytes = max(row.shm_bytes, memory.cache_bytes)
 
 
 def _short(rate: float) -> str:
     return f"{rate:,.0f}" if rate < 10_000 else f"{rate / 1000:,.0f}k"
 
 
-def _endless(loader: StreamingLoader) -> Iterator[dict[str, Any]]:
-    while True:
-        yield from loader
-
-
-def _tree() -> list[psutil.Process]:
-    me = psutil.Process()
-    return [me, *me.children(recursive=True)]
-
-
 def _cpu_s() -> float:
-    times = [process.cpu_times() for process in _tree()]
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
     return sum(t.user + t.system for t in times)
-
-
-def _pss_bytes() -> int:
-    return sum(process.memory_full_info().pss for process in _tree())
 
 
 def _title(stream: EpisodeStream) -> str:

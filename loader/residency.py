@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from epistream.cache.budget import mib
 from epistream.loader.lanes import Lanes
 from epistream.loader.plan import Plan
 
@@ -72,15 +73,15 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
     if needed <= budget_bytes:
         return None
     found = (
-        f"cache budget: {_mib(budget_bytes)}, but the order draws from {open_shards(plan, windows_in_flight)} shards "
-        f"at once (lanes={plan.num_lanes}, resident_shards={plan.resident_shards}), up to {_mib(needed)}."
+        f"cache budget: {mib(budget_bytes)}, but the order draws from {open_shards(plan, windows_in_flight)} shards "
+        f"at once (lanes={plan.num_lanes}, resident_shards={plan.resident_shards}), up to {mib(needed)}."
     )
     fit = largest_fit(plan, budget_bytes, windows_in_flight) if plan.options.shuffle else None
     if fit is None:
         cure = "smaller shards" + (", or shuffle=False" if plan.options.shuffle else "")
         return f"{found} No shuffled order fits: use a larger budget, {cure}."
     changed = f"lanes={fit.lanes}, " if fit.lanes != plan.num_lanes else ""
-    return f"{found} Use {changed}resident_shards={fit.resident_shards} ({_mib(fit.open_bytes)}), or a larger budget."
+    return f"{found} Use {changed}resident_shards={fit.resident_shards} ({mib(fit.open_bytes)}), or a larger budget."
 
 
 def _open_shards(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int, which: Iterable[int] | None) -> int:
@@ -98,7 +99,3 @@ def _open_shards(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int, w
 def _largest(plan: Plan, count: int) -> int:
     used = np.sort(plan.shard_bytes[plan.per_shard > 0])
     return int(np.sum(used[len(used) - count :]))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
