@@ -155,3 +155,11 @@ def test_sample_of_a_large_dataset_is_a_part_of_it(aloha_shards, monkeypatch):
     assert found.num_windows == whole.num_windows == 140
     assert sample.num_windows < 140
     assert np.count_nonzero(sample.job.plan.per_shard) == 1
+
+
+def test_memory_of_a_worker_leaves_out_its_slots_which_the_ring_counts(aloha_shards):
+    small, large = (es.EpisodeStream(aloha_shards, batch_size=size, decode="per_read") for size in (2, 16))
+    own = [measure_loading(stream, 1, "processes", 0.01).worker_bytes for stream in (small, large)]
+    slots = 3 * (large.job.layout.num_bytes - small.job.layout.num_bytes)
+    assert 0 < own[0]
+    assert own[1] - own[0] < slots / 4
