@@ -161,5 +161,5 @@ def test_memory_of_a_worker_leaves_out_its_slots_which_the_ring_counts(aloha_sha
     small, large = (es.EpisodeStream(aloha_shards, batch_size=size, decode="per_read") for size in (2, 16))
     own = [measure_loading(stream, 1, "processes", 0.01).worker_bytes for stream in (small, large)]
     slots = 3 * (large.job.layout.num_bytes - small.job.layout.num_bytes)
-    assert 0 < own[0]
+    assert own[0] > 0
     assert own[1] - own[0] < slots / 4
