@@ -98,33 +98,29 @@ class FrameDecoder:
         Raises:
             FormatError: the bytes are no such frame.
         """
-        if self._whole and self.feature.codec == "jpeg":
-            # What decode_into does, without its checks of `out`, which cost a tenth of decoding a small frame.
+        if self.feature.codec == "jpeg":
             if (found := jpeg_shape(data, where)) not in self._accepted:
-                raise self._wrong(found, where)
+                wanted = self.feature.shape
+                raise FormatError(f"{where}: a JPEG of {found}, wanted {wanted}. Pack this episode again.")
             try:
-                simplejpeg.decode_jpeg(data, self._colorspace, buffer=out)
-            except ValueError as error:
-                raise _undecodable(where, error) from error
-        elif self._whole:
-            decode_into(self.feature, data, out, where)
-        elif self.feature.codec == "jpeg":
-            if (found := jpeg_shape(data, where)) not in self._accepted:
-                raise self._wrong(found, where)
-            height, width = self.shape[:2]
-            try:
+                if self._whole:
+                    # What decode_into does, without its checks of `out`, which cost a tenth of decoding a small frame.
+                    simplejpeg.decode_jpeg(data, self._colorspace, buffer=out)
+                    return
+                height, width = self.shape[:2]
                 frame = simplejpeg.decode_jpeg(data, self._colorspace, min_height=height, min_width=width)
             except ValueError as error:
-                raise _undecodable(where, error) from error
+                raise FormatError(
+                    f"{where}: a JPEG that does not decode ({error}). Pack this episode again."
+                ) from error
             resize_into(frame, out)
+        elif self._whole:
+            decode_into(self.feature, data, out, where)
         else:
             if self._source is None:
                 self._source = np.empty(self.feature.shape, self._dtype)
             decode_into(self.feature, data, self._source, where)
             resize_into(self._source, out)
-
-    def _wrong(self, found: tuple[int, int, int], where: str) -> FormatError:
-        return FormatError(f"{where}: a JPEG of {found}, wanted {self.feature.shape}. Pack this episode again.")
 
 
 def resize_into(frame: NDArray[Any], out: NDArray[Any]) -> None:
@@ -144,7 +140,3 @@ def resize_into(frame: NDArray[Any], out: NDArray[Any]) -> None:
 def _nearest(size: int, wanted: int) -> NDArray[np.int64]:
     """Which of `size` pixels lies under the middle of each of `wanted`."""
     return (np.arange(wanted, dtype=np.int64) * 2 + 1) * size // (2 * wanted)
-
-
-def _undecodable(where: str, error: ValueError) -> FormatError:
-    return FormatError(f"{where}: a JPEG that does not decode ({error}). Pack this episode again.")

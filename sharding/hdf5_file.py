@@ -82,7 +82,7 @@ def open_remote(url: str, options: Options = None) -> Any:
     return _RemoteFile(file_system, target, block_size=_REMOTE_BLOCK_BYTES, size=size)
 
 
-class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]
+class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """Bytes of a remote file, each request with a deadline: fsspec's own file objects wait for ever."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
