@@ -1,8 +1,10 @@
-"""Imports go one way: epistream -> configs -> loader -> {cache, sharding}."""
+"""Imports go one way, folders stay small, and the wheel holds every module."""
 
 import ast
+import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,51 +12,182 @@ import pytest
 import epistream
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {"epistream.errors", "epistream._version", "epistream.file_systems"}
+
+# What the modules of each sub-package may import besides their own and the leaves.
 MAY_IMPORT = {
-    "cache": {"cache"},
-    "sharding": {"sharding"},
-    "loader": {"loader", "cache", "sharding"},
-    "configs": {"configs", "loader", "cache", "sharding"},
+    "cache": set(),
+    "sharding": {"sharding.layouts"},
+    "sharding.layouts": {"sharding"},
+    "loader.formats": {"loader", "sharding", "sharding.layouts"},
+    "loader": {"cache", "sharding", "sharding.layouts", "loader.formats"},
+    "configs": {"cache", "sharding", "sharding.layouts", "loader", "loader.formats"},
+    "commands": {"cache", "sharding", "sharding.layouts", "loader", "configs", ""},
+    "": {"cache", "sharding", "loader", "loader.formats", "configs"},
 }
 FOREIGN = {"cache": {"torch", "h5py", "webdataset"}, "sharding": {"torch"}}
 
 
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    named = {}
+    for room in ROOMS:
+        for file in (ROOT / room).rglob("*.py"):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            parts = parts if parts[0] == "epistream" else ("epistream", *parts)
+            named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return named
+
+
+MODULES = modules()
+PACKAGES = {name for name, file in MODULES.items() if file.name == "__init__.py"}
+
+
 def imported_names(file: Path) -> set[str]:
+    """What a module imports anywhere in it, also late or for types only."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            names.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in inner}
     return names
+
+
+def room_of(module: str) -> str:
+    """The sub-package of a module, without the leading name: 'cache.store' of 'epistream.cache.store.locks'."""
+    package = module if module in PACKAGES else module.rpartition(".")[0]
+    return package.partition(".")[2]
+
+
+IMPORTS = {name: {other for other in imported_names(file) if other in MODULES} for name, file in MODULES.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected parts of more than one node: Tarjan, SIAM J. Comput. 1 (1972)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        number[node] = low[node] = len(number)
+        stack.append(node)
+        for other in sorted(graph.get(node, ())):
+            if other not in number:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], number[other])
+        if low[node] == number[node]:
+            part = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for node in sorted(graph):
+        if node not in number:
+            visit(node)
+    return found
+
+
+def test_every_sub_package_has_a_row():
+    assert {room_of(name) for name in MODULES} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_rooms_import_only_what_lies_below_them(room):
-    files = list((ROOT / room).rglob("*.py"))
-    assert files
     wrong = []
-    for file in files:
-        for name in imported_names(file):
-            if name in LEAVES:
-                continue
-            parts = name.split(".")
-            if parts[0] == "epistream" and (len(parts) < 2 or parts[1] not in MAY_IMPORT[room]):
-                wrong.append(f"{file.relative_to(ROOT)}: {name}")
-            if parts[0] in FOREIGN.get(room, ()):
-                wrong.append(f"{file.relative_to(ROOT)}: {name}")
+    for module in MODULES:
+        if room_of(module) != room:
+            continue
+        for other in IMPORTS[module] - LEAVES - PACKAGES:
+            if room_of(other) not in {room, *MAY_IMPORT[room]}:
+                wrong.append(f"{module}: {other}")
     assert wrong == []
 
 
-def test_errors_import_nothing():
-    assert imported_names(ROOT / "epistream" / "errors.py") == set()
+@pytest.mark.parametrize("room", FOREIGN)
+def test_rooms_do_not_import_foreign_packages(room):
+    wrong = []
+    for module, file in MODULES.items():
+        if f"{room_of(module)}.".startswith(f"{room}."):
+            wrong += [f"{module}: {name}" for name in imported_names(file) if name.split(".")[0] in FOREIGN[room]]
+    assert wrong == []
 
 
-def test_no_module_is_longer_than_400_lines():
-    files = [file for room in ("epistream", *MAY_IMPORT) for file in (ROOT / room).rglob("*.py")]
-    assert [str(file) for file in files if len(file.read_text().splitlines()) > 400] == []
+def test_leaves_import_only_each_other():
+    assert {leaf: IMPORTS[leaf] - LEAVES for leaf in LEAVES} == {leaf: set() for leaf in LEAVES}
+    assert imported_names(MODULES["epistream.errors"]) == set()
+
+
+@pytest.mark.xfail(strict=True, reason="three circles stand: manifest, blob, job")
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles({name: others - PACKAGES for name, others in IMPORTS.items()}) == []
+
+
+@pytest.mark.xfail(strict=True, reason="flat rooms and the folders in them borrow from each other")
+def test_no_sub_packages_import_each_other_in_a_circle():
+    assert circles(MAY_IMPORT) == []
+
+
+@pytest.mark.xfail(
+    strict=True, raises=RecursionError, reason="flat rooms and the folders in them borrow from each other"
+)
+def test_longest_chain_of_sub_packages_is_at_most_8():
+    steps: dict[str, int] = {}
+
+    def depth(room: str) -> int:
+        if room not in steps:
+            steps[room] = 1 + max((depth(other) for other in MAY_IMPORT[room]), default=0)
+        return steps[room]
+
+    # The front door and the command line stand above all rooms; the chain is counted within them.
+    assert max(depth(room) for room in MAY_IMPORT if room not in {"", "commands"}) <= 8
+
+
+def test_no_module_is_longer_than_360_lines():
+    assert [name for name, file in MODULES.items() if len(file.read_text().splitlines()) > 360] == []
+
+
+@pytest.mark.xfail(strict=True, reason="loader, sharding and cache are not divided yet")
+def test_no_folder_holds_more_than_20_files():
+    files = defaultdict(int)
+    for top in (*ROOMS, "tests"):
+        for path in (ROOT / top).rglob("*"):
+            if path.is_file() and path.suffix in {".py", ".yaml"} and "__pycache__" not in path.parts:
+                files[path.parent.relative_to(ROOT)] += 1
+    assert {str(folder): count for folder, count in files.items() if count > 20} == {}
+
+
+def test_wheel_installed_elsewhere_imports_every_module(tmp_path):
+    # An editable install finds a sub-package that pyproject.toml forgot; a wheel does not hold it.
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", *ROOMS):
+        subprocess.run(["cp", "-r", ROOT / name, source], check=True, timeout=60)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", tmp_path / "site", source], check=True, timeout=150, env=environment)
+    code = (
+        "import importlib, sys, epistream; "
+        f"assert epistream.__file__.startswith({str(tmp_path)!r}), epistream.__file__; "
+        f"[importlib.import_module(name) for name in {sorted(set(MODULES) - {'epistream.commands.__main__'})!r}]"
+    )
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment, cwd=tmp_path)
+    data = {file.name for file in (ROOT / "configs").glob("*.yaml")}
+    assert data == {file.name for file in (tmp_path / "site" / "epistream" / "configs").glob("*.yaml")}
+    assert (tmp_path / "site" / "epistream" / "py.typed").exists()
+
+
+def test_every_sub_package_is_listed_for_the_wheel():
+    tools = pytest.importorskip("tomllib")
+    listed = tools.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(PACKAGES)
 
 
 def test_exported_names_are_these():
