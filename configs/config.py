@@ -21,8 +21,8 @@ from epistream.loader.plan import OrderOptions
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.window import Window
 from epistream.loader.world import World
-from epistream.sharding.pack import pack
-from epistream.sharding.pack_options import PackOptions
+from epistream.sharding.pack.options import PackOptions
+from epistream.sharding.pack.pack import pack
 
 _MAX_AUTO_WORKERS = 16
 

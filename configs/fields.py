@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
 
 from epistream.errors import OptionError
-from epistream.sharding.pack_options import parse_bytes
+from epistream.sharding.pack.options import parse_bytes
 
 
 def _size(value: Any) -> Any:

@@ -7,8 +7,8 @@ import numpy as np
 
 from epistream.loader.job import ReadJob
 from epistream.loader.reader import shard_entry
-from epistream.sharding.features import Feature
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 
 
 def own_frames(job: ReadJob, number: int) -> list[tuple[Feature, bytes]]:

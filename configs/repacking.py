@@ -18,11 +18,11 @@ from epistream.configs.survey import PLAIN, Survey
 from epistream.errors import EpistreamError
 from epistream.loader.frames import FrameDecoder
 from epistream.loader.stream import EpisodeStream
-from epistream.sharding.codecs import encode_frame, jpeg_can_hold
-from epistream.sharding.features import Feature
+from epistream.sharding.files.names import is_tar
+from epistream.sharding.format.codecs import encode_frame, jpeg_can_hold
+from epistream.sharding.format.features import Feature
 from epistream.sharding.layouts.layout_file import chosen_layout
-from epistream.sharding.names import is_tar
-from epistream.sharding.pack import pack
+from epistream.sharding.pack.pack import pack
 
 Codec = Literal["jpeg", "raw"]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from epistream.loader.window import Window
     from epistream.loader.world import World
     from epistream.sharding.dataset import Dataset, open_dataset
-    from epistream.sharding.pack import pack
+    from epistream.sharding.pack.pack import pack
 
 _HOME = {
     "ActFormat": "epistream.loader.formats.act",
@@ -59,7 +59,7 @@ _HOME = {
     "delta_statistics": "epistream.loader.deltas",
     "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
-    "pack": "epistream.sharding.pack",
+    "pack": "epistream.sharding.pack.pack",
     "window_in_seconds": "epistream.loader.timing",
 }
 

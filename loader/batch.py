@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.loader.window import Window
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 # A cache line; also enough for every dtype and for the vector loads of the JPEG decoder.
 _ALIGNMENT = 64

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from epistream.errors import DeadlineError
 from epistream.loader.job import ReadJob
 from epistream.loader.reader import BatchWindows, shard_entry
-from epistream.sharding.codecs import decode_into
-from epistream.sharding.features import Feature
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.codecs import decode_into
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 
 # Compressed frames are read into memory first; a few hundred MB stand for the run well enough.
 _SAMPLE_BYTES = 256 << 20

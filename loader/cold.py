@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from epistream.cache.entry import Entry
 from epistream.cache.node import OpenEntry
 from epistream.cache.range_blob import RangeBlob
-from epistream.sharding.features import Feature
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 
 Int64 = NDArray[np.int64]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from epistream.cache.blob import Blob, MappedBlob, RangeBlob
 from epistream.cache.entry import Entry, part_offsets
 from epistream.cache.node import NodeCache, OpenEntry
-from epistream.sharding.features import Feature
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 
 # Raised whenever the bytes of an entry change their meaning: jobs of other releases share the node's cache.
 _VERSION = 1

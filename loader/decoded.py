@@ -16,7 +16,7 @@ from epistream.cache.entry import Entry, part_offsets
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.frames import FrameDecoder
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.index import ShardIndex
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from epistream.errors import OptionError
 from epistream.loader.window import Window
-from epistream.sharding.features import Feature
-from epistream.sharding.statistics import Summary, merge, summarize, to_plain
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.statistics import Summary, merge, summarize, to_plain
 
 DeltaKind = Literal["delta_step", "delta_first"]
 

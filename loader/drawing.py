@@ -10,7 +10,7 @@ from epistream.cache.blob import Blob, FileBlob
 from epistream.errors import FormatError
 from epistream.loader.decoded import Frames
 from epistream.loader.frames import FrameDecoder
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.index import ShardIndex
 
 Int64 = NDArray[np.int64]
 

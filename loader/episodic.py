@@ -18,7 +18,7 @@ from epistream.loader.episodic_files import EpisodicFiles
 from epistream.loader.episodic_options import is_overridden, short_form
 from epistream.loader.episodic_sample import assemble, find_normalizer, normalized
 from epistream.loader.frames import FrameOptions
-from epistream.sharding.storage import local_path
+from epistream.sharding.files.storage import local_path
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from epistream.errors import OptionError
 from epistream.loader.deltas import DeltaKind
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 CTRL_TYPES: dict[str, DeltaKind | None] = {
     "abs": None,

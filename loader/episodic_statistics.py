@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.loader.deltas import DeltaKind
-from epistream.sharding.statistics import Summary, merge_all, summarize, to_plain
+from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
 
 _KEYS = ("mean", "std", "min", "max", "q01", "q99")
 

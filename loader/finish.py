@@ -18,7 +18,7 @@ from epistream.loader.normalize import Mode, Normalizer, normalizer_for
 from epistream.loader.timing import TOLERANCE_S, window_in_seconds
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 Batch = dict[str, Any]
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from epistream.errors import FormatError, OptionError
-from epistream.sharding.codecs import decode_into, jpeg_shape
-from epistream.sharding.features import Feature
+from epistream.sharding.format.codecs import decode_into, jpeg_shape
+from epistream.sharding.format.features import Feature
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from epistream.cache.remote import Remote, RetryOptions
 from epistream.cache.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.loader.hdf5_made import RowMaker
-from epistream.sharding.hdf5_file import version_and_bytes, version_of_file
-from epistream.sharding.hdf5_index import FIRST_MADE, ZEROS, Extents
-from epistream.sharding.storage import local_path
+from epistream.sharding.files.storage import local_path
+from epistream.sharding.hdf5.file import version_and_bytes, version_of_file
+from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents
 
 Int64 = NDArray[np.int64]
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from epistream.cache.blob import Blob, FileBlob
 from epistream.errors import SourceError
-from epistream.sharding.hdf5_file import open_remote
-from epistream.sharding.hdf5_index import MadeRows
-from epistream.sharding.hdf5_stored import UNWRITTEN, Stored
+from epistream.sharding.files.storage import local_path
+from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
+from epistream.sharding.hdf5.file import open_remote
+from epistream.sharding.hdf5.index import MadeRows
 from epistream.sharding.layouts.jpeg_rows import row_bytes
-from epistream.sharding.storage import local_path
 
 Int64 = NDArray[np.int64]
 Row = bytes | memoryview

@@ -24,7 +24,7 @@ from epistream.loader.window import Window
 from epistream.loader.window_feed import OnBad
 from epistream.loader.world import World
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 
 class Job(Protocol):

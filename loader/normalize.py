@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epistream.errors import OptionError
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 Mode = Literal["mean_std", "min_max", "quantiles"]
 Statistics = Mapping[str, Mapping[str, Any]]

@@ -14,7 +14,7 @@ from epistream.loader.instructions import first_task
 from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 
 class RandomAccess:

@@ -20,9 +20,9 @@ from epistream.loader.frames import FrameDecoder, FrameOptions
 from epistream.loader.open_files import most_open
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
-from epistream.sharding.index import ShardIndex
-from epistream.sharding.names import is_tar
+from epistream.sharding.files.names import is_tar
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 
 Int64 = NDArray[np.int64]
 

@@ -16,8 +16,8 @@ import h5py
 
 from epistream.errors import LayoutError, OptionError
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.hdf5_file import open_hdf5
-from epistream.sharding.names import is_tar
+from epistream.sharding.files.names import is_tar
+from epistream.sharding.hdf5.file import open_hdf5
 
 _NAMES = {"gripper_position": "gripper_pos", "target_position": "target pos"}
 # Episodes whose texts are kept: some 100 kB each.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from epistream.errors import OptionError
 from epistream.loader.window import Window
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 # LeRobot's default: far below a step of any camera, far above what float64 seconds lose.
 TOLERANCE_S = 1e-4

@@ -14,15 +14,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, OptionError, SourceChangedError, SourceError
-from epistream.sharding.columns import HexRows
-from epistream.sharding.episode_meta import NO_SPLIT
-from epistream.sharding.features import Feature, describe_difference
-from epistream.sharding.manifest import Manifest
-from epistream.sharding.manifest_file import FILE_NAME
-from epistream.sharding.names import index_name
-from epistream.sharding.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
-from epistream.sharding.statistics_schema import merge_statistics
-from epistream.sharding.storage import join, local_path, read_bytes
+from epistream.sharding.files.names import index_name
+from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
+from epistream.sharding.files.storage import join, local_path, read_bytes
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_columns import HexRows
+from epistream.sharding.format.manifest_file import FILE_NAME
+from epistream.sharding.format.statistics_schema import merge_statistics
 
 if TYPE_CHECKING:  # the layouts read h5py, which shards do without
     from epistream.sharding.layouts.mapping import MappingLayout
@@ -201,7 +201,7 @@ def _open_hdf5(
     skip_bad: bool,
     layout: "str | os.PathLike[str] | MappingLayout | None",
 ) -> Dataset:
-    from epistream.sharding.hdf5_dataset import open_hdf5_files
+    from epistream.sharding.hdf5.dataset import open_hdf5_files
     from epistream.sharding.layouts.layout_file import chosen_layout
 
     urls = [_absolute(url) for url in part.files]
@@ -229,7 +229,7 @@ def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
             f"{join(url, part.names[0])}: a remote tar without {FILE_NAME} beside it, wanted one, since a plan needs "
             f"every episode's length. Run: epistream index {url}"
         )
-    from epistream.sharding.index_cache import index_local_tars
+    from epistream.sharding.tar.index_cache import index_local_tars
 
     manifest, index_urls = index_local_tars([join(url, name) for name in _once(part, url)])
     return _from_manifest(manifest, url, options, index_urls)

@@ -67,7 +67,7 @@ def places(path):
 
 def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None):
     """A whole dataset: one shard for each entry of `lengths`."""
-    from epistream.sharding.foreign import index_tar
+    from epistream.sharding.tar.index_tar import index_tar
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None):
 
 def publish(folder, indexes):
     """Write the manifest of {name: (index, its bytes)}."""
-    from epistream.sharding.manifest import ManifestBuilder
+    from epistream.sharding.format.manifest import ManifestBuilder
 
     builder = ManifestBuilder(next(iter(indexes.values()))[0].features, None)
     for index, data in indexes.values():

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from epistream.commands.sources import storage_options
-from epistream.sharding.neighbours import NEIGHBOURS, Neighbour
-from epistream.sharding.reindex import Reindexed, ReindexOptions, reindex
+from epistream.sharding.tar.reindex import Reindexed, ReindexOptions, reindex
+from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour
 
 
 @click.command()

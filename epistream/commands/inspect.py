@@ -10,8 +10,8 @@ from rich.table import Table
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
+from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.inspect import EpisodeFrames, describe
 
 _MOST_TASKS = 20
 _MOST_DIMENSIONS = 16
@@ -55,7 +55,7 @@ def command(  # one parameter an option, as click wants it
 
 
 def _write_image(dataset: Dataset, episode: int, path: Path, columns: int) -> None:
-    from epistream.sharding.contact_sheet import contact_sheet
+    from epistream.sharding.check.contact_sheet import contact_sheet
 
     sheet = contact_sheet(dataset, episode, columns)
     try:

@@ -18,9 +18,9 @@ from rich.progress import (
 
 from epistream.commands.sources import layout_options, wanted_layout
 from epistream.errors import OptionError
-from epistream.sharding.features import Feature
-from epistream.sharding.pack import pack
-from epistream.sharding.pack_report import PackProgress, PackReport
+from epistream.sharding.format.features import Feature
+from epistream.sharding.pack.pack import pack
+from epistream.sharding.pack.report import PackProgress, PackReport
 
 _MAX_FAULTS_SHOWN = 50
 

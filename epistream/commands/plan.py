@@ -103,7 +103,7 @@ def _plan(dataset: Any, anchors: "Anchors", wanted: "OrderOptions", budget: int 
 
 
 def _bytes(text: str, used_bytes: int) -> int:
-    from epistream.sharding.pack_options import parse_bytes
+    from epistream.sharding.pack.options import parse_bytes
 
     if not text.endswith("%"):
         return parse_bytes(text, "--budget")

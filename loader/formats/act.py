@@ -14,7 +14,7 @@ from epistream.loader.formats.mobile_base import beside, smoothed, widened
 from epistream.loader.formats.pictures import stacked_scaled
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from epistream.errors import OptionError
 from epistream.loader.formats.recycler import Recycler
 from epistream.loader.window import Pad, Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 Batch = dict[str, Any]
 MaskTrue = Literal["pad", "valid"]

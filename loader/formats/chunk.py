@@ -18,7 +18,7 @@ from epistream.loader.formats.base import (
     joined,
     one_step,
 )
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 
 @dataclass(frozen=True)

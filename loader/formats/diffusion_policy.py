@@ -9,7 +9,7 @@ from epistream.loader.formats.base import Batch, FormatContext, Padding, SampleF
 from epistream.loader.formats.pictures import scaled
 from epistream.loader.window import Window
 from epistream.sharding.dataset import Dataset
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pydantic
 import yaml
 
 from epistream.errors import OptionError
-from epistream.sharding.features import Channels
+from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout, Rule
 from epistream.sharding.layouts.registry import LAYOUTS
 

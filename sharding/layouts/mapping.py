@@ -12,7 +12,7 @@ import natsort
 import numpy as np
 
 from epistream.errors import LayoutError
-from epistream.sharding.features import Channels
+from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.base import (
     Field,
     SourceEpisode,

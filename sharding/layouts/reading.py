@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
-from epistream.sharding.codecs import jpeg_shape
+from epistream.sharding.format.codecs import jpeg_shape
 from epistream.sharding.layouts.base import Field, dataset
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 

@@ -13,11 +13,11 @@ from handmade import actions, members, places, write_dataset, write_tar
 
 from epistream.commands import cli
 from epistream.errors import DatasetExistsError, FormatError, OptionError, SourceError
+from epistream.sharding.check.verify import verify
+from epistream.sharding.check.verify_report import VerifyOptions
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.manifest import Manifest
-from epistream.sharding.reindex import ReindexOptions, reindex
-from epistream.sharding.verify import verify
-from epistream.sharding.verify_report import VerifyOptions
+from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.tar.reindex import ReindexOptions, reindex
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_index_writes_a_whole_dataset_with_statistics(tars):
 
 @pytest.mark.parametrize("codec", ["png", "raw", "jpeg"])
 def test_index_of_packed_tars_gives_back_what_packing_wrote(tmp_path, example_data, codec):
-    from epistream.sharding.pack import pack
+    from epistream.sharding.pack.pack import pack
 
     out = tmp_path / "ds"
     pack(str(example_data / "robomimic" / "scripted_lift.hdf5"), str(out), codec=codec)

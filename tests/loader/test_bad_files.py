@@ -9,7 +9,7 @@ import pytest
 
 import epistream as es
 from epistream.errors import FormatError, LayoutError, SourceError
-from epistream.sharding import hdf5_dataset
+from epistream.sharding.hdf5 import dataset as hdf5_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from epistream.cache.blob import FileBlob, MappedBlob
 from epistream.errors import FormatError
 from epistream.loader.drawing import draw_frames
 from epistream.loader.frames import FrameDecoder
-from epistream.sharding.codecs import decode_into, encode_frame
-from epistream.sharding.features import Feature
+from epistream.sharding.format.codecs import decode_into, encode_frame
+from epistream.sharding.format.features import Feature
 
 CAMERA = "observation.images.top"
 JPEG = Feature(CAMERA, "frames", "uint8", (24, 32, 3), codec="jpeg", jpeg_channels="rgb")

@@ -11,7 +11,7 @@ from hdf5_world import check, stream_of
 
 import epistream as es
 from epistream.errors import SourceChangedError, SourceError
-from epistream.sharding import hdf5_dataset
+from epistream.sharding.hdf5 import dataset as hdf5_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 import epistream as es
 from epistream.errors import OptionError
 from epistream.loader.timing import window_in_seconds
-from epistream.sharding.features import Feature
+from epistream.sharding.format.features import Feature
 
 
 def feature(name, fps):

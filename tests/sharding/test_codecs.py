@@ -7,8 +7,8 @@ from hdf5_files import picture
 from PIL import Image
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.codecs import decode_into, encode_frame
-from epistream.sharding.features import Feature
+from epistream.sharding.format.codecs import decode_into, encode_frame
+from epistream.sharding.format.features import Feature
 
 
 def camera(codec="jpeg", shape=(24, 32, 3), dtype="uint8", channels="rgb"):

@@ -10,7 +10,7 @@ from handmade import write_dataset
 
 from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.manifest import Manifest
+from epistream.sharding.format.manifest import Manifest
 
 
 @pytest.fixture

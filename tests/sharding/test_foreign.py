@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from epistream.errors import DeadlineError, FormatError, SourceError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.foreign import index_tar
-from epistream.sharding.index import ShardIndex
-from epistream.sharding.index_cache import index_local_tars
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.tar.index_cache import index_local_tars
+from epistream.sharding.tar.index_tar import index_tar
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,15 @@ import pytest
 
 import epistream as es
 from epistream.errors import DeadlineError, FormatError, LayoutError, SourceChangedError, SourceError
-from epistream.sharding import hdf5_kept, hdf5_scan
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.hdf5_dataset import open_hdf5_files
-from epistream.sharding.hdf5_index import Hdf5Index
-from epistream.sharding.hdf5_kept import keep_indexes
-from epistream.sharding.hdf5_scan import index_hdf5
-from epistream.sharding.hdf5_stored import find_stored
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.hdf5 import kept as hdf5_kept
+from epistream.sharding.hdf5 import scan as hdf5_scan
+from epistream.sharding.hdf5.chunks import find_stored
+from epistream.sharding.hdf5.dataset import open_hdf5_files
+from epistream.sharding.hdf5.index import Hdf5Index
+from epistream.sharding.hdf5.kept import keep_indexes
+from epistream.sharding.hdf5.scan import index_hdf5
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epistream.errors import FormatError
-from epistream.sharding.episode_meta import EpisodeMeta
-from epistream.sharding.features import Feature
-from epistream.sharding.foreign import index_tar
-from epistream.sharding.index import ShardIndex
+from epistream.sharding.format.episode_meta import EpisodeMeta
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.tar.index_tar import index_tar
 
 FEATURES = {
     "camera": Feature("camera", "frames", "uint8", (4, 4, 3), "jpeg", jpeg_channels="rgb"),
@@ -111,7 +111,7 @@ def test_index_that_cannot_be_is_refused_by_writer_and_reader(changes, message, 
     assert message in str(caught.value)
     assert str(caught.value).endswith("Re-create the index with 'epistream index URL'.")
     # A writer that does not check: the reader must find the same.
-    monkeypatch.setattr("epistream.sharding.index.check", lambda index, where: None)
+    monkeypatch.setattr("epistream.sharding.format.index.check", lambda index, where: None)
     data = index.to_bytes()
     monkeypatch.undo()
     with pytest.raises(FormatError):
@@ -153,7 +153,7 @@ def test_index_of_any_numbers_reads_inside_the_shard_or_is_refused(data):
         shard_bytes=draw(st.integers(0, 2**63 - 1) | st.just(4096)),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epistream.sharding.index.check", lambda index, where: None)
+        patch.setattr("epistream.sharding.format.index.check", lambda index, where: None)
         patch.setattr(ShardIndex, "num_rows", 5)
         raw = index.to_bytes()
     try:
@@ -172,7 +172,7 @@ def test_index_of_any_numbers_reads_inside_the_shard_or_is_refused(data):
 def test_index_without_validation_still_refuses_tables_of_another_length():
     index = an_index(frame_size={"camera": np.full(4, 9, np.uint32), "raw": np.full(5, 4, np.uint32)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epistream.sharding.index.check", lambda index, where: None)
+        patch.setattr("epistream.sharding.format.index.check", lambda index, where: None)
         data = index.to_bytes()
     with pytest.raises(FormatError, match=r"table 'size:camera' is uint32 \(4,\), wanted uint32 \(5,\)"):
         ShardIndex.parse(data, "a.index", validate=False)
@@ -204,7 +204,7 @@ def test_blocks_and_shard_have_the_checksums_of_the_file(tmp_path):
 def test_hasher_fed_in_pieces_equals_the_whole():
     import xxhash
 
-    from epistream.sharding.checksums import ShardHasher
+    from epistream.sharding.format.checksums import ShardHasher
 
     data = np.random.default_rng(0).bytes(10_000)
     hasher = ShardHasher(block_bytes=1024)

@@ -13,10 +13,10 @@ from PIL import Image
 
 from epistream.commands import cli
 from epistream.errors import FormatError, OptionError, SourceError
-from epistream.sharding.contact_sheet import contact_sheet
+from epistream.sharding.check.contact_sheet import contact_sheet
+from epistream.sharding.check.inspect import EpisodeFrames, describe
+from epistream.sharding.check.verify import verify
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.inspect import EpisodeFrames, describe
-from epistream.sharding.verify import verify
 
 CAMERA = "observation.images.top"
 
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 def with_meta(folder, feature, frames):
     """A dataset of one episode whose meta.json describes its camera; frames as (name, bytes)."""
-    from epistream.sharding.foreign import index_tar
+    from epistream.sharding.tar.index_tar import index_tar
 
     folder.mkdir()
     length = len(frames)
@@ -87,7 +87,7 @@ def test_inspect_tables_show_features_splits_and_tasks_without_markup_from_outsi
 
 
 def test_inspect_shows_statistics_with_gaps_and_many_dimensions(tmp_path):
-    from epistream.sharding.manifest import Manifest
+    from epistream.sharding.format.manifest import Manifest
 
     folder = write_dataset(tmp_path / "ds")
     manifest = Manifest.read(str(folder))
@@ -112,7 +112,7 @@ def terminal(monkeypatch):
 
 
 def test_inspect_in_80_columns_folds_no_feature_and_cuts_no_number(folder, terminal):
-    from epistream.sharding.manifest import Manifest
+    from epistream.sharding.format.manifest import Manifest
 
     columns = ("mean", "std", "min", "q01", "q99", "max")
     values = {"count": 12} | {name: [-0.000123 - number] * 3 for number, name in enumerate(columns)}

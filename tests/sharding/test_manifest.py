@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from epistream.errors import FormatError, SourceError, VersionError
-from epistream.sharding.columns import Columns, default_ranges, fingerprint
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.episode_meta import EpisodeMeta
-from epistream.sharding.features import Feature
-from epistream.sharding.index import ShardIndex
-from epistream.sharding.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.format.episode_meta import EpisodeMeta
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.format.manifest_columns import Columns, default_ranges, fingerprint
 
 FEATURES = {"action": Feature("action", "array", "float32", (2,), "npy", fps=20.0)}
 
@@ -166,7 +166,7 @@ def test_fingerprint_is_made_of_what_the_specification_says():
 def test_overwrite_that_dies_before_the_json_leaves_the_old_dataset(tmp_path, manifest, monkeypatch):
     build([a_shard(0, [(0, 5)])]).write(str(tmp_path))
     before = Manifest.read(str(tmp_path)).fingerprint
-    import epistream.sharding.manifest_file as module
+    import epistream.sharding.format.manifest_file as module
 
     real = module.write_atomic
 
@@ -196,7 +196,7 @@ def test_write_that_fails_leaves_no_temporary_files(tmp_path, manifest, monkeypa
 
 def test_reader_that_meets_an_overwrite_reads_again(tmp_path, manifest, monkeypatch):
     build([a_shard(0, [(0, 5)])]).write(str(tmp_path))
-    import epistream.sharding.manifest_file as module
+    import epistream.sharding.format.manifest_file as module
 
     real = module.read_bytes
     replaced = []

@@ -8,7 +8,7 @@ from hdf5_files import aloha_jpeg, episodes, jpeg, npy, numbers, picture
 from epistream.errors import OptionError, PackError
 from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.layouts.registry import scan_source
-from epistream.sharding.pack import pack
+from epistream.sharding.pack.pack import pack
 
 
 def one(path):

@@ -21,8 +21,8 @@ from hdf5_files import (
 )
 
 from epistream.errors import OptionError, PackError
-from epistream.sharding.index import ShardIndex
-from epistream.sharding.pack import pack
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.pack.pack import pack
 
 
 def data_of(folder):
@@ -290,7 +290,7 @@ def test_pack_statistics_are_numpys_on_the_train_split(tmp_path):
 
 def test_pack_raw_camera_beyond_the_member_limit_is_split_by_time(tmp_path, monkeypatch):
     path = aloha_raw(tmp_path / "a.hdf5", 7, cameras=("top",))
-    monkeypatch.setattr("epistream.sharding.writer.MAX_MEMBER_BYTES", 4096 + 3 * 24 * 32 * 3)
+    monkeypatch.setattr("epistream.sharding.tar.shard_writer.MAX_MEMBER_BYTES", 4096 + 3 * 24 * 32 * 3)
     pack(path, tmp_path / "out", codec="raw")
     fields = episodes(tmp_path / "out")["ep-000000000"]
     parts = [name for name in fields if "images" in name]

@@ -12,10 +12,10 @@ import pytest
 from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, shards
 
 from epistream.errors import DatasetExistsError, OptionError, PackError, SourceChangedError, SourceError
-from epistream.sharding import manifest_file
-from epistream.sharding.pack import pack
-from epistream.sharding.pack_report import PackProgress
-from epistream.sharding.workspace import JOB_FILE, LOCK_FILE
+from epistream.sharding.format import manifest_file
+from epistream.sharding.pack.pack import pack
+from epistream.sharding.pack.report import PackProgress
+from epistream.sharding.pack.workspace import JOB_FILE, LOCK_FILE
 
 
 def good_and_bad(folder):
@@ -269,7 +269,7 @@ def test_pack_error_of_the_manifest_leaves_a_clean_folder(tmp_path, monkeypatch)
     def fail(*_):
         raise SourceError("dataset.json: no room")
 
-    monkeypatch.setattr("epistream.sharding.manifest.Manifest.write", fail)
+    monkeypatch.setattr("epistream.sharding.format.manifest.Manifest.write", fail)
     with pytest.raises(SourceError, match="no room"):
         pack(aloha_raw(tmp_path / "a.hdf5"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

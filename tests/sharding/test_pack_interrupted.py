@@ -13,10 +13,10 @@ import pytest
 from hdf5_files import aloha_jpeg, aloha_raw, contents, manifest, robomimic, shards
 
 from epistream.errors import DatasetExistsError, PackError
-from epistream.sharding import jobs
-from epistream.sharding.pack import pack
-from epistream.sharding.pack_report import PackProgress
-from epistream.sharding.workspace import JOB_FILE, LOCK_FILE
+from epistream.sharding.pack import shard_task as jobs
+from epistream.sharding.pack.pack import pack
+from epistream.sharding.pack.report import PackProgress
+from epistream.sharding.pack.workspace import JOB_FILE, LOCK_FILE
 
 DEADLINE_S = 60
 
@@ -31,7 +31,7 @@ def interrupted(tmp_path, number=6):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epistream.sharding.crew._TICK_S", 0.0)
+        patch.setattr("epistream.sharding.pack.pool._TICK_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             pack(tmp_path / "in", tmp_path / "out", progress=stop, codec="raw", shard_size="96KiB")
 

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from hdf5_files import members, npy, shards
 
-from epistream.sharding.pack import pack
+from epistream.sharding.pack.pack import pack
 
 
 @pytest.fixture(scope="module")

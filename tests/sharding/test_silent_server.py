@@ -9,10 +9,10 @@ from faulty_server import serve
 
 from epistream import file_systems
 from epistream.errors import EpistreamError, PackError, SourceError
-from epistream.sharding.hdf5_file import open_hdf5
-from epistream.sharding.local_copy import local_copy
-from epistream.sharding.storage import read_bytes, read_range, write_atomic
-from epistream.sharding.workspace import upload
+from epistream.sharding.files.local_copy import local_copy
+from epistream.sharding.files.storage import read_bytes, read_range, write_atomic
+from epistream.sharding.hdf5.file import open_hdf5
+from epistream.sharding.pack.workspace import upload
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from epistream.sharding.statistics import merge, merge_all, summarize, to_plain
+from epistream.sharding.format.statistics import merge, merge_all, summarize, to_plain
 
 
 def plain_of(parts):

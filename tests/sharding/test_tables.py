@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epistream.errors import FormatError, VersionError
-from epistream.sharding.tables import Names, parse_tables, write_tables
+from epistream.sharding.format.tables import Names, parse_tables, write_tables
 
 ARRAYS = {
     "a": np.arange(5, dtype=np.int64),

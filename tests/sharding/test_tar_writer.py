@@ -6,7 +6,7 @@ import pytest
 import xxhash
 
 from epistream.errors import LayoutError, PackError
-from epistream.sharding.tar_writer import TarWriter
+from epistream.sharding.tar.tar_writer import TarWriter
 
 
 def written(members):

@@ -8,11 +8,11 @@ import pytest
 from handmade import encoded, members, picture, places, publish, write_dataset, write_tar
 
 from epistream.errors import OptionError
+from epistream.sharding.check.verify import verify
+from epistream.sharding.check.verify_report import VerifyOptions
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.index import ShardIndex
-from epistream.sharding.manifest import Manifest
-from epistream.sharding.verify import verify
-from epistream.sharding.verify_report import VerifyOptions
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.manifest import Manifest
 
 CAMERA = "observation.images.top"
 
@@ -36,7 +36,7 @@ def republish(folder):
     """Make manifest and indexes agree with the tars' bytes again: what is left is what decoding finds."""
     indexes = {}
     for path in sorted(folder.glob("*.tar")):
-        from epistream.sharding.checksums import hash_file
+        from epistream.sharding.format.checksums import hash_file
 
         hasher = hash_file(path)
         index = ShardIndex.parse(path.with_suffix(".index").read_bytes(), path.name)
@@ -65,7 +65,7 @@ def test_verify_of_a_whole_dataset_finds_nothing_and_counts_everything(tmp_path,
 
 @pytest.mark.parametrize("name", ["aloha", "mobile_aloha", "libero", "robomimic"])
 def test_verify_of_packed_real_episodes_finds_nothing(tmp_path, example_data, name):
-    from epistream.sharding.pack import pack
+    from epistream.sharding.pack.pack import pack
 
     pack(str(example_data / name), str(tmp_path / "ds"))
     report = verify(open_dataset(tmp_path / "ds"), VerifyOptions(statistics=True, sample=20))
@@ -105,7 +105,7 @@ def test_verify_finds_a_frame_of_another_size(tmp_path):
     folder = tmp_path / "ds"
     write_dataset(folder, lengths=((3,),))
     write_tar(folder / "shard-000000.tar", pairs)
-    from epistream.sharding.foreign import index_tar
+    from epistream.sharding.tar.index_tar import index_tar
 
     index = index_tar(folder / "shard-000000.tar")
     (folder / "shard-000000.index").write_bytes(index.to_bytes())

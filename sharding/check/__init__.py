@@ -1,0 +1,1 @@
+"""Verify, inspect, contact sheet: looking at what was packed."""

@@ -1,0 +1,129 @@
+"""What a dataset holds, as plain values for tables and JSON, and single frames of it for a person to look at."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import FormatError, OptionError, SourceError
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.files.names import is_tar
+from epistream.sharding.files.storage import read_bytes, read_range
+from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.codecs import decode_into
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Everything that the manifest says, summed up, as JSON can hold it. Reads no shard."""
+    length = dataset.episode_length
+    fps = {feature.fps for feature in dataset.features.values() if feature.fps}
+    start, stop = dataset.valid_ranges[1].T
+    return {
+        "url": dataset.url,
+        "fingerprint": dataset.fingerprint,
+        "num_shards": dataset.num_shards,
+        "num_episodes": dataset.num_episodes,
+        "num_steps": dataset.num_steps,
+        "num_valid_steps": int((stop - start).sum()),
+        "num_bytes": int(dataset.shard_bytes.sum()),
+        "num_index_bytes": int(dataset.index_bytes.sum()),
+        "fps": sorted(fps),
+        "duration_s": dataset.num_steps / fps.pop() if len(fps) == 1 else None,
+        "episode_length": _spread(length),
+        "shard_bytes": _spread(dataset.shard_bytes),
+        "features": [feature.to_dict() for feature in dataset.features.values()],
+        "splits": [_split(dataset, number) for number in range(len(dataset.splits))],
+        "tasks": _tasks(dataset),
+        "statistics": dataset.statistics,
+    }
+
+
+def _spread(values: NDArray[np.int64]) -> dict[str, float]:
+    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+
+
+def _split(dataset: Dataset, number: int) -> dict[str, Any]:
+    episodes = dataset.episode_split == number
+    shards = np.unique(dataset.episode_shard[episodes])
+    return {
+        "name": dataset.splits[number],
+        "num_shards": len(shards),
+        "num_episodes": int(episodes.sum()),
+        "num_steps": int(dataset.episode_length[episodes].sum()),
+        "num_bytes": int(dataset.shard_bytes[shards].sum()),
+    }
+
+
+def _tasks(dataset: Dataset) -> list[dict[str, Any]]:
+    """Each instruction and the number of episodes that have it, the most frequent first."""
+    counts = Counter(dataset.episode_tasks[1].tolist())
+    return [{"task": dataset.tasks[task], "num_episodes": count} for task, count in counts.most_common()]
+
+
+def shard_index(dataset: Dataset, shard: int) -> ShardIndex:
+    """The index of a shard, its checksum compared with the manifest's.
+
+    Raises:
+        SourceError: If it is missing.
+        FormatError: If it is not the one that the manifest names.
+    """
+    url = dataset.index_url[shard]
+    data = read_bytes(url, dataset.storage_options)
+    if data is None:
+        raise SourceError(f"{url}: no such file. Write it again with 'epistream index {dataset.url}'.")
+    if checksum(data) != dataset.index_checksum[shard]:
+        raise FormatError(
+            f"{url}: checksum {checksum(data)}, the manifest says {dataset.index_checksum[shard]}. Write it again "
+            f"with 'epistream index {dataset.url}'."
+        )
+    return ShardIndex.parse(data, url)
+
+
+class EpisodeFrames:
+    """Single frames of one episode, read one by one: for looking at, not for training.
+
+    Args:
+        dataset: Where from.
+        episode: Position in the dataset, from 0.
+
+    Raises:
+        OptionError: If there is no such episode.
+        SourceError: If the shard's index is missing.
+        FormatError: If the index is torn.
+    """
+
+    def __init__(self, dataset: Dataset, episode: int) -> None:
+        if not 0 <= episode < dataset.num_episodes:
+            raise OptionError(
+                f"{dataset.url}: episode {episode}, wanted 0 to {dataset.num_episodes - 1}. Choose one of these."
+            )
+        self._dataset, self._shard = dataset, int(dataset.episode_shard[episode])
+        self._index = shard_index(dataset, self._shard)
+        position = int(dataset.episode_in_shard[episode])
+        self.key = self._index.keys[position]
+        self.meta = self._index.episodes[position]
+        self.length = int(self._index.length[position])
+        self._first_row = int(self._index.first_row[position])
+
+    def read(self, feature: Feature, step: int) -> NDArray[Any]:
+        """One frame as (H, W, C) of the feature's dtype, turned upright.
+
+        Raises:
+            OptionError: If the episode is still in an HDF5 file.
+            FormatError: If it does not decode.
+            SourceError: If it cannot be read.
+        """
+        url = self._dataset.shard_url[self._shard]
+        if not is_tar(url):
+            # Its index counts bytes as they would be packed, which a plain range cannot reach.
+            raise OptionError(f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {url} OUT")
+        row = self._first_row + step
+        start = int(self._index.frame_offset[feature.name][row])
+        size = int(self._index.frame_size[feature.name][row])
+        data = read_range(url, start, size, self._dataset.storage_options)
+        out = np.empty(feature.shape, feature.dtype)
+        decode_into(feature, data, out, f"{url}, {self.key}.{feature.name}, step {step}")
+        return out[::-1, ::-1] if feature.rotate == 180 else out

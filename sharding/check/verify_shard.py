@@ -1,0 +1,235 @@
+"""Checking one shard: its checksums, its index against manifest and tar, its frames by decoding them."""
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from epistream.errors import EpistreamError, FormatError
+from epistream.sharding.check.verify_report import Fault, ShardReport, VerifyOptions
+from epistream.sharding.check.verify_statistics import sum_up
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.files.local_copy import local_copy
+from epistream.sharding.files.storage import parent_and_name, read_bytes
+from epistream.sharding.format.checksums import BLOCK_BYTES, ShardHasher, checksum, hash_file
+from epistream.sharding.format.codecs import decode_into
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.tar.index_tar import index_tar
+
+# One shard can be wrong in every frame; the first few say as much as all of them.
+MAX_FAULTS_A_SHARD = 50
+
+
+def check_shard(dataset: Dataset, shard: int, options: VerifyOptions, advance: Callable[[int], None]) -> ShardReport:
+    """Everything about one shard; `advance` is called with all its bytes, piece by piece."""
+    result = ShardReport([])
+    done = 0
+
+    def decoded(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        advance(num_bytes)
+
+    for fault in _shard_faults(dataset, shard, options, decoded, result):
+        result.faults.append(fault)
+        if len(result.faults) == MAX_FAULTS_A_SHARD:
+            result.faults.append(Fault(fault.file, "", "more faults, not looked for", "none"))
+            break
+    advance(int(dataset.shard_bytes[shard]) - done)
+    return result
+
+
+def _shard_faults(
+    dataset: Dataset,
+    shard: int,
+    options: VerifyOptions,
+    decoded: Callable[[int], None],
+    result: ShardReport,
+) -> Iterator[Fault]:
+    name = parent_and_name(dataset.shard_url[shard])[1]
+    index: ShardIndex | None = None
+    try:
+        index = yield from _read_index(dataset, shard)
+    except EpistreamError as error:
+        yield _from_error(parent_and_name(dataset.index_url[shard])[1], error)
+    try:
+        with local_copy(dataset.shard_url[shard], dataset.storage_options) as path:
+            hasher = hash_file(path, index.block_bytes if index else BLOCK_BYTES)
+            yield from _checksum_faults(dataset, shard, name, hasher, index)
+            yield from _index_against_tar(path, hasher, index)
+            if index is not None and hasher.num_bytes == index.shard_bytes:
+                yield from _content_faults(path, index, options, decoded, result)
+    except EpistreamError as error:
+        yield _from_error(name, error)
+
+
+def _from_error(file: str, error: EpistreamError) -> Fault:
+    """An error of ours as a fault: its text says found and wanted itself."""
+    text = str(error)
+    found, _, wanted = text.partition(", wanted ")
+    head, _, rest = found.rpartition("/")
+    found = rest if head and rest.startswith(file) else found
+    return Fault(file, "", found.removeprefix(file).lstrip(":, ").rstrip("."), (wanted or "it to be whole").rstrip("."))
+
+
+def _read_index(dataset: Dataset, shard: int) -> Generator[Fault, None, ShardIndex | None]:
+    """The index, after comparing it with the manifest."""
+    url = dataset.index_url[shard]
+    name = parent_and_name(url)[1]
+    data = read_bytes(url, dataset.storage_options)
+    if data is None:
+        yield Fault(name, "", "no such file", "the index of " + parent_and_name(dataset.shard_url[shard])[1])
+        return None
+    found, wanted = checksum(data), dataset.index_checksum[shard]
+    if found != wanted or len(data) != dataset.index_bytes[shard]:
+        yield Fault(
+            name, "", f"{len(data):,} bytes with checksum {found}", f"{dataset.index_bytes[shard]:,} with {wanted}"
+        )
+    index = ShardIndex.parse(data, name)
+    yield from _manifest_faults(dataset, shard, index, name)
+    return index
+
+
+def _manifest_faults(dataset: Dataset, shard: int, index: ShardIndex, name: str) -> Iterator[Fault]:
+    promised = (int(dataset.shard_bytes[shard]), dataset.shard_checksum[shard])
+    if (index.shard_bytes, index.shard_checksum) != promised:
+        yield Fault(name, "", f"index of a tar of {index.shard_bytes} bytes, {index.shard_checksum}", f"{promised}")
+    difference = describe_difference(index.features, dataset.features)
+    if difference:
+        yield Fault(name, "", difference, "the features of the manifest")
+    rows = np.flatnonzero(dataset.episode_shard == shard)
+    rows = rows[np.argsort(dataset.episode_in_shard[rows])]
+    if len(rows) != index.num_episodes:
+        yield Fault(name, "", f"{index.num_episodes} episodes", f"{len(rows)} as in the manifest")
+        return
+    for episode, row in enumerate(rows.tolist()):
+        meta = index.episodes[episode]
+        ranges, tasks = _of_episode(dataset, row)
+        own_ranges = ((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges
+        said = (meta.length, own_ranges)
+        wanted = (int(dataset.episode_length[row]), ranges)
+        if said != wanted or meta.tasks != tasks:
+            yield Fault(
+                name, index.keys[episode], f"length, valid ranges {said} and tasks {meta.tasks}", f"{wanted}, {tasks}"
+            )
+
+
+def _of_episode(dataset: Dataset, row: int) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
+    offsets, ranges = dataset.valid_ranges
+    task_offsets, ids = dataset.episode_tasks
+    pairs = ranges[offsets[row] : offsets[row + 1]].tolist()
+    names = ids[task_offsets[row] : task_offsets[row + 1]].tolist()
+    return tuple((start, stop) for start, stop in pairs), tuple(dataset.tasks[number] for number in names)
+
+
+def _checksum_faults(
+    dataset: Dataset, shard: int, name: str, hasher: ShardHasher, index: ShardIndex | None
+) -> Iterator[Fault]:
+    size, wanted = int(dataset.shard_bytes[shard]), dataset.shard_checksum[shard]
+    if hasher.num_bytes != size:
+        yield Fault(name, "", f"{hasher.num_bytes:,} bytes", f"{size:,}")
+    elif hasher.checksum != wanted:
+        yield Fault(name, "", f"checksum {hasher.checksum}", wanted)
+    if index is None:
+        return
+    found, promised = hasher.block_checksums, index.block_checksums
+    both = min(len(found), len(promised))
+    for block in np.flatnonzero(found[:both] != promised[:both]).tolist():
+        start = block * hasher.block_bytes
+        yield Fault(
+            name,
+            f"bytes {start:,} to {min(start + hasher.block_bytes, hasher.num_bytes):,}",
+            f"block checksum {found[block]:016x}",
+            f"{promised[block]:016x}",
+        )
+
+
+def _index_against_tar(path: Path, hasher: ShardHasher, index: ShardIndex | None) -> Iterator[Fault]:
+    """Compare with an index made from the tar's own headers, by code that shares nothing with the packing."""
+    name = path.name
+    try:
+        real = index_tar(path, hasher)
+    except FormatError as error:
+        yield _from_error(name, error)
+        return
+    if index is None:
+        return
+    if list(real.keys) != list(index.keys) or real.length.tolist() != index.length.tolist():
+        yield Fault(name, "", f"episodes {_episodes(real)}", f"{_episodes(index)} as in the index")
+        return
+    for feature in index.features.values():
+        if feature.name not in real.features:
+            yield Fault(name, feature.name, "no such members", "what the index points at")
+            continue
+        yield from _place_faults(name, feature, index, real)
+
+
+def _episodes(index: ShardIndex) -> str:
+    return ", ".join(f"{key} ({length})" for key, length in zip(index.keys, index.length.tolist(), strict=True))[:200]
+
+
+def _place_faults(name: str, feature: Feature, index: ShardIndex, real: ShardIndex) -> Iterator[Fault]:
+    if real.features[feature.name].kind != feature.kind:
+        yield Fault(name, feature.name, f"{real.features[feature.name].kind} in the tar", f"{feature.kind}")
+    elif feature.kind == "array":
+        found, wanted = index.array_offset[feature.name], real.array_offset[feature.name]
+        for episode in np.flatnonzero(found != wanted).tolist():
+            member = f"{index.keys[episode]}.{feature.name}.npy"
+            yield Fault(name, member, f"byte {found[episode]} in the index", f"{wanted[episode]} as in the tar")
+    else:
+        starts, sizes = index.frame_offset[feature.name], index.frame_size[feature.name]
+        real_starts, real_sizes = real.frame_offset[feature.name], real.frame_size[feature.name]
+        for row in np.flatnonzero((starts != real_starts) | (sizes != real_sizes)).tolist():
+            found_at = f"{sizes[row]} bytes at {starts[row]} in the index"
+            yield Fault(name, frame_name(index, feature, row), found_at, f"{real_sizes[row]} at {real_starts[row]}")
+
+
+def frame_name(index: ShardIndex, feature: Feature, row: int) -> str:
+    """The member, and for raw cameras the step, that holds a row."""
+    episode = int(np.searchsorted(index.first_row, row, side="right")) - 1
+    step = row - int(index.first_row[episode])
+    if feature.codec == "raw":
+        return f"{index.keys[episode]}.{feature.name}.npy, step {step}"
+    return f"{index.keys[episode]}.{feature.name}.{step:06d}{feature.suffix}"
+
+
+def _content_faults(
+    path: Path, index: ShardIndex, options: VerifyOptions, decoded: Callable[[int], None], result: ShardReport
+) -> Iterator[Fault]:
+    """Decode frames, and sum up arrays."""
+    with path.open("rb") as file:  # read, not mapped: a file that shrinks meanwhile is a fault, not a SIGBUS
+        for feature in index.features.values():
+            if feature.kind == "frames":
+                yield from _frame_faults(file, path.name, index, feature, options.sample, decoded, result)
+            elif options.statistics:
+                result.moments[feature.name] = sum_up(file, index, feature)
+
+
+def _frame_faults(
+    file: BinaryIO,
+    name: str,
+    index: ShardIndex,
+    feature: Feature,
+    sample: int | None,
+    decoded: Callable[[int], None],
+    result: ShardReport,
+) -> Iterator[Fault]:
+    rows = np.arange(index.num_rows)
+    if sample is not None and sample < len(rows):
+        rows = np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)
+    out = np.empty(feature.shape, feature.dtype)
+    starts, sizes = index.frame_offset[feature.name], index.frame_size[feature.name]
+    for row in rows.tolist():
+        start, size = int(starts[row]), int(sizes[row])
+        member = frame_name(index, feature, row)
+        try:
+            file.seek(start)
+            decode_into(feature, file.read(size), out, f"{name}, {member}")
+        except EpistreamError as error:
+            yield Fault(
+                name, member, str(error).removeprefix(f"{name}, {member}: ").rstrip("."), "a frame that decodes"
+            )
+        result.num_frames += 1
+        decoded(size)

@@ -1,0 +1,1 @@
+"""Small files anywhere, and what a user means by a source."""

@@ -1,0 +1,58 @@
+"""What a folder holds instead of a dataset, and what to do about it: the second half of an error message."""
+
+from collections import Counter
+
+from epistream.sharding.files.names import HDF5_SUFFIXES
+from epistream.sharding.files.storage import Options, list_names, local_path
+
+_OTHERS = "other files or folders"
+
+
+def describe_folder(url: str, options: Options = None) -> str:
+    """One or two sentences, ending in a next step that works."""
+    names = list_names(url, options)
+    if names is None:
+        path = local_path(url)
+        if path is not None and path.is_file():
+            return f"Found a file where a folder was wanted. {_advice_for_file(path.name, url)}"
+        return "The folder does not exist or cannot be listed. Check the path."
+    if not names:
+        return "The folder is empty. Pack episodes into it with 'epistream pack SRC... OUT'."
+    kinds = Counter(_kind(name) for name in names)
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: item[0] == _OTHERS))
+    others = [name[:40] for name in names if _kind(name) == _OTHERS]
+    if others:
+        found += f" ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
+    return f"Found {found}. {_advice(kinds, url)}"
+
+
+def _kind(name: str) -> str:
+    if name.endswith(HDF5_SUFFIXES):
+        return "HDF5 files"
+    if name.endswith(".tar"):
+        return "tars"
+    if name.endswith((".tmp", ".part")) or (name.startswith(".") and "tmp" in name):
+        return "unfinished files"
+    if name.endswith(".index"):
+        return "shard indexes"
+    return _OTHERS
+
+
+def _advice(kinds: Counter[str], url: str) -> str:
+    if kinds["HDF5 files"]:
+        return f"Pack them first: epistream pack {url} OUT"
+    if kinds["shard indexes"] or kinds["unfinished files"]:
+        return "A packing run did not finish: run it again with --resume, or index what is there with " + (
+            f"'epistream index {url}'."
+        )
+    if kinds["tars"]:
+        return f"Index them first: epistream index {url}"
+    return "Check the path: a dataset is the folder that 'epistream pack' wrote."
+
+
+def _advice_for_file(name: str, url: str) -> str:
+    if name.endswith(HDF5_SUFFIXES):
+        return f"Pack it first: epistream pack {url} OUT"
+    if name.endswith(".tar.gz") or name.endswith(".tgz"):
+        return "Compressed tars cannot be read at random: decompress it first."
+    return "Give the dataset's folder, or tars by a brace pattern or glob."

@@ -1,0 +1,66 @@
+"""From what a user gives as sources of a packing job to HDF5 files, in order."""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import natsort
+
+from epistream.errors import OptionError, SourceError
+from epistream.sharding.files.names import HDF5_SUFFIXES
+
+AnyPath = str | os.PathLike[str]
+
+
+def find_sources(sources: AnyPath | Sequence[AnyPath]) -> list[Path]:
+    """The files behind paths, folders (walked) and globs: in the order given, and within each in natural order.
+
+    A path that does not exist is kept: the scan reports it together with all other faults.
+
+    Raises:
+        OptionError: If nothing is given, or a file is given twice.
+        SourceError: If a folder holds no HDF5 file, or a glob matches nothing.
+    """
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not given:
+        raise OptionError("sources: none, wanted at least one file, folder or glob.")
+    found = [path for one in given for path in _expand(os.fspath(one))]
+    seen: dict[str, Path] = {}
+    for path in found:
+        other = seen.setdefault(os.path.realpath(path), path)
+        if other is not path:
+            raise OptionError(f"{path}: given twice (also as {other}), wanted each file once.")
+    return found
+
+
+def names_below_root(paths: Sequence[Path]) -> list[str]:
+    """What the dataset calls its sources: their paths below the folder that holds all of them.
+
+    So the same files pack to the same bytes wherever they are.
+    """
+    # Not resolved: a folder of links names its files, not what they point to.
+    absolute = [Path(os.path.normpath(path.absolute())) for path in paths]
+    root = os.path.commonpath([path.parent for path in absolute])
+    return [Path(os.path.relpath(path, root)).as_posix() for path in absolute]
+
+
+def _expand(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = [
+            Path(folder) / name
+            for folder, _, names in os.walk(path)
+            for name in names
+            if name.lower().endswith(HDF5_SUFFIXES) and not name.startswith(".")
+        ]
+        if not files:
+            raise SourceError(f"{path}: a folder without HDF5 files, wanted at least one ({', '.join(HDF5_SUFFIXES)}).")
+        return natsort.natsorted(files, key=str, alg=natsort.ns.PATH)
+    if path.exists() or not any(sign in source for sign in "*?["):
+        return [path]
+    # Path.glob takes no absolute patterns.
+    matches = natsort.natsorted(glob.glob(str(path), recursive=True), alg=natsort.ns.PATH)  # noqa: PTH207
+    if not matches:
+        raise SourceError(f"{source}: matches nothing, wanted at least one file. Check the pattern.")
+    return [Path(match) for match in matches if Path(match).is_file()]

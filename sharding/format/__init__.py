@@ -1,0 +1,1 @@
+"""What is on disk: features, codecs, index, manifest, statistics."""

@@ -1,0 +1,282 @@
+"""The index of one shard: where every step of every feature lies in its tar, as arrays that ranks can map."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import FormatError
+from epistream.sharding.files.names import HDF5_SUFFIXES, shard_name_problem
+from epistream.sharding.format.checksums import BLOCK_BYTES
+from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
+from epistream.sharding.format.features import Feature, features_from_list
+from epistream.sharding.format.tables import Names, Tables, parse_tables, write_tables
+
+KIND = "epistream.shard-index"
+_FIXED = {"block_checksums": "<u8", "length": "<i8", "keys": "<u1", "episodes": "<u1"}
+_MAX_BLOCK_BYTES = 1 << 30
+
+Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
+
+_REMEDY = "Re-create the index with 'epistream index URL'."
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where everything in one shard lies. E episodes; rows = sum(length), one a step, episode after episode.
+
+    Args:
+        shard_name: File name of the tar.
+        shard_bytes: Size of the tar.
+        shard_checksum: XXH3-128 of the tar, hexadecimal.
+        features: By name.
+        keys: (E,) what the members of each episode begin with, ``ep-000000123``; decoded on first use.
+        length: (E,) steps.
+        array_offset: feature -> (E,) byte of the tar at which the values of step 0 begin; the others follow.
+        frame_offset: camera -> (rows,) byte of the tar at which a frame begins.
+        frame_size: camera -> (rows,) bytes of a frame.
+        episodes: (E,) what the manifest says of each; decoded on first use.
+        block_checksums: XXH3-64 of each block of the tar.
+        block_bytes: Size of a block.
+
+    All arrays of a parsed index are read-only views into the bytes that it was parsed from.
+    """
+
+    shard_name: str
+    shard_bytes: int
+    shard_checksum: str
+    features: dict[str, Feature]
+    keys: Sequence[str]
+    length: Int64
+    array_offset: dict[str, UInt64]
+    frame_offset: dict[str, UInt64]
+    frame_size: dict[str, NDArray[np.uint32]]
+    episodes: Sequence[EpisodeMeta]
+    block_checksums: UInt64
+    block_bytes: int = BLOCK_BYTES
+    first_row: Int64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_row", np.cumsum(self.length) - self.length)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes in the shard."""
+        return len(self.length)
+
+    @property
+    def num_rows(self) -> int:
+        """Steps in the shard."""
+        return int(self.length.sum())
+
+    def to_bytes(self) -> bytes:
+        """The index as a file.
+
+        Raises:
+            FormatError: If `check` finds a fault: a writer never publishes what a reader refuses.
+        """
+        check(self, self.shard_name)
+        return write_tables(KIND, *self.to_tables())
+
+    def to_tables(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """The small values and the arrays of the file, unchecked."""
+        meta = {
+            "shard": {"name": self.shard_name, "bytes": self.shard_bytes, "checksum": self.shard_checksum},
+            "block_bytes": self.block_bytes,
+            "num_episodes": self.num_episodes,
+            "num_rows": self.num_rows,
+            "features": [feature.to_dict() for feature in self.features.values()],
+        }
+        described = json.dumps([episode.to_dict() for episode in self.episodes], ensure_ascii=False)
+        arrays: dict[str, NDArray[Any]] = {
+            "block_checksums": self.block_checksums.astype("<u8"),
+            "length": self.length.astype("<i8"),
+            "keys": Names.pack(self.keys),
+            "episodes": np.frombuffer(described.encode(), np.uint8),
+        }
+        for name, feature in self.features.items():
+            if feature.kind == "array":
+                arrays[f"offset:{name}"] = self.array_offset[name].astype("<u8")
+            else:
+                arrays[f"offset:{name}"] = self.frame_offset[name].astype("<u8")
+                arrays[f"size:{name}"] = self.frame_size[name].astype("<u4")
+        return meta, arrays
+
+    @classmethod
+    def parse(cls, buffer: memoryview | bytes, where: str, *, validate: bool = True) -> "ShardIndex":
+        """An index whose arrays are views into `buffer`, which must stay as it is while they are in use.
+
+        Args:
+            buffer: The whole file.
+            where: Its name, for messages.
+            validate: Check every range against the shard's size. Without it, for bytes whose checksum is the
+                manifest's, only what a view needs is checked.
+
+        Raises:
+            VersionError: If the index is of a later version.
+            FormatError: If it is torn, or says anything that cannot be.
+        """
+        tables = parse_tables(buffer, KIND, where, _REMEDY, verify_body=validate)
+        try:
+            index = build_index(tables, where)
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{where}: lacks {error}, wanted a whole shard index. {_REMEDY}") from error
+        if validate:
+            check(index, where)
+        return index
+
+
+class _Episodes(Sequence[EpisodeMeta]):
+    """The short descriptions of episodes, parsed when somebody looks."""
+
+    def __init__(self, blob: NDArray[Any], count: int, where: str) -> None:
+        self._blob, self._count, self._where = blob, count, where
+        self._items: tuple[EpisodeMeta, ...] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._items is None:
+            values = parse_json(self._blob.tobytes(), self._where)
+            if not isinstance(values, list) or len(values) != self._count:
+                raise FormatError(f"{self._where}: 'episodes' is no list of {self._count}. {_REMEDY}")
+            self._items = tuple(episode_meta_from_dict(value, self._where) for value in values)
+        return self._items[index]
+
+
+def build_index(tables: Tables, where: str) -> ShardIndex:
+    """An unchecked index of views. KeyError and TypeError mean that something is missing or of another type."""
+    meta, arrays = tables.meta, tables.arrays
+    features = features_from_list(meta["features"], where)
+    num_episodes, num_rows = _count(meta, "num_episodes"), _count(meta, "num_rows")
+    fixed = {
+        name: _table(arrays, name, dtype, num_episodes if name == "length" else None, where)
+        for name, dtype in _FIXED.items()
+    }
+    array_offset, frame_offset, frame_size = {}, {}, {}
+    for name, feature in features.items():
+        if feature.kind == "array":
+            array_offset[name] = _table(arrays, f"offset:{name}", "<u8", num_episodes, where)
+        else:
+            frame_offset[name] = _table(arrays, f"offset:{name}", "<u8", num_rows, where)
+            frame_size[name] = _table(arrays, f"size:{name}", "<u4", num_rows, where)
+    shard = meta["shard"]
+    name, digest = shard["name"], shard["checksum"]
+    if not isinstance(name, str) or not isinstance(digest, str):
+        raise TypeError("the shard's name and checksum as texts")
+    return ShardIndex(
+        shard_name=name,
+        shard_bytes=_count(shard, "bytes"),
+        shard_checksum=digest,
+        features=features,
+        keys=Names(fixed["keys"], num_episodes, where),
+        length=fixed["length"],
+        array_offset=array_offset,
+        frame_offset=frame_offset,
+        frame_size=frame_size,
+        episodes=_Episodes(fixed["episodes"], num_episodes, where),
+        block_checksums=fixed["block_checksums"],
+        block_bytes=_count(meta, "block_bytes"),
+    )
+
+
+def _count(meta: Mapping[str, Any], name: str) -> int:
+    value = meta[name]
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError(f"{name} as a count (found {value!r:.40})")
+    return value
+
+
+def _table(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, rows: int | None, where: str) -> NDArray[Any]:
+    array = arrays[name]
+    wanted = array.shape if rows is None else (rows,)
+    if array.dtype != np.dtype(dtype) or array.shape != wanted or array.ndim != 1:
+        raise FormatError(
+            f"{where}: table {name!r} is {array.dtype} {array.shape}, wanted {np.dtype(dtype)} {wanted}. {_REMEDY}"
+        )
+    return array
+
+
+def check(index: ShardIndex, where: str) -> None:
+    """Compare every number of `index` with every other, vectorised.
+
+    Raises:
+        FormatError: At the first that cannot be; the message names feature, episode or step.
+    """
+    # Episodes of an HDF5 file have no tar: nothing has read all their bytes, so there are no checksums of blocks.
+    is_tar = not index.shard_name.endswith(HDF5_SUFFIXES)
+    problem = (shard_name_problem(index.shard_name) if is_tar else None) or _shape_problem(index)
+    problem = problem or _block_problem(index, is_tar)
+    if problem is None:
+        problem = next(filter(None, (_range_problem(index, feature) for feature in index.features.values())), None)
+    if problem:
+        raise FormatError(f"{where}: {problem}. {_REMEDY}")
+
+
+def _shape_problem(index: ShardIndex) -> str | None:
+    num_episodes = index.num_episodes
+    if not num_episodes or not index.features:
+        return f"{num_episodes} episodes and {len(index.features)} features, wanted at least one of each"
+    shortest, longest = int(index.length.min()), int(index.length.max())
+    # Every step takes at least a byte; together the limits keep the sum of the lengths within 62 bits.
+    limits = longest <= index.shard_bytes <= 1 << 40 and num_episodes <= 1 << 22
+    if shortest < 1 or not limits:
+        return (
+            f"{num_episodes} episodes of {shortest} to {longest} steps in {index.shard_bytes} bytes, "
+            "wanted at most 4,194,304 episodes in 1 TiB"
+        )
+    keys, described = tuple(index.keys), list(index.episodes)
+    if len(keys) != num_episodes or len(set(keys)) != num_episodes or not all(map(str.isascii, keys)):
+        return f"{len(set(keys))} different keys, wanted {num_episodes}, all ASCII"
+    if [episode.length for episode in described] != index.length.tolist():
+        return "lengths in 'episodes' that are not those of the table 'length'"
+    if len({episode.split for episode in described}) != 1:
+        return "episodes of several splits in one shard, wanted one"
+    return None
+
+
+def _block_problem(index: ShardIndex, is_tar: bool) -> str | None:
+    size = index.block_bytes
+    if not 512 <= size <= _MAX_BLOCK_BYTES or size & (size - 1):
+        return f"blocks of {size} bytes, wanted a power of two from 512 to 1 GiB"
+    wanted = -(-index.shard_bytes // size) if is_tar else 0
+    if len(index.block_checksums) != wanted:
+        return f"{len(index.block_checksums)} block checksums, wanted {wanted} for {index.shard_bytes} bytes"
+    digest = index.shard_checksum
+    if is_tar and (len(digest) != 32 or set(digest) - set("0123456789abcdef")):
+        return f"shard checksum {digest!r:.80}, wanted 32 hexadecimal digits"
+    return None
+
+
+def _range_problem(index: ShardIndex, feature: Feature) -> str | None:
+    """The first range of `feature` that is not inside the shard. Nothing here can overflow 64 bits."""
+    shard_bytes = np.uint64(index.shard_bytes)
+    if feature.kind == "array":
+        offset = index.array_offset[feature.name]
+        rows = len(index.length)
+        if int(index.length.max()) > index.shard_bytes // feature.step_bytes:
+            return f"{feature.name}: {index.length.max()} steps of {feature.step_bytes} bytes, more than the tar"
+        size = index.length.astype(np.uint64) * np.uint64(feature.step_bytes)
+        unit = "episode"
+    else:
+        offset, size = index.frame_offset[feature.name], index.frame_size[feature.name].astype(np.uint64)
+        rows = index.num_rows
+        unit = "row"
+        if len(size) == rows and feature.codec == "raw" and (size != feature.step_bytes).any():
+            row = int(np.argmax(size != feature.step_bytes))
+            return f"{feature.name}, row {row}: {size[row]} bytes, wanted {feature.step_bytes}"
+    if len(offset) != rows or len(size) != rows:
+        return f"{feature.name}: {len(offset)} offsets and {len(size)} sizes, wanted {rows}"
+    bad = (size == 0) | (offset > shard_bytes) | (size > shard_bytes - np.minimum(offset, shard_bytes))
+    if bad.any():
+        row = int(np.argmax(bad))
+        return (
+            f"{feature.name}, {unit} {row}: {size[row]} bytes at {offset[row]}, wanted at least one byte, "
+            f"all within the shard's {index.shard_bytes}"
+        )
+    return None

@@ -1,0 +1,251 @@
+"""The long lists of a manifest as arrays: what is known of each shard and of each episode, and their fingerprint."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from epistream.sharding.files.names import shard_name_problem
+from epistream.sharding.format.features import Feature
+
+Int64 = NDArray[np.int64]
+UInt8 = NDArray[np.uint8]
+# Limits that keep every sum below within 64 bits.
+_MAX_EPISODES = 1 << 28
+_MAX_LENGTH = 1 << 34
+_MAX_SHARD_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """S shards and E episodes, in the order of the dataset. All numbers are int64 where nothing else is said.
+
+    Args:
+        names: (S,) file names of the tars.
+        shard_bytes: (S,) sizes of the tars.
+        shard_checksums: (S, 16) uint8, XXH3-128.
+        index_bytes: (S,) sizes of the indexes.
+        index_checksums: (S, 16) uint8, XXH3-128.
+        shard_split: (S,) uint8, position in the manifest's splits.
+        episode_shard: (E,) shard that holds the episode.
+        episode_in_shard: (E,) position in that shard's index.
+        episode_length: (E,) steps.
+        range_offsets: (E + 1,) where the valid ranges of an episode begin and end in `ranges`.
+        ranges: (R, 2) half-open step ranges.
+        task_offsets: (E + 1,) where the tasks of an episode begin and end in `task_ids`.
+        task_ids: flat positions in the manifest's tasks.
+        episode_source: (E,) position in the manifest's sources, -1 for none.
+    """
+
+    names: Sequence[str]
+    shard_bytes: Int64
+    shard_checksums: UInt8
+    index_bytes: Int64
+    index_checksums: UInt8
+    shard_split: UInt8
+    episode_shard: Int64
+    episode_in_shard: Int64
+    episode_length: Int64
+    range_offsets: Int64
+    ranges: Int64
+    task_offsets: Int64
+    task_ids: Int64
+    episode_source: Int64
+
+    @property
+    def num_shards(self) -> int:
+        """Shards."""
+        return len(self.shard_bytes)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes."""
+        return len(self.episode_length)
+
+    def select(self, shards: Sequence[int]) -> "Columns":
+        """The columns of some shards, in the order given, and of their episodes, in the order of the dataset."""
+        chosen = np.asarray(shards, np.int64)
+        new_index = np.full(self.num_shards, -1, np.int64)
+        new_index[chosen] = np.arange(len(chosen))
+        keep = np.flatnonzero(new_index[self.episode_shard] >= 0)
+        range_offsets, range_rows = _select_ragged(self.range_offsets, keep)
+        task_offsets, task_rows = _select_ragged(self.task_offsets, keep)
+        names = list(self.names)
+        return Columns(
+            names=tuple(names[shard] for shard in chosen),
+            shard_bytes=self.shard_bytes[chosen],
+            shard_checksums=self.shard_checksums[chosen],
+            index_bytes=self.index_bytes[chosen],
+            index_checksums=self.index_checksums[chosen],
+            shard_split=self.shard_split[chosen],
+            episode_shard=new_index[self.episode_shard[keep]],
+            episode_in_shard=self.episode_in_shard[keep],
+            episode_length=self.episode_length[keep],
+            range_offsets=range_offsets,
+            ranges=self.ranges[range_rows],
+            task_offsets=task_offsets,
+            task_ids=self.task_ids[task_rows],
+            episode_source=self.episode_source[keep],
+        )
+
+
+def _select_ragged(offsets: Int64, keep: Int64) -> tuple[Int64, Int64]:
+    """New offsets, and the flat rows of the kept lists."""
+    counts = np.diff(offsets)[keep]
+    new = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rows = np.repeat(offsets[keep] - new[:-1], counts) + np.arange(new[-1])
+    return new, rows
+
+
+def default_ranges(length: Int64) -> tuple[Int64, Int64]:
+    """Offsets and ranges that make every step of every episode valid."""
+    offsets = np.arange(len(length) + 1, dtype=np.int64)
+    return offsets, np.stack([np.zeros_like(length), length], axis=1)
+
+
+def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns: Columns) -> str:
+    """XXH3-128, hexadecimal, of what decides which bytes an epoch reads.
+
+    What goes in, in this order:
+
+    1. JSON of {features, splits}: every field of every feature but its `source_path`, sorted by name; split names.
+    2. For each shard its size, checksum and split.
+    3. For each episode its shard, its position there and its length.
+    4. The valid ranges of every episode, written out where they are the default.
+
+    Numbers go in as little-endian int64 (checksums and splits as bytes), each list after its own size in bytes.
+    Names of shards, tasks, statistics, sources and versions of libraries stay out: a dataset that is moved,
+    renamed or packed again to the same bytes keeps its caches and resume states.
+    """
+    described = [
+        {key: value for key, value in features[name].to_dict().items() if key != "source_path"}
+        for name in sorted(features)
+    ]
+    text = json.dumps({"features": described, "splits": list(splits)}, sort_keys=True)
+    lists: list[NDArray[Any]] = [
+        np.frombuffer(text.encode(), np.uint8),
+        columns.shard_bytes,
+        columns.shard_checksums,
+        columns.shard_split,
+        columns.episode_shard,
+        columns.episode_in_shard,
+        columns.episode_length,
+        columns.range_offsets,
+        columns.ranges,
+    ]
+    hasher = xxhash.xxh3_128(b"epistream fingerprint 1\n")
+    for values in lists:
+        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        hasher.update(data.nbytes.to_bytes(8, "little"))
+        hasher.update(data.data)
+    return hasher.hexdigest()
+
+
+def column_problems(columns: Columns, num_splits: int, num_tasks: int, num_sources: int) -> Iterator[str]:
+    """Everything in `columns` that cannot be, vectorised; later checks rely on the earlier ones."""
+    num_shards, num_episodes = columns.num_shards, columns.num_episodes
+    if not num_shards or not num_episodes or num_episodes > _MAX_EPISODES:
+        yield f"{num_shards} shards and {num_episodes} episodes, wanted 1 or more of each"
+    for name in ("shard_checksums", "index_checksums"):
+        if getattr(columns, name).shape != (num_shards, 16):
+            yield f"{name} of shape {getattr(columns, name).shape}, wanted {(num_shards, 16)}"
+    for name in ("index_bytes", "shard_split", "names"):
+        if len(getattr(columns, name)) != num_shards:
+            yield f"{len(getattr(columns, name))} {name}, wanted {num_shards}"
+    for name in ("episode_shard", "episode_in_shard", "episode_source"):
+        if len(getattr(columns, name)) != num_episodes:
+            yield f"{len(getattr(columns, name))} of {name}, wanted {num_episodes}"
+    yield from _within("shard_bytes", columns.shard_bytes, 1, _MAX_SHARD_BYTES)
+    yield from _within("index_bytes", columns.index_bytes, 1, _MAX_SHARD_BYTES)
+    yield from _within("shard_split", columns.shard_split, 0, num_splits - 1)
+    yield from _within("episode_length", columns.episode_length, 1, _MAX_LENGTH)
+    yield from _within("episode_shard", columns.episode_shard, 0, num_shards - 1)
+    yield from _within("episode_source", columns.episode_source, -1, num_sources - 1)
+    yield from filter(None, map(shard_name_problem, columns.names))
+    if len(set(columns.names)) != num_shards:
+        yield f"{len(set(columns.names))} different shard names, wanted {num_shards}"
+    yield from _position_problems(columns)
+    yield from _ragged_problems("valid ranges", columns.range_offsets, len(columns.ranges), num_episodes)
+    yield from _ragged_problems("tasks", columns.task_offsets, len(columns.task_ids), num_episodes)
+    yield from _within("task_ids", columns.task_ids, 0, num_tasks - 1)
+    yield from _range_problems(columns)
+
+
+def _within(name: str, values: NDArray[Any], low: int, high: int) -> Iterator[str]:
+    if len(values) and (int(values.min()) < low or int(values.max()) > high):
+        position = int(np.argmax((values < low) | (values > high)))
+        yield f"{name}[{position}] is {values[position]}, wanted {low} to {high}"
+
+
+def _position_problems(columns: Columns) -> Iterator[str]:
+    """Every place in every shard must be taken by exactly one episode."""
+    counts = np.bincount(columns.episode_shard, minlength=columns.num_shards)
+    if int(counts.min()) == 0:
+        yield f"shard {columns.names[int(np.argmin(counts))]} without episodes, wanted at least one"
+    position = columns.episode_in_shard
+    bad = (position < 0) | (position >= counts[columns.episode_shard])
+    if bad.any():
+        episode = int(np.argmax(bad))
+        yield f"episode {episode} at position {position[episode]} of its shard, which has fewer episodes"
+        return
+    starts = np.cumsum(counts) - counts
+    taken = np.bincount(starts[columns.episode_shard] + position, minlength=columns.num_episodes)
+    if int(taken.max()) > 1:
+        yield "two episodes at one position of a shard, wanted each position once"
+
+
+def _ragged_problems(name: str, offsets: Int64, num_rows: int, num_episodes: int) -> Iterator[str]:
+    if (
+        len(offsets) != num_episodes + 1
+        or int(offsets[0]) != 0
+        or int(offsets[-1]) != num_rows
+        or (offsets[1:] < offsets[:-1]).any()
+    ):
+        yield f"offsets of {name} that do not rise from 0 to {num_rows} in {num_episodes + 1} entries"
+
+
+def _range_problems(columns: Columns) -> Iterator[str]:
+    ranges = columns.ranges
+    if ranges.ndim != 2 or ranges.shape[1] != 2:
+        yield f"valid ranges of shape {ranges.shape}, wanted (R, 2)"
+        return
+    episode = np.repeat(np.arange(columns.num_episodes), np.diff(columns.range_offsets))
+    start, stop = ranges[:, 0], ranges[:, 1]
+    bad = (start < 0) | (stop <= start) | (stop > columns.episode_length[episode])
+    same = episode[1:] == episode[:-1]
+    bad[1:] |= same & (start[1:] < stop[:-1])
+    if bad.any():
+        row = int(np.argmax(bad))
+        yield (
+            f"episode {episode[row]}: valid range [{start[row]}, {stop[row]}), wanted ascending ranges within "
+            f"its {columns.episode_length[episode[row]]} steps"
+        )
+
+
+class HexRows(Sequence[str]):
+    """(S, 16) bytes as S texts of 32 hexadecimal digits, made when somebody looks."""
+
+    def __init__(self, rows: UInt8) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "HexRows": ...
+    def __getitem__(self, index: int | slice) -> "str | HexRows":
+        if isinstance(index, slice):
+            return HexRows(self._rows[index])
+        digest: str = self._rows[index].tobytes().hex()
+        return digest
+
+
+def hex_rows(digests: Sequence[str]) -> UInt8:
+    """The inverse of `HexRows`."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), 16)

@@ -1,0 +1,255 @@
+"""HDF5 files as a dataset: their indexes put together as a manifest, with statistics, without repacking anything."""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.sharding.files.storage import Options, local_path
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.manifest import Manifest, ManifestBuilder
+from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
+from epistream.sharding.format.statistics_schema import statistics_problem
+from epistream.sharding.hdf5.file import open_hdf5, version_and_bytes
+from epistream.sharding.hdf5.kept import KeptIndex, keep, keep_indexes
+from epistream.sharding.hdf5.usable import usable_files
+from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.reading import read_array
+from epistream.sharding.layouts.registry import layout_of
+from epistream.sharding.tar.index_cache import DEADLINE_S, default_folder, locked
+
+_log = logging.getLogger(__name__)
+
+# Raised when the same files would give other statistics.
+_STATISTICS_RECIPE = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Hdf5Dataset:
+    """What `Dataset` is made of.
+
+    Args:
+        manifest: Of all episodes; the names of its shards mean nothing.
+        shard_urls: (S,) the HDF5 file of each shard.
+        index_urls: (S,) where its index is kept.
+        skipped: Why each file was left out.
+    """
+
+    manifest: Manifest
+    shard_urls: tuple[str, ...]
+    index_urls: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What is kept of an index while the others are read."""
+
+    url: str
+    version: str
+    path: str
+    split: str
+    groups: tuple[str, ...]
+    through_h5py: tuple[str, ...]
+
+
+def open_hdf5_files(
+    urls: Sequence[str],
+    options: Options = None,
+    *,
+    folder: Path | None = None,
+    skip_bad: bool = False,
+    layout: str | MappingLayout | None = None,
+) -> Hdf5Dataset:
+    """Index every file that was not indexed before, and describe all of them.
+
+    Args:
+        urls: Absolute paths or URLs, in the order of the episodes.
+        options: For fsspec.
+        folder: Where indexes are kept, see `keep_indexes`.
+        skip_bad: Leave out files that cannot be read or have other features than most, see `usable_files`.
+        layout: Insist on this layout instead of finding that of each file.
+
+    Raises:
+        SourceError: If a file is missing, unreadable, or given twice.
+        LayoutError: If one fits no layout.
+        FormatError: If their features differ.
+        SourceChangedError, CacheError, DeadlineError: As `keep_indexes`.
+    """
+    _refuse_twice(urls)
+    folder = folder or default_folder()
+    skipped: dict[str, str] = {}
+    keep_of: Callable[[str], list[KeptIndex]] = partial(keep_indexes, options=options, folder=folder, layout=layout)
+    if skip_bad:
+        keep_of = cache(keep_of)  # every file is looked at before any of them is taken
+
+        def look(url: str) -> tuple[int, dict[str, Feature]]:
+            rows = [one.index.rows for one in keep_of(url)]
+            return sum(one.num_episodes for one in rows), rows[0].features
+
+        urls, skipped = usable_files(urls, look)
+    while True:
+        manifest, shards = _describe(urls, keep_of)
+        summaries = partial(_summaries, manifest, options=options, layout=layout)
+        try:
+            statistics = _statistics(manifest, shards, summaries, folder)
+            break
+        except _ChangedError as changed:  # since it was looked at
+            if not skip_bad or len(urls) == 1:
+                raise changed.reason from None
+            skipped[changed.url] = str(changed.reason)
+            _log.warning("left out: %s", changed.reason)
+            urls = [url for url in urls if url != changed.url]
+    _say_what_is_slow(shards)
+    return Hdf5Dataset(
+        replace(manifest, statistics=statistics),
+        tuple(shard.url for shard in shards),
+        tuple(shard.path for shard in shards),
+        skipped,
+    )
+
+
+class _ChangedError(Exception):
+    """A file is not as it was when it was indexed."""
+
+    def __init__(self, url: str, reason: Exception) -> None:
+        super().__init__(url)
+        self.url, self.reason = url, reason
+
+
+def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[Manifest, list[_Shard]]:
+    """All files as one dataset without statistics, and its shards."""
+    shards: list[_Shard] = []
+    builder: ManifestBuilder | None = None
+    features: dict[str, Feature] = {}
+    num_episodes = 0
+    for url in urls:
+        kept = keep_of(url)
+        features = features or kept[0].index.rows.features
+        difference = describe_difference(features, kept[0].index.rows.features)
+        if difference:
+            raise FormatError(
+                f"{urls[0]} and {url}: {difference}, wanted the same features. Stream them one by one, or pack them "
+                "alike."
+            )
+        builder = builder or ManifestBuilder(features, splits=None)
+        for one in kept:
+            builder.add_shard(_renumbered(one, len(shards), num_episodes), one.data)
+            shards.append(_shard(url, one))
+        num_episodes += sum(one.index.rows.num_episodes for one in kept)
+    if builder is None:
+        raise SourceError("HDF5 files: none, wanted at least one.")
+    return _fold_splits(builder.build()), shards
+
+
+def _refuse_twice(urls: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for url in urls:
+        path = local_path(url)
+        other = seen.setdefault(url if path is None else os.path.realpath(path), url)
+        if other is not url:
+            raise SourceError(f"{url}: given twice (also as {other}), wanted each file once. Correct the pattern.")
+
+
+def _renumbered(kept: KeptIndex, shard: int, first_episode: int) -> ShardIndex:
+    """The index as a part of the dataset. Its name is one that a manifest takes, and goes no further than that."""
+    rows = kept.index.rows
+    episodes = [replace(meta, episode_index=first_episode + meta.episode_index) for meta in rows.episodes]
+    return replace(rows, shard_name=f"hdf5-{shard:06d}.tar", episodes=episodes)
+
+
+def _shard(url: str, kept: KeptIndex) -> _Shard:
+    metas = kept.index.rows.episodes
+    groups = tuple(meta.source_path for meta in metas)
+    version = kept.index.extents.version
+    return _Shard(url, version, kept.path, metas[0].split, groups, tuple(kept.index.needs_h5py))
+
+
+def _fold_splits(manifest: Manifest) -> Manifest:
+    """A file without masks among files with them is training data."""
+    if NO_SPLIT not in manifest.splits or len(manifest.splits) == 1:
+        return manifest
+    names = ["train" if name == NO_SPLIT else name for name in manifest.splits]
+    splits = tuple(sorted(set(names), key=lambda name: (name != "train", names.index(name))))
+    number = np.array([splits.index(name) for name in names], np.uint8)
+    return replace(
+        manifest, splits=splits, columns=replace(manifest.columns, shard_split=number[manifest.columns.shard_split])
+    )
+
+
+def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
+    paths = sorted({path for shard in shards for path in shard.through_h5py})
+    if paths:
+        files = {shard.url for shard in shards if shard.through_h5py}
+        _log.warning(
+            "%d of %d HDF5 files: %s read through h5py and several times slower, because filtered (gzip, lzf), of "
+            "variable length, virtual or external. Pack them with 'epistream pack', or keep what is unpacked once for "
+            "all ranks with cache='shm'.",
+            len(files),
+            len({shard.url for shard in shards}),
+            ", ".join(paths[:3]) + (f" and {len(paths) - 3} more datasets" if len(paths) > 3 else ""),
+        )
+
+
+def _statistics(
+    manifest: Manifest, shards: Sequence[_Shard], summaries: Callable[[_Shard], dict[str, Summary]], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Of the training episodes, as packing computes them; computed once and kept beside the indexes."""
+    path = folder / f"{manifest.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
+    kept = _read_statistics(path, manifest)
+    if kept is not None:
+        return kept
+    wanted = "train" if "train" in manifest.splits else manifest.splits[0]
+    remedy = "or set XDG_CACHE_HOME to another folder."
+    with locked(path.with_suffix(".lock"), DEADLINE_S, shards[0].url, remedy):
+        kept = _read_statistics(path, manifest)
+        if kept is not None:
+            return kept
+        chosen = [shard for shard in shards if shard.split in (wanted, NO_SPLIT)]
+        merged = merge_all(map(summaries, chosen))
+        result = {name: to_plain(summary) for name, summary in merged.items()}
+        keep(path, json.dumps(result).encode())
+    return result
+
+
+def _read_statistics(path: Path, manifest: Manifest) -> dict[str, dict[str, Any]] | None:
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads(path.read_bytes())
+        if isinstance(values, dict) and statistics_problem(values, manifest.features) is None:
+            return values
+    return None
+
+
+def _summaries(
+    manifest: Manifest, shard: _Shard, options: Options, layout: str | MappingLayout | None
+) -> dict[str, Summary]:
+    """Of the arrays of one shard, read again: only the first opening of a dataset does so.
+
+    Raises:
+        _ChangedError: If they cannot be read any more, or are no longer those of its index.
+    """
+    arrays = [feature.name for feature in manifest.features.values() if feature.kind == "array"]
+    try:
+        with open_hdf5(shard.url, options) as (file, _):
+            found = layout_of(file, layout)
+            episodes = [found.episode(file, group) for group in shard.groups]
+            fields = [({field.feature.name: field for field in one.fields}, one.length) for one in episodes]
+            summaries = merge_all(
+                {name: summarize(read_array(file, by_name[name], length)) for name in arrays}
+                for by_name, length in fields
+            )
+        if version_and_bytes(shard.url, options)[0] != shard.version:
+            raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")
+    except (SourceError, SourceChangedError, LayoutError, FormatError) as error:
+        raise _ChangedError(shard.url, error) from error
+    return summaries

@@ -1,0 +1,99 @@
+"""HDF5 files as sources of a stream, local or remote: opening them, and what tells one version from another."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+from fsspec.spec import AbstractBufferedFile
+
+from epistream.errors import EpistreamError, LayoutError, SourceError
+from epistream.file_systems import ask, open_file_system
+from epistream.sharding.files.names import HDF5_SUFFIXES
+from epistream.sharding.files.storage import Options, local_path
+from epistream.sharding.layouts.reading import open_source
+
+# Over a network h5py reads metadata in pieces of a few hundred bytes; a block of this size spares it most of them.
+_REMOTE_BLOCK_BYTES = 1 << 20
+
+
+def version_of_file(status: os.stat_result) -> str:
+    """What changes whenever a local file is replaced or written to."""
+    return f"bytes={status.st_size};mtime_ns={status.st_mtime_ns};inode={status.st_ino}"
+
+
+def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
+    """The version of the file at `url` as it is now, and its size.
+
+    Raises:
+        SourceError: If it is not there.
+    """
+    path = local_path(url)
+    try:
+        if path is not None:
+            status = path.stat()
+            return version_of_file(status), status.st_size
+        file_system, target = open_file_system(url, options)
+        info = ask(file_system, "info", target)
+    except Exception as error:  # each file system of fsspec has errors of its own
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SourceError(f"{url}: {reason}, wanted an HDF5 file. Check the path or pattern.") from error
+    names = ("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "mtime", "LastModified", "last_modified", "updated")
+    said = [f"{name}={info[name]}" for name in names if info.get(name)]
+    return ";".join([f"bytes={info.get('size')}", *said]), int(info.get("size") or 0)
+
+
+@contextmanager
+def open_hdf5(url: str, options: Options = None) -> Iterator[tuple[h5py.File, BinaryIO]]:
+    """The file, and its bytes as they are. What h5py raises while it is open becomes an error that names it.
+
+    Raises:
+        SourceError: If it is missing or unreadable, also half way through.
+        LayoutError: If the body raises it; the path is put in front.
+    """
+    path = local_path(url)
+    if path is not None:
+        with open_source(path) as file, path.open("rb") as raw:
+            yield file, raw
+        return
+    try:
+        with open_remote(url, options) as raw, h5py.File(raw, "r") as file:
+            yield file, raw
+    except LayoutError as error:
+        raise LayoutError(f"{url}: {error}") from error
+    except EpistreamError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{url}: cannot be read as HDF5 ({error}). Check access and storage_options, or copy it again."
+        ) from error
+
+
+def open_remote(url: str, options: Options = None) -> Any:
+    """A file object over a remote file, for h5py."""
+    file_system, target = open_file_system(url, options)
+    if not getattr(file_system, "async_impl", False):
+        return file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES)
+    size = ask(file_system, "info", target).get("size")
+    if size is None:
+        raise SourceError(f"{url}: of unknown size, wanted one that can be read in parts. Copy the file to a disk.")
+    return _RemoteFile(file_system, target, block_size=_REMOTE_BLOCK_BYTES, size=size)
+
+
+class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """Bytes of a remote file, each request with a deadline: fsspec's own file objects wait for ever."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = ask(self.fs, "cat_file", self.path, start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} bytes, wanted those from {start} to {end}: the server may not know ranges")
+        return data
+
+
+def shard_name_of(url: str) -> str:
+    """What messages call a file."""
+    name = Path(url.partition("::")[0].partition("?")[0]).name or "file"
+    readable = "".join(sign if sign.isprintable() else "_" for sign in name)
+    return readable if readable.endswith(HDF5_SUFFIXES) else f"{readable}.hdf5"

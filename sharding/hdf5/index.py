@@ -1,0 +1,216 @@
+"""The index of episodes in an HDF5 file: where the bytes that they would be as a shard lie in it.
+
+Nothing is packed by making one. The addresses of the shard index count *packed bytes*: row after row of feature after
+feature of episode after episode, without padding or gaps, little endian. An extent says where a piece of them is:
+
+    ============  ==========================================================================
+    place         the piece is
+    ============  ==========================================================================
+    0 and more    in the file, from this byte on
+    -1            zeros that the file does not hold
+    -2 and less   row number ``-2 - place`` of those that must be put together or decompressed
+    ============  ==========================================================================
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import FormatError
+from epistream.sharding.format.index import KIND, ShardIndex, build_index, check
+from epistream.sharding.format.tables import Tables, parse_tables, write_tables
+from epistream.sharding.hdf5.chunks import UNWRITTEN, Int64, Stored
+
+# Raised when the same file would give another index.
+RECIPE = 2
+ZEROS = UNWRITTEN
+FIRST_MADE = -2
+
+_REMEDY = "Remove this file; it is made again when the HDF5 file is opened."
+
+
+@dataclass(frozen=True, eq=False)
+class MadeRows:
+    """Neighbouring rows of one dataset that do not lie in the file as they are wanted.
+
+    Args:
+        path: Of the dataset in its file.
+        first_row: Row of the dataset that is number `first`.
+        first: Number of the first of these rows among all made rows of the index.
+        num_rows: How many.
+        dtype: Little-endian type of their values; empty for rows that are pictures.
+        stored: Where their pieces lie; None if h5py must read them.
+    """
+
+    path: str
+    first_row: int
+    first: int
+    num_rows: int
+    dtype: str
+    stored: Stored | None
+
+
+@dataclass(frozen=True, eq=False)
+class Extents:
+    """Where packed bytes lie in one version of a file: all that reading them takes. X extents.
+
+    Args:
+        version: Of the file, see `hdf5_file.version_and_bytes`.
+        file_bytes: Its size.
+        packed_bytes: How many there are.
+        start: (X,) uint64 packed byte at which an extent begins; it ends where the next one begins.
+        place: (X,) int64, see above.
+        made: By number.
+    """
+
+    version: str
+    file_bytes: int
+    packed_bytes: int
+    start: NDArray[np.uint64]
+    place: Int64
+    made: tuple[MadeRows, ...]
+
+    @classmethod
+    def parse(cls, buffer: memoryview | bytes, where: str) -> "Extents":
+        """The extents in the file of an `Hdf5Index`; nothing else of it is looked at.
+
+        Raises:
+            FormatError: If `buffer` is torn, or says anything that cannot be.
+        """
+        return cls._of(parse_tables(buffer, KIND, where, _REMEDY), where)
+
+    @classmethod
+    def _of(cls, tables: Tables, where: str) -> "Extents":
+        arrays = tables.arrays
+        try:
+            said = tables.meta["hdf5"]
+            extents = cls(
+                version=str(said["version"]),
+                file_bytes=int(said["file_bytes"]),
+                packed_bytes=int(tables.meta["shard"]["bytes"]),
+                start=arrays["hdf5:start"],
+                place=arrays["hdf5:place"],
+                made=_made(json.loads(arrays["hdf5:made"].tobytes()), arrays["hdf5:chunks"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
+        extents.check(where)
+        return extents
+
+    def check(self, where: str) -> None:
+        """See that extents cover the packed bytes, and that places are in the file or among the made rows.
+
+        Raises:
+            FormatError: If not.
+        """
+        start, place = self.start.astype(np.int64), self.place
+        num_made = sum(rows.num_rows for rows in self.made)
+        problem = None
+        if not len(start) or len(start) != len(place) or start[0] != 0 or start[-1] >= self.packed_bytes:
+            problem = f"{len(start)} extents and {len(place)} places, wanted as many, from byte 0 on"
+        elif (start[1:] <= start[:-1]).any():
+            problem = "extents that do not ascend"
+        else:
+            size = np.diff(start, append=self.packed_bytes)
+            outside = (place >= 0) & (place + size > self.file_bytes) | (place < FIRST_MADE + 1 - num_made)
+            if outside.any():
+                problem = f"extent {int(np.argmax(outside))} outside of the file's {self.file_bytes} bytes"
+        if problem:
+            raise FormatError(f"{where}: {problem}. {_REMEDY}")
+
+
+@dataclass(frozen=True, eq=False)
+class Hdf5Index:
+    """Some episodes of one HDF5 file, as many as make a shard.
+
+    Args:
+        rows: Addresses in packed bytes. Its `shard_bytes` are packed bytes.
+        extents: Where these are.
+        num_shards: Indexes that the file has.
+    """
+
+    rows: ShardIndex
+    extents: Extents
+    num_shards: int
+
+    @property
+    def needs_h5py(self) -> list[str]:
+        """Datasets that only h5py can read."""
+        return [rows.path for rows in self.extents.made if rows.stored is None]
+
+    def to_bytes(self) -> bytes:
+        """The index as a file: a shard index with tables that only readers of HDF5 look at.
+
+        Raises:
+            FormatError: If anything in it cannot be.
+        """
+        extents = self.extents
+        check(self.rows, self.rows.shard_name)
+        extents.check(self.rows.shard_name)
+        meta, arrays = self.rows.to_tables()
+        meta["hdf5"] = {
+            "recipe": RECIPE,
+            "version": extents.version,
+            "file_bytes": extents.file_bytes,
+            "num_shards": self.num_shards,
+        }
+        described = json.dumps([_describe(rows) for rows in extents.made])
+        tables = [rows.stored.table.reshape(-1) for rows in extents.made if rows.stored]
+        arrays |= {
+            "hdf5:start": extents.start.astype("<u8"),
+            "hdf5:place": extents.place.astype("<i8"),
+            "hdf5:made": np.frombuffer(described.encode(), np.uint8),
+            "hdf5:chunks": np.concatenate([np.empty(0, np.int64), *tables]).astype("<i8"),
+        }
+        return write_tables(KIND, meta, arrays)
+
+    @classmethod
+    def parse(cls, buffer: memoryview | bytes, where: str) -> "Hdf5Index":
+        """The inverse of `to_bytes`.
+
+        Raises:
+            FormatError: If `buffer` is torn, or says anything that cannot be.
+        """
+        tables = parse_tables(buffer, KIND, where, _REMEDY)
+        extents = Extents._of(tables, where)
+        try:
+            rows, num_shards = build_index(tables, where), int(tables.meta["hdf5"]["num_shards"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, FormatError):
+                raise
+            raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
+        check(rows, where)
+        return cls(rows, extents, num_shards)
+
+
+def _describe(rows: MadeRows) -> dict[str, Any]:
+    stored = rows.stored
+    chunks = None
+    if stored:
+        chunks = {
+            "dtype": stored.dtype,
+            "shape": stored.shape,
+            "chunk": stored.chunk,
+            "table": stored.table.shape,
+            "fill": stored.fill.hex(),
+        }
+    names = ("path", "first_row", "first", "num_rows", "dtype")
+    return {**{name: getattr(rows, name) for name in names}, "chunks": chunks}
+
+
+def _made(described: Sequence[dict[str, Any]], flat: Int64) -> tuple[MadeRows, ...]:
+    result, position = [], 0
+    for one in described:
+        chunks, stored = one.pop("chunks"), None
+        if chunks:
+            height, width = chunks["table"]
+            table = flat[position : position + height * width].reshape(height, width)
+            position += height * width
+            fill = bytes.fromhex(chunks["fill"])
+            stored = Stored(chunks["dtype"], tuple(chunks["shape"]), tuple(chunks["chunk"]), table, fill)
+        result.append(MadeRows(**one, stored=stored))
+    return tuple(result)

@@ -1,0 +1,233 @@
+"""Makes the indexes of an HDF5 file: its layout's episodes, where their rows lie, and a digest of what they hold."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from epistream.errors import FormatError, LayoutError
+from epistream.sharding.files.storage import Options
+from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
+from epistream.sharding.hdf5.file import open_hdf5, shard_name_of, version_and_bytes
+from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
+from epistream.sharding.layouts.base import Field, Layout, SourceEpisode, dataset
+from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.reading import read_array, read_jpegs
+from epistream.sharding.layouts.registry import layout_of
+from epistream.sharding.pack.outputs import feature_order
+
+_log = logging.getLogger(__name__)
+
+# Episodes of one file share a shard up to about this many packed bytes, as in packing: a file of a thousand
+# demonstrations is drawn from, cached and evicted in parts.
+SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows of one feature of one episode: their sizes, and where they lie or how they are made."""
+
+    sizes: Int64
+    places: Int64 | None
+    path: str
+    first_row: int
+    dtype: str
+    stored: Stored | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Episode:
+    meta: EpisodeMeta
+    features: dict[str, Feature]
+    rows: dict[str, _Rows]
+    digest: bytes
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(int(rows.sizes.sum()) for rows in self.rows.values())
+
+
+def index_hdf5(
+    url: str, options: Options = None, shard_bytes: int = SHARD_BYTES, layout: str | MappingLayout | None = None
+) -> list[Hdf5Index]:
+    """The indexes of a file, one a shard. Reads its arrays and JPEG rows once; of raw cameras a few frames.
+
+    Args:
+        url: An HDF5 file.
+        options: For fsspec, if it is remote.
+        shard_bytes: About how many packed bytes a shard has. Each has episodes of one split only.
+        layout: Insist on this layout instead of finding it.
+
+    Raises:
+        SourceError: If it cannot be read.
+        LayoutError: If it fits no layout, or one of its episodes breaks its layout.
+    """
+    version, file_bytes = version_and_bytes(url, options)
+    with open_hdf5(url, options) as (file, raw):
+        try:
+            episodes = _episodes(file, raw, layout_of(file, layout))
+        except FormatError as error:  # of a feature that cannot be; names no file
+            raise LayoutError(str(error)) from error
+    groups = _group(episodes, shard_bytes)
+    return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]
+
+
+def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout) -> list[_Episode]:
+    described = (layout.episode(file, group) for group in layout.groups(file))
+    episodes = [_episode(file, raw, one, number, layout.name) for number, one in enumerate(described)]
+    if not episodes:
+        raise LayoutError(f"no episodes, wanted at least one as {layout.name}: {layout.looks_for}")
+    for episode in episodes:
+        difference = describe_difference(episodes[0].features, episode.features)
+        if difference:
+            raise LayoutError(
+                f"{episode.meta.source_path}: {difference}, wanted the features of {episodes[0].meta.source_path}"
+            )
+    return episodes
+
+
+def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int, layout: str) -> _Episode:
+    """One episode. Its digest is made of all bytes of arrays and JPEG files, and of three frames of a raw camera."""
+    hasher = xxhash.xxh3_128()
+    rows: dict[str, _Rows] = {}
+    features: dict[str, Feature] = {}
+    for field in sorted(source.fields, key=lambda field: feature_order(field.feature)):
+        feature = field.feature
+        features[feature.name] = feature
+        found = dataset(file, field.path)
+        if feature.kind == "frames" and feature.codec == "jpeg":
+            sizes = []
+            for data in read_jpegs(file, field, source.length):
+                hasher.update(data)
+                sizes.append(len(data))
+            size, dtype = np.array(sizes, np.int64), ""
+        else:
+            size, dtype = np.full(source.length, feature.step_bytes), np.dtype(feature.dtype).newbyteorder("<").str
+            for values in _values(file, field, source.length):
+                hasher.update(values.data)
+        stored = find_stored(found)
+        places = stored.places(field.first_row, source.length) if stored else None
+        if stored and not _is_true(found, raw, stored, places, field.first_row):
+            _log.warning("%s: its bytes are not where HDF5 says; it is read through h5py", field.path)
+            stored = places = None
+        rows[feature.name] = _Rows(size, places, field.path, field.first_row, dtype, stored)
+    meta = EpisodeMeta(
+        length=source.length,
+        episode_index=number,
+        split=source.split or NO_SPLIT,
+        tasks=source.tasks,
+        valid_ranges=source.valid_ranges,
+        source_path=source.group,
+        layout=layout,
+    )
+    return _Episode(meta, features, rows, hasher.digest())
+
+
+def _values(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]]:
+    """What stands for the values of a field in its digest."""
+    if field.feature.kind == "array":
+        yield read_array(file, field, length)
+        return
+    found = dataset(file, field.path)
+    for step in sorted({0, length // 2, length - 1}):
+        yield np.ascontiguousarray(found[field.first_row + step])
+
+
+def _is_true(found: h5py.Dataset, raw: BinaryIO, stored: Stored, places: Int64 | None, first_row: int) -> bool:
+    """Whether the first and the last row are where they should be, as h5py reads them."""
+    if places is None or stored.dtype[1] == "S":  # h5py drops zeros at the end of strings; JPEG says where it ends
+        return True
+    for position in {0, len(places) - 1}:
+        place, wanted = int(places[position]), np.asarray(found[first_row + position]).tobytes()
+        if place == ZEROS:
+            data = bytes(len(wanted))
+        else:
+            raw.seek(place)
+            data = raw.read(len(wanted))
+        if data != wanted:
+            return False
+    return True
+
+
+def _group(episodes: Sequence[_Episode], shard_bytes: int) -> list[list[_Episode]]:
+    """Neighbours of one split; an episode goes where the shard ends nearer to its target size, as in packing."""
+    groups: list[list[_Episode]] = []
+    current: dict[str, tuple[list[_Episode], int]] = {}
+    for episode in episodes:
+        members, size = current.get(episode.meta.split, ([], 0))
+        if not members or size + episode.packed_bytes / 2 > shard_bytes:
+            members, size = [], 0
+            groups.append(members)
+        members.append(episode)
+        current[episode.meta.split] = members, size + episode.packed_bytes
+    return groups
+
+
+def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) -> Hdf5Index:
+    """Lay the packed bytes of some episodes out: rows of feature after feature of episode after episode."""
+    features = episodes[0].features
+    starts: dict[str, list[Int64]] = {feature: [] for feature in features}
+    extents: list[tuple[Int64, Int64]] = []
+    made: list[MadeRows] = []
+    position = num_made = 0
+    for episode in episodes:
+        for feature in features:
+            rows = episode.rows[feature]
+            start = position + np.cumsum(rows.sizes) - rows.sizes
+            position += int(rows.sizes.sum())
+            starts[feature].append(start)
+            places = rows.places
+            if places is None:
+                places = FIRST_MADE - num_made - np.arange(len(start))
+                stored = rows.stored
+                made.append(MadeRows(rows.path, rows.first_row, num_made, len(start), rows.dtype, stored))
+                num_made += len(start)
+            extents.append(_merge(start, places, rows.sizes))
+    hasher = xxhash.xxh3_128(b"".join(episode.digest for episode in episodes))
+    arrays = [feature for feature in features if features[feature].kind == "array"]
+    cameras = [feature for feature in features if feature not in arrays]
+    sizes = {camera: np.concatenate([episode.rows[camera].sizes for episode in episodes]) for camera in cameras}
+    rows_index = ShardIndex(
+        shard_name=name,
+        shard_bytes=position,
+        shard_checksum=hasher.hexdigest(),
+        features=features,
+        keys=[_key(episode.meta, number) for number, episode in enumerate(episodes)],
+        length=np.array([episode.meta.length for episode in episodes], np.int64),
+        array_offset={a: np.array([start[0] for start in starts[a]], np.uint64) for a in arrays},
+        frame_offset={camera: np.concatenate(starts[camera]).astype(np.uint64) for camera in cameras},
+        frame_size={camera: sizes[camera].astype(np.uint32) for camera in cameras},
+        episodes=[episode.meta for episode in episodes],
+        block_checksums=np.empty(0, np.uint64),
+    )
+    packed = Extents(
+        version=file[0],
+        file_bytes=file[1],
+        packed_bytes=position,
+        start=np.concatenate([start for start, _ in extents]).astype(np.uint64),
+        place=np.concatenate([place for _, place in extents]).astype(np.int64),
+        made=tuple(made),
+    )
+    return Hdf5Index(rows_index, packed, file[2])
+
+
+def _merge(start: Int64, place: Int64, size: Int64) -> tuple[Int64, Int64]:
+    """Rows that follow each other in the file as they do in packed bytes are one extent."""
+    follows = (place[:-1] >= 0) & (place[1:] == place[:-1] + size[:-1])
+    follows |= (place[:-1] == ZEROS) & (place[1:] == ZEROS)
+    keep = np.concatenate([[True], ~follows])
+    return start[keep], place[keep]
+
+
+def _key(meta: EpisodeMeta, number: int) -> str:
+    """What messages call an episode: where it is in its file."""
+    path = meta.source_path
+    return path if path.isascii() and path.isprintable() and path else f"episode {number}"

@@ -1,0 +1,1 @@
+"""The packing job: scan, plan, one task a shard, then the manifest."""

@@ -1,0 +1,156 @@
+"""What becomes of each field of a source: its name, its codec, whether its bytes are copied or encoded again."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from epistream.errors import FormatError, LayoutError
+from epistream.sharding.format.codecs import jpeg_can_hold, png_can_hold
+from epistream.sharding.format.features import Codec, Feature
+from epistream.sharding.layouts.base import Field, SourceEpisode, feature_name
+from epistream.sharding.pack.options import PackOptions
+
+IMAGES = "observation.images."
+# Cameras of which a lossy codec would make nonsense, whatever their type.
+_EXACT = ("depth", "segmentation", "mask", "label")
+# Bytes of an encoded frame for each byte of its array. Only used to decide which episodes share a shard, so fixed.
+_RATIOS = {"png": 0.5, "raw": 1.0}
+_JPEG_RATIOS = ((75, 0.05), (90, 0.08), (100, 0.12))
+# A tar header and half a block of padding.
+_MEMBER_BYTES = 768
+
+
+@dataclass(frozen=True)
+class Output:
+    """One feature to be written.
+
+    Args:
+        source: Where its values come from.
+        feature: What it will be.
+        is_copy: The stored bytes are copied; otherwise frames are decoded and encoded again.
+        estimated_bytes: In the shard, for deciding which episodes share one.
+    """
+
+    source: Field
+    feature: Feature
+    is_copy: bool
+    estimated_bytes: int
+
+
+def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ...]:
+    """The features to be written of one episode, in their order: cameras, state, other observations, actions, rest.
+
+    Raises:
+        LayoutError: If a camera that was asked for is missing, or a name cannot be used.
+    """
+    chosen = _choose_cameras(episode.fields, options)
+    try:
+        outputs = [_output(field, episode.length, options) for field in chosen]
+    except FormatError as error:
+        raise LayoutError(f"{episode.group}: {error}") from error
+    dropped = {
+        output.feature.name
+        for output in outputs
+        if any(fnmatch.fnmatchcase(output.feature.name, pattern) for pattern in options.drop)
+    }
+    outputs = [output for output in outputs if output.feature.name not in dropped]
+    if not outputs:
+        raise LayoutError(f"{episode.group}: no feature is left after --drop {' '.join(options.drop)}")
+    names = [output.feature.name for output in outputs]
+    for output in outputs:
+        if names.count(output.feature.name) > 1:
+            raise LayoutError(f"{output.source.path}: {output.feature.name!r} is the name of another feature too")
+    return tuple(sorted(outputs, key=lambda output: feature_order(output.feature)))
+
+
+def applied_options(episode: SourceEpisode, outputs: Sequence[Output], options: PackOptions) -> frozenset[str]:
+    """What of the options an episode has something for: patterns of ``drop``, and ``quality`` if JPEG is encoded."""
+    names = [_rename(field, options) for field in episode.fields]
+    applied = {pattern for pattern in options.drop if any(fnmatch.fnmatchcase(name, pattern) for name in names)}
+    if any(output.feature.codec == "jpeg" and not output.is_copy for output in outputs):
+        applied.add("quality")
+    return frozenset(applied)
+
+
+def feature_order(feature: Feature) -> tuple[int, str]:
+    """Sorts the features of a dataset."""
+    if feature.kind == "frames":
+        return 0, feature.name
+    if feature.name == "observation.state":
+        return 1, feature.name
+    if feature.name.startswith("observation."):
+        return 2, feature.name
+    return (3 if feature.name == "action" else 4), feature.name
+
+
+def _choose_cameras(fields: Sequence[Field], options: PackOptions) -> list[Field]:
+    if not options.cameras:
+        return list(fields)
+    cameras = [field for field in fields if field.feature.kind == "frames"]
+    for wanted in options.cameras:
+        if not any(wanted in _names_of(field, options) for field in cameras):
+            found = ", ".join(field.feature.name.removeprefix(IMAGES) for field in cameras) or "none"
+            raise LayoutError(f"no camera {wanted!r}: found {found}")
+    return [
+        field for field in fields if field.feature.kind != "frames" or set(options.cameras) & _names_of(field, options)
+    ]
+
+
+def _names_of(field: Field, options: PackOptions) -> set[str]:
+    """Everything by which a person may call a field."""
+    new = _rename(field, options)
+    path = field.feature.source_path
+    names = {field.feature.name, new, path, f"/{path}", field.path, path.rsplit("/", 1)[-1]}
+    return names | {name.removeprefix(IMAGES) for name in (field.feature.name, new)}
+
+
+def _rename(field: Field, options: PackOptions) -> str:
+    name = field.feature.name
+    short = name.removeprefix(IMAGES)
+    path = field.feature.source_path
+    for old, new in options.rename:
+        if old in (name, path, f"/{path}"):
+            return new
+        if field.feature.kind == "frames" and old == short:
+            # A camera renamed to a bare word stays a camera.
+            return new if "." in new else IMAGES + feature_name(new)
+    return name
+
+
+def _output(field: Field, length: int, options: PackOptions) -> Output:
+    fps = options.fps or field.feature.fps
+    feature = replace(field.feature, name=_rename(field, options), fps=fps)
+    if feature.kind == "array":
+        return Output(field, feature, True, length * feature.step_bytes + 2 * _MEMBER_BYTES)
+    was_jpeg = field.feature.codec == "jpeg"
+    exact = _must_be_exact(field.feature)
+    if options.image_size and not exact:
+        width, height = options.image_size
+        feature = replace(feature, codec="raw", jpeg_channels=None, shape=(height, width, feature.shape[2]))
+    resized = feature.shape != field.feature.shape
+    if was_jpeg and not resized and options.codec in (None, "jpeg"):
+        channels = options.color_order or field.feature.jpeg_channels
+        feature = replace(feature, jpeg_channels=channels)
+        return Output(field, feature, True, field.num_bytes + length * _MEMBER_BYTES)
+    codec = _codec(feature, options, exact)
+    channels = (options.color_order or field.feature.jpeg_channels or "rgb") if codec == "jpeg" else None
+    grey = feature.shape[2] == 1
+    feature = replace(feature, codec=codec, jpeg_channels=None if grey else channels)
+    ratio = _RATIOS.get(codec) or next(ratio for limit, ratio in _JPEG_RATIOS if options.quality <= limit)
+    # Not what the source takes: a JPEG that is decoded for --codec raw grows by 20.
+    estimate = int(length * (feature.step_bytes * ratio + (0 if codec == "raw" else _MEMBER_BYTES)))
+    return Output(field, feature, codec == "raw" and not was_jpeg and not resized, estimate)
+
+
+def _must_be_exact(feature: Feature) -> bool:
+    named = any(word in feature.source_path.lower() for word in _EXACT)
+    return feature.codec != "jpeg" and (named or not jpeg_can_hold(feature.dtype, feature.shape[2]))
+
+
+def _codec(feature: Feature, options: PackOptions, exact: bool) -> Codec:
+    wanted = options.codec or "jpeg"
+    if wanted == "jpeg" and exact:
+        wanted = "png"
+    if wanted == "png" and not png_can_hold(feature.dtype, feature.shape[2]):
+        return "raw"
+    return wanted

@@ -1,0 +1,332 @@
+"""Packs episodes into a dataset: scan, plan, one task a shard, then the manifest."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from epistream._version import __version__
+from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, PackError, WorkerError
+from epistream.sharding.files.hdf5_sources import AnyPath, find_sources, names_below_root
+from epistream.sharding.files.names import index_name
+from epistream.sharding.files.storage import Options
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.format.statistics import Summary, merge_all, to_plain
+from epistream.sharding.pack.encoding import Fidelity
+from epistream.sharding.pack.options import PackOptions
+from epistream.sharding.pack.plan import Plan, ScannedFile, describe_faults, identity, make_plan, scan_file
+from epistream.sharding.pack.pool import Crew, Pulse
+from epistream.sharding.pack.report import Listener, PackProgress, PackReport
+from epistream.sharding.pack.shard_task import (
+    ShardResult,
+    ShardTask,
+    TaskSource,
+    hash_source,
+    pack_or_resume,
+    pack_shard,
+)
+from epistream.sharding.pack.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+# Libraries whose version can change the bytes of the result.
+_ENCODERS = ("numpy", "pillow", "simplejpeg")
+
+# Opening a file takes some 5 ms, starting the processes a second.
+_MIN_PARALLEL_SCANS = 64
+
+
+def pack(
+    sources: AnyPath | Sequence[AnyPath],
+    out: AnyPath,
+    options: PackOptions | None = None,
+    *,
+    storage_options: Options = None,
+    progress: Listener | None = None,
+    **changes: Any,
+) -> PackReport:
+    """Pack HDF5 episodes into a dataset of tar shards.
+
+    The same sources and options give the same bytes, whatever the number of workers.
+
+    Args:
+        sources: Files, folders (walked) and globs.
+        out: Folder or fsspec URL of the dataset. It exists when ``dataset.json`` is there, which comes last.
+        options: All options together; see `PackOptions`.
+        storage_options: For `out`, as fsspec takes them.
+        progress: Called in the calling thread, now and then.
+        changes: Single options by name, for example ``val_fraction=0.1``.
+
+    Returns:
+        What was done.
+
+    Raises:
+        OptionError: If an option cannot work.
+        SourceError: If a folder or glob gives no files.
+        DatasetExistsError: If there is a dataset or an unfinished job at `out`.
+        PackError: If any episode cannot be packed (all of them are listed), or the disk is full.
+        WorkerError: If a process died.
+
+    After an error nothing is published. What `KeyboardInterrupt`, a dead process or a crash leaves behind is not
+    taken for a dataset, and ``resume`` can go on from it; other errors leave nothing.
+    """
+    options = (options or PackOptions()).changed(**changes)
+    paths = find_sources(sources)
+    with Workspace(str(out), options, storage_options) as workspace, Crew(options.workers, str(out)) as crew:
+        return _Job(paths, workspace, crew, options, progress).run()
+
+
+@dataclass
+class _Made:
+    """What the tasks of a job have made. Statistics are of one split."""
+
+    statistics_split: str
+    shard_names: list[str] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
+    num_resumed: int = 0
+    statistics: dict[str, Summary] = field(default_factory=dict)
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+
+    def take(self, result: ShardResult, split: str) -> None:
+        """Add the next result in the order of the plan."""
+        if result.shard is None:
+            return
+        self.shard_names.append(result.shard.name)
+        self.splits.add(split)
+        self.num_resumed += result.is_resumed
+        if split == self.statistics_split:
+            self.statistics = merge_all((self.statistics, result.statistics))
+        for name, measured in result.fidelity.items():
+            self.fidelity.setdefault(name, Fidelity()).add(measured)
+
+
+class _Job:
+    """The steps of one packing job, and what they hand on."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        workspace: Workspace,
+        crew: Crew,
+        options: PackOptions,
+        progress: Listener | None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._paths, self._workspace, self._crew = paths, workspace, crew
+        self._options, self._progress = options, progress
+        self._faults: list[str] = []
+
+    def run(self) -> PackReport:
+        """Do all of it. From `Workspace.begin` on there is something to clean up."""
+        scans = self._scan()
+        versions = {"epistream": __version__, **{name: version(name) for name in _ENCODERS}}
+        plan = make_plan(scans, self._options)
+        self._note_faults(plan.faults)
+        self._stop_at_faults(any_good=True)
+        job = identity(scans, self._options, versions)
+        if self._options.resume and (done := self._already_done(scans, versions)):
+            return self._report(done, scans, None)
+        is_resumed = self._workspace.begin(job)
+        try:
+            made = self._pack(plan, scans, is_resumed)
+            self._stop_at_faults(any_good=bool(made.shard_names))
+            checksums = self._hash_sources(scans)
+            manifest = self._publish(plan, scans, made, checksums, versions)
+        except BaseException as error:
+            self._crew.stop()
+            self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
+            raise
+        self._workspace.conclude(manifest.columns.names)
+        return self._report(manifest, scans, made)
+
+    def _scan(self) -> list[ScannedFile]:
+        """Look into every file, in the order given."""
+        scans: dict[int, ScannedFile] = {}
+        tasks = [(str(path), self._options) for path in self._paths]
+        for position, scan in self._crew.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
+            scans[position] = scan
+            num_faults = sum(len(one.faults) for one in scans.values())
+            self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
+        return [scans[position] for position in sorted(scans)]
+
+    def _stop_at_faults(self, *, any_good: bool) -> None:
+        if self._faults and not (self._options.skip_bad and any_good):
+            raise PackError(describe_faults(self._faults, any_good=any_good))
+
+    def _note_faults(self, faults: Sequence[str]) -> None:
+        self._faults += faults
+        if self._options.skip_bad:
+            for fault in faults:
+                _log.warning("left out: %s", fault)
+
+    def _already_done(self, scans: Sequence[ScannedFile], versions: Mapping[str, str]) -> Manifest | None:
+        """The dataset that is there, if it is what this job would make.
+
+        Raises:
+            DatasetExistsError: If it is another one.
+        """
+        if not self._workspace.has_dataset or self._workspace.has_job:
+            return None
+        manifest = Manifest.read(self._workspace.url)
+        there = [(source.path, source.num_bytes) for source in manifest.sources]
+        wanted = [(name, scan.num_bytes) for name, scan in self._usable(scans)]
+        about = manifest.provenance
+        if there == wanted and about.get("options") == self._options.deciding() and about.get("versions") == versions:
+            return manifest
+        raise DatasetExistsError(
+            f"{self._workspace.url}: holds a complete dataset of other sources or options, nothing to resume. "
+            "Choose another folder, or replace it with --overwrite."
+        )
+
+    def _usable(self, scans: Sequence[ScannedFile]) -> list[tuple[str, ScannedFile]]:
+        """Name and scan of the files with episodes."""
+        names = names_below_root(self._paths)
+        return [(name, scan) for name, scan in zip(names, scans, strict=True) if scan.episodes]
+
+    def _tasks(self, plan: Plan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
+        names = names_below_root(self._paths)
+        sources = [
+            TaskSource(scan.path, name, scan.layout, scan.num_bytes, scan.mtime_ns)
+            for scan, name in zip(scans, names, strict=True)
+        ]
+        return [
+            ShardTask(
+                name=self._workspace.shard_name(shard.number),
+                folder=str(self._workspace.folder),
+                url=self._workspace.url,
+                episodes=shard.episodes,
+                sources={episode.source_index: sources[episode.source_index] for episode in shard.episodes},
+                features=plan.features,
+                options=self._options,
+                storage_options=self._workspace.storage_options,
+            )
+            for shard in plan.shards
+        ]
+
+    def _pack(self, plan: Plan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Made":
+        """Make every shard."""
+
+        def tick(num_episodes: int, num_bytes: int) -> None:
+            self._tell(
+                PackProgress(
+                    "packing", num_episodes, plan.num_episodes, num_bytes, plan.source_bytes, len(self._faults)
+                )
+            )
+
+        made = _Made("train" if "train" in plan.splits else plan.splits[0])
+        function = pack_or_resume if is_resumed else pack_shard
+        early: dict[int, ShardResult] = {}
+        position = 0
+        for finished, result in self._crew.map(function, self._tasks(plan, scans), tick):
+            self._note_faults(result.faults)
+            early[finished] = result
+            # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at
+            # once, because those of 100,000 shards do not fit into memory.
+            while position in early:
+                made.take(early.pop(position), plan.shards[position].split)
+                position += 1
+        return made
+
+    def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
+        checksums: dict[int, str] = {}
+        for position, checksum in self._crew.map(hash_source, [scan.path for scan in scans if scan.episodes]):
+            checksums[position] = checksum
+            self._tell(PackProgress("hashing", len(checksums), len(scans)))
+        return [checksums[position] for position in sorted(checksums)]
+
+    def _publish(
+        self,
+        plan: Plan,
+        scans: Sequence[ScannedFile],
+        made: _Made,
+        checksums: Sequence[str],
+        versions: Mapping[str, str],
+    ) -> Manifest:
+        """Write the manifest: from now on there is a dataset."""
+        self._tell(PackProgress("publishing", 0, 1))
+        splits = tuple(name for name in plan.splits if name in made.splits)
+        builder = ManifestBuilder(plan.features, splits)
+        for name in made.shard_names:
+            path = self._workspace.folder / index_name(name)
+            data = path.read_bytes()
+            builder.add_shard(_without_tables(ShardIndex.parse(data, path.name)), data)
+        usable = self._usable(scans)
+        names = {scan.path: name for name, scan in usable}
+        manifest = builder.build(
+            statistics={name: to_plain(summary) for name, summary in made.statistics.items()},
+            # Empty if every episode of that split was bad.
+            statistics_split=made.statistics_split if made.statistics else None,
+            sources=[
+                Source(name, scan.num_bytes, checksum) for (name, scan), checksum in zip(usable, checksums, strict=True)
+            ],
+            provenance={
+                "versions": dict(versions),
+                "options": self._options.deciding(),
+                "layouts": dict(Counter(scan.layout for _, scan in usable)),
+                "left_out": [_rename_source(fault, names) for fault in self._faults],
+            },
+        )
+        manifest.write(self._workspace.url, self._workspace.storage_options)
+        return manifest
+
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], made: _Made | None) -> PackReport:
+        """The report of a job; `made` is None if all had been done before."""
+        columns = manifest.columns
+        split_of = columns.shard_split[columns.episode_shard]
+        return PackReport(
+            url=self._workspace.url,
+            fingerprint=manifest.fingerprint,
+            layouts=dict(Counter(scan.layout for scan in scans if scan.episodes)),
+            features=manifest.features,
+            splits={name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)},
+            num_episodes=columns.num_episodes,
+            num_steps=manifest.num_steps,
+            num_shards=columns.num_shards,
+            num_resumed=columns.num_shards if made is None else made.num_resumed,
+            source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
+            num_bytes=int(columns.shard_bytes.sum()),
+            seconds=time.monotonic() - self._started,
+            faults=tuple(self._faults),
+            left_out=tuple(dict.fromkeys(path for scan in scans for path in scan.left_out)),
+            fidelity={} if made is None else made.fidelity,
+        )
+
+    def _tell(self, progress: PackProgress) -> None:
+        if self._progress:
+            self._progress(progress)
+
+
+def _scan_task(task: tuple[str, PackOptions], pulse: Pulse) -> ScannedFile:
+    scan = scan_file(*task)
+    pulse.add()
+    return scan
+
+
+def _without_tables(index: ShardIndex) -> ShardIndex:
+    """`index` with what a manifest takes from it only: the tables of 100,000 shards are 10 GB."""
+    return replace(
+        index,
+        keys=tuple(index.keys),
+        episodes=tuple(index.episodes),
+        length=index.length.copy(),
+        array_offset={},
+        frame_offset={},
+        frame_size={},
+        block_checksums=index.block_checksums[:0].copy(),
+    )
+
+
+def _rename_source(fault: str, names: Mapping[str, str]) -> str:
+    """`fault` with its file as the dataset calls it."""
+    path, colon, rest = fault.partition(": ")
+    return f"{names.get(path, Path(path).name)}{colon}{rest}"
+
+
+def _can_be_resumed(error: BaseException) -> bool:
+    """After what was no fault of the data the complete shards stay, for ``resume``."""
+    return not isinstance(error, EpistreamError) or isinstance(error, WorkerError | DeadlineError)

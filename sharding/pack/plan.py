@@ -1,0 +1,271 @@
+"""Decides, before anything is encoded, which episodes are packed, in which split, and which share a shard."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import xxhash
+
+from epistream.errors import LayoutError, OptionError, PackError
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.layouts.registry import looked_for, scan_source
+from epistream.sharding.pack.options import PackOptions
+from epistream.sharding.pack.outputs import applied_options, outputs_of
+
+
+@dataclass(frozen=True)
+class ScannedEpisode:
+    """An episode as the plan needs it: a few hundred bytes, for a million of them fit into memory."""
+
+    group: str
+    length: int
+    split: str | None
+    source_bytes: int
+    estimated_bytes: int
+    features: tuple[Feature, ...]
+
+
+@dataclass(frozen=True)
+class ScannedFile:
+    """A source file as the plan needs it.
+
+    `left_out` counts what is not packed, by its path without the episode; `applied` is that of `applied_options`.
+    """
+
+    path: str
+    layout: str
+    num_bytes: int
+    mtime_ns: int
+    episodes: tuple[ScannedEpisode, ...]
+    faults: tuple[str, ...]
+    left_out: tuple[str, ...]
+    applied: frozenset[str]
+
+
+@dataclass(frozen=True)
+class PlannedEpisode:
+    """One episode of the plan. `source_index` is its file's position among the scans."""
+
+    episode_index: int
+    source_index: int
+    group: str
+    length: int
+    split: str
+    source_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """Episodes that share a shard, all of one split."""
+
+    number: int
+    split: str
+    episodes: tuple[PlannedEpisode, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do.
+
+    Args:
+        features: Of every episode, in the order of the manifest.
+        splits: Their names.
+        shards: Numbered from 0 by their first episode.
+        faults: Why episodes or files cannot be packed.
+    """
+
+    features: dict[str, Feature]
+    splits: tuple[str, ...]
+    shards: tuple[PlannedShard, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes to be packed."""
+        return sum(len(shard.episodes) for shard in self.shards)
+
+    @property
+    def source_bytes(self) -> int:
+        """What they take in the source."""
+        return sum(episode.source_bytes for shard in self.shards for episode in shard.episodes)
+
+
+def scan_file(path: str, options: PackOptions) -> ScannedFile:
+    """Look into one source file; faults of its contents are reported, not raised."""
+    scan = scan_source(path, options.layout)
+    episodes: list[ScannedEpisode] = []
+    faults = list(scan.faults)
+    left_out: dict[str, None] = {}
+    applied: frozenset[str] = frozenset()
+    for episode in scan.episodes:
+        try:
+            outputs = outputs_of(episode, options)
+        except LayoutError as error:
+            faults.append(f"{path}: {str(error).rstrip('.')}.")
+            continue
+        left_out.update(dict.fromkeys(item.removeprefix(episode.group.rstrip("/")) for item in episode.left_out))
+        applied |= applied_options(episode, outputs, options)
+        episodes.append(
+            ScannedEpisode(
+                group=episode.group,
+                length=episode.length,
+                split=episode.split,
+                source_bytes=sum(output.source.num_bytes for output in outputs),
+                estimated_bytes=sum(output.estimated_bytes for output in outputs),
+                features=tuple(output.feature for output in outputs),
+            )
+        )
+    return ScannedFile(
+        path, scan.layout, scan.num_bytes, scan.mtime_ns, tuple(episodes), tuple(faults), tuple(left_out), applied
+    )
+
+
+def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> Plan:
+    """The plan for some files in the order given.
+
+    Raises:
+        PackError: If no episode can be packed.
+    """
+    faults = [fault for scan in scans for fault in scan.faults]
+    # Episodes from other processes each bring features of their own; equal ones are made one, to save memory.
+    shared: dict[tuple[Feature, ...], tuple[Feature, ...]] = {}
+    pairs = [(index, episode) for index, scan in enumerate(scans) for episode in scan.episodes]
+    if not pairs:
+        raise PackError(describe_faults(faults, any_good=False) if faults else "sources: no episodes, wanted one.")
+    pairs = [
+        (index, replace(episode, features=shared.setdefault(episode.features, episode.features)))
+        for index, episode in pairs
+    ]
+    features = _common_features(pairs)
+    differences = {mine: _difference(_by_name(mine), features) for mine in shared}
+    kept: list[tuple[int, ScannedEpisode]] = []
+    for index, episode in pairs:
+        difference = differences[episode.features]
+        if difference is None:
+            kept.append((index, episode))
+        else:
+            faults.append(f"{scans[index].path}: {episode.group}: {difference}.")
+    _check_renames(features, options)
+    _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
+    splits, names = _assign_splits(kept, options)
+    planned = [
+        PlannedEpisode(number, index, episode.group, episode.length, split, episode.source_bytes)
+        for number, ((index, episode), split) in enumerate(zip(kept, names, strict=True))
+    ]
+    estimates = [episode.estimated_bytes for _, episode in kept]
+    shards = _group(planned, estimates, options.shard_bytes)
+    return Plan(features, splits, tuple(shards), tuple(faults))
+
+
+def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[str, str]) -> dict[str, str]:
+    """What a resumed job must have in common with the interrupted one: a hash each of sources, options, versions."""
+    sources = [(scan.path, scan.num_bytes, scan.mtime_ns, len(scan.episodes)) for scan in scans]
+    parts: dict[str, Any] = {"sources": sources, "options": options.deciding(), "versions": versions}
+    return {
+        name: xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()
+    }
+
+
+def _common_features(pairs: Sequence[tuple[int, ScannedEpisode]]) -> dict[str, Feature]:
+    """What most episodes have; at a tie, what comes first."""
+    counts = Counter(episode.features for _, episode in pairs)
+    groups: list[tuple[dict[str, Feature], int]] = []
+    for features, count in counts.items():
+        mine = _by_name(features)
+        for position, (others, votes) in enumerate(groups):
+            if describe_difference(mine, others) is None:
+                groups[position] = others, votes + count
+                break
+        else:
+            groups.append((mine, count))
+    return max(groups, key=lambda group: group[1])[0]
+
+
+def _difference(mine: dict[str, Feature], common: dict[str, Feature]) -> str | None:
+    """How the features of an episode differ from those of most, or None."""
+    lacking, added = sorted(common.keys() - mine.keys()), sorted(mine.keys() - common.keys())
+    if lacking or added:
+        parts = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"also has {', '.join(added)}"] * bool(added)
+        return " and ".join(parts) + ", wanted the features that most episodes have"
+    difference = describe_difference(mine, common)
+    if difference is None:
+        return None
+    hint = ". Give all cameras one order with --color-order" if "jpeg_channels" in difference else ""
+    return f"{difference} in most episodes{hint}"
+
+
+def _by_name(features: Sequence[Feature]) -> dict[str, Feature]:
+    return {feature.name: feature for feature in features}
+
+
+def _check_renames(features: dict[str, Feature], options: PackOptions) -> None:
+    for old, new in options.rename:
+        if not any(new in (name, name.rsplit(".", 1)[-1]) for name in features):
+            raise OptionError(f"rename {old}={new}: nothing is called {old!r}, found {', '.join(features)}.")
+
+
+def _check_applied(applied: frozenset[str], features: dict[str, Feature], options: PackOptions) -> None:
+    """Refuse options that no source has anything for, before hours of packing show it."""
+    for pattern in options.drop:
+        if pattern not in applied:
+            raise OptionError(f"drop {pattern!r}: no feature is called so, found {', '.join(features)}.")
+    if options.quality != PackOptions.quality and "quality" not in applied:
+        raise OptionError(
+            f"quality: {options.quality}, but no camera is encoded as JPEG: what is JPEG in the source is copied as it "
+            "is, and the codecs png and raw make none. Leave it out; to make JPEG smaller, give an image size."
+        )
+
+
+def _assign_splits(
+    kept: Sequence[tuple[int, ScannedEpisode]], options: PackOptions
+) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the splits, and the split of each episode."""
+    if options.val_fraction is not None:
+        # Hashed ranks: the same seed and number of episodes give the same choice on every machine.
+        ranks = sorted(
+            range(len(kept)), key=lambda i: (xxhash.xxh3_64_intdigest(f"{i}".encode(), options.split_seed), i)
+        )
+        num_val = min(max(1, round(len(kept) * options.val_fraction)), len(kept) - 1)
+        chosen = set(ranks[:num_val])
+        names = ["val" if i in chosen else "train" for i in range(len(kept))]
+    elif any(episode.split for _, episode in kept):
+        # A file without masks among files with them is training data.
+        names = [episode.split or "train" for _, episode in kept]
+    else:
+        names = [NO_SPLIT] * len(kept)
+    order = {"train": 0, "val": 1, "test": 2}
+    return tuple(sorted(set(names), key=lambda name: (order.get(name, 3), name))), names
+
+
+def _group(episodes: Sequence[PlannedEpisode], estimates: Sequence[int], shard_bytes: int) -> list[PlannedShard]:
+    """Fill shards in order, one open per split; an episode goes where the shard ends nearer to its target size."""
+    groups: list[tuple[str, list[PlannedEpisode]]] = []
+    current: dict[str, tuple[list[PlannedEpisode], int]] = {}
+    for episode, estimate in zip(episodes, estimates, strict=True):
+        members, size = current.get(episode.split, ([], 0))
+        if not members or size + estimate / 2 > shard_bytes:
+            members, size = [], 0
+            groups.append((episode.split, members))
+        members.append(episode)
+        current[episode.split] = members, size + estimate
+    return [PlannedShard(number, split, tuple(members)) for number, (split, members) in enumerate(groups)]
+
+
+def describe_faults(faults: Sequence[str], *, any_good: bool) -> str:
+    """The message of a job that stops at bad sources: every one of them, a line each.
+
+    Args:
+        faults: What is wrong, each with its file.
+        any_good: Whether there would be anything to pack without them.
+    """
+    # The list of layouts is long, and the same for every file that fits none.
+    known = looked_for()
+    lines = [f"  {fault.removesuffix(known).rstrip()}" for fault in faults]
+    if any(fault.endswith(known) for fault in faults):
+        lines.append(known)
+    count = f"{len(faults)} fault" + "s" * (len(faults) != 1)
+    remedy = "Go on without them: --skip-bad." if any_good else "No episode is left. Correct the files or the options."
+    return "\n".join([f"{count} in the sources, nothing was published:", *lines, remedy])

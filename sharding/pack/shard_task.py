@@ -1,0 +1,223 @@
+"""One task of a packing job: reads the episodes of one shard from their sources and writes it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.sharding.files.names import index_name
+from epistream.sharding.files.storage import Options, local_path
+from epistream.sharding.format.checksums import checksum, hash_file
+from epistream.sharding.format.episode_meta import EpisodeMeta
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.statistics import Summary, merge_all, summarize
+from epistream.sharding.layouts.base import SourceEpisode
+from epistream.sharding.layouts.reading import open_source, read_array
+from epistream.sharding.layouts.registry import layout_by_name
+from epistream.sharding.pack.encoding import Fidelity, FrameSource
+from epistream.sharding.pack.options import PackOptions
+from epistream.sharding.pack.outputs import outputs_of
+from epistream.sharding.pack.plan import PlannedEpisode
+from epistream.sharding.pack.pool import Pulse
+from epistream.sharding.pack.workspace import upload
+from epistream.sharding.tar.shard_statistics import statistics_of
+from epistream.sharding.tar.shard_writer import FinishedShard, ShardWriter
+
+_HASH_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A source file as a task needs it. `name` is what the dataset calls it: its path below the job's root."""
+
+    path: str
+    name: str
+    layout: str
+    num_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Everything that a process needs to make one shard.
+
+    Args:
+        name: File name of the tar.
+        folder: Where it is written.
+        url: Where it is published, if that is not the folder.
+        episodes: What goes into it.
+        sources: Source files by `PlannedEpisode.source_index`.
+        features: Of every episode.
+        options: Of the job.
+        storage_options: For `url`.
+    """
+
+    name: str
+    folder: str
+    url: str
+    episodes: tuple[PlannedEpisode, ...]
+    sources: Mapping[int, TaskSource]
+    features: Mapping[str, Feature]
+    options: PackOptions
+    storage_options: Options = None
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of a task. `shard` is None if all its episodes were bad; otherwise its index is in the folder."""
+
+    shard: FinishedShard | None
+    statistics: Mapping[str, Summary]
+    fidelity: Mapping[str, Fidelity]
+    faults: tuple[str, ...]
+    is_resumed: bool = False
+
+
+@dataclass
+class _Work:
+    """What a task collects while it goes through its episodes."""
+
+    statistics: list[Mapping[str, Summary]] = field(default_factory=list)
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    reported_bytes: int = 0
+
+
+def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
+    """Make one shard. Bad episodes are left out and reported.
+
+    Raises:
+        PackError: If the disk is full, or the job was stopped; nothing of the shard is left then.
+        SourceChangedError: If a source is not the file that was scanned.
+    """
+    work = _Work()
+    with ShardWriter(Path(task.folder), task.name, task.features) as writer:
+        for episode in task.episodes:
+            source = task.sources[episode.source_index]
+            try:
+                _pack_episode(task, writer, episode, source, work, pulse)
+            except (LayoutError, FormatError, SourceError) as error:
+                work.faults.append(str(error) if str(error).endswith(".") else f"{error}.")
+            # What its frames have not reported: arrays, and all after a fault.
+            pulse.add(episodes=1, num_bytes=episode.source_bytes - work.reported_bytes)
+            work.reported_bytes = 0
+        if not writer.num_episodes:
+            return ShardResult(None, {}, {}, tuple(work.faults))
+        shard = writer.finish()
+    if local_path(task.url) is None:
+        for name in (index_name(task.name), task.name):
+            upload(Path(task.folder) / name, task.url, task.storage_options)
+        (Path(task.folder) / task.name).unlink()
+    return ShardResult(shard, merge_all(work.statistics), work.fidelity, tuple(work.faults))
+
+
+def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
+    """The result of a task that an interrupted job has done already, or None if it must be done (again).
+
+    The tar is read whole: its checksum must be the index's, and its episodes those of the task.
+    """
+    path = Path(task.folder) / task.name
+    index_path = path.with_name(index_name(task.name))
+    if not path.is_file() or not index_path.is_file():
+        return None
+    data = index_path.read_bytes()
+    try:
+        index = ShardIndex.parse(data, index_path.name)
+    except FormatError:
+        return None
+    wanted = [(episode.episode_index, episode.length) for episode in task.episodes]
+    found = [(meta.episode_index, meta.length) for meta in index.episodes]
+    if found != wanted or index.shard_name != task.name or describe_difference(index.features, task.features):
+        return None
+    if path.stat().st_size != index.shard_bytes or hash_file(path).checksum != index.shard_checksum:
+        return None
+    pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
+    shard = FinishedShard(task.name, index.shard_bytes, len(data), checksum(data))
+    return ShardResult(shard, statistics_of(path, index), {}, (), is_resumed=True)
+
+
+def pack_or_resume(task: ShardTask, pulse: Pulse) -> ShardResult:
+    """What a task of a resumed job does."""
+    return find_complete(task, pulse) or pack_shard(task, pulse)
+
+
+def hash_source(path: str, pulse: Pulse) -> str:
+    """XXH3-128 of a source file, for the manifest's provenance.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    hasher = xxhash.xxh3_128()
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            while data := file.read(_HASH_BYTES):
+                hasher.update(data)
+                pulse.add()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}), wanted its checksum.") from error
+    return hasher.hexdigest()
+
+
+def _pack_episode(
+    task: ShardTask, writer: ShardWriter, planned: PlannedEpisode, source: TaskSource, work: _Work, pulse: Pulse
+) -> None:
+    _check_unchanged(source)
+    with open_source(source.path) as file:
+        episode = layout_by_name(task.options.layout or source.layout).episode(file, planned.group)
+        outputs = {output.feature.name: output for output in outputs_of(episode, task.options)}
+        arrays = {
+            name: read_array(file, output.source, episode.length)
+            for name, output in outputs.items()
+            if output.feature.kind == "array"
+        }
+        cameras = {
+            name: FrameSource(file, output, episode.length, task.options.quality)
+            for name, output in outputs.items()
+            if output.feature.kind == "frames"
+        }
+        frames = {name: _watched(camera, work, pulse) for name, camera in cameras.items()}
+        writer.add(_meta(episode, planned, source), arrays, frames)
+    work.statistics.append({name: summarize(values) for name, values in arrays.items()})
+    for name, camera in cameras.items():
+        if camera.fidelity.num_frames:
+            work.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
+
+
+def _watched(camera: FrameSource, work: _Work, pulse: Pulse) -> Iterator[Any]:
+    """The frames of `camera` as the writer wants them, each reported, until the job is stopped."""
+    is_raw = camera.output.feature.codec == "raw"
+    num_bytes = camera.output.source.num_bytes // camera.length
+    for frame in camera.arrays() if is_raw else camera.encoded():
+        work.reported_bytes += num_bytes
+        pulse.add(num_bytes=num_bytes)
+        yield frame
+
+
+def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: TaskSource) -> EpisodeMeta:
+    return EpisodeMeta(
+        length=episode.length,
+        episode_index=planned.episode_index,
+        split=planned.split,
+        tasks=episode.tasks,
+        valid_ranges=episode.valid_ranges,
+        source=source.name,
+        source_path=episode.group,
+        layout=source.layout,
+        attributes=episode.attributes,
+    )
+
+
+def _check_unchanged(source: TaskSource) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        status = Path(source.path).stat()
+        if (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns):
+            return
+    raise SourceChangedError(
+        f"{source.path}: changed since the job looked at it, wanted {source.num_bytes:,} bytes as then. "
+        "Pack again when nothing writes to it."
+    )

@@ -1,0 +1,289 @@
+"""The folder or URL that a packing job writes to: locked, cleaned, and never looking finished before it is."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
+from epistream.file_systems import ask, limit_of, open_file_system
+from epistream.sharding.files.names import index_name
+from epistream.sharding.files.storage import Options, join, list_names, local_path, read_bytes, remove_quietly
+from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME
+from epistream.sharding.pack.options import PackOptions
+from epistream.sharding.tar.tar_writer import write_error
+
+_log = logging.getLogger(__name__)
+
+JOB_FILE = ".pack-job.json"
+LOCK_FILE = ".pack.lock"
+_OURS = re.compile(r"(shard-(?:r\d+-)?)\d{6,}\.(?:tar|index)")
+_TEMPORARY = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:tar|index)\.tmp")
+
+
+@dataclass
+class Workspace:
+    """Where a job writes. Use as a context manager; leaving it ends the lock.
+
+    Shards of an overwriting job get another prefix (``shard-r1-``), so that the old dataset stays whole until the
+    new manifest takes its place.
+
+    Args:
+        url: A folder or URL, as the user gave it.
+        options: Of the job.
+        storage_options: For `url`.
+    """
+
+    url: str
+    options: PackOptions
+    storage_options: Options = None
+    folder: Path = field(init=False)
+    prefix: str = field(init=False, default="shard-")
+    _made: Path | None = field(init=False, default=None)
+    _lock: IO[bytes] | None = field(init=False, default=None)
+    _names: set[str] = field(init=False, default_factory=set)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are made in a temporary folder and uploaded."""
+        return local_path(self.url) is None
+
+    @property
+    def has_dataset(self) -> bool:
+        """Whether there was a dataset when the job began."""
+        return FILE_NAME in self._names
+
+    @property
+    def has_job(self) -> bool:
+        """Whether there was an unfinished job."""
+        return JOB_FILE in self._names
+
+    def __enter__(self) -> "Workspace":
+        local = local_path(self.url)
+        if local is None:
+            if self.options.resume:
+                raise OptionError(f"{self.url}: resume works on local folders only. Use overwrite.")
+            self.folder = Path(tempfile.mkdtemp(prefix="epistream-pack-"))
+        else:
+            self.folder = local
+            self._make_folder()
+            self._take_lock()
+        try:
+            self._names = set(list_names(self.url, self.storage_options) or ())
+            self._refuse_what_is_there()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        if self._lock is not None:
+            # Unlinked while the lock is held; whoever waits for it notices that the name is gone.
+            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+            self._lock.close()
+        if self._made is not None:
+            # Only folders that this job made, and only if nothing is in them.
+            with contextlib.suppress(OSError):
+                self._remove_empty(self._made)
+
+    def begin(self, identity: Mapping[str, str]) -> bool:
+        """Clean up after an interrupted job, or take it up; True if shards of it may be complete.
+
+        Raises:
+            PackError: If it was of other sources or options.
+        """
+        if self.is_remote:
+            self._choose_prefix()
+            return False
+        job = self._read_job()
+        self._remove_temporary()
+        if self.options.resume and job is not None:
+            changed = [name for name, value in identity.items() if job["identity"].get(name) != value]
+            if changed:
+                raise PackError(
+                    f"{self.url}: the unfinished job there had other {' and '.join(changed)}, wanted the same to "
+                    "resume. Give them as before, or begin again with --overwrite."
+                )
+            self.prefix = job["prefix"]
+            return True
+        if job is not None and job["prefix"] not in self._published_prefixes():
+            # An interrupted job may have got as far as its manifest: then its shards are the dataset.
+            self._remove_shards(job["prefix"])
+        self._names = set(list_names(self.url) or ())
+        self._choose_prefix()
+        self._write_job({"identity": dict(identity), "prefix": self.prefix})
+        return False
+
+    def shard_name(self, number: int) -> str:
+        """File name of a shard of this job."""
+        return f"{self.prefix}{number:06d}.tar"
+
+    def abandon(self, *, keep_complete: bool) -> None:
+        """Take everything of this job away again; with `keep_complete` only what is not complete.
+
+        An error can come after the manifest is in place: then the shards are a dataset's, and nothing is removed.
+        """
+        if not self.is_remote:
+            self._remove_temporary()
+        if self.prefix in self._published_prefixes() or (keep_complete and not self.is_remote):
+            return
+        self._remove_shards(self.prefix)
+        for name in list_names(self.url, self.storage_options) or ():
+            if TABLES_NAME.fullmatch(name) and name not in self._names:
+                remove_quietly(join(self.url, name), self.storage_options)
+        if not self.is_remote:
+            (self.folder / JOB_FILE).unlink(missing_ok=True)
+
+    def conclude(self, shard_names: Iterable[str]) -> None:
+        """After the manifest is published: remove what an older dataset or an interrupted job left."""
+        current = {name for shard in shard_names for name in (shard, index_name(shard))}
+        if FILE_NAME in self._names or not self.is_remote:
+            for name in sorted(self._names - current):
+                if _OURS.fullmatch(name):
+                    remove_quietly(join(self.url, name), self.storage_options)
+        if not self.is_remote:
+            (self.folder / JOB_FILE).unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PackError(
+                f"{self.folder}: cannot be made ({error.strerror}), wanted a folder. Choose another."
+            ) from error
+        self._made = missing[-1] if missing else None
+
+    def _remove_empty(self, top: Path) -> None:
+        path = self.folder
+        while path.is_relative_to(top):
+            path.rmdir()
+            path = path.parent
+
+    def _take_lock(self) -> None:
+        path = self.folder / LOCK_FILE
+        while True:
+            try:
+                lock = path.open("ab")
+            except OSError as error:
+                raise PackError(f"{path}: cannot be written ({error.strerror}). Check room and permissions.") from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.close()
+                raise PackError(
+                    f"{self.url}: another packing job writes there, wanted it alone. Wait for it to end."
+                ) from error
+            except OSError as error:
+                _log.warning("%s: this file system has no locks (%s); see to it that no other job writes", path, error)
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                    self._lock = lock
+                    return
+            lock.close()
+
+    def _refuse_what_is_there(self) -> None:
+        """What is in the folder already must be meant: a dataset, an unfinished job, or tars of somebody else."""
+        has_dataset = read_bytes(join(self.url, FILE_NAME), self.storage_options) is not None
+        if has_dataset:
+            self._names.add(FILE_NAME)
+            if not self.options.overwrite and not self.options.resume:
+                raise DatasetExistsError(
+                    f"{self.url}: holds a dataset already. Choose another folder, or replace it with --overwrite."
+                )
+            return
+        shards = sorted(name for name in self._names if _OURS.fullmatch(name))
+        if JOB_FILE in self._names:
+            if not self.options.overwrite and not self.options.resume:
+                raise DatasetExistsError(
+                    f"{self.url}: holds an unfinished packing job with {len(shards) // 2} complete shards. "
+                    "Finish it with --resume, or begin again with --overwrite."
+                )
+        elif shards:
+            raise DatasetExistsError(
+                f"{self.url}: holds {shards[0]} and no {FILE_NAME}. Choose another folder; "
+                "if those shards are wanted, 'epistream index' makes them a dataset."
+            )
+
+    def _choose_prefix(self) -> None:
+        taken = {match[1] for name in self._names if (match := _OURS.fullmatch(name))} | self._published_prefixes()
+        number = 0
+        while self.prefix in taken:
+            number += 1
+            self.prefix = f"shard-r{number}-"
+
+    def _write_job(self, job: Mapping[str, Any]) -> None:
+        path = self.folder / JOB_FILE
+        temporary = self.folder / f"{JOB_FILE}.tmp"
+        try:
+            temporary.write_text(json.dumps(job))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise write_error(path, 0, error) from error
+
+    def _read_job(self) -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, ValueError):
+            job = json.loads((self.folder / JOB_FILE).read_bytes())
+            if (
+                isinstance(job, dict)
+                and isinstance(job.get("identity"), dict)
+                and _OURS.fullmatch(f"{job.get('prefix')}000000.tar")
+            ):
+                return job
+        return None
+
+    def _published_prefixes(self) -> set[str]:
+        """Prefixes of the shards of the dataset that is there; all, if its manifest cannot be understood."""
+        if read_bytes(join(self.url, FILE_NAME), self.storage_options) is None:
+            return set()
+        try:
+            names = Manifest.read(self.url, self.storage_options).columns.names
+        except FormatError:
+            names = sorted(self._names)
+        return {match[1] for name in names if (match := _OURS.fullmatch(name))}
+
+    def _listed(self, prefix: str) -> list[str]:
+        names = list_names(self.url, self.storage_options) or ()
+        return [name for name in names if (match := _OURS.fullmatch(name)) and match[1] == prefix]
+
+    def _remove_shards(self, prefix: str) -> None:
+        for name in self._listed(prefix):
+            remove_quietly(join(self.url, name), self.storage_options)
+
+    def _remove_temporary(self) -> None:
+        for name in list_names(self.url) or ():
+            if _TEMPORARY.fullmatch(name) or name == f"{JOB_FILE}.tmp":
+                (self.folder / name).unlink(missing_ok=True)
+
+
+def upload(path: Path, url: str, storage_options: Options) -> None:
+    """Copy a finished file into the folder `url`; object stores show it when it is whole.
+
+    Raises:
+        PackError: If it cannot be written.
+    """
+    target = join(url, path.name)
+    try:
+        file_system, remote = open_file_system(target, storage_options)
+        ask(file_system, "makedirs", remote.rsplit("/", 1)[0], exist_ok=True)
+        ask(file_system, "put_file", str(path), remote, limit_s=limit_of(path.stat().st_size))
+    except EpistreamError:
+        raise
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise PackError(
+            f"{target}: {type(error).__name__}: {error}, wanted to upload {path.stat().st_size:,} bytes. "
+            "Check access and storage_options."
+        ) from error

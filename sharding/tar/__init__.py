@@ -1,0 +1,1 @@
+"""Tars: written, walked, indexed again, and the sidecars that other readers want."""

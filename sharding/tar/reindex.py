@@ -1,0 +1,195 @@
+"""Writing indexes and a manifest for tars for good: foreign ones, or our own after a loss."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import natsort
+
+from epistream.errors import DatasetExistsError, OptionError, SourceError
+from epistream.sharding.files.local_copy import local_copy
+from epistream.sharding.files.names import index_name
+from epistream.sharding.files.sources import AnySource, Tars, resolve
+from epistream.sharding.files.storage import (
+    Options,
+    file_bytes,
+    join,
+    list_names,
+    read_bytes,
+    remove_quietly,
+    write_atomic,
+)
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.manifest import Manifest, ManifestBuilder
+from epistream.sharding.format.manifest_file import FILE_NAME
+from epistream.sharding.format.statistics import Summary, merge_all, to_plain
+from epistream.sharding.tar.index_tar import index_tar
+from epistream.sharding.tar.shard_statistics import statistics_of
+from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour, ShardMembers, read_members, sidecars
+
+
+@dataclass(frozen=True)
+class ReindexOptions:
+    """What to write.
+
+    Args:
+        overwrite: Replace a manifest that is there.
+        emit: Neighbours whose sidecars to write too. With a manifest there, and no `overwrite`, only these.
+
+    Raises:
+        OptionError: If a neighbour is unknown.
+    """
+
+    overwrite: bool = False
+    emit: tuple[Neighbour, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.emit if name not in NEIGHBOURS]
+        if unknown:
+            raise OptionError(f"emit {unknown[0]!r}: wanted some of {', '.join(NEIGHBOURS)}.")
+
+
+@dataclass(frozen=True)
+class Reindexed:
+    """What was written: the manifest (None if it was there already), and the names of all files."""
+
+    url: str
+    manifest: Manifest | None
+    names: tuple[str, ...]
+
+
+def reindex(
+    source: AnySource,
+    options: ReindexOptions | None = None,
+    storage_options: Options = None,
+    advance: Callable[[str], None] | None = None,
+) -> Reindexed:
+    """Index tars where they lie.
+
+    Everything is made before anything is replaced; the manifest comes last, so that a job that fails or dies leaves
+    the old dataset, or tars without one, never a mixture.
+
+    Args:
+        source: A folder or URL with tars, or a brace pattern or glob of tars in one folder.
+        options: What to write.
+        storage_options: For fsspec.
+        advance: Called with the name of each tar that is done.
+
+    Raises:
+        SourceError: If there are no tars, or they cannot be read.
+        DatasetExistsError: If there is a manifest and nothing that may be written.
+        FormatError: If a tar holds no whole episodes.
+    """
+    options = options or ReindexOptions()
+    url, names = _tars(source, storage_options)
+    has_manifest = read_bytes(join(url, FILE_NAME), storage_options) is not None
+    if has_manifest and not options.overwrite and not options.emit:
+        raise DatasetExistsError(
+            f"{join(url, FILE_NAME)}: exists. Check the dataset with 'epistream verify {url}', replace its manifest "
+            "with --overwrite, or write other sidecars with --emit."
+        )
+    if has_manifest and not options.overwrite:
+        splits = _known_splits(Manifest.read(url, storage_options))
+        members = [_members(url, name, splits.get(name, NO_SPLIT), storage_options, advance) for name in names]
+        return Reindexed(url, None, _emit(url, options, members, storage_options))
+    return _write_all(url, names, options, storage_options, advance)
+
+
+def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, ...]]:
+    """The folder, and the file names of its tars in natural order."""
+    parts = resolve(source)
+    if len(parts) > 1:
+        raise OptionError(f"{source}: tars in {len(parts)} folders, wanted one. Index them one by one.")
+    part = parts[0]
+    if isinstance(part, Tars):
+        return part.url, part.names
+    listed = list_names(part.url, storage_options) or []
+    names = [name for name in listed if name.endswith(".tar") and not name.startswith(".")]
+    if not names:
+        raise SourceError(
+            f"{part.url}: {len(listed)} files, no tars. Give a folder with tars, or for a server that cannot list "
+            "its files a brace pattern such as URL/shard-{000000..000003}.tar."
+        )
+    return part.url, tuple(natsort.natsorted(names))
+
+
+def _known_splits(manifest: Manifest) -> dict[str, str]:
+    columns = manifest.columns
+    return {name: manifest.splits[split] for name, split in zip(columns.names, columns.shard_split, strict=True)}
+
+
+def _members(
+    url: str, name: str, split: str, storage_options: Options, advance: Callable[[str], None] | None
+) -> ShardMembers:
+    with local_copy(join(url, name), storage_options) as path:
+        members = read_members(path, split)
+    if advance:
+        advance(name)
+    return members
+
+
+def _write_all(
+    url: str,
+    names: Sequence[str],
+    options: ReindexOptions,
+    storage_options: Options,
+    advance: Callable[[str], None] | None,
+) -> Reindexed:
+    statistics: dict[str, list[dict[str, Summary]]] = {}
+    members: list[ShardMembers] = []
+    builder: ManifestBuilder | None = None
+    with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
+        for name in names:
+            with local_copy(join(url, name), storage_options) as path:
+                index = index_tar(path)
+                split = index.episodes[0].split
+                statistics.setdefault(split, []).append(statistics_of(path, index))
+                if options.emit:
+                    members.append(read_members(path, split))
+            data = index.to_bytes()
+            (Path(folder) / index_name(name)).write_bytes(data)
+            builder = builder or ManifestBuilder(index.features, None)
+            builder.add_shard(index, data)
+            if advance:
+                advance(name)
+        if builder is None:
+            raise SourceError(f"{url}: no tars, wanted at least one.")
+        manifest = _with_statistics(builder.build(renumber=True), statistics)
+        _publish_indexes(url, [Path(folder) / index_name(name) for name in names], storage_options)
+    written = [index_name(name) for name in names]
+    written += _emit(url, options, members, storage_options)
+    manifest.write(url, storage_options)
+    return Reindexed(url, manifest, (*written, FILE_NAME))
+
+
+def _with_statistics(manifest: Manifest, statistics: dict[str, list[dict[str, Summary]]]) -> Manifest:
+    split = "train" if "train" in manifest.splits else manifest.splits[0]
+    plain = {name: to_plain(summary) for name, summary in merge_all(statistics[split]).items()}
+    return replace(manifest, statistics=plain, statistics_split=split)
+
+
+def _publish_indexes(url: str, paths: Sequence[Path], storage_options: Options) -> None:
+    """Replace indexes that are missing or differ; from the first one on until the end there is no manifest.
+
+    A manifest beside indexes that are not its own would be worse than none.
+    """
+    has_removed = False
+    for path in paths:
+        data, there = path.read_bytes(), join(url, path.name)
+        if file_bytes(there, storage_options) == len(data) and read_bytes(there, storage_options) == data:
+            continue
+        if not has_removed:
+            remove_quietly(join(url, FILE_NAME), storage_options)
+            has_removed = True
+        write_atomic(there, data, storage_options)
+
+
+def _emit(
+    url: str, options: ReindexOptions, members: Sequence[ShardMembers], storage_options: Options
+) -> tuple[str, ...]:
+    existing = [f".nv-meta/{name}" for name in list_names(join(url, ".nv-meta"), storage_options) or ()]
+    made = [file for neighbour in options.emit for file in sidecars(neighbour, members, existing)]
+    for name, data in made:
+        write_atomic(join(url, name), data, storage_options)
+    return tuple(name for name, _ in made)
