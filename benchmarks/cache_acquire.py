@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
 
 
 def time_each(action: Callable[[], None], count: int) -> list[float]:

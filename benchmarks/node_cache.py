@@ -22,8 +22,8 @@ import psutil
 from served import Network, served
 
 import epistream as es
-from epistream.cache.entry import Entry
 from epistream.cache.node import NodeCache
+from epistream.cache.source.entry import Entry
 from epistream.loader.reader import shard_entry
 
 BATCH_SIZE, NUM_EPOCHS = 16, 4

@@ -6,18 +6,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from epistream.cache.budget import Limits
-from epistream.cache.cap import write_cap
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import USERS, CacheDirectory, open_private, sweep
-from epistream.cache.keeping import KEEP
-from epistream.cache.locks import LockFile, inode_holders
-from epistream.cache.notes import Note, boot_time_s, read_note
-from epistream.cache.opening import default_name, open_store
-from epistream.cache.origin import read_origin
-from epistream.cache.place import file_system_type, is_memory
-from epistream.cache.room import FILL, PART, SHARD, Item, survey, unlink
-from epistream.cache.store import ShardStore, StoreOptions
+from epistream.cache.places import file_system_type, is_memory
+from epistream.cache.store.budget import Limits
+from epistream.cache.store.cap import write_cap
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import USERS, CacheDirectory, open_private, sweep
+from epistream.cache.store.eviction import FILL, PART, SHARD, Item, survey, unlink
+from epistream.cache.store.keeping import KEEP
+from epistream.cache.store.locks import LockFile, inode_holders
+from epistream.cache.store.markers import Note, boot_time_s, read_note
+from epistream.cache.store.opening import default_name, open_store
+from epistream.cache.store.origin import read_origin
+from epistream.cache.store.store import ShardStore, StoreOptions
 from epistream.cache.tiers import DISK_PARENT, SHM_PARENT
 from epistream.errors import CacheError
 

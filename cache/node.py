@@ -6,14 +6,14 @@ from multiprocessing import util
 from types import TracebackType
 from typing import Any
 
-from epistream.cache.budget import Budget
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import Observer, ignore
-from epistream.cache.entry import Entry
-from epistream.cache.opened import OpenEntry
+from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
 from epistream.cache.prefetch import Prefetcher
+from epistream.cache.source.entry import Entry
 from epistream.cache.stats import CacheStats
+from epistream.cache.store.budget import Budget
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import Observer, ignore
 from epistream.cache.tiers import Tiers
 
 __all__ = ["CacheOptions", "CacheStats", "NodeCache", "OpenEntry"]

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from epistream.cache.budget import Budget, Limits, measure
-from epistream.cache.cap import read_cap
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import CacheDirectory
-from epistream.cache.room import held_bytes, survey
+from epistream.cache.store.budget import Budget, Limits, measure
+from epistream.cache.store.cap import read_cap
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import CacheDirectory
+from epistream.cache.store.eviction import held_bytes, survey
 
 
 def budget_ahead(path: Path, wish: int | None, limits: Limits) -> Budget:

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from epistream.cache.entry import Entry
-from epistream.cache.lease import Lease
-from epistream.cache.locks import LockFile, inode_holders
-from epistream.cache.room import charge
-from epistream.cache.store import ShardStore
+from epistream.cache.source.entry import Entry
+from epistream.cache.store.eviction import charge
+from epistream.cache.store.lease import Lease
+from epistream.cache.store.locks import LockFile, inode_holders
+from epistream.cache.store.store import ShardStore
 from epistream.errors import EpistreamError
 
 logger = logging.getLogger(__name__)

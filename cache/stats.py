@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass, fields, replace
 
-from epistream.cache.store import Outcome
+from epistream.cache.store.store import Outcome
 
 
 @dataclass(frozen=True)

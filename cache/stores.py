@@ -5,13 +5,13 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from epistream.cache.budget import Budget, Limits
-from epistream.cache.directory import Observer
-from epistream.cache.opening import open_store
 from epistream.cache.options import CacheOptions
 from epistream.cache.outlook import budget_ahead
-from epistream.cache.place import file_system_type, is_memory
-from epistream.cache.store import ShardStore, StoreOptions
+from epistream.cache.places import file_system_type, is_memory
+from epistream.cache.store.budget import Budget, Limits
+from epistream.cache.store.directory import Observer
+from epistream.cache.store.opening import open_store
+from epistream.cache.store.store import ShardStore, StoreOptions
 from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)

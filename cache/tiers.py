@@ -8,25 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from epistream.cache.blob import Blob, FileBlob, MappedBlob
-from epistream.cache.budget import Budget
-from epistream.cache.directory import Observer
-from epistream.cache.entry import Entry
-from epistream.cache.fetch import Fetcher, checksum_of, write_all
-from epistream.cache.lease import Lease
-from epistream.cache.made import write_mapped
-from epistream.cache.memory import System
-from epistream.cache.opened import OpenEntry
-from epistream.cache.opening import default_name
+from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
-from epistream.cache.origin import write_origin
-from epistream.cache.place import file_system_type, is_memory, is_network
+from epistream.cache.places import file_system_type, is_memory, is_network
 from epistream.cache.prefetch import Prefetcher
-from epistream.cache.pressure import Relief
-from epistream.cache.range_blob import RangeBlob
-from epistream.cache.remote import Remote, RetryOptions, local_path
+from epistream.cache.source.blob import Blob, FileBlob, MappedBlob
+from epistream.cache.source.entry import Entry
+from epistream.cache.source.fetch import Fetcher, checksum_of, write_all
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.remote import Remote, RetryOptions, local_path
 from epistream.cache.stats import CacheStats, Counters
-from epistream.cache.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
+from epistream.cache.store.budget import Budget
+from epistream.cache.store.directory import Observer
+from epistream.cache.store.lease import Lease
+from epistream.cache.store.made import write_mapped
+from epistream.cache.store.memory import System
+from epistream.cache.store.opening import default_name
+from epistream.cache.store.origin import write_origin
+from epistream.cache.store.pressure import Relief
+from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
 from epistream.errors import CacheError, DeadlineError, EpistreamError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from epistream.cache.memory import System, available_bytes, cgroup_free_bytes
+from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
 from epistream.cache.tiers import SHM_PARENT
 from epistream.loader.cores import num_usable_cores
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from epistream.cache.fetch import Fetcher
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
-from epistream.cache.place import file_system_type, is_network
-from epistream.cache.remote import Remote, RetryOptions, local_path
+from epistream.cache.places import file_system_type, is_network
+from epistream.cache.source.fetch import Fetcher
+from epistream.cache.source.remote import Remote, RetryOptions, local_path
 from epistream.configs.config import Config
 from epistream.configs.read_rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
 from epistream.loader.cores import num_usable_cores

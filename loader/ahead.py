@@ -6,8 +6,8 @@ from typing import Protocol
 
 import xxhash
 
-from epistream.cache.entry import Entry
 from epistream.cache.node import NodeCache
+from epistream.cache.source.entry import Entry
 from epistream.loader.world import World
 
 

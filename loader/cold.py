@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.entry import Entry
 from epistream.cache.node import OpenEntry
-from epistream.cache.range_blob import RangeBlob
+from epistream.cache.source.entry import Entry
+from epistream.cache.source.ranged import RangeBlob
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 

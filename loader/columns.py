@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob, MappedBlob, RangeBlob
-from epistream.cache.entry import Entry, part_offsets
 from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.source.blob import Blob, MappedBlob, RangeBlob
+from epistream.cache.source.entry import Entry, part_offsets
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob
-from epistream.cache.budget import mib
-from epistream.cache.entry import Entry, part_offsets
 from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.source.blob import Blob
+from epistream.cache.source.entry import Entry, part_offsets
+from epistream.cache.store.budget import mib
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.frames import FrameDecoder
 from epistream.sharding.format.index import ShardIndex

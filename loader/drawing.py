@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob, FileBlob
+from epistream.cache.source.blob import Blob, FileBlob
 from epistream.errors import FormatError
 from epistream.loader.decoded import Frames
 from epistream.loader.frames import FrameDecoder

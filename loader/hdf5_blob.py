@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob, FileBlob
-from epistream.cache.entry import Part
-from epistream.cache.range_blob import RangeBlob
-from epistream.cache.remote import Remote, RetryOptions
-from epistream.cache.rows import as_bytes, check_range, check_starts
+from epistream.cache.source.blob import Blob, FileBlob
+from epistream.cache.source.entry import Part
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.loader.hdf5_made import RowMaker
 from epistream.sharding.files.storage import local_path
@@ -24,7 +24,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Hdf5Supply:
-    """Offers the packed bytes of a shard of an HDF5 file to the cache, see `epistream.cache.supply.Supply`.
+    """Offers the packed bytes of a shard of an HDF5 file to the cache, see `epistream.cache.source.supply.Supply`.
 
     Args:
         url: The HDF5 file.

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob, FileBlob
+from epistream.cache.source.blob import Blob, FileBlob
 from epistream.errors import SourceError
 from epistream.sharding.files.storage import local_path
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.entry import Entry
 from epistream.cache.node import NodeCache
+from epistream.cache.source.entry import Entry
 from epistream.loader.anchors import Anchors
 from epistream.loader.batch import BatchLayout
 from epistream.loader.decoded import DecodedPlan

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from epistream.cache.opening import default_name
 from epistream.cache.options import CacheOptions
+from epistream.cache.store.opening import default_name
 from epistream.cache.tiers import SHM_PARENT
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.blob import Blob
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import NodeCache, OpenEntry
-from epistream.cache.range_blob import RangeBlob
+from epistream.cache.source.blob import Blob
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.ranged import RangeBlob
 from epistream.loader.cold import ColdReads, ColdShard, Wanted
 from epistream.loader.columns import Columns, gather_rows
 from epistream.loader.decoded import DecodedEpisodes, DecodedPlan, Frames

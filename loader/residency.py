@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from epistream.cache.budget import mib
+from epistream.cache.store.budget import mib
 from epistream.loader.lanes import Lanes
 from epistream.loader.plan import Plan
 

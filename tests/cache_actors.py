@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from epistream.cache.budget import Limits
-from epistream.cache.directory import Observer, ignore
-from epistream.cache.lease import Lease
-from epistream.cache.opening import open_store
-from epistream.cache.store import NoRoomError, Outcome, ShardStore, StoreOptions
+from epistream.cache.store.budget import Limits
+from epistream.cache.store.directory import Observer, ignore
+from epistream.cache.store.lease import Lease
+from epistream.cache.store.opening import open_store
+from epistream.cache.store.store import NoRoomError, Outcome, ShardStore, StoreOptions
 
 PAGE = 4096
 SIZE = 4 * PAGE

@@ -58,7 +58,7 @@ def imported_names(file: Path) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """The sub-package of a module, without the leading name: 'cache.store' of 'epistream.cache.store.locks'."""
+    """The sub-package of a module, without the leading name: 'cache.store' of 'epistream.cache.store.store.locks'."""
     package = module if module in PACKAGES else module.rpartition(".")[0]
     return package.partition(".")[2]
 

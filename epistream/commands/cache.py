@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from epistream.cache import admin
-from epistream.cache.budget import mib
 from epistream.cache.options import CacheOptions
+from epistream.cache.store.budget import mib
 from epistream.commands.sources import layout_options, open_source
 from epistream.errors import CacheError, OptionError
 
@@ -119,8 +119,8 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     fetch besides ends with them, as ever.
     """
     from epistream.cache.node import NodeCache
-    from epistream.cache.place import file_system_type, is_network
-    from epistream.cache.remote import local_path
+    from epistream.cache.places import file_system_type, is_network
+    from epistream.cache.source.remote import local_path
     from epistream.loader.reader import shard_entry
 
     dataset = open_source(source, **reached)

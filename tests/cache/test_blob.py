@@ -8,11 +8,11 @@ import fsspec
 import numpy as np
 import pytest
 
-from epistream.cache.blob import Blob, FileBlob, MappedBlob
-from epistream.cache.entry import Entry, Part, part_offsets
-from epistream.cache.range_blob import RangeBlob
-from epistream.cache.remote import Remote, RetryOptions
-from epistream.cache.rows import rows, runs
+from epistream.cache.source.blob import Blob, FileBlob, MappedBlob
+from epistream.cache.source.entry import Entry, Part, part_offsets
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.rows import rows, runs
 from epistream.errors import FormatError, OptionError, SourceChangedError, SourceError
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_001, dtype=np.uint8).tobytes()

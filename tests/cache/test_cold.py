@@ -8,10 +8,10 @@ import pytest
 import xxhash
 from faulty_server import FaultyServer, serve
 
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
-from epistream.cache.range_blob import RangeBlob
-from epistream.cache.remote import Remote, RetryOptions
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.errors import ChecksumError
 
 MIB = 1 << 20

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from cache_actors import DEADLINE_S, content, context, get, key_of, open_test_store, read_all, run_enter_leave
 
-from epistream.cache.directory import CacheDirectory, bury, remove_dead, sweep
-from epistream.cache.locks import LockFile
+from epistream.cache.store.directory import CacheDirectory, bury, remove_dead, sweep
+from epistream.cache.store.locks import LockFile
 from epistream.errors import CacheError, DeadlineError
 
 

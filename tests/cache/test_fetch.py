@@ -12,11 +12,11 @@ import pytest
 import xxhash
 from faulty_server import FaultyServer, serve
 
-from epistream.cache import fetch
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
-from epistream.cache.range_blob import RangeBlob
-from epistream.cache.remote import Remote, RetryOptions, local_path
+from epistream.cache.source import fetch
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.remote import Remote, RetryOptions, local_path
 from epistream.errors import ChecksumError, FetchError, FormatError, SourceChangedError, SourceError
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cache_actors import get, key_of, open_test_store
 
-from epistream.cache.store import ShardStore
+from epistream.cache.store.store import ShardStore
 
 
 def mark(store: ShardStore, numbers: list[int] | None) -> None:

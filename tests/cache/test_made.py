@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
 
 MIB = 1 << 20
 

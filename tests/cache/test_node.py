@@ -13,8 +13,8 @@ import xxhash
 from faulty_server import FaultyServer, serve
 
 from epistream.cache import tiers
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, CacheStats, NodeCache
+from epistream.cache.source.entry import Entry, Part
 from epistream.errors import CacheError, OptionError, SourceError
 
 MIB = 1 << 20
@@ -242,7 +242,7 @@ class TestSmallTmpfs:
         self, server: FaultyServer, small: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The budget says there is room, the file system says no.
-        monkeypatch.setattr("epistream.cache.filling.measure", lambda *_: tiers.Budget(64 * MIB, {"cap": 64 * MIB}))
+        monkeypatch.setattr("epistream.cache.store.fill.measure", lambda *_: tiers.Budget(64 * MIB, {"cap": 64 * MIB}))
         with NodeCache(CacheOptions(directory=str(small / "c"), room_timeout_s=0.05)) as cache:
             kept = [cache.open(entry_of(server, number)) for number in (0, 1)]
             assert check(cache, entry_of(server, 2), 2) in ("direct", "disk")

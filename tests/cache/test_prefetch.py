@@ -15,8 +15,8 @@ import pytest
 import xxhash
 from cache_actors import DEADLINE_S, context, run_prefetcher
 
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
 
 SIZE = 16 * 4096
 NUM = 12

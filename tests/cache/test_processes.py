@@ -16,9 +16,9 @@ import xxhash
 from cache_actors import DEADLINE_S, SIZE, content, fill_with, get, key_of, names, open_test_store, read_all, run_node
 from faulty_server import serve
 
-from epistream.cache.descriptors import DescriptorRegistry
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.store.descriptors import DescriptorRegistry
 
 DATA = b"episode" * 1000
 
@@ -226,7 +226,7 @@ def test_cache_is_left_at_the_end_of_a_plain_process(cache_path: Path, source: E
     code = (
         "import sys\n"
         "from epistream.cache.node import CacheOptions, NodeCache\n"
-        "from epistream.cache.entry import Entry, Part\n"
+        "from epistream.cache.source.entry import Entry, Part\n"
         "cache = NodeCache(CacheOptions(mode='shm', directory=sys.argv[1]))\n"
         "part = Part(sys.argv[2], int(sys.argv[3]), sys.argv[4])\n"
         "opened = cache.open(Entry((part,)))\n"

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.lease import Lease
-from epistream.cache.store import NoRoomError, Outcome, ShardStore, TooLargeError
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.lease import Lease
+from epistream.cache.store.store import NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.errors import FetchError
 
 NUM_USERS = 3

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
 from epistream.errors import SourceError
 
 moto_server = pytest.importorskip("moto.server")

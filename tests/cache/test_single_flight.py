@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cache_actors import SIZE, content, fill_with, get, key_of, names, open_test_store, read_all
 
-from epistream.cache.notes import Note, boot_time_s, read_note, write_note
+from epistream.cache.store.markers import Note, boot_time_s, read_note, write_note
 from epistream.errors import ChecksumError, DeadlineError, FetchError
 
 SHORT_S = 0.05

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cache_actors import PAGE, SIZE, content, fill_with, get, key_of, names, open_test_store, read_all
 
-from epistream.cache.store import NoRoomError, Outcome, TooLargeError
+from epistream.cache.store.store import NoRoomError, Outcome, TooLargeError
 
 SHORT_S = 0.05
 

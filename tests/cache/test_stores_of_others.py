@@ -8,8 +8,8 @@ import pytest
 import xxhash
 from fake_stores import FakeStore, fake_store
 
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
 from epistream.errors import SourceError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -25,8 +25,8 @@ from cache_actors import (
 )
 from faulty_server import serve
 
-from epistream.cache.entry import Entry, Part
-from epistream.cache.room import FILL, survey
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.store.eviction import FILL, survey
 
 Started = tuple[multiprocessing.process.BaseProcess, Connection]
 

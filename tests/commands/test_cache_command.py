@@ -10,8 +10,8 @@ import xxhash
 from click.testing import CliRunner
 
 from epistream.cache import admin
-from epistream.cache.entry import Entry, Part
 from epistream.cache.node import CacheOptions, NodeCache
+from epistream.cache.source.entry import Entry, Part
 from epistream.commands.cache import command, parse_size
 from epistream.errors import CacheError, OptionError
 

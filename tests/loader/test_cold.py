@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import epistream as es
-from epistream.cache.locks import inode_holders
 from epistream.cache.node import NodeCache
+from epistream.cache.store.locks import inode_holders
 from epistream.errors import FetchError
 from epistream.loader.batch import BatchLayout
 from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry

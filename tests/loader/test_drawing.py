@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from epistream.cache.blob import FileBlob, MappedBlob
+from epistream.cache.source.blob import FileBlob, MappedBlob
 from epistream.errors import FormatError
 from epistream.loader.drawing import draw_frames
 from epistream.loader.frames import FrameDecoder

@@ -89,7 +89,7 @@ def test_slots_hold_fewer_batches_where_the_cap_in_force_is_small(many_shards, c
 def test_slots_hold_fewer_batches_where_memory_is_small(many_shards, cache_folder, monkeypatch):
     shards, size = many_shards
     options = {"mode": "shm", "directory": str(cache_folder / "cache")}
-    monkeypatch.setattr("epistream.cache.budget.available_bytes", lambda system: size)
+    monkeypatch.setattr("epistream.cache.store.budget.available_bytes", lambda system: size)
     assert 1 <= together(shards, **options) < 32
     assert together(shards) == 32, "read in place"
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.range_blob import RangeBlob
-from epistream.cache.rows import as_bytes, check_range, check_starts, rows, runs
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.rows import as_bytes, check_range, check_starts, rows, runs
 from epistream.errors import SourceChangedError, SourceError
 
 __all__ = ["Blob", "FileBlob", "MappedBlob", "RangeBlob", "as_bytes", "check_range", "check_starts", "rows", "runs"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.errors import DeadlineError
 
 T = TypeVar("T")

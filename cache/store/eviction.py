@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import CacheDirectory
-from epistream.cache.locks import LockFile, try_flock
-from epistream.cache.notes import boot_time_s, read_note
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import CacheDirectory
+from epistream.cache.store.locks import LockFile, try_flock
+from epistream.cache.store.markers import boot_time_s, read_note
 
 SHARD = ".shard"
 PART = ".part"

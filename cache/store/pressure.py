@@ -5,11 +5,11 @@ import logging
 import random
 import time
 
-from epistream.cache.budget import mib
-from epistream.cache.locks import LockFile
-from epistream.cache.memory import System, pressure_percent
-from epistream.cache.notes import boot_time_s
-from epistream.cache.store import ShardStore
+from epistream.cache.store.budget import mib
+from epistream.cache.store.locks import LockFile
+from epistream.cache.store.markers import boot_time_s
+from epistream.cache.store.memory import System, pressure_percent
+from epistream.cache.store.store import ShardStore
 
 logger = logging.getLogger(__name__)
 

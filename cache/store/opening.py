@@ -4,10 +4,10 @@ import os
 import time
 from pathlib import Path
 
-from epistream.cache.cap import agree_on_cap
-from epistream.cache.directory import CacheDirectory, Observer, ignore, sweep
-from epistream.cache.room import SHARD, Item, remove_remains, survey
-from epistream.cache.store import ShardStore, StoreOptions
+from epistream.cache.store.cap import agree_on_cap
+from epistream.cache.store.directory import CacheDirectory, Observer, ignore, sweep
+from epistream.cache.store.eviction import SHARD, Item, remove_remains, survey
+from epistream.cache.store.store import ShardStore, StoreOptions
 from epistream.errors import CacheError, DeadlineError
 
 # Names of this user's caches begin with it: /dev/shm/epistream-1000.

@@ -5,7 +5,7 @@ import fcntl
 import mmap
 import os
 
-from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.store.descriptors import DESCRIPTORS
 
 
 class Lease:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.keeping import KEEP, drop_unkept, mark_kept
-from epistream.cache.locks import LockFile, lock_holders, pauses, poll
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.keeping import KEEP, drop_unkept, mark_kept
+from epistream.cache.store.locks import LockFile, lock_holders, pauses, poll
 from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)

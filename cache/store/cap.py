@@ -3,8 +3,8 @@
 import logging
 import os
 
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import BUDGET, CacheDirectory
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import BUDGET, CacheDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from types import TracebackType
 
-from epistream.cache.blob import Blob
-from epistream.cache.lease import Lease
+from epistream.cache.source.blob import Blob
+from epistream.cache.store.lease import Lease
 
 
 class OpenEntry:

@@ -9,9 +9,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from epistream.cache.entry import Part
-from epistream.cache.remote import Remote, WholeBodyError
-from epistream.cache.rows import as_bytes, check_range, check_starts, rows, runs
+from epistream.cache.source.entry import Part
+from epistream.cache.source.remote import Remote, WholeBodyError
+from epistream.cache.source.rows import as_bytes, check_range, check_starts, rows, runs
 from epistream.errors import ChecksumError, FetchError
 
 # Parts up to this size are checked as a whole when they are read as a whole: indexes are.

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import xxhash
 
-from epistream.cache.entry import Entry, Part
-from epistream.cache.remote import Remote, WholeBodyError, local_path
-from epistream.cache.supply import Supply
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.remote import Remote, WholeBodyError, local_path
+from epistream.cache.source.supply import Supply
 from epistream.errors import ChecksumError, SourceChangedError, SourceError
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,11 @@ import os
 import time
 from collections.abc import Callable
 
-from epistream.cache.budget import Budget
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import CacheDirectory
-from epistream.cache.filling import (
+from epistream.cache.store.budget import Budget
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import CacheDirectory
+from epistream.cache.store.eviction import FILL, SHARD, evict, free, remove_remains, survey, unlink
+from epistream.cache.store.fill import (
     Filler,
     Filling,
     NoRoomError,
@@ -27,10 +28,9 @@ from epistream.cache.filling import (
     StoreOptions,
     TooLargeError,
 )
-from epistream.cache.lease import Lease
-from epistream.cache.locks import LockFile, lock_holders, pauses, try_flock
-from epistream.cache.notes import Note, boot_time_s, read_note, write_note
-from epistream.cache.room import FILL, SHARD, evict, free, remove_remains, survey, unlink
+from epistream.cache.store.lease import Lease
+from epistream.cache.store.locks import LockFile, lock_holders, pauses, try_flock
+from epistream.cache.store.markers import Note, boot_time_s, read_note, write_note
 from epistream.errors import DeadlineError
 
 __all__ = ["Filler", "NoRoomError", "Outcome", "ShardStore", "StoreOptions", "TooLargeError"]

@@ -8,14 +8,11 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from epistream.cache.budget import Budget, Limits, measure, mib
-from epistream.cache.cap import read_cap
-from epistream.cache.descriptors import DESCRIPTORS
-from epistream.cache.directory import CacheDirectory
-from epistream.cache.lease import Lease
-from epistream.cache.locks import LockFile, try_flock
-from epistream.cache.notes import CARRIED, Note, boot_time_s, write_note
-from epistream.cache.room import (
+from epistream.cache.store.budget import Budget, Limits, measure, mib
+from epistream.cache.store.cap import read_cap
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import CacheDirectory
+from epistream.cache.store.eviction import (
     FILL,
     PART,
     SHARD,
@@ -28,6 +25,9 @@ from epistream.cache.room import (
     survey,
     unlink,
 )
+from epistream.cache.store.lease import Lease
+from epistream.cache.store.locks import LockFile, try_flock
+from epistream.cache.store.markers import CARRIED, Note, boot_time_s, write_note
 from epistream.errors import CacheError
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Collection
 
-from epistream.cache.descriptors import DESCRIPTORS
+from epistream.cache.store.descriptors import DESCRIPTORS
 
 KEEP = ".keep"
 # Read by nobody, and removed with what is not kept, should its writer die.

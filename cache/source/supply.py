@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from epistream.cache.blob import Blob
+from epistream.cache.source.blob import Blob
 
 
 class SuppliedBlob(Blob, Protocol):

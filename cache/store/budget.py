@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 
-from epistream.cache.memory import System, available_bytes, cgroup_free_bytes
+from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
 
 # What each term means to somebody who wants more.
 _CURES = {

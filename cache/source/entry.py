@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epistream.errors import OptionError
 
 if TYPE_CHECKING:
-    from epistream.cache.supply import Supply
+    from epistream.cache.source.supply import Supply
 
 # Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
 ALIGNMENT_BYTES = 64

@@ -1,0 +1,1 @@
+"""Bytes where they lie: entries, blobs, remote reads, fetching."""

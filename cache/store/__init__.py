@@ -1,0 +1,1 @@
+"""The protocol between processes: a directory, locks, leases, fills, eviction."""
