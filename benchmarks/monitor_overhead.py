@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import epistream as es
-from epistream.loader.effort import Effort, EffortMeter, thread_effort
-from epistream.loader.monitor import Monitor
-from epistream.loader.stats import StatsRecorder
-from epistream.loader.worker import Message
+from epistream.loader.monitoring.monitor import Monitor
+from epistream.loader.monitoring.stats import StatsRecorder
+from epistream.loader.workers.thread_time import Effort, EffortMeter, thread_effort
+from epistream.loader.workers.worker import Message
 
 
 def cpu_us(action: Callable[[], object], number: int = 2000) -> float:

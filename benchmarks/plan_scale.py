@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from epistream.loader.anchors import Anchors
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.schedule import Schedule
-from epistream.loader.world import World
+from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.schedule import Schedule
+from epistream.loader.order.world import World
 
 
 def rss_mib() -> float:

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from epistream.loader.anchors import Anchors
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.quality import distinct_by_third, expected_distinct
-from epistream.loader.residency import largest_fit
+from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.quality import distinct_by_third, expected_distinct
+from epistream.loader.order.working_set import largest_fit
 
 BATCH = 64
 # Episodes, episodes per shard, steps per episode.

@@ -12,11 +12,11 @@ from epistream.configs.config import load_config
 from epistream.configs.tuned_yaml import tuned_yaml
 from epistream.configs.tuner import TuneOptions, Tuning, tune
 from epistream.errors import OptionError
-from epistream.loader.episodes import AnyPath, find_paths
-from epistream.loader.episodic import OptimizedEpisodicDataset, Sample
-from epistream.loader.episodic_options import camera_features
-from epistream.loader.window import Window
-from epistream.loader.world import World
+from epistream.loader.episodic.dataset import OptimizedEpisodicDataset, Sample
+from epistream.loader.episodic.episode_table import AnyPath, find_paths
+from epistream.loader.episodic.options import camera_features
+from epistream.loader.order.window import Window
+from epistream.loader.order.world import World
 from epistream.sharding.dataset import open_dataset
 
 # Files that one batch may hold open at most, in the old words the size of the memory map's cache.

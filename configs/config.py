@@ -14,13 +14,13 @@ from epistream.configs.presets import PRESETS, preset_values
 from epistream.configs.schema import Settings
 from epistream.configs.yaml_text import dump_yaml, parse_yaml
 from epistream.errors import OptionError, SourceError
-from epistream.loader.cores import num_usable_cores
 from epistream.loader.loader import StreamingLoader
-from epistream.loader.monitor import MonitorOptions
-from epistream.loader.plan import OrderOptions
+from epistream.loader.monitoring.monitor import MonitorOptions
+from epistream.loader.order.plan import OrderOptions
+from epistream.loader.order.window import Window
+from epistream.loader.order.world import World
 from epistream.loader.stream import EpisodeStream, Source
-from epistream.loader.window import Window
-from epistream.loader.world import World
+from epistream.loader.workers.cores import num_usable_cores
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 

@@ -10,7 +10,7 @@ import psutil
 
 from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
 from epistream.cache.tiers import SHM_PARENT
-from epistream.loader.cores import num_usable_cores
+from epistream.loader.workers.cores import num_usable_cores
 
 
 @dataclass(frozen=True)

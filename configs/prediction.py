@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from epistream.configs.read_rates import Kind, LoadRate
 from epistream.configs.survey import Survey
-from epistream.loader.slots import most_together
+from epistream.loader.measuring.rates import Kind, LoadRate
+from epistream.loader.workers.slots import most_together
 
 
 @dataclass(frozen=True)

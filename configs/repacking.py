@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.configs.config import Config
-from epistream.configs.own_frames import own_frames
 from epistream.configs.prediction import Choice, Prediction, predict
-from epistream.configs.read_rates import Kind, LoadRate, measure_loading
 from epistream.configs.survey import PLAIN, Survey
 from epistream.errors import EpistreamError
-from epistream.loader.frames import FrameDecoder
+from epistream.loader.measuring.rates import Kind, LoadRate, measure_loading
+from epistream.loader.measuring.sample_frames import own_frames
+from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.stream import EpisodeStream
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.format.codecs import encode_frame, jpeg_can_hold

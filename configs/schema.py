@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from epistream.configs.fields import Count, Flag, Names, Number, Offsets, Patience, Seconds, Share, Size, Text
-from epistream.loader.timing import TOLERANCE_S
+from epistream.loader.order.delta_timestamps import TOLERANCE_S
 
 Normalize = Literal["mean_std", "min_max", "quantiles"]
 

@@ -17,12 +17,12 @@ from epistream.cache.places import file_system_type, is_network
 from epistream.cache.source.fetch import Fetcher
 from epistream.cache.source.remote import Remote, RetryOptions, local_path
 from epistream.configs.config import Config
-from epistream.configs.read_rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
-from epistream.loader.cores import num_usable_cores
-from epistream.loader.job import ReadJob
-from epistream.loader.reader import shard_entry
+from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
+from epistream.loader.order.world import World
+from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.reader import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
-from epistream.loader.world import World
+from epistream.loader.workers.cores import num_usable_cores
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
 _SAMPLE_BYTES = 192 << 20

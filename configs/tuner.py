@@ -10,12 +10,12 @@ from epistream.configs.config import Config, load_config
 from epistream.configs.machine import Machine, gib
 from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
-from epistream.configs.read_rates import Kind
 from epistream.configs.repacking import WORTH, Alternative, Load, alternatives, is_hdf5, packed_survey
 from epistream.configs.survey import Survey, survey, survey_kept
 from epistream.errors import OptionError
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.residency import open_bytes
+from epistream.loader.measuring.rates import Kind
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.working_set import open_bytes
 from epistream.loader.stream import EpisodeStream, Source
 
 _MAX_WORKERS = 16

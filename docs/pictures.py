@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import epistream as es
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.schedule import Schedule
-from epistream.loader.world import World
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.schedule import Schedule
+from epistream.loader.order.world import World
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "data"
 INK, SOFT, PALE = "#333333", "#8a8a8a", "#f3f3f3"

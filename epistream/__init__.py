@@ -13,54 +13,54 @@ if TYPE_CHECKING:
     from epistream.cache.options import CacheOptions
     from epistream.configs.compat import DatasetOptimizer, auto_optimize_dataset, create_optimized_dataloader
     from epistream.configs.config import Config, load_config
-    from epistream.loader.deltas import ActionDelta, delta_statistics
-    from epistream.loader.episodic import OptimizedEpisodicDataset
-    from epistream.loader.formats.act import ActFormat
-    from epistream.loader.formats.base import Padding
-    from epistream.loader.formats.diffusion_policy import DiffusionPolicyFormat
-    from epistream.loader.formats.ilstudio import IlStudioFormat
-    from epistream.loader.formats.lerobot import LeRobotFormat
+    from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
     from epistream.loader.loader import StreamingLoader
     from epistream.loader.mixture import Mixture
-    from epistream.loader.monitor import MonitorOptions
-    from epistream.loader.normalize import Normalizer
+    from epistream.loader.monitoring.monitor import MonitorOptions
     from epistream.loader.options import StreamOptions
-    from epistream.loader.plan import OrderOptions
+    from epistream.loader.order.delta_timestamps import window_in_seconds
+    from epistream.loader.order.plan import OrderOptions
+    from epistream.loader.order.window import Window
+    from epistream.loader.order.world import World
+    from epistream.loader.samples.action_delta import ActionDelta, delta_statistics
+    from epistream.loader.samples.formats.act import ActFormat
+    from epistream.loader.samples.formats.base import Padding
+    from epistream.loader.samples.formats.diffusion_policy import DiffusionPolicyFormat
+    from epistream.loader.samples.formats.ilstudio import IlStudioFormat
+    from epistream.loader.samples.formats.lerobot import LeRobotFormat
+    from epistream.loader.samples.normalize import Normalizer
     from epistream.loader.stream import EpisodeStream
-    from epistream.loader.timing import window_in_seconds
-    from epistream.loader.window import Window
-    from epistream.loader.world import World
     from epistream.sharding.dataset import Dataset, open_dataset
     from epistream.sharding.pack.pack import pack
 
 _HOME = {
-    "ActFormat": "epistream.loader.formats.act",
-    "ActionDelta": "epistream.loader.deltas",
+    "ActFormat": "epistream.loader.samples.formats.act",
+    "ActionDelta": "epistream.loader.samples.action_delta",
     "CacheOptions": "epistream.cache.options",
     "Config": "epistream.configs.config",
     "Dataset": "epistream.sharding.dataset",
     "DatasetOptimizer": "epistream.configs.compat",
-    "DiffusionPolicyFormat": "epistream.loader.formats.diffusion_policy",
+    "DiffusionPolicyFormat": "epistream.loader.samples.formats.diffusion_policy",
     "EpisodeStream": "epistream.loader.stream",
-    "IlStudioFormat": "epistream.loader.formats.ilstudio",
-    "LeRobotFormat": "epistream.loader.formats.lerobot",
-    "MonitorOptions": "epistream.loader.monitor",
-    "Normalizer": "epistream.loader.normalize",
-    "OptimizedEpisodicDataset": "epistream.loader.episodic",
+    "IlStudioFormat": "epistream.loader.samples.formats.ilstudio",
+    "LeRobotFormat": "epistream.loader.samples.formats.lerobot",
+    "MonitorOptions": "epistream.loader.monitoring.monitor",
+    "Normalizer": "epistream.loader.samples.normalize",
+    "OptimizedEpisodicDataset": "epistream.loader.episodic.dataset",
     "Mixture": "epistream.loader.mixture",
-    "OrderOptions": "epistream.loader.plan",
-    "Padding": "epistream.loader.formats.base",
+    "OrderOptions": "epistream.loader.order.plan",
+    "Padding": "epistream.loader.samples.formats.base",
     "StreamOptions": "epistream.loader.options",
     "StreamingLoader": "epistream.loader.loader",
-    "Window": "epistream.loader.window",
-    "World": "epistream.loader.world",
+    "Window": "epistream.loader.order.window",
+    "World": "epistream.loader.order.world",
     "auto_optimize_dataset": "epistream.configs.compat",
     "create_optimized_dataloader": "epistream.configs.compat",
-    "delta_statistics": "epistream.loader.deltas",
+    "delta_statistics": "epistream.loader.samples.action_delta",
     "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
     "pack": "epistream.sharding.pack.pack",
-    "window_in_seconds": "epistream.loader.timing",
+    "window_in_seconds": "epistream.loader.order.delta_timestamps",
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import epistream as es
-from epistream.loader.bench import BenchOptions, run_bench
+from epistream.loader.measuring.bench import BenchOptions, run_bench
 
 HERE = Path(__file__).resolve().parent
 NUM_RANKS, NUM_EPOCHS, BATCH_SIZE, TIMEOUT_S = 2, 2, 8, 120

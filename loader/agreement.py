@@ -10,7 +10,7 @@ from typing import Any
 from torch import distributed
 
 from epistream.errors import OptionError
-from epistream.loader.job import Job
+from epistream.loader.reading.job import Job
 
 
 def check_agreement(job: Job) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from epistream.errors import OptionError
-from epistream.loader.ring import Ring
+from epistream.loader.workers.ring import Ring
 
 logger = logging.getLogger(__name__)
 

@@ -1,77 +1,129 @@
-"""One pass over a stream without a StreamingLoader: the iterator that a stock DataLoader drives."""
+"""One iteration of a StreamingLoader: the batches of an epoch, or of the rest of one, as they come in."""
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
-from epistream.errors import StateError
-from epistream.loader.job import Job
-from epistream.loader.window_feed import Replaced
+from epistream.errors import StateError, WorkerError
+from epistream.loader.monitoring.stats import StatsRecorder
+from epistream.loader.order.schedule import Schedule
+from epistream.loader.reading.job import Job
+from epistream.loader.stream_iterator import StreamIterator
+from epistream.loader.workers.pool import Crew
+from epistream.loader.workers.thread_time import thread_effort
+from epistream.loader.workers.worker import NO_EPOCH, Message
 
-Finish = Callable[[Mapping[str, NDArray[Any]]], Any]
+Views = dict[str, NDArray[Any]]
 
 
-class StreamIterator(Iterator[Any]):
-    """Reads one worker's share of an epoch, batch by batch, each in fresh memory.
-
-    It is stateful in the sense of torchdata's StatefulDataLoader, which keeps one such state per worker and
-    restores it in as many workers as there were.
+class Loading:
+    """What a loader forgets when it iterates again.
 
     Args:
-        job: what to read.
-        finish: makes of a batch's arrays what is yielded.
-        cursor: epoch and position at which the epoch is begun or gone on with.
-        worker_index: this worker, in [0, num_workers).
-        num_workers: workers that share the epoch.
+        schedule: this rank's batches.
+        before: the iteration that this one replaces.
 
     Attributes:
-        replaced: windows of bad shards that were replaced in the last batch.
+        serial: tells its messages from those of other iterations. The number after it belongs to the next epoch,
+            which workers begin by themselves; every other continuation skips it.
     """
 
-    def __init__(self, job: Job, finish: Finish, cursor: tuple[int, int], worker_index: int, num_workers: int) -> None:
-        self._job = job
-        self._finish = finish
-        self._worker = worker_index, num_workers
-        self._num_done = 0
-        self.replaced: tuple[Replaced, ...] = ()
-        self._feed = job.feed()
-        self._begin(*cursor)
+    def __init__(self, schedule: Schedule, before: "Loading | None") -> None:
+        self._schedule = schedule
+        self._has_run_out = False
+        self.serial: int = NO_EPOCH + 2
+        if before is not None:
+            self.serial = before.serial + (1 if before._leads_to(schedule) else 2)
 
-    def _begin(self, epoch: int, start: int) -> None:
-        self._cursor = epoch, start
-        self._num_batches = self._feed.begin(epoch, start)
+    def place(self, num_batches: int) -> tuple[int, int] | None:
+        """Epoch and position of a training loop that took so many; None at the end, where the next epoch begins."""
+        if num_batches == self._schedule.num_batches:
+            return None
+        return self._schedule.epoch, self._schedule.position_after(num_batches - 1)
 
-    def __next__(self) -> Any:
-        worker_index, num_workers = self._worker
-        batch_index = worker_index + self._num_done * num_workers
-        if batch_index >= self._num_batches:
-            raise StopIteration
-        num_windows = self._feed.num_windows(batch_index)
-        views = {name: view[:num_windows] for name, view in self._job.layout.allocate().items()}
-        try:
-            _, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
-        finally:
-            # What the consumer does with a batch may take long, and nobody waits with shards in hand.
-            self._feed.release()
-        self._num_done += 1
-        return self._finish(views)
+    def collect(
+        self, crew: Crew, recorder: StatsRecorder, timeout_s: float, on_failure: Callable[[], None]
+    ) -> Iterator[Views]:
+        """The batches that workers prepare, as views of their memory or as copies.
 
-    def state_dict(self) -> dict[str, int]:
-        """Three numbers and the number of workers: where this worker is."""
-        epoch, start = self._cursor
-        return {"epoch": epoch, "start": start, "num_batches_done": self._num_done, "num_workers": self._worker[1]}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where this worker was.
+        Args:
+            crew: has been told to run this iteration.
+            recorder: is told what happens.
+            timeout_s: how long to wait for a batch.
+            on_failure: called before an error is raised that leaves the crew of no use.
 
         Raises:
-            StateError: the state is of another number of workers, of which each had another share.
+            StateError: the crew runs another iteration by now, was stopped, or is another process's.
+            WorkerError, DeadlineError: see `Crew.receive`.
+            EpistreamError: what a worker could not read.
         """
-        if state["num_workers"] != self._worker[1]:
-            raise StateError(
-                f"state: of {state['num_workers']} workers, this loader has {self._worker[1]}. Use as many, or "
-                "StreamingLoader, whose state fits any number."
+        for number, batches in enumerate(crew.slots.groups(self._schedule.num_batches, crew.num_workers)):
+            worker_index = number % crew.num_workers
+            started = time.perf_counter()
+            message = self._receive(crew, worker_index, timeout_s, on_failure)
+            if message.first_batch != batches[0]:
+                raise WorkerError(
+                    f"worker {worker_index}: sent batch {message.first_batch}, wanted {batches[0]}. This is a defect "
+                    "of epistream; please report it."
+                )
+            recorder.receive(worker_index, message, time.perf_counter() - started)
+            arrays, copied = crew.take(worker_index, message)
+            for batch_index, views in zip(batches, arrays, strict=True):
+                self._check_current(crew)
+                recorder.hand_out(len(views["step_index"]), copied)
+                self._has_run_out = batch_index + 1 == self._schedule.num_batches
+                yield views
+
+    def read_here(self, job: Job, recorder: StatsRecorder) -> Iterator[Views]:
+        """The same batches without workers, each in fresh memory."""
+        cursor = self._schedule.epoch, self._schedule.start
+        batches = StreamIterator(job, lambda views: views, cursor, 0, 1)
+        while True:
+            began, before = time.perf_counter(), thread_effort()
+            views = next(batches, None)
+            if views is None:
+                return
+            busy_s, effort = time.perf_counter() - began, thread_effort() - before
+            cache, num_windows = job.cache.stats(), len(views["step_index"])
+            message = Message(
+                self.serial,
+                0,
+                num_windows=num_windows,
+                busy_s=busy_s,
+                cache=cache,
+                effort=effort,
+                replaced=batches.replaced,
             )
-        self._begin(state["epoch"], state["start"])
-        self._num_done = state["num_batches_done"]
+            recorder.receive(0, message, busy_s)
+            recorder.hand_out(num_windows, copied=False)
+            yield views
+
+    def _leads_to(self, schedule: Schedule) -> bool:
+        return self._has_run_out and (schedule.epoch, schedule.start) == (self._schedule.epoch + 1, 0)
+
+    def _receive(self, crew: Crew, worker_index: int, timeout_s: float, on_failure: Callable[[], None]) -> Message:
+        while True:
+            self._check_current(crew)
+            try:
+                message = crew.receive(worker_index, timeout_s)
+            except BaseException:
+                on_failure()
+                raise
+            if message.error is not None and message.serial == NO_EPOCH:
+                on_failure()
+                raise message.error
+            if message.serial == self.serial:
+                if message.error is not None:
+                    raise message.error
+                return message
+            if message.slot >= 0:  # left over from an iteration that was broken off
+                crew.give_back(worker_index, message.slot)
+
+    def _check_current(self, crew: Crew) -> None:
+        if not crew.is_running(self.serial):
+            raise StateError(
+                "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
+                "the process that this one was forked from. Iterate one at a time, or make a second loader."
+            )

@@ -12,21 +12,21 @@ import torch
 
 from epistream.errors import OptionError
 from epistream.loader.agreement import check_agreement
-from epistream.loader.cores import num_usable_cores
-from epistream.loader.crew import Crew, StartMethod
 from epistream.loader.device import Hook, check_device, feed
-from epistream.loader.diagnosis import Situation
-from epistream.loader.loading import Loading, Views
-from epistream.loader.memory_use import measure_memory
-from epistream.loader.monitor import Monitor, MonitorOptions
-from epistream.loader.report import PerformanceReport
-from epistream.loader.residency import budget_advice
-from epistream.loader.slots import Slots
+from epistream.loader.iteration import Loading, Views
+from epistream.loader.monitoring.diagnosis import Situation
+from epistream.loader.monitoring.memory_use import measure_memory
+from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
+from epistream.loader.monitoring.report import PerformanceReport
+from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
+from epistream.loader.order.working_set import budget_advice
+from epistream.loader.order.world import World
 from epistream.loader.state import make_state
-from epistream.loader.stats import LoaderStats, StatsRecorder
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.streaming import Stream
-from epistream.loader.world import World
+from epistream.loader.workers.cores import num_usable_cores
+from epistream.loader.workers.pool import Crew, StartMethod
+from epistream.loader.workers.slots import Slots
 
 T = TypeVar("T")
 

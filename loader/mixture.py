@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
-from epistream.loader.job import ReadJob
-from epistream.loader.mixture_job import DATASET_INDEX, MixtureJob
-from epistream.loader.mixture_plan import MixturePlan
-from epistream.loader.mixture_schedule import DatasetPosition, Stop
-from epistream.loader.schedule import Remainder
+from epistream.loader.order.mixture_plan import MixturePlan
+from epistream.loader.order.mixture_schedule import DatasetPosition, Stop
+from epistream.loader.order.schedule import Remainder
+from epistream.loader.order.world import World
+from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.mixture_job import DATASET_INDEX, MixtureJob
 from epistream.loader.stream import EpisodeStream
 from epistream.loader.streaming import Batch, Stream
-from epistream.loader.world import World
 
 
 class Mixture(Stream):

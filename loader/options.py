@@ -9,13 +9,13 @@ from typing import Any, get_args
 from epistream.cache.options import CacheOptions
 from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
-from epistream.loader.finish import SampleOptions
-from epistream.loader.frames import Decode
-from epistream.loader.plan import OrderOptions
-from epistream.loader.schedule import Remainder
-from epistream.loader.transforms import Transform
-from epistream.loader.window import Window
-from epistream.loader.window_feed import OnBad
+from epistream.loader.order.plan import OrderOptions
+from epistream.loader.order.schedule import Remainder
+from epistream.loader.order.window import Window
+from epistream.loader.reading.bad_shards import OnBad
+from epistream.loader.reading.frames import Decode
+from epistream.loader.samples.collate import SampleOptions
+from epistream.loader.samples.transforms import Transform
 
 
 @dataclass(frozen=True)

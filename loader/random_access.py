@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.cache.stats import CacheStats
-from epistream.loader.batch import BatchLayout
-from epistream.loader.instructions import first_task
-from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions
-from epistream.loader.window import Window
+from epistream.loader.order.instructions import first_task
+from epistream.loader.order.window import Window
+from epistream.loader.reading.batch_layout import BatchLayout
+from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from epistream.errors import StateError
-from epistream.loader.job import Job
+from epistream.loader.reading.job import Job
 
 STATE_VERSION = 1
 

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
-from epistream.loader.anchors import Anchors
-from epistream.loader.finish import Finisher
-from epistream.loader.frames import FrameOptions
-from epistream.loader.job import ReadJob
-from epistream.loader.normalize import Normalizer
 from epistream.loader.options import StreamOptions, changed
-from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.working_set import budget_advice
+from epistream.loader.order.world import World
 from epistream.loader.random_access import RandomAccess
-from epistream.loader.residency import budget_advice
+from epistream.loader.reading.frames import FrameOptions
+from epistream.loader.reading.job import ReadJob
+from epistream.loader.samples.collate import Finisher
+from epistream.loader.samples.normalize import Normalizer
+from epistream.loader.samples.transforms import ChannelsFirst, InOrder
 from epistream.loader.streaming import Stream
-from epistream.loader.transforms import ChannelsFirst, InOrder
-from epistream.loader.world import World
 from epistream.sharding.dataset import open_dataset
 
 logger = logging.getLogger(__name__)

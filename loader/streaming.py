@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError
-from epistream.loader.iteration import StreamIterator
-from epistream.loader.job import Job
+from epistream.loader.reading.job import Job
 from epistream.loader.state import check_state, make_state
+from epistream.loader.stream_iterator import StreamIterator
 
 Batch = dict[str, Any]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.schedule import Schedule
-from epistream.loader.world import World
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.schedule import Schedule
+from epistream.loader.order.world import World
 
 
 @dataclass(frozen=True)

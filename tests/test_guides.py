@@ -73,7 +73,7 @@ def test_troubleshooting_has_a_section_for_every_error():
 def test_troubleshooting_lists_every_limit():
     from typing import get_args
 
-    from epistream.loader.diagnosis import Limit
+    from epistream.loader.monitoring.diagnosis import Limit
 
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert [limit for limit in get_args(Limit) if f"| `{limit}` |" not in text] == []

@@ -231,7 +231,7 @@ def test_exported_names_are_these():
 def test_packing_and_worker_modules_import_without_torch():
     # Packing processes and spawned workers would each pay 200 MB for it.
     code = (
-        "import sys, epistream.sharding.pack.pack, epistream.loader.worker, epistream.commands.pack; "
+        "import sys, epistream.sharding.pack.pack, epistream.loader.workers.worker, epistream.commands.pack; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

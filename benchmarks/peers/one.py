@@ -99,7 +99,7 @@ def floor(shared_before: int) -> dict[str, float]:
 def bound(arguments: argparse.Namespace) -> dict[str, float]:
     """What the machine could do with these bytes."""
     import epistream as es
-    from epistream.loader.bound import measure_bound
+    from epistream.loader.measuring.bound import measure_bound
 
     scenario = SCENARIOS[arguments.scenario]
     window = es.Window(obs=range(1 - scenario.num_history, 1), action=range(scenario.chunk))

@@ -42,7 +42,7 @@ def command(as_json: bool, config: str | None, plot: str | None, **options: Any)
     decoded before, where all of them fit the cache's budget, against bare copying. "Of bound" is the median of the
     rounds' shares. CPU is in seconds per 1,000 windows, the first batch in ms, PSS of all processes in MiB.
     """
-    from epistream.loader.bench import BenchOptions, run_bench
+    from epistream.loader.measuring.bench import BenchOptions, run_bench
 
     context = click.get_current_context()
     said = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}

@@ -15,9 +15,9 @@ from epistream.commands.tables import new_list, print_table
 from epistream.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
-    from epistream.loader.anchors import Anchors
-    from epistream.loader.plan import OrderOptions, Plan
-    from epistream.loader.quality import OrderReport
+    from epistream.loader.order.anchors import Anchors
+    from epistream.loader.order.plan import OrderOptions, Plan
+    from epistream.loader.order.quality import OrderReport
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options
 
     Reads the manifest only. Every step that the dataset allows is an anchor.
     """
-    from epistream.loader.anchors import Anchors
-    from epistream.loader.plan import OrderOptions
-    from epistream.loader.quality import report
-    from epistream.loader.residency import budget_advice
+    from epistream.loader.order.anchors import Anchors
+    from epistream.loader.order.plan import OrderOptions
+    from epistream.loader.order.quality import report
+    from epistream.loader.order.working_set import budget_advice
 
     dataset = open_source(source, options["options_json"], options["layout"], options["layout_file"])
     split = options["split"]
@@ -90,8 +90,8 @@ def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options
 
 def _plan(dataset: Any, anchors: "Anchors", wanted: "OrderOptions", budget: int | None, job: _Job) -> "Plan":
     """The plan of the options; where they leave K open, with the largest K that fits the budget."""
-    from epistream.loader.plan import Plan
-    from epistream.loader.residency import largest_fit
+    from epistream.loader.order.plan import Plan
+    from epistream.loader.order.working_set import largest_fit
 
     plan = Plan.of(anchors, dataset, wanted)
     if budget is None or wanted.resident_shards is not None:
@@ -144,7 +144,7 @@ def _draw(plan: "Plan", anchors: "Anchors", found: "OrderReport", path: Path) ->
     """Two panels over the epoch: where each batch's windows lie in storage order, and its distinct episodes."""
     import numpy as np
 
-    from epistream.loader.quality import distinct_episodes, source_places
+    from epistream.loader.order.quality import distinct_episodes, source_places
 
     try:
         from matplotlib.figure import Figure

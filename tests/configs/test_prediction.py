@@ -6,8 +6,8 @@ import pytest
 
 import epistream as es
 from epistream.configs.prediction import Choice, predict
-from epistream.configs.read_rates import LoadRate
 from epistream.configs.survey import Place, Survey
+from epistream.loader.measuring.rates import LoadRate
 
 # Four cores; one worker reads 100 windows/s, four of them 320 (processes) or 200 (threads).
 FOUND = Survey(

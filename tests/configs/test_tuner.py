@@ -12,11 +12,11 @@ import pytest
 import epistream as es
 from epistream.configs import survey as survey_module
 from epistream.configs.machine import Machine
-from epistream.configs.own_frames import own_frames
-from epistream.configs.read_rates import measure_loading, unique_share
 from epistream.configs.tuned_yaml import tuned_yaml
 from epistream.configs.tuner import TuneOptions, tune
 from epistream.errors import EpistreamError, OptionError
+from epistream.loader.measuring.rates import measure_loading, unique_share
+from epistream.loader.measuring.sample_frames import own_frames
 
 QUICK = TuneOptions(seconds=0.02)
 BASE = {"batch_size": 2, "action": "0:20"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import epistream as es
-from epistream.loader.ahead import ShardsAhead
+from epistream.loader.reading.prefetch import ShardsAhead
 
 
 class Recorder:

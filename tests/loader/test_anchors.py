@@ -8,8 +8,8 @@ import pytest
 from order_grid import whole_epoch
 
 from epistream.errors import FormatError, OptionError
-from epistream.loader.anchors import Anchors
-from epistream.loader.plan import OrderOptions, Plan
+from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.plan import OrderOptions, Plan
 
 
 def dataset_of(episodes, splits=("all",)):

@@ -16,8 +16,8 @@ import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.cache.store.locks import inode_holders
 from epistream.errors import FetchError
-from epistream.loader.batch import BatchLayout
-from epistream.loader.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
+from epistream.loader.reading.batch_layout import BatchLayout
+from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
 
 NUM_EPISODES, LENGTH = 6, 3000
 

@@ -8,8 +8,8 @@ import torch
 import epistream as es
 from epistream.errors import OptionError
 from epistream.loader.device import DeviceFeed, check_device, map_tensors
-from epistream.loader.ring import Ring
-from epistream.loader.transforms import ImagesToFloat
+from epistream.loader.samples.transforms import ImagesToFloat
+from epistream.loader.workers.ring import Ring
 
 
 class LateEvent:

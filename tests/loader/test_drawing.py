@@ -7,8 +7,8 @@ import pytest
 
 from epistream.cache.source.blob import FileBlob, MappedBlob
 from epistream.errors import FormatError
-from epistream.loader.drawing import draw_frames
-from epistream.loader.frames import FrameDecoder
+from epistream.loader.reading.drawing import draw_frames
+from epistream.loader.reading.frames import FrameDecoder
 from epistream.sharding.format.codecs import decode_into, encode_frame
 from epistream.sharding.format.features import Feature
 

@@ -11,7 +11,7 @@ from episodic_world import CAMERAS, LENGTHS, assert_sample, expected_sample, pla
 
 import epistream as es
 from epistream.errors import OptionError
-from epistream.loader.episodic import OptimizedEpisodicDataset
+from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
 
 
 @pytest.mark.parametrize("ctrl", ["abs", "delta", "delta_first"])

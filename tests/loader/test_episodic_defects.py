@@ -13,7 +13,7 @@ from episodic_world import CAMERAS, LENGTHS
 from torch.utils.data import DataLoader
 
 from epistream.errors import EpistreamError, FormatError, OptionError, SourceError
-from epistream.loader.episodic import OptimizedEpisodicDataset
+from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
 
 
 @pytest.mark.parametrize(("method", "num_workers"), [("spawn", 1), ("fork", 2)])

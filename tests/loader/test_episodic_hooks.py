@@ -11,8 +11,8 @@ from episodic_world import CAMERAS, places
 
 import epistream as es
 from epistream.errors import EpistreamError, FormatError, OptionError
-from epistream.loader.episodic import OptimizedEpisodicDataset
-from epistream.loader.normalize import Normalizer
+from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
+from epistream.loader.samples.normalize import Normalizer
 
 
 class FallsBack(OptimizedEpisodicDataset):

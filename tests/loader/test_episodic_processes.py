@@ -8,7 +8,7 @@ import torch
 from episodic_world import CAMERAS, places, places_of
 from torch.utils.data import DataLoader, DistributedSampler
 
-from epistream.loader.episodic import OptimizedEpisodicDataset
+from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
 
 
 def test_threads_share_one_dataset(source):

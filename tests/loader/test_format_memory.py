@@ -8,10 +8,10 @@ import torch
 from sample_checks import in_order
 
 import epistream as es
-from epistream.loader.formats.ilstudio import IlStudioFormat
-from epistream.loader.formats.lerobot import LeRobotFormat
-from epistream.loader.formats.pictures import stacked
-from epistream.loader.formats.recycler import Recycler
+from epistream.loader.samples.formats.ilstudio import IlStudioFormat
+from epistream.loader.samples.formats.lerobot import LeRobotFormat
+from epistream.loader.samples.formats.pictures import stacked
+from epistream.loader.samples.formats.recycler import Recycler
 
 
 def test_ilstudio_and_lerobot_bytes_are_views_of_the_batch_memory(aloha_shards):

@@ -10,10 +10,10 @@ from sample_checks import in_order
 
 import epistream as es
 from epistream.errors import OptionError, StateError
-from epistream.loader.formats.act import ActFormat
-from epistream.loader.formats.base import Padding
-from epistream.loader.formats.diffusion_policy import DiffusionPolicyFormat
-from epistream.loader.formats.ilstudio import IlStudioFormat
+from epistream.loader.samples.formats.act import ActFormat
+from epistream.loader.samples.formats.base import Padding
+from epistream.loader.samples.formats.diffusion_policy import DiffusionPolicyFormat
+from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 
 
 def test_padding_options_set_value_mask_name_and_polarity_each_by_itself(aloha_shards):

@@ -7,9 +7,9 @@ import pytest
 from sample_checks import assert_equal, compare, in_order
 
 import epistream as es
-from epistream.loader.formats.act import ActFormat
-from epistream.loader.formats.diffusion_policy import DiffusionPolicyFormat
-from epistream.loader.formats.ilstudio import IlStudioFormat
+from epistream.loader.samples.formats.act import ActFormat
+from epistream.loader.samples.formats.diffusion_policy import DiffusionPolicyFormat
+from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 
 LENGTHS = [80, 60]
 

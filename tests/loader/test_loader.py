@@ -12,8 +12,8 @@ import torch
 
 import epistream as es
 from epistream.errors import EpistreamError, FormatError, OptionError, StateError, WorkerError
-from epistream.loader.feed import BatchFeed
-from epistream.loader.job import ReadJob
+from epistream.loader.reading.feed import BatchFeed
+from epistream.loader.reading.job import ReadJob
 
 WAYS = {
     "synchronous": {"num_workers": 0, "num_threads": 0},

@@ -15,9 +15,9 @@ from laws import (
 from order_grid import TOPOLOGIES, Job, plan_of, whole_epoch
 
 from epistream.errors import OptionError
-from epistream.loader.mixture_plan import MixturePlan
-from epistream.loader.mixture_schedule import DatasetPosition
-from epistream.loader.schedule import Schedule
+from epistream.loader.order.mixture_plan import MixturePlan
+from epistream.loader.order.mixture_schedule import DatasetPosition
+from epistream.loader.order.schedule import Schedule
 
 PLANS = (
     plan_of([9, 14, 3, 20], lanes=4, seed=1),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.mixture_schedule import DatasetPosition, MixtureSchedule
+from epistream.loader.order.mixture_schedule import DatasetPosition, MixtureSchedule
 
 WEIGHTS = [
     (1,),

@@ -11,10 +11,10 @@ import pytest
 import epistream as es
 from epistream.cache.stats import CacheStats
 from epistream.errors import OptionError
-from epistream.loader import monitor as monitor_module
-from epistream.loader.effort import Effort
-from epistream.loader.monitor import Monitor, MonitorOptions, line
-from epistream.loader.stats import LoaderStats
+from epistream.loader.monitoring import monitor as monitor_module
+from epistream.loader.monitoring.monitor import Monitor, MonitorOptions, line
+from epistream.loader.monitoring.stats import LoaderStats
+from epistream.loader.workers.thread_time import Effort
 
 
 @pytest.fixture

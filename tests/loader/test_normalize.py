@@ -11,8 +11,8 @@ import torch
 
 import epistream as es
 from epistream.errors import OptionError
-from epistream.loader.deltas import ActionDelta, delta_statistics
-from epistream.loader.normalize import Normalizer
+from epistream.loader.samples.action_delta import ActionDelta, delta_statistics
+from epistream.loader.samples.normalize import Normalizer
 
 LOW_DIM = ["observation.state", "action"]
 

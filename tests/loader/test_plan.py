@@ -10,7 +10,7 @@ from order_grid import plan_of, shapes, whole_epoch, windows_at
 from slow_order import epoch_windows
 
 from epistream.errors import OptionError
-from epistream.loader.plan import OrderOptions, Plan, default_resident_shards
+from epistream.loader.order.plan import OrderOptions, Plan, default_resident_shards
 
 GIB = 2**30
 

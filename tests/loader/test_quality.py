@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from epistream.loader.anchors import Anchors
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.quality import distinct_by_third, distinct_episodes, expected_distinct, source_places
+from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.quality import distinct_by_third, distinct_episodes, expected_distinct, source_places
 
 
 @pytest.mark.parametrize(

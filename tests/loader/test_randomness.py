@@ -3,7 +3,7 @@
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.randomness import Purpose, check_seed, draw, permutation
+from epistream.loader.order.random_integers import Purpose, check_seed, draw, permutation
 
 
 def test_permutation_of_known_numbers_is_the_one_written_here():

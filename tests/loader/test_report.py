@@ -7,10 +7,10 @@ import pytest
 
 import epistream as es
 from epistream.cache.stats import CacheStats
-from epistream.loader.cores import num_usable_cores
-from epistream.loader.diagnosis import Situation, find_limit, find_more
-from epistream.loader.effort import Effort
-from epistream.loader.stats import LoaderStats
+from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_more
+from epistream.loader.monitoring.stats import LoaderStats
+from epistream.loader.workers.cores import num_usable_cores
+from epistream.loader.workers.thread_time import Effort
 
 CROWD = Situation(num_workers=2, num_cores=8, local_ranks=2, num_shards=10)
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from epistream.loader.plan import OrderOptions, Plan
-from epistream.loader.residency import budget_advice, open_bytes, open_shards
+from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.working_set import budget_advice, open_bytes, open_shards
 
 MIB = 2**20
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from epistream.loader.channel import Kind, Record, RecordPipe
-from epistream.loader.ring import Ring
+from epistream.loader.workers.pipe import Kind, Record, RecordPipe
+from epistream.loader.workers.ring import Ring
 
 
 def test_ring_slot_is_given_back_only_when_the_last_view_dies():

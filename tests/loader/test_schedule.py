@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.schedule import Schedule
-from epistream.loader.world import World
+from epistream.loader.order.schedule import Schedule
+from epistream.loader.order.world import World
 
 
 def schedule(num_windows, batch_size, world=None, start=0, remainder="drop", num_lanes=4):

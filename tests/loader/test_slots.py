@@ -12,7 +12,7 @@ import epistream as es
 from epistream.cache.admin import resize
 from epistream.cache.node import NodeCache
 from epistream.errors import StateError
-from epistream.loader.slots import Slots
+from epistream.loader.workers.slots import Slots
 
 LOW = ["action", "observation.state"]
 

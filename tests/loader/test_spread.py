@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from epistream.loader.randomness import Purpose, stream
-from epistream.loader.spread import spread
+from epistream.loader.order.random_integers import Purpose, stream
+from epistream.loader.order.spread import spread
 
 
 def raw(count, seed=0):

@@ -6,10 +6,10 @@ import pytest
 
 import epistream as es
 from epistream.cache.stats import CacheStats
-from epistream.loader import effort as effort_module
-from epistream.loader.effort import Effort, EffortMeter, thread_effort
-from epistream.loader.stats import LoaderStats, StatsRecorder
-from epistream.loader.worker import Message
+from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
+from epistream.loader.workers import thread_time as effort_module
+from epistream.loader.workers.thread_time import Effort, EffortMeter, thread_effort
+from epistream.loader.workers.worker import Message
 
 LOW = ["action", "observation.state"]
 

@@ -5,7 +5,7 @@ import torch
 
 import epistream as es
 from epistream.errors import OptionError
-from epistream.loader.transforms import ImagesToFloat
+from epistream.loader.samples.transforms import ImagesToFloat
 
 KEY = "observation.images.top"
 

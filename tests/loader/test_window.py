@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.window import Window
+from epistream.loader.order.window import Window
 
 
 def test_window_steps_at_both_ends_are_clipped_and_masked():

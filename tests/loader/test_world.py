@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.world import World
+from epistream.loader.order.world import World
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",

@@ -1,0 +1,1 @@
+"""How fast a stream runs on this machine, beside the bound."""

@@ -1,0 +1,252 @@
+"""Measures a stream's throughput in interleaved rounds beside the bound of this machine."""
+
+import os
+import platform
+import statistics
+import time
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, repeat
+from typing import Any
+
+import psutil
+import simplejpeg
+import torch
+
+from epistream._version import __version__
+from epistream.cache.options import Mode
+from epistream.errors import OptionError
+from epistream.loader.loader import StreamingLoader
+from epistream.loader.measuring.bound import Bound, measure_bound
+from epistream.loader.monitoring.memory_use import measure_memory
+from epistream.loader.order.window import Window
+from epistream.loader.reading.frames import Decode
+from epistream.loader.reading.job import ReadJob
+from epistream.loader.stream import EpisodeStream
+
+# Decoding every episode beforehand is given up after this.
+_WARM_S = 300.0
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure; the defaults are those of ``epistream bench``.
+
+    Args:
+        batch_size: windows per batch.
+        obs: step offsets of observations.
+        action: step offsets of actions.
+        parallel: numbers of worker processes and of threads.
+        cache: where shards are kept.
+        rounds: interleaved rounds.
+        seconds: length of each measurement.
+        once: also measure with all episodes decoded before, where they fit the cache's budget.
+    """
+
+    batch_size: int = 32
+    obs: range = range(1)
+    action: range = range(100)
+    parallel: int | tuple[int, ...] = 2
+    cache: Mode = "auto"
+    rounds: int = 5
+    seconds: float = 2.0
+    once: bool = True
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """`parallel` as a tuple."""
+        return self.parallel if isinstance(self.parallel, tuple) else (self.parallel,)
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.rounds, *self.numbers) < 1 or self.seconds <= 0:
+            raise OptionError(f"bench: {self}, wanted a batch size, parallelism, rounds and seconds above 0.")
+
+
+@dataclass
+class BenchRow:
+    """One configuration: a figure per round. `bound` names the row whose rates it is compared with."""
+
+    name: str
+    windows_per_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    first_batch_s: list[float] = field(default_factory=list)
+    pss_bytes: int = 0
+    shm_bytes: int = 0
+    bound: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median windows/s."""
+        return statistics.median(self.windows_per_s)
+
+    def share_of(self, bound: "BenchRow") -> float:
+        """Median over the rounds of this row's rate as a share of the bound's rate in the same round."""
+        return statistics.median(a / b for a, b in zip(self.windows_per_s, bound.windows_per_s, strict=True))
+
+    def cells(self, bound: "BenchRow") -> list[str]:
+        """The row as text: 7 columns that fit a terminal of 80."""
+        spread = f"{_short(min(self.windows_per_s))}-{_short(max(self.windows_per_s))}"
+        cells = [self.name, f"{self.median:,.0f}", spread, f"{self.share_of(bound):.2f}"]
+        cells.append(f"{statistics.median(self.cpu_s):.3f}" if self.cpu_s else "")
+        cells.append(f"{statistics.median(self.first_batch_s) * 1000:,.0f}" if self.first_batch_s else "")
+        cells.append(f"{self.pss_bytes / 2**20:,.0f}" if self.pss_bytes else "")
+        return cells
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All rows, each bound before the rows that are compared with it; `binding` is the term of the first."""
+
+    title: str
+    machine: str
+    binding: str
+    rows: list[BenchRow]
+
+    @property
+    def bound(self) -> BenchRow:
+        """The first bound's row."""
+        return self.rows[0]
+
+    def bound_of(self, row: BenchRow) -> BenchRow:
+        """The row that another one is compared with: itself, for a bound."""
+        return next((other for other in self.rows if other.name == row.bound), row)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as plain values."""
+        shares = {row.name: row.share_of(self.bound_of(row)) for row in self.rows}
+        return {**asdict(self), "share_of_bound": shares}
+
+
+def run_bench(url: str, options: BenchOptions, stream: EpisodeStream | None = None) -> BenchResult:
+    """Measure the dataset at `url`, or a `stream` of it.
+
+    It takes about ``rounds * seconds`` for each row, and the time to decode every episode once.
+    """
+    given = stream
+    stream = given or _stream(url, options, "per_read")
+    streams = {"": stream}
+    if given is None and options.once and fits_decoded(stream.job):
+        streams[", decoded"] = _stream(url, options, "once")
+    title, machine = _title(stream), _machine()
+    plans = [_Plan(number, suffix, streams[suffix]) for number in options.numbers for suffix in streams]
+    # The last one out removes the cache's directory: what was decoded must outlive each loader.
+    with _stream(url, options, "once").job.cache if len(streams) > 1 else nullcontext() as holder:
+        if holder is not None:
+            holder.budget()
+        for plan in plans:
+            if plan.suffix:
+                plan.warm()
+        for _ in range(options.rounds):
+            for plan in plans:
+                plan.run(options.seconds)
+    rows = [row for plan in plans for row in plan.rows]
+    return BenchResult(title, machine, binding=rows[0].name.split()[1], rows=rows)
+
+
+class _Plan:
+    """A number of workers on one stream: the bound, and the loader with processes and with threads."""
+
+    def __init__(self, number: int, suffix: str, stream: EpisodeStream) -> None:
+        self.suffix = suffix
+        self._number, self._stream = number, stream
+        self._bounds: list[Bound] = []
+        self._loaded = [BenchRow(f"{number} {kind}{suffix}") for kind in ("processes", "threads")]
+
+    @property
+    def rows(self) -> list[BenchRow]:
+        """The bound's row and the loader's two."""
+        middle = sorted(self._bounds, key=lambda bound: bound.windows_per_s)[len(self._bounds) // 2]
+        term = "copy" if self.suffix else middle.binding
+        name = f"bare {term} x {self._number}"
+        if term == "copy":
+            figures = [bound.copy for bound in self._bounds], [bound.copy_cpu_s for bound in self._bounds]
+        else:
+            figures = [bound.decode for bound in self._bounds], [bound.decode_cpu_s for bound in self._bounds]
+        for row in self._loaded:
+            row.bound = name
+        return [BenchRow(name, *figures, bound=name), *self._loaded]
+
+    def run(self, seconds: float) -> None:
+        """One round. Workers of one configuration never compete with those of the next."""
+        self._bounds.append(measure_bound(self._stream.job, self._number, seconds))
+        kinds = ((self._number, 0), (0, self._number))
+        for row, (num_workers, num_threads) in zip(self._loaded, kinds, strict=True):
+            with StreamingLoader(self._stream, num_workers=num_workers, num_threads=num_threads) as loader:
+                _measure(loader, row, seconds)
+
+    def warm(self) -> None:
+        """Let every episode be decoded."""
+        episodes = self._stream.job.dataset.num_episodes
+        deadline = time.monotonic() + _WARM_S
+        with StreamingLoader(self._stream, num_workers=self._number) as loader:
+            # Found or made: whatever an earlier run left is there already.
+            while loader.stats().cache.made_fills < episodes and time.monotonic() < deadline:
+                num_made = loader.stats().cache.made_fills
+                for _ in range(2):
+                    deque(loader, maxlen=0)
+                if loader.stats().cache.made_fills == num_made:
+                    break
+
+
+def fits_decoded(job: ReadJob) -> bool:
+    """Whether there are frames to decode, and all decoded episodes would fit the cache's budget now."""
+    plan = replace(job, frames=replace(job.frames, decode="once")).reader_options.decoded
+    budget = job.cache.budget() if plan is not None and plan.num_bytes else None
+    job.cache.close()
+    return plan is not None and budget is not None and plan.num_bytes + plan.source_bytes <= budget.bytes
+
+
+def _stream(url: str, options: BenchOptions, decode: Decode) -> EpisodeStream:
+    return EpisodeStream(
+        url,
+        batch_size=options.batch_size,
+        window=Window(obs=options.obs, action=options.action),
+        cache=options.cache,
+        split=None,
+        decode=decode,
+    )
+
+
+def _measure(loader: StreamingLoader, row: BenchRow, seconds: float) -> None:
+    began = time.perf_counter()
+    batches = chain.from_iterable(repeat(loader))
+    next(batches)
+    row.first_batch_s.append(time.perf_counter() - began)
+    # The ring's pages are touched for the first time while it fills; that is start-up, not throughput.
+    for _ in range(4 * len(psutil.Process().children()) + 8):
+        next(batches)
+    num_windows, cpu_before, began = 0, _cpu_s(), time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        num_windows += len(next(batches)["step_index"])
+    row.windows_per_s.append(num_windows / elapsed)
+    row.cpu_s.append((_cpu_s() - cpu_before) / num_windows * 1000)
+    memory = measure_memory(loader.worker_pids, 0, loader.stream.job.cache.options)
+    row.pss_bytes = max(row.pss_bytes, memory.pss_bytes)
+    row.shm_bytes = max(row.shm_bytes, memory.cache_bytes)
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate < 10_000 else f"{rate / 1000:,.0f}k"
+
+
+def _cpu_s() -> float:
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
+def _title(stream: EpisodeStream) -> str:
+    job = stream.job
+    return (
+        f"{job.dataset.url}: {stream.num_windows:,} windows, batch {job.batch_size} "
+        f"({job.layout.num_bytes / 2**20:,.1f} MiB), cache {job.cache.options.mode}"
+    )
+
+
+def _machine() -> str:
+    load = os.getloadavg()[0]
+    versions = f"epistream {__version__}, torch {torch.__version__}, simplejpeg {simplejpeg.__version__}"
+    return (
+        f"{os.cpu_count()} cores {platform.machine()}, load {load:.1f}, Python {platform.python_version()}, {versions}"
+    )

@@ -1,0 +1,1 @@
+"""What a loader did, and what that says."""

@@ -1,0 +1,121 @@
+"""A loader's report: how fast it runs, what limits it, what to change, and what memory it takes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from epistream.loader.monitoring.diagnosis import Finding, Situation, find_limit, find_more
+from epistream.loader.monitoring.memory_use import MemoryUse
+from epistream.loader.monitoring.stats import LoaderStats
+
+
+@dataclass(frozen=True)
+class PerformanceReport:
+    """Text by ``str(report)``, plain values by `to_json`.
+
+    Attributes:
+        title: which stream, and how it runs.
+        stats: counters of this rank.
+        limit: what limits the run, with the reason and the cure.
+        also: other things worth knowing.
+        memory: of this rank's processes, and of the node's cache.
+        left_out: why files were left out when the dataset was opened, by path.
+    """
+
+    title: str
+    stats: LoaderStats
+    limit: Finding
+    also: tuple[Finding, ...]
+    memory: MemoryUse
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls,
+        title: str,
+        stats: LoaderStats,
+        situation: Situation,
+        memory: MemoryUse,
+        left_out: Mapping[str, str] | None = None,
+    ) -> "PerformanceReport":
+        """Read the counters."""
+        return cls(title, stats, find_limit(stats, situation), tuple(find_more(stats)), memory, dict(left_out or {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as values that ``json.dumps`` takes."""
+        memory = {**asdict(self.memory), "pss_bytes": self.memory.pss_bytes}
+        return {**asdict(self), "stats": self.stats.to_json(), "memory": memory}
+
+    def __str__(self) -> str:
+        rows = [
+            ("limit", f"{self.limit.limit}: {self.limit.why}"),
+            ("do", self.limit.cure),
+            *(("also", f"{finding.why}. Do: {finding.cure}") for finding in self.also),
+            ("speed", _speed(self.stats)),
+            ("loop", _loop(self.stats)),
+            ("workers", worker_shares(self.stats)),
+            ("cache", _cache(self.stats)),
+            ("memory", _memory(self.memory)),
+            *(("skipped", f"{url}: {reason}") for url, reason in self.stats.bad_shards.items()),
+            *(("left out", f"{path}: {reason}") for path, reason in self.left_out.items()),
+        ]
+        return "\n".join([self.title, *(f"  {name:<8} {text}" for name, text in rows)])
+
+
+def worker_shares(stats: LoaderStats) -> str:
+    """Where the workers' time went, as text."""
+    total_s = stats.worker_busy_s + stats.worker_idle_s
+    if not total_s:
+        return "no batch yet"
+    parts = (
+        ("decode and copy", stats.effort.cpu_s),
+        ("wait for a core", stats.effort.queue_s),
+        ("wait for bytes or locks", stats.worker_blocked_s),
+        ("wait for a free batch", stats.worker_idle_s),
+    )
+    return ", ".join(f"{name} {seconds / total_s * 100:.0f} %" for name, seconds in parts)
+
+
+def _speed(stats: LoaderStats) -> str:
+    first = "" if stats.first_batch_s is None else f", first batch after {stats.first_batch_s:.2f} s"
+    return (
+        f"{stats.windows_per_s:,.0f} windows/s ({stats.num_windows:,} windows in {stats.num_batches:,} batches, "
+        f"{stats.elapsed_s:.1f} s{first})"
+    )
+
+
+def _loop(stats: LoaderStats) -> str:
+    share = stats.data_wait_share * 100
+    return (
+        f"waits for data {share:.1f} %, works {100 - share:.1f} % (the start, {stats.start_wait_s:.2f} s, not counted)"
+    )
+
+
+def _cache(stats: LoaderStats) -> str:
+    cache = stats.cache
+    if not cache.tier:
+        return "not used yet"
+    names = ("hits", "fills", "waits", "evictions", "bypasses", "direct", "disk_hits")
+    counts = ", ".join(f"{name.replace('_', ' ')} {getattr(cache, name):,}" for name in names if getattr(cache, name))
+    fetched = ""
+    if cache.bytes_fetched:
+        rate = cache.bytes_fetched / cache.fill_seconds if cache.fill_seconds else 0.0
+        fetched = f"; fetched {mega(cache.bytes_fetched)}, {mega(rate)}/s a fill"
+    return f"{cache.tier} ({cache.reason}): {counts}{fetched}"
+
+
+def _memory(memory: MemoryUse) -> str:
+    processes = ", ".join(f"{process.name} {mega(process.pss_bytes)}" for process in memory.processes)
+    return (
+        f"{mega(memory.pss_bytes)} in processes (PSS: {processes}), of this at most {mega(memory.ring_bytes)} batches; "
+        f"node's cache {mega(memory.cache_bytes)} in {memory.cache_path}"
+    )
+
+
+def mega(size: float) -> str:
+    """Bytes as text, in MB of 10^6.
+
+    >>> mega(1_234_567_890)
+    '1,235 MB'
+    """
+    return f"{size / 1e6:,.0f} MB"

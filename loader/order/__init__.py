@@ -1,0 +1,1 @@
+"""Which window stands where: integers only, no torch, no cache, nothing is read."""

@@ -1,0 +1,193 @@
+"""The plan: which window stands at which position of an epoch, as arithmetic over window counts per shard.
+
+Every input must be equal on all ranks, and none of them is the topology: see ``docs/order.md``.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from epistream.errors import OptionError
+from epistream.loader.order.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
+from epistream.loader.order.lanes import Lanes, Pieces
+from epistream.loader.order.random_integers import Purpose, check_seed, permutation
+from epistream.loader.order.spread import AverageEpisodes, Episodes
+
+__all__ = ["ORDER_VERSION", "EpochOrder", "OrderOptions", "Plan", "default_resident_shards"]
+
+if TYPE_CHECKING:
+    from epistream.loader.order.anchors import Anchors
+    from epistream.sharding.dataset import Dataset
+
+# Raised whenever the same inputs would give another order: saved states of other versions are refused.
+ORDER_VERSION = 1
+# The default K holds as many episodes as keep a batch of 64 varied, within memory that a training node can
+# spare.
+_DEFAULT_EPISODES = 256
+_DEFAULT_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """What decides the order of an epoch, beside the dataset and the window.
+
+    Attributes:
+        shuffle: False gives dataset order (and then one lane).
+        seed: any integer in [0, 2**64).
+        lanes: L, the shards are dealt to this many independent runs; keep it a multiple of the number of
+            nodes.
+        resident_shards: K, shards that an epoch draws from at any time over all lanes; a default from the
+            manifest.
+        reshuffle_lanes: permute the shards over the lanes anew in each epoch, at the price of fetching them
+            anew.
+    """
+
+    shuffle: bool = True
+    seed: int = 0
+    lanes: int = 8
+    resident_shards: int | None = None
+    reshuffle_lanes: bool = False
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name in ("lanes", "resident_shards"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name == "resident_shards"):
+                raise OptionError(f"{name}: {value!r}, wanted an integer.")
+        if self.lanes < 1:
+            raise OptionError(f"lanes: {self.lanes}, wanted at least 1. The default is 8.")
+        if self.resident_shards is not None and self.shuffle and self.resident_shards < 2 * self.lanes:
+            smaller = self.resident_shards // 2
+            cure = f"lanes={smaller}" if smaller else "shuffle=False, which holds one shard at a time"
+            raise OptionError(
+                f"resident_shards: {self.resident_shards}, wanted at least 2 x lanes = {2 * self.lanes}. "
+                f"Use resident_shards={2 * self.lanes}, or {cure}."
+            )
+
+
+class Plan:
+    """The order of all epochs of one dataset, window and set of options. Memory O(shards); picklable; no I/O."""
+
+    def __init__(
+        self,
+        per_shard: NDArray[np.int64],
+        shard_bytes: NDArray[np.int64],
+        shard_episodes: NDArray[np.int64],
+        options: OrderOptions,
+        runs: Pieces | None = None,
+        episodes: Episodes | None = None,
+    ) -> None:
+        """Lay the lanes out.
+
+        Args:
+            per_shard: (S,) windows of each shard.
+            shard_bytes: (S,) bytes of each shard.
+            shard_episodes: (S,) episodes of each shard that have windows.
+            options: what the user chose.
+            runs: the windows in dataset order, where that is not shard after shard; used without shuffling.
+            episodes: which windows are of one episode; without it, a shard's are taken to be of equal length.
+
+        Raises:
+            OptionError: if there is no window at all.
+        """
+        self.num_windows = int(np.sum(per_shard))
+        if self.num_windows == 0:
+            raise OptionError(
+                f"plan: 0 windows in {len(per_shard)} shards, wanted at least 1. "
+                "Choose another split, or keep incomplete windows (drop_incomplete=False)."
+            )
+        self.options = options
+        self.per_shard, self.shard_bytes = per_shard, shard_bytes
+        self.num_lanes = min(options.lanes, self.num_windows) if options.shuffle else 1
+        if not options.shuffle:
+            self.resident_shards = 1
+        elif options.resident_shards is not None:
+            self.resident_shards = options.resident_shards
+        else:
+            self.resident_shards = default_resident_shards(per_shard, shard_bytes, shard_episodes, self.num_lanes)
+        self._episodes = AverageEpisodes(per_shard, shard_episodes) if episodes is None else episodes
+        self._runs = runs
+        self._lanes = None if options.reshuffle_lanes else self.lay_out(self.num_lanes)
+
+    @classmethod
+    def of(cls, anchors: "Anchors", dataset: "Dataset", options: OrderOptions) -> "Plan":
+        """The plan of a dataset's anchors."""
+        runs = None if options.shuffle else anchors.runs()
+        # A cache entry is a shard with its index.
+        sizes = dataset.shard_bytes + dataset.index_bytes
+        return cls(anchors.per_shard, sizes, anchors.episodes_per_shard, options, runs, anchors)
+
+    @property
+    def parts(self) -> int:
+        """Shards that a lane draws from at any time (k), unless the lane has fewer."""
+        return max(2, -(-self.resident_shards // self.num_lanes)) if self.options.shuffle else 1
+
+    def lanes(self, epoch: int = 0) -> Lanes:
+        """The lanes of an epoch."""
+        return self.lay_out(self.num_lanes, epoch) if self._lanes is None else self._lanes
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        """The order of one epoch. Cheap: nothing is computed before it is asked for.
+
+        Raises:
+            OptionError: if the epoch is negative.
+        """
+        if epoch < 0:
+            raise OptionError(f"epoch: {epoch}, wanted 0 or more.")
+        lanes = self.lanes(epoch)
+        if not self.options.shuffle:
+            return SequentialEpoch(lanes.pieces(0) if self._runs is None else self._runs)
+        return ShuffledEpoch(lanes, self._episodes, self.parts, self.options.seed, epoch)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the order; equal on all ranks, and in a state that may be resumed."""
+        return xxhash.xxh3_128_hexdigest(repr(sorted(self.describe().items())).encode())
+
+    def describe(self) -> dict[str, int | bool | str]:
+        """What the fingerprint is made of, by the name of the option, to say which one differs."""
+        counts = xxhash.xxh3_128()
+        runs = () if self._runs is None else (self._runs.shard, self._runs.first, self._runs.count)
+        for array in (self.per_shard, *runs):
+            counts.update(np.ascontiguousarray(array, "<i8").tobytes())
+        return {
+            "order_version": ORDER_VERSION,
+            "windows_per_shard": counts.hexdigest(),
+            "windows_of_episodes": self._episodes.digest,
+            "num_windows": self.num_windows,
+            "shuffle": self.options.shuffle,
+            "seed": int(self.options.seed),
+            "lanes": self.num_lanes,
+            "resident_shards": self.resident_shards,
+            "reshuffle_lanes": self.options.reshuffle_lanes,
+        }
+
+    def lay_out(self, num_lanes: int, epoch: int = 0) -> Lanes:
+        """The shards of an epoch cut into any number of lanes, to compare; `lanes` are those of this plan."""
+        order = np.arange(len(self.per_shard), dtype=np.int64)
+        if self.options.shuffle:
+            order = permutation(len(order), Purpose.SHARDS, self.options.seed, epoch)
+        return Lanes(order, self.per_shard, num_lanes)
+
+
+def default_resident_shards(
+    per_shard: NDArray[np.int64],
+    shard_bytes: NDArray[np.int64],
+    shard_episodes: NDArray[np.int64],
+    num_lanes: int,
+) -> int:
+    """K where the user names none: the shards that hold 256 episodes on average, within 4 GiB, at least 2 a lane.
+
+    From the manifest's numbers alone: two ranks that looked at their free memory would compute different
+    orders.
+    """
+    used = per_shard > 0
+    num_shards, num_episodes = int(np.sum(used)), max(int(np.sum(shard_episodes[used])), 1)
+    by_episodes = -(-_DEFAULT_EPISODES * num_shards // num_episodes)
+    largest_first = np.sort(shard_bytes[used])[::-1]
+    by_bytes = int(np.searchsorted(np.cumsum(largest_first), _DEFAULT_BYTES, side="right"))
+    return max(2 * num_lanes, min(by_episodes, by_bytes))

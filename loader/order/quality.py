@@ -1,0 +1,161 @@
+"""How well an order shuffles and what it fetches, as numbers: computed from the manifest, without reading data."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.plan import Plan
+from epistream.loader.order.schedule import Schedule
+from epistream.loader.order.working_set import open_bytes, open_shards
+from epistream.loader.order.world import World
+
+_ENDS = 100
+_MIDDLE = 200
+
+
+@dataclass(frozen=True)
+class OrderReport:
+    """What an order costs and how varied its batches are, for one job.
+
+    Attributes:
+        num_windows, num_episodes, num_shards: those that the order draws from.
+        num_bytes: of those shards.
+        lanes, resident_shards: L and K.
+        open_shards: shards in use at once over all nodes, with one global batch in flight, at most.
+        open_bytes: their bytes, if they are the largest.
+        global_batch: windows per batch over all ranks.
+        distinct: mean distinct episodes in a global batch: in the first hundred, the middle and the last hundred.
+        distinct_permuted: the same for a full random permutation of the epoch, in expectation.
+        distinct_residents: the same for uniform draws from the resident shards, in expectation.
+        fetch_bytes: bytes that all nodes together fetch in an epoch that finds nothing in memory, at most.
+        fetch_bytes_per_node: bytes that each node fetches. A shard at a cut between lanes is counted in both, since
+            they need it at different times, unless the node keeps all its shards.
+        first_batch_bytes: bytes of the shards that the first batch draws from, for each node.
+    """
+
+    num_windows: int
+    num_episodes: int
+    num_shards: int
+    num_bytes: int
+    lanes: int
+    resident_shards: int
+    open_shards: int
+    open_bytes: int
+    global_batch: int
+    distinct: tuple[float, float, float]
+    distinct_permuted: float
+    distinct_residents: float
+    fetch_bytes: int
+    fetch_bytes_per_node: tuple[int, ...]
+    first_batch_bytes: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and the ratios that matter, as JSON holds them."""
+        first, middle, last = (value / self.distinct_permuted for value in self.distinct)
+        return asdict(self) | {"ratio_to_permutation": {"first": first, "middle": middle, "last": last}}
+
+
+def report(plan: Plan, anchors: Anchors, batch_size: int, num_nodes: int, ranks_per_node: int) -> OrderReport:
+    """Examine the first epoch of an order.
+
+    Raises:
+        OptionError: if the job cannot be, for example a global batch larger than the epoch.
+    """
+    worlds = [World.of(node * ranks_per_node, num_nodes * ranks_per_node, ranks_per_node) for node in range(num_nodes)]
+    schedules = [Schedule(plan.num_windows, plan.num_lanes, 0, 0, 0, world, batch_size) for world in worlds]
+    global_batch = batch_size * num_nodes * ranks_per_node
+    used = plan.per_shard > 0
+    windows = anchors.windows_per_episode
+    fetched = [_fetched(plan, schedule) for schedule in schedules]
+    at_once = open_shards(plan, global_batch)
+    return OrderReport(
+        num_windows=plan.num_windows,
+        num_episodes=int(np.sum(windows > 0)),
+        num_shards=int(np.sum(used)),
+        num_bytes=int(np.sum(plan.shard_bytes[used])),
+        lanes=plan.num_lanes,
+        resident_shards=plan.resident_shards,
+        open_shards=at_once,
+        open_bytes=open_bytes(plan, global_batch),
+        global_batch=global_batch,
+        distinct=distinct_by_third(plan, anchors, global_batch),
+        distinct_permuted=expected_distinct(windows, global_batch),
+        distinct_residents=_expected_of_residents(plan, anchors, global_batch),
+        fetch_bytes=sum(fetched),
+        fetch_bytes_per_node=tuple(fetched),
+        first_batch_bytes=tuple(_first_batch(plan, global_batch, num_nodes)),
+    )
+
+
+def expected_distinct(windows_per_episode: NDArray[np.int64], batch: int) -> float:
+    """Distinct episodes among `batch` windows drawn at random without repetition, in expectation."""
+    counts, episodes = np.unique(windows_per_episode[windows_per_episode > 0], return_counts=True)
+    total = int(np.sum(counts * episodes))
+    batch = min(batch, total)
+    # An episode of n windows is missed with probability prod (N - n - i) / (N - i) over the draws i.
+    draws = np.arange(batch)
+    missed = np.array([np.prod(np.maximum(total - count - draws, 0) / (total - draws)) for count in counts.tolist()])
+    return float(np.sum(episodes * (1 - missed)))
+
+
+def distinct_by_third(plan: Plan, anchors: Anchors, global_batch: int, epoch: int = 0) -> tuple[float, float, float]:
+    """Mean distinct episodes per global batch: in the first hundred batches, the middle and the last hundred."""
+    num_batches = plan.num_windows // global_batch
+    ends = min(_ENDS, num_batches)
+    middle = np.unique(np.linspace(0.2 * num_batches, 0.8 * num_batches, _MIDDLE, endpoint=False).astype(np.int64))
+    parts = (np.arange(ends), middle, np.arange(num_batches - ends, num_batches))
+    first, between, last = (
+        float(np.mean(distinct_episodes(plan, anchors, global_batch, part, epoch))) for part in parts
+    )
+    return first, between, last
+
+
+def distinct_episodes(
+    plan: Plan, anchors: Anchors, global_batch: int, batches: NDArray[np.int64], epoch: int = 0
+) -> NDArray[np.int64]:
+    """Distinct episodes in each of the global batches numbered `batches`: (n,) int64."""
+    order = plan.epoch(epoch)
+    found = []
+    for batch in batches.tolist():
+        shard, k = order.windows(np.arange(batch * global_batch, (batch + 1) * global_batch))
+        found.append(len(np.unique(anchors.locate(shard, k)[0])))
+    return np.array(found, np.int64)
+
+
+def source_places(plan: Plan, global_batch: int, batches: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where in storage order the windows of batches of epoch 0 lie, from 0 to 1: (n, global_batch)."""
+    order = plan.epoch(0)
+    before = np.cumsum(plan.per_shard) - plan.per_shard
+    rows = []
+    for batch in batches.tolist():
+        shard, k = order.windows(np.arange(batch * global_batch, (batch + 1) * global_batch))
+        rows.append((before[shard] + k) / plan.num_windows)
+    return np.stack(rows)
+
+
+def _expected_of_residents(plan: Plan, anchors: Anchors, global_batch: int) -> float:
+    """Distinct episodes in uniform draws from shards of average size, as many as are resident."""
+    pieces = [plan.lanes().num_pieces(lane) for lane in range(plan.num_lanes)]
+    used = plan.per_shard > 0
+    resident = min(sum(min(count, plan.parts) for count in pieces), int(np.sum(used)))
+    episodes = max(round(int(np.sum(anchors.episodes_per_shard)) * resident / int(np.sum(used))), 1)
+    each = max(round(plan.num_windows / max(int(np.sum(anchors.episodes_per_shard)), 1)), 1)
+    return expected_distinct(np.full(episodes, each, np.int64), global_batch)
+
+
+def _fetched(plan: Plan, schedule: Schedule) -> int:
+    shards = np.concatenate([plan.lanes().pieces(lane).shard for lane in schedule.lanes])
+    distinct = np.unique(shards)
+    if open_shards(plan, schedule.global_batch, schedule.lanes) >= len(distinct):
+        shards = distinct
+    return int(np.sum(plan.shard_bytes[shards]))
+
+
+def _first_batch(plan: Plan, global_batch: int, num_nodes: int) -> list[int]:
+    positions = np.arange(global_batch)
+    shard, _ = plan.epoch(0).windows(positions)
+    nodes = (shard[positions % num_nodes == node] for node in range(num_nodes))
+    return [int(np.sum(plan.shard_bytes[np.unique(shards)])) for shards in nodes]

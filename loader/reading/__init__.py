@@ -1,0 +1,1 @@
+"""Bytes of shards into the arrays of a batch; no torch."""

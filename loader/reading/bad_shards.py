@@ -1,0 +1,179 @@
+"""Reads windows at given positions of a dataset's epochs; knows what to do when a shard is bad, or not there yet."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import FetchError, FormatError, SourceChangedError, SourceError
+from epistream.loader.order.epoch import EpochOrder
+from epistream.loader.reading.reader import BatchWindows
+
+if TYPE_CHECKING:
+    from epistream.loader.reading.job import ReadJob
+
+OnBad = Literal["raise", "skip"]
+
+# What a shard can do wrong; errors of the cache or of the caller are nobody's fault to be skipped.
+BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)
+# A worker that still finds shards missing after so many batches waits for their fills: what it reads by ranges
+# comes over the network a second time.
+_MOST_COLD_BATCHES = 4
+# Positions that are looked through at a time for a window to put in a bad one's place.
+_LOOK = 64
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Windows of a bad shard that were replaced in one batch."""
+
+    shard_url: str
+    reason: str
+    num_windows: int
+
+
+class WindowFeed:
+    """Reads windows at given positions of one dataset's epochs, and replaces those of bad shards.
+
+    With ``on_bad="skip"`` a shard that cannot be read is left alone for the rest of the epoch, and each of its windows
+    is replaced by a repeat of the nearest window of the same lane, marked ``is_repeat``: every rank still gets
+    the same number of batches. The next epoch tries the shard again.
+    """
+
+    def __init__(self, job: "ReadJob", before_wait: Callable[[], None] | None = None, num_feeds: int = 1) -> None:
+        """Read nothing yet.
+
+        Args:
+            job: what to read.
+            before_wait: gives up what the caller holds for other feeds too, before this one waits for anything.
+            num_feeds: feeds that the same thread has.
+        """
+        self._job = job
+        self._reader = job.reader(before_wait, num_feeds)
+        self._bad: dict[int, str] = {}
+        self._orders: dict[int, EpochOrder] = {}
+        self._num_cold_batches = 0
+
+    def start_cold(self) -> None:
+        """Read by ranges what is not in the cache, until the cache has caught up; somebody fills it meanwhile."""
+        self._num_cold_batches = _MOST_COLD_BATCHES
+
+    def turn(self, epoch: int) -> None:
+        """A new pass begins at an epoch: bad shards get another chance, and earlier epochs are done with."""
+        self._bad.clear()
+        self._orders = {number: order for number, order in self._orders.items() if number >= epoch}
+
+    def read(
+        self,
+        epoch: int,
+        positions: NDArray[np.int64],
+        is_repeat: NDArray[np.bool_],
+        out: Mapping[str, NDArray[Any]],
+    ) -> tuple[Replaced, ...]:
+        """Fill the arrays of one batch, or the rows of it that views cover.
+
+        Args:
+            epoch: of the dataset.
+            positions: in it, (n,).
+            is_repeat: (n,).
+            out: the arrays of `BatchLayout`; the first n rows are written.
+
+        Returns:
+            What had to be replaced.
+
+        Raises:
+            FormatError, FetchError, SourceError, SourceChangedError: a bad shard; with ``on_bad="skip"`` only if a lane
+                has no other.
+            CacheError: see `NodeCache.open`.
+        """
+        order = self._order(epoch)
+        windows = self._job.windows_at(order, epoch, positions, is_repeat)
+        if self._num_cold_batches > 0 and self._read_cold(windows, out):
+            return ()
+        if self._job.on_bad == "raise":
+            self._reader.read(windows, out)
+            return ()
+        wanted = windows.shard
+        while True:
+            is_bad = self._is_bad(windows.shard)
+            if is_bad.any():
+                taken = positions.copy()
+                for row in np.flatnonzero(is_bad).tolist():
+                    taken[row] = self._nearest_good(order, int(positions[row]))
+                windows = self._job.windows_at(order, epoch, taken, is_repeat | is_bad)
+            try:
+                self._reader.read(windows, out)
+                return self._report(wanted, windows)
+            except BAD_SHARD:
+                if not self._find_bad(windows):
+                    raise  # each shard can be read by itself: something else is wrong
+
+    def release(self) -> None:
+        """Give up every shard that the cache leases."""
+        self._reader.release()
+
+    def close(self) -> None:
+        """Give up everything that is open."""
+        self._reader.close()
+
+    def _read_cold(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]]) -> bool:
+        """Read without waiting for fills; False if that failed, and the ordinary way must do."""
+        try:
+            num_cold = self._reader.read(windows, out, wait=False)
+        except BAD_SHARD as error:
+            logger.info("No ranged reads: %s", error)
+            self._num_cold_batches = 0
+            return False
+        num_batches = max(1, len(windows.step) // self._job.batch_size)
+        self._num_cold_batches = self._num_cold_batches - num_batches if num_cold else 0
+        return True
+
+    def _order(self, epoch: int) -> EpochOrder:
+        if epoch not in self._orders:
+            self._orders[epoch] = self._job.plan.epoch(epoch)
+        return self._orders[epoch]
+
+    def _find_bad(self, windows: BatchWindows) -> bool:
+        """Read the windows of each shard by themselves, into memory that is thrown away; True if one is found bad."""
+        scratch = self._job.layout_of(len(windows.step)).allocate()
+        found = False
+        for shard in np.unique(windows.shard).tolist():
+            try:
+                self._reader.read(_rows(windows, windows.shard == shard), scratch)
+            except BAD_SHARD as error:
+                self._bad[shard] = f"{type(error).__name__}: {error}"
+                logger.warning("Skipped for the rest of the epoch: %s", error)
+                found = True
+        return found
+
+    def _nearest_good(self, order: EpochOrder, position: int) -> int:
+        """The nearest position of the same lane whose shard is good, looking back first."""
+        num_lanes, total = self._job.plan.num_lanes, self._job.num_windows
+        for block in range(0, total // num_lanes + _LOOK, _LOOK):
+            away = np.arange(block + 1, block + _LOOK + 1) * num_lanes
+            near = np.stack([position - away, position + away], axis=1).reshape(-1)
+            near = near[(near >= 0) & (near < total)]
+            good = near[~self._is_bad(order.windows(near)[0])]
+            if len(good):
+                return int(good[0])
+        reasons = "; ".join(self._bad.values())
+        raise FormatError(f"lane of position {position}: no shard of it can be read. {reasons}")
+
+    def _is_bad(self, shard: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.isin(shard, list(self._bad))
+
+    def _report(self, wanted: NDArray[np.int64], windows: BatchWindows) -> tuple[Replaced, ...]:
+        lost = wanted[wanted != windows.shard]
+        urls = self._job.dataset.shard_url
+        return tuple(
+            Replaced(urls[shard], self._bad[shard], int((lost == shard).sum())) for shard in np.unique(lost).tolist()
+        )
+
+
+def _rows(windows: BatchWindows, chosen: NDArray[np.bool_]) -> BatchWindows:
+    return replace(windows, **{name: values[chosen] for name, values in vars(windows).items()})

@@ -1,0 +1,111 @@
+"""How a batch lies in one block of memory: which array, which dtype, which shape, at which byte."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.errors import OptionError
+from epistream.loader.order.window import Window
+from epistream.sharding.format.features import Feature
+
+# A cache line; also enough for every dtype and for the vector loads of the JPEG decoder.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a batch. `offset` is its first byte in the block; shape starts with the batch axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes without alignment."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def stream_dtype(feature: Feature) -> np.dtype[Any]:
+    """The dtype that a stream yields for a feature: float64 is stored exactly but yielded as float32."""
+    dtype = np.dtype(feature.dtype)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """The arrays of one batch, one after the other at multiples of 64 bytes."""
+
+    fields: tuple[Field, ...]
+    num_bytes: int
+
+    @classmethod
+    def plan(cls, features: Mapping[str, Feature], window: Window, batch_size: int) -> "BatchLayout":
+        """Lay out a batch of `batch_size` windows of `features`."""
+        shapes: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
+        for name, feature in features.items():
+            num_steps = len(window.offsets(name))
+            shapes.append((name, stream_dtype(feature), (batch_size, num_steps, *feature.shape)))
+            shapes.append((f"{name}_is_pad", np.dtype(np.bool_), (batch_size, num_steps)))
+        shapes += [(key, np.dtype(np.int64), (batch_size,)) for key in ("episode_index", "step_index", "task_index")]
+        shapes.append(("is_repeat", np.dtype(np.bool_), (batch_size,)))
+        return cls._of(shapes)
+
+    @classmethod
+    def _of(cls, shapes: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> "BatchLayout":
+        fields: list[Field] = []
+        offset = 0
+        for name, dtype, shape in shapes:
+            fields.append(Field(name, dtype, shape, offset))
+            offset += _aligned(fields[-1].num_bytes)
+        return cls(tuple(fields), offset)
+
+    def with_field(self, name: str, dtype: np.dtype[Any]) -> "BatchLayout":
+        """The same with one more array of one value per window."""
+        field = Field(name, dtype, self.fields[0].shape[:1], self.num_bytes)
+        return BatchLayout((*self.fields, field), self.num_bytes + _aligned(field.num_bytes))
+
+    def times(self, num_batches: int) -> "BatchLayout":
+        """The layout of so many batches one after the other, as one large batch."""
+        return self._of(
+            (field.name, field.dtype, (field.shape[0] * num_batches, *field.shape[1:])) for field in self.fields
+        )
+
+    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The arrays inside `block` (at least `num_bytes` uint8, contiguous). They share its memory."""
+        return {field.name: np.ndarray(field.shape, field.dtype, block, field.offset) for field in self.fields}
+
+    def allocate(self) -> dict[str, NDArray[Any]]:
+        """The arrays in fresh memory of their own."""
+        return self.views(np.empty(self.num_bytes, dtype=np.uint8))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | None) -> dict[str, Feature]:
+    """The features to stream: all, or those named, in the order named.
+
+    Raises:
+        OptionError: a name that the dataset does not have, or a list without names.
+    """
+    if wanted is None:
+        return dict(available)
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    missing = [name for name in wanted if name not in available]
+    if missing or not wanted:
+        near = [name for name in available if missing and name.endswith(f".{missing[0]}")]
+        near += difflib.get_close_matches(missing[0], available, n=1) if missing else []
+        hint = f"Did you mean {near[0]!r}?" if near else "Name some of these, or leave 'features' out for all."
+        raise OptionError(
+            f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
+        )
+    return {name: available[name] for name in wanted}

@@ -1,0 +1,197 @@
+"""Episodes whose frames were decoded once per node: made, kept in the cache beside the shards, and gathered from."""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.source.blob import Blob
+from epistream.cache.source.entry import Entry, part_offsets
+from epistream.cache.store.budget import mib
+from epistream.errors import EpistreamError, FormatError
+from epistream.loader.reading.frames import FrameDecoder
+from epistream.sharding.format.index import ShardIndex
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever the bytes of an entry change their meaning: jobs of other releases share the node's cache.
+_VERSION = 1
+# Each open episode is a descriptor and a mapping.
+_MAX_OPEN = 256
+
+Frames = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class DecodedPlan:
+    """Whether decoded episodes are kept, decided from the manifest's sizes alone.
+
+    Attributes:
+        wanted: keep them as far as they fit ("once"), or only if all fit ("auto").
+        num_bytes: of all decoded episodes that the order draws from.
+        source_bytes: of the shards that are open at a time, which must fit beside them.
+    """
+
+    wanted: bool
+    num_bytes: int
+    source_bytes: int
+
+
+@dataclass
+class _Kept:
+    entry: OpenEntry
+    frames: Frames
+
+
+class DecodedEpisodes:
+    """The decoded episodes that a reader draws from. Not shared between threads.
+
+    An episode is looked up whenever a batch needs it. If nobody has made it, the reader makes it, but not more than
+    one for each batch and none for its first: a batch needs frames of many episodes, and decoding all of these
+    episodes at once would keep the training loop waiting. What is not there is decoded into the batch as ever, so
+    the pixels are the same in any case, and the order has nothing to do with it.
+
+    Args:
+        decoders: of the cameras, by feature.
+        cache: where they are kept.
+        plan: sizes of the whole.
+        max_open: episodes that may be held open at a time.
+    """
+
+    def __init__(
+        self, decoders: Mapping[str, FrameDecoder], cache: NodeCache, plan: DecodedPlan, max_open: int
+    ) -> None:
+        self._decoders = dict(decoders)
+        self._cache = cache
+        self._plan = plan
+        self._open: OrderedDict[tuple[int, int], _Kept] = OrderedDict()
+        self._max_open = min(_MAX_OPEN, max_open)
+        self._is_first = True
+        self._may_make = False
+        # None until it is known; later, whether all episodes fit.
+        self._fits: bool | None = None
+        self._torn: set[tuple[int, int]] = set()
+        # Names are hashed into keys whenever an episode is opened: what they have in common is written once.
+        self._content = json.dumps(
+            [_VERSION, [[decoder.feature.to_dict(), list(decoder.shape)] for decoder in decoders.values()]]
+        )
+
+    def begin_batch(self) -> None:
+        """Another batch begins."""
+        self._may_make = not self._is_first
+        self._is_first = False
+
+    def take(self, source: Entry, tar: Blob, index: ShardIndex, key: tuple[int, int]) -> Frames | None:
+        """The decoded frames of an episode, made now if nobody has and it is time to.
+
+        Args:
+            source: the entry of its shard, which the caller holds open.
+            tar: the shard's bytes.
+            index: the shard's index.
+            key: (shard, episode within the shard).
+
+        Returns:
+            By camera, (T, H, W, C), read-only, until `release`; None if the episode is not there.
+        """
+        kept = self._open.get(key)
+        if kept is not None:
+            self._open.move_to_end(key)
+            return kept.frames
+        if not self._is_on():
+            return None
+        length = int(index.length[key[1]])
+        shapes = {name: (length, *decoder.shape) for name, decoder in self._decoders.items()}
+        dtypes = {name: np.dtype(decoder.feature.dtype) for name, decoder in self._decoders.items()}
+        sizes = [int(np.prod(shape, dtype=np.int64)) * dtypes[name].itemsize for name, shape in shapes.items()]
+        offsets = part_offsets(sizes)
+
+        def views(buffer: memoryview) -> dict[str, NDArray[Any]]:
+            return {
+                name: np.frombuffer(buffer[start : start + size], dtypes[name]).reshape(shapes[name])
+                for name, start, size in zip(shapes, offsets, sizes, strict=True)
+            }
+
+        def fill(buffer: memoryview) -> None:
+            self._may_make = False
+            for name, frames in views(buffer).items():
+                decode_episode(self._decoders[name], tar, index, key[1], frames)
+
+        entry = Entry(source.parts, f"decoded {key[1]} {self._content}")
+        make = fill if self._may_make and key not in self._torn else None
+        try:
+            opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], make, may_evict=bool(self._fits))
+        except FormatError as error:
+            # Whoever needs the torn frame is told by its own decoding; other windows of the episode are good.
+            logger.warning("Episode not kept decoded: %s", error)
+            self._torn.add(key)
+            return None
+        if opened is None:
+            return None
+        blob = opened.blobs[0]
+        frames = views(memoryview(blob.read(0, blob.size)))
+        while len(self._open) >= self._max_open:
+            self._close(self._open.popitem(last=False)[1])
+        self._open[key] = _Kept(opened, frames)
+        return frames
+
+    def release(self) -> None:
+        """Give up every episode that is held open."""
+        while self._open:
+            self._close(self._open.popitem()[1])
+
+    @staticmethod
+    def _close(kept: _Kept) -> None:
+        kept.frames = {}  # views first: memory that is still looked at stays, uncounted
+        kept.entry.close()
+
+    def _is_on(self) -> bool:
+        """Whether episodes are kept at all: asked when the first one is needed, because the budget is measured."""
+        if self._fits is None:
+            self._fits = self._decide()
+        return self._fits or self._plan.wanted
+
+    def _decide(self) -> bool:
+        plan, needed = self._plan, self._plan.num_bytes + self._plan.source_bytes
+        try:
+            budget = self._cache.budget()
+        except EpistreamError as error:
+            logger.info("Decoded episodes are not kept: %s", error)
+            return False
+        fits = budget is not None and needed <= budget.bytes
+        found = f"{mib(plan.num_bytes)} of decoded episodes beside {mib(plan.source_bytes)} of shards"
+        if fits:
+            logger.info("%s fit the cache's budget of %s: each is decoded once.", found, budget)
+        elif plan.wanted:
+            logger.warning(
+                "decode='once': %s, but the cache's budget is %s. What fits is kept, the rest is decoded whenever it "
+                "is read%s.",
+                found,
+                budget or "nothing (it is off)",
+                f"; {budget.cure}, or ask for a smaller image_size" if budget else "",
+            )
+        else:
+            logger.info("%s exceed the cache's budget of %s: frames are decoded whenever they are read.", found, budget)
+        return fits
+
+
+def decode_episode(
+    decoder: FrameDecoder, tar: Blob, index: ShardIndex, episode_in_shard: int, out: NDArray[Any]
+) -> None:
+    """Decode all frames of one camera of an episode into `out` (T, H, W, C).
+
+    Raises:
+        FormatError: a frame that is torn; the message names it.
+    """
+    name = decoder.feature.name
+    first = int(index.first_row[episode_in_shard])
+    rows = slice(first, first + int(index.length[episode_in_shard]))
+    offsets, sizes = index.frame_offset[name][rows].tolist(), index.frame_size[name][rows].tolist()
+    for step, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        where = f"{index.shard_name}, {index.keys[episode_in_shard]}, step {step}: {name}"
+        decoder.decode(tar.read(offset, size), out[step], where)

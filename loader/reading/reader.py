@@ -1,0 +1,357 @@
+"""Fills whole batches: low-dimensional rows gathered, each frame decoded once, straight into the batch."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.source.blob import Blob
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.ranged import RangeBlob
+from epistream.loader.order.window import Window
+from epistream.loader.reading.array_tables import Columns, gather_rows
+from epistream.loader.reading.cold_start import ColdReads, ColdShard, Wanted
+from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPlan, Frames
+from epistream.loader.reading.drawing import copy_frames, draw_frames, ready_frames
+from epistream.loader.reading.frames import FrameDecoder, FrameOptions
+from epistream.loader.reading.open_files import most_open
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.files.names import is_tar
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchWindows:
+    """The windows of one batch, in batch order; every array is (B,) int64 but `is_repeat`, (B,) bool."""
+
+    shard: NDArray[np.int64]
+    episode_index: NDArray[np.int64]
+    episode_in_shard: NDArray[np.int64]
+    step: NDArray[np.int64]
+    is_repeat: NDArray[np.bool_]
+    task_index: NDArray[np.int64]
+
+
+@dataclass
+class _OpenShard:
+    source: Entry
+    entry: OpenEntry
+    index: ShardIndex
+    is_cold: bool = False
+
+    @property
+    def tar(self) -> Blob:
+        return self.entry.blobs[0]
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """What a reader may keep, and how it makes frames.
+
+    Args:
+        max_open_shards: shards held open between batches; fewer where the process may open few files.
+        frames: size of the frames.
+        decoded: sizes of the decoded episodes; None decodes every frame when it is read.
+        num_readers: readers that the same thread has, among which the files that it may open are shared.
+    """
+
+    max_open_shards: int = 64
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    decoded: DecodedPlan | None = None
+    num_readers: int = 1
+
+
+class EpisodeReader:
+    """Reads windows of a dataset into given arrays. One per thread or process; not shared between threads.
+
+    It keeps the shards of its recent batches open, because mapping them afresh costs page faults. Whoever
+    is about to wait for anything calls `release` first: a shard held while waiting cannot be evicted, and
+    ranks that wait for each other would hold each other's shards out of the cache.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        features: Mapping[str, Feature],
+        window: Window,
+        cache: NodeCache,
+        options: ReaderOptions | None = None,
+        before_wait: Callable[[], None] | None = None,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            dataset: what to read.
+            features: of it.
+            window: about each anchor.
+            cache: where shards are kept on this node.
+            options: what may be kept, and how frames are made.
+            before_wait: gives up whatever this reader's thread holds, where other readers hold shards too; `release`
+                by default.
+        """
+        options = options or ReaderOptions()
+        self._before_wait = before_wait
+        self._dataset = dataset
+        self._features = dict(features)
+        self._window = window
+        self._cache = cache
+        most = most_open(options.num_readers)
+        self._max_open_shards = min(options.max_open_shards, most)
+        self._open: OrderedDict[int, _OpenShard | ColdShard] = OrderedDict()
+        # Shards never change once published, so an index is checked once per process and then only viewed.
+        self._checked: set[int] = set()
+        self._decoders = {
+            name: FrameDecoder(feature, options.frames.shown(feature).shape)
+            for name, feature in features.items()
+            if feature.kind == "frames"
+        }
+        self._offsets = {name: window.offsets(name) for name in features}
+        self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
+        self._columns = Columns(self._arrays, cache, self._max_open_shards)
+        self._cold = ColdReads(self._features, self._max_open_shards)
+        # Frames that are stored as they are wanted are gathered from their shard already.
+        costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
+        self._decoded = DecodedEpisodes(costly, cache, options.decoded, most) if costly and options.decoded else None
+
+    def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]], *, wait: bool = True) -> int:
+        """Fill the arrays of one batch.
+
+        Args:
+            windows: what to read.
+            out: the arrays of `BatchLayout`, with a batch axis of at least B rows; the first B are written.
+            wait: False reads what the batch needs of shards that are not in the cache by ranges of their source,
+                instead of waiting for their fills: for the first batches of a run, while somebody else fills.
+
+        Returns:
+            The number of shards that were read so.
+
+        Raises:
+            FormatError: an index or frame that is torn or does not match the manifest.
+            FetchError, SourceChangedError, CacheError: from the cache, see `NodeCache.open`.
+        """
+        num_windows = len(windows.step)
+        length = self._dataset.episode_length[windows.episode_index]
+        out["episode_index"][:num_windows] = windows.episode_index
+        out["step_index"][:num_windows] = windows.step
+        out["task_index"][:num_windows] = windows.task_index
+        out["is_repeat"][:num_windows] = windows.is_repeat
+        if self._decoded is not None:
+            self._decoded.begin_batch()
+        steps: dict[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]] = {}
+        for name, offsets in self._offsets.items():
+            if offsets not in steps:
+                steps[offsets] = self._window.steps(name, windows.step, length)
+            out[f"{name}_is_pad"][:num_windows] = steps[offsets][1]
+        # Shards in ascending order, not batch order: which shard comes first must not matter, and a
+        # common order lets ranks that miss the same shards at the same time share the fills.
+        order = np.argsort(windows.shard, kind="stable")
+        ordered = windows.shard[order]
+        groups = np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+        num_cold = self._read_groups(windows, groups, steps, out, wait=wait)
+        if not num_cold:
+            self._cold.forget()
+        if self._window.pad == "zero":
+            for name in self._features:
+                out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
+        return num_cold
+
+    def release(self) -> None:
+        """Give up every shard and episode that the cache leases. Call before any wait.
+
+        Files that are read in place stay open: nobody waits for these, and a stream without workers would open and
+        parse them for every batch.
+        """
+        if self._decoded is not None:
+            self._decoded.release()
+        self._columns.release()
+        for shard in [shard for shard, opened in self._open.items() if opened.entry.tier != "direct"]:
+            self._open.pop(shard).entry.close()
+
+    def close(self) -> None:
+        """Give up everything, files that are read in place included; the next read opens them again."""
+        self.release()
+        while self._open:
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        opened = self._open.popitem(last=False)[1]
+        if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it
+            opened.entry.close()
+
+    def _read_groups(
+        self,
+        windows: BatchWindows,
+        groups: Sequence[Int64],
+        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
+        out: Mapping[str, NDArray[Any]],
+        *,
+        wait: bool,
+    ) -> int:
+        """Read the rows (R,) of each shard, those of cold shards several shards at a time; the number of cold ones."""
+        cold: list[tuple[ColdShard, Int64, Int64]] = []
+        num_cold = 0
+        try:
+            for rows in groups:
+                shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
+                opened = self._shard(shard, wait=wait)
+                if isinstance(opened, _OpenShard):
+                    self._read_shard(opened, shard, rows, episodes, steps, out)
+                    continue
+                num_cold += 1
+                cold.append((opened, rows, episodes))
+                if len(cold) == self._max_open_shards:
+                    self._read_cold(cold, steps, out)
+                    self._close_cold(cold)
+            if cold:
+                self._read_cold(cold, steps, out)
+        finally:
+            self._close_cold(cold)
+        return num_cold
+
+    def _close_cold(self, cold: list[tuple[ColdShard, Int64, Int64]]) -> None:
+        """Close those that are not kept for the next batch, and forget all."""
+        for one, _, _ in cold:
+            if one not in self._open.values():
+                one.entry.close()
+        cold.clear()
+
+    def _read_shard(
+        self,
+        opened: _OpenShard,
+        shard: int,
+        rows: Int64,
+        episodes: Int64,
+        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
+        out: Mapping[str, NDArray[Any]],
+    ) -> None:
+        first_row = opened.index.first_row[episodes][:, None]
+        # What is made from whole shards waits until they are there.
+        tables = {} if opened.is_cold else self._columns.take(shard, opened.source, opened.tar, opened.index)
+        for name, feature in self._arrays.items():
+            wanted = steps[self._offsets[name]][0][rows]
+            if name in tables:
+                # Assignment casts float64 to the float32 that a stream yields.
+                out[name][rows] = gather_rows(tables[name], wanted + first_row, feature)
+            else:
+                out[name][rows] = _gather(opened, feature, episodes, wanted)
+        if self._decoders:
+            ready = self._ready(opened, shard, episodes)
+            for name in self._decoders:
+                wanted, is_pad = steps[self._offsets[name]]
+                self._read_frames(opened, name, ready, (episodes, wanted[rows], is_pad[rows], rows), out[name])
+
+    def _ready(self, opened: _OpenShard, shard: int, episodes: Int64) -> dict[int, Frames]:
+        """The decoded frames of those episodes that are kept so, by position in the shard."""
+        if self._decoded is None or opened.is_cold:
+            return {}
+        ready = {}
+        for episode in np.unique(episodes).tolist():
+            frames = self._decoded.take(opened.source, opened.tar, opened.index, (shard, episode))
+            if frames is not None:
+                ready[episode] = frames
+        return ready
+
+    def _read_frames(
+        self,
+        opened: _OpenShard,
+        name: str,
+        ready: Mapping[int, Frames],
+        wanted: tuple[Int64, Int64, NDArray[np.bool_], Int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Fill `out[rows]` with frames; `wanted` is episodes (R,), steps (R, n), padding (R, n) and rows (R,)."""
+        episodes, steps, is_pad, rows = wanted
+        kept = ready_frames(ready, name)
+        if kept:
+            is_kept = np.array([episode in kept for episode in episodes.tolist()])
+            copy_frames(kept, episodes[is_kept], steps[is_kept], out, rows[is_kept])
+            if is_kept.all():
+                return
+            episodes, steps, is_pad, rows = (part[~is_kept] for part in wanted)
+        num_steps = steps.shape[1]
+        needed = steps + opened.index.first_row[episodes][:, None]
+        places = rows[:, None] * num_steps + np.arange(num_steps)
+        if self._window.pad == "zero":
+            needed, places = needed[~is_pad], places[~is_pad]
+        if needed.size:
+            frames = out.reshape(-1, *out.shape[2:])
+            decoder = self._decoders[name]
+            draw_frames(opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1))
+
+    def _read_cold(
+        self,
+        cold: Sequence[tuple[ColdShard, Int64, Int64]],
+        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
+        out: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Read rows of cold shards, each with its rows (R,) and their episodes (R,)."""
+        (self._before_wait or self.release)()  # ranges are waited for
+        wanted = [
+            Wanted(one, episodes, {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()})
+            for one, rows, episodes in cold
+        ]
+        for (one, rows, episodes), index in zip(cold, self._cold.bring(wanted), strict=True):
+            opened = _OpenShard(one.source, one.entry, index, is_cold=True)
+            self._read_shard(opened, -1, rows, episodes, steps, out)
+
+    def _shard(self, shard: int, *, wait: bool) -> _OpenShard | ColdShard:
+        """A shard to read from at once; or one that others are read together with, by ranges, and closed."""
+        opened = self._open.get(shard)
+        if opened is not None:
+            self._open.move_to_end(shard)
+            return opened
+        while len(self._open) >= self._max_open_shards:
+            self._close_oldest()
+        source = shard_entry(self._dataset, shard)
+        entry = self._cache.open(source, before_wait=self._before_wait or self.release, wait=wait)
+        is_direct = entry.tier == "direct"
+        # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
+        keep = not is_direct or (wait and not self._cache.keeps(source))
+        if isinstance(entry.blobs[0], RangeBlob) or not keep:
+            cold = ColdShard(source, entry, self._dataset.index_url[shard])
+            if keep:
+                self._open[shard] = cold
+            return cold
+        try:
+            blob = entry.blobs[1]
+            index = ShardIndex.parse(
+                blob.read(0, blob.size), self._dataset.index_url[shard], validate=shard not in self._checked
+            )
+        except BaseException:
+            entry.close()
+            raise
+        self._checked.add(shard)
+        self._open[shard] = opened = _OpenShard(source, entry, index)
+        return opened
+
+
+def _gather(opened: _OpenShard, feature: Feature, episodes: Int64, steps: Int64) -> NDArray[Any]:
+    """Steps (R, n) of episodes (R,), from the shard itself."""
+    starts = opened.index.array_offset[feature.name][episodes].astype(np.int64)[:, None] + steps * feature.step_bytes
+    raw = np.empty((starts.size, feature.step_bytes), dtype=np.uint8)
+    opened.tar.gather(starts.reshape(-1), raw)
+    return raw.view(feature.dtype).reshape(*steps.shape, *feature.shape)
+
+
+def shard_entry(dataset: Dataset, shard: int) -> Entry:
+    """The cache entry of a shard: its tar and its index, so that one fill brings both to every rank.
+
+    A shard of an HDF5 file is the packed bytes that its index counts, in place of the tar.
+    """
+    url, checksum = dataset.shard_url[shard], dataset.shard_checksum[shard]
+    index = Part(dataset.index_url[shard], int(dataset.index_bytes[shard]), dataset.index_checksum[shard])
+    if is_tar(url):
+        return Entry((Part(url, int(dataset.shard_bytes[shard]), checksum), index))
+    from epistream.loader.reading.hdf5_blob import Hdf5Supply
+
+    supply = Hdf5Supply(url, index.url, dataset.storage_options)
+    # The index names the version of the file that it was made of: its checksum stands for both.
+    packed = Part(url, int(dataset.shard_bytes[shard]), version=index.checksum, supply=supply)
+    return Entry((packed, index), content="packed bytes of HDF5")

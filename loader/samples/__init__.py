@@ -1,0 +1,1 @@
+"""Arrays into what a training loop gets: deltas, normalisation, formats."""

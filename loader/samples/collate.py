@@ -1,0 +1,135 @@
+"""What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from epistream.errors import OptionError
+from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
+from epistream.loader.order.instructions import Instruction, all_tasks, check_instruction
+from epistream.loader.order.window import Window
+from epistream.loader.reading.batch_layout import choose_features
+from epistream.loader.reading.frames import FrameOptions
+from epistream.loader.samples.action_delta import ActionDelta, DeltaKind, delta_for
+from epistream.loader.samples.formats.base import FormatContext, SampleFormat
+from epistream.loader.samples.formats.names import WantedFormat, format_for
+from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for
+from epistream.sharding.dataset import Dataset
+from epistream.sharding.format.features import Feature
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a stream's user wants of a sample; the arguments of `EpisodeStream` of the same names."""
+
+    features: Sequence[str] | None = None
+    window: Window | None = None
+    delta_timestamps: Mapping[str, Sequence[float]] | None = None
+    tolerance_s: float = TOLERANCE_S
+    squeeze: bool = False
+    action_delta: DeltaKind | ActionDelta | None = None
+    normalize: Mode | Mapping[str, Mode] | Normalizer | None = None
+    instruction: Instruction = "first"
+    sample_format: WantedFormat | None = None
+    image_size: tuple[int, int] | None = None
+
+
+class Finisher:
+    """Makes of a batch's arrays what a training loop gets. Picklable.
+
+    Attributes:
+        features: to read.
+        window: to read them in.
+        normalizer: what is applied; None if nothing is.
+    """
+
+    def __init__(self, dataset: Dataset, options: SampleOptions) -> None:
+        """Check the options against a dataset, and decide what is read.
+
+        Raises:
+            OptionError: options that cannot work, alone, together or with this dataset.
+        """
+        check_instruction(options.instruction)
+        sample_format = format_for(options.sample_format)
+        preset = sample_format if isinstance(sample_format, SampleFormat) else None
+        if preset is not None and options.squeeze:
+            raise OptionError(f"squeeze: {type(preset).__name__} decides the shapes itself. Leave squeeze out.")
+        names = options.features
+        if names is None and preset is not None:
+            names = preset.select(dataset.features)
+        self.features = choose_features(dataset.features, names)
+        window = options.window or Window()
+        if preset is not None:
+            window = preset.window(options.window, dataset)
+        if options.delta_timestamps is not None:
+            window = window_in_seconds(
+                options.delta_timestamps, self.features, base=window, tolerance_s=options.tolerance_s
+            )
+        unknown = sorted(set(window.overrides) - set(self.features))
+        if unknown:
+            raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(self.features)}.")
+        shown = FrameOptions(options.image_size).all_shown(self.features)
+        self._context = FormatContext(dataset, shown, window)
+        if preset is not None:
+            preset.check(self._context)
+        self._format = sample_format
+        self._delta = delta_for(options.action_delta)
+        if self._delta is not None:
+            self._delta.check(self.features)
+        self.window = window if self._delta is None else self._delta.read(window)
+        self.normalizer = _normalizer(dataset, self.features, options, self._delta)
+        self._every_task = options.instruction == "all"
+        self._squeezed = [name for name in self.features if options.squeeze and len(window.offsets(name)) == 1]
+
+    def __call__(self, views: Mapping[str, NDArray[Any]], with_repeats: bool) -> Any:
+        """Finish a batch.
+
+        Args:
+            views: the arrays of `BatchLayout`, B rows each; changed in place, and shared by what is returned.
+            with_repeats: whether the mask of repeated windows is part of the batch.
+        """
+        batch: Batch = {}
+        for name in self.features:
+            for key in (name, f"{name}_is_pad"):
+                batch[key] = torch.from_numpy(views[key])
+        for key in ("episode_index", "step_index"):
+            batch[key] = torch.from_numpy(views[key])
+        batch["task"] = self._tasks(views)
+        if with_repeats:
+            batch["is_repeat"] = torch.from_numpy(views["is_repeat"])
+        if self._delta is not None:
+            self._delta.apply(batch, self._context.window)
+        if self.normalizer is not None:
+            self.normalizer(batch)
+        if isinstance(self._format, SampleFormat):
+            batch["task_index"] = torch.from_numpy(views["task_index"])
+            return self._format(batch, self._context)
+        for name in self._squeezed:
+            for key in (name, f"{name}_is_pad"):
+                batch[key] = batch[key].squeeze(1)
+        return batch if self._format is None else self._format(batch)
+
+    def _tasks(self, views: Mapping[str, NDArray[Any]]) -> list[Any]:
+        if self._every_task:
+            return all_tasks(self._context.dataset, views["episode_index"])
+        tasks = self._context.dataset.tasks
+        return [tasks[task] if task >= 0 else "" for task in views["task_index"].tolist()]
+
+
+def _normalizer(
+    dataset: Dataset, features: Mapping[str, Feature], options: SampleOptions, delta: ActionDelta | None
+) -> Normalizer | None:
+    if options.normalize is None:
+        return None
+    normalizer = normalizer_for(options.normalize, features, dataset.statistics)
+    if delta is not None and delta.action in normalizer.affine and not isinstance(options.normalize, Normalizer):
+        raise OptionError(
+            f"normalize and action_delta: the dataset's statistics are of {delta.action} as recorded, not of the "
+            "differences. Give a Normalizer with those that epistream.delta_statistics computes."
+        )
+    return normalizer

@@ -1,0 +1,38 @@
+"""The formats by name, and what the argument `sample_format` of a stream means."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from epistream.errors import OptionError
+from epistream.loader.samples.formats.act import ActFormat
+from epistream.loader.samples.formats.base import Batch, SampleFormat
+from epistream.loader.samples.formats.diffusion_policy import DiffusionPolicyFormat
+from epistream.loader.samples.formats.ilstudio import IlStudioFormat
+from epistream.loader.samples.formats.lerobot import LeRobotFormat
+
+FORMATS: dict[str, Callable[[], SampleFormat]] = {
+    "act": ActFormat,
+    "diffusion_policy": DiffusionPolicyFormat,
+    "lerobot": LeRobotFormat,
+    "ilstudio": IlStudioFormat,
+}
+
+WantedFormat = str | SampleFormat | Callable[[Batch], Any]
+
+
+def format_for(wanted: WantedFormat | None) -> SampleFormat | Callable[[Batch], Any] | None:
+    """A format for its name; formats, functions and None as they are.
+
+    Raises:
+        OptionError: an unknown name; the message gives the nearest one.
+    """
+    if isinstance(wanted, str):
+        if wanted not in FORMATS:
+            near = difflib.get_close_matches(wanted, FORMATS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"sample_format: {wanted!r}, wanted one of {', '.join(FORMATS)}, or a function.{hint}")
+        return FORMATS[wanted]()
+    if wanted is not None and not callable(wanted):
+        raise OptionError(f"sample_format: {wanted!r:.80}, wanted one of {', '.join(FORMATS)}, or a function.")
+    return wanted

@@ -1,0 +1,209 @@
+"""What runs in a worker, be it a process or a thread: fill slots of the ring with the batches that are its share."""
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+
+from epistream.cache.stats import CacheStats
+from epistream.errors import EpistreamError, WorkerError
+from epistream.loader.reading.bad_shards import Replaced
+from epistream.loader.reading.job import Job
+from epistream.loader.reading.open_files import raise_limit
+from epistream.loader.workers.pipe import Kind, Record, RecordPipe
+from epistream.loader.workers.ring import Ring
+from epistream.loader.workers.slots import Slots
+from epistream.loader.workers.thread_time import Effort, EffortMeter
+
+# How often a worker looks whether its parent is still there; the time that orphans may live on.
+_PARENT_CHECK_S = 0.5
+# How long shards are held while waiting: short against the time that a process waits for room in the cache.
+_HOLD_S = 0.02
+# An orphan that cannot unwind in this time is stuck in a foreign call; leaving at once frees its locks and memory.
+_ORPHAN_GRACE_S = 10.0
+
+
+# The serial of messages that belong to no epoch; those of epochs are above it.
+NO_EPOCH = 0
+
+
+@dataclass(frozen=True)
+class Message:
+    """From a worker to the loader: a filled slot, or the error that ended this worker's epoch.
+
+    `first_batch` is the first of those in the slot. `busy_s` is the time spent reading them, `effort` what of it the
+    thread did itself, `slot_wait_s` the time spent waiting for a free slot before it. `replaced` tells of bad shards
+    whose windows were replaced.
+    """
+
+    serial: int
+    first_batch: int
+    slot: int = -1
+    num_windows: int = 0
+    error: BaseException | None = None
+    busy_s: float = 0.0
+    slot_wait_s: float = 0.0
+    cache: CacheStats | None = None
+    effort: Effort = field(default_factory=Effort)
+    replaced: tuple[Replaced, ...] = ()
+
+
+@dataclass
+class WorkerSeat:
+    """A worker's place: its number, its own slots, and its two ways of talking. Picklable while spawning."""
+
+    worker_index: int
+    num_workers: int
+    own: range
+    inbox: RecordPipe
+    outbox: Connection
+    job: Job = field(repr=False)
+    slots: Slots = field(repr=False)
+    ring: Ring = field(repr=False)
+
+
+def run_process(seat: WorkerSeat) -> None:
+    """Entry point of a worker process: run the seat; leave in good order when told to, or when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, _leave)
+    raise_limit()
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        run_worker(seat)
+    finally:
+        seat.job.cache.close()
+
+
+def _leave(signal_number: int, frame: object) -> None:
+    raise SystemExit(128 + signal_number)
+
+
+def _watch_parent(parent_pid: int) -> None:
+    """End this process when its parent has died: orphans would hold leases and memory for ever."""
+    parent = parent_process()
+    sentinel = [] if parent is None else [parent.sentinel]
+    # Two signs, because each can fail: a sibling forked later keeps the sentinel's pipe open, and under
+    # forkserver the process that forked us is not the one that started us.
+    while os.getppid() == parent_pid and not wait(sentinel, _PARENT_CHECK_S):
+        if not sentinel:
+            time.sleep(_PARENT_CHECK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORPHAN_GRACE_S)
+    os._exit(1)
+
+
+def run_worker(seat: WorkerSeat) -> None:
+    """Serve epochs until told to stop. An error that no epoch answers for is told under `NO_EPOCH`."""
+    try:
+        _Worker(seat).run()
+    except Exception as error:  # else the training loop would wait for batches that never come
+        with suppress(OSError):
+            seat.outbox.send(Message(NO_EPOCH, -1, error=_sendable(error, seat.worker_index)))
+
+
+class _Worker:
+    def __init__(self, seat: WorkerSeat) -> None:
+        self._seat = seat
+        self._job = seat.job
+        self._feed = seat.job.feed(prefetch=True)
+        self._free = deque(seat.own)
+        self._views = {slot: seat.slots.layout.views(seat.ring.slot(slot)) for slot in seat.own}
+        self._meter = EffortMeter()
+        self._command: Record | None = None
+
+    def run(self) -> None:
+        done_ahead: Record | None = None
+        try:
+            while True:
+                self._wait_until(lambda: self._command is not None)
+                command, self._command = self._command, None
+                if command is None or command.kind == Kind.STOP:
+                    return
+                finished = command == done_ahead or self._run_epoch(command)
+                done_ahead = None
+                if finished and self._command is None:
+                    # Go on into the epoch that a training loop asks for next, so that it need not wait for its first
+                    # batches. If it asks for another one, what was filled is thrown away.
+                    ahead = Record(Kind.RUN, command.first + 1, command.second + 1, 0)
+                    done_ahead = ahead if self._run_epoch(ahead) else None
+        finally:
+            self._feed.close()
+
+    def _run_epoch(self, command: Record) -> bool:
+        """Fill this worker's share of an epoch; False if it failed or another command came in between."""
+        serial, epoch, start = command.first, command.second, command.third
+        batches = range(-1, 0)
+        try:
+            num_batches = self._feed.begin(epoch, start)
+            groups = self._seat.slots.groups(num_batches, self._seat.num_workers)
+            for batches in islice(groups, self._seat.worker_index, None, self._seat.num_workers):
+                waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
+                if self._is_superseded(command):
+                    return False
+                started = time.perf_counter()
+                num_windows, replaced = self._feed.read(batches, self._views[self._free[0]])
+                busy_s, effort = time.perf_counter() - started, self._meter.lap()
+                slot, cache = self._free.popleft(), self._job.cache.stats()
+                self._send(
+                    Message(serial, batches[0], slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)
+                )
+        except Exception as error:  # whatever it is, the training process must hear of it
+            self._feed.release()
+            self._send(Message(serial, batches[0], error=_sendable(error, self._seat.worker_index)))
+            return False
+        return True
+
+    def _is_superseded(self, command: Record) -> bool:
+        # The command for an epoch that was begun ahead of time arrives while it runs, and is no new one.
+        return self._command is not None and self._command != command
+
+    def _wait_until(self, ready: Callable[[], bool]) -> float:
+        """Take in records until `ready`; returns the seconds waited. Gives up all shards before it really waits."""
+        self._take_in()
+        if ready():
+            return 0.0
+        started = time.perf_counter()
+        # A loop that takes batches as fast as they come returns slots within this; mapping dozens of entries afresh
+        # for every batch would cost more than copying small frames out of them.
+        self._seat.inbox.wait(timeout_s=_HOLD_S)
+        self._take_in()
+        if not ready():
+            self._feed.release()
+        while not ready():
+            # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
+            self._seat.inbox.wait(timeout_s=3600.0)
+            self._take_in()
+        return time.perf_counter() - started
+
+    def _take_in(self) -> None:
+        for record in self._seat.inbox.receive():
+            if record.kind == Kind.SLOT:
+                self._free.append(record.first)
+            elif self._command is None or self._command.kind != Kind.STOP:
+                self._command = record
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._seat.outbox.send(message)
+        except (BrokenPipeError, OSError):
+            # The loader closed its end: it is gone or closing, and a STOP or our own end follows.
+            self._command = Record(Kind.STOP)
+
+
+def _sendable(error: Exception, worker_index: int) -> EpistreamError:
+    """Our own errors as they are, if they survive the way to another process; all others in words."""
+    if isinstance(error, EpistreamError):
+        with suppress(Exception):
+            ForkingPickler.loads(ForkingPickler.dumps(error))
+            return error
+    where = f"worker {worker_index} (pid {os.getpid()})"
+    return WorkerError(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
