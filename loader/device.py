@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from epistream.errors import OptionError
+from epistream.loader.samples.transforms import map_tensors
 from epistream.loader.workers.ring import Ring
 
 logger = logging.getLogger(__name__)
@@ -185,16 +186,3 @@ def lock_pages(ring: Ring) -> bool:
             "%d bytes of batches not page-locked: copies to the device are staged, and slower.", ring.num_bytes
         )
     return locked
-
-
-def map_tensors(value: Any, action: Callable[[torch.Tensor], Any]) -> Any:
-    """`value` with `action` done to every tensor in dicts, lists and tuples; everything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return action(value)
-    if isinstance(value, dict):
-        return type(value)((key, map_tensors(item, action)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, action) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(item, action) for item in value)
-    return value

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from epistream.loader.device import map_tensors
-
 Transform = Callable[[Any], Any]
 
 
@@ -66,3 +64,16 @@ class InOrder:
         for step in self.steps:
             batch = step(batch)
         return batch
+
+
+def map_tensors(value: Any, action: Callable[[torch.Tensor], Any]) -> Any:
+    """`value` with `action` done to every tensor in dicts, lists and tuples; everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return action(value)
+    if isinstance(value, dict):
+        return type(value)((key, map_tensors(item, action)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, action) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, action) for item in value)
+    return value

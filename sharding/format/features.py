@@ -10,6 +10,8 @@ import numpy as np
 
 from epistream.errors import FormatError
 
+IMAGES = "observation.images."
+
 Kind = Literal["frames", "array"]
 Codec = Literal["jpeg", "png", "raw", "npy"]
 Channels = Literal["rgb", "bgr"]
@@ -165,3 +167,14 @@ def describe_difference(left: Mapping[str, Feature], right: Mapping[str, Feature
             if getattr(one, field) != getattr(other, field):
                 return f"{name}: {field} {getattr(one, field)!r} against {getattr(other, field)!r}"
     return None
+
+
+def feature_order(feature: Feature) -> tuple[int, str]:
+    """Sorts the features of a dataset."""
+    if feature.kind == "frames":
+        return 0, feature.name
+    if feature.name == "observation.state":
+        return 1, feature.name
+    if feature.name.startswith("observation."):
+        return 2, feature.name
+    return (3 if feature.name == "action" else 4), feature.name

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError, LayoutError
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.features import Feature, describe_difference, feature_order
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
 from epistream.sharding.hdf5.file import open_hdf5, shard_name_of, version_and_bytes
@@ -22,7 +22,6 @@ from epistream.sharding.layouts.base import Field, Layout, SourceEpisode, datase
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array, read_jpegs
 from epistream.sharding.layouts.registry import layout_of
-from epistream.sharding.pack.outputs import feature_order
 
 _log = logging.getLogger(__name__)
 

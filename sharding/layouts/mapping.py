@@ -12,7 +12,7 @@ import natsort
 import numpy as np
 
 from epistream.errors import LayoutError
-from epistream.sharding.format.features import Channels
+from epistream.sharding.format.features import IMAGES, Channels
 from epistream.sharding.layouts.base import (
     Field,
     SourceEpisode,
@@ -26,8 +26,6 @@ from epistream.sharding.layouts.base import (
     texts,
     turned,
 )
-
-_IMAGES = "observation.images."
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class MappingLayout:
         kind = rule.kind
         if kind == "auto":
             kind = "frames" if looks_like_frames(file[path]) else "array"
-            name = (_IMAGES if kind == "frames" else "observation.") + name
+            name = (IMAGES if kind == "frames" else "observation.") + name
         if kind == "array":
             item = array_field(file, path, name, fps=fps)
         else:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from epistream.errors import LayoutError
 from epistream.sharding.format.codecs import decode_into, encode_frame
-from epistream.sharding.format.features import Feature
 from epistream.sharding.layouts.reading import read_frames, read_jpegs
 from epistream.sharding.pack.outputs import Output
 
@@ -109,14 +108,6 @@ def resize(frame: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     picture = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame)
     resized = picture.resize((shape[1], shape[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.asarray(resized).reshape(shape)
-
-
-def npy_header(feature: Feature, num_steps: int) -> bytes:
-    """What stands before the values in a ``.npy`` member; its length is a multiple of 64."""
-    dtype = np.dtype(feature.dtype).newbyteorder("<")
-    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {(num_steps, *feature.shape)}, }}"
-    text += " " * (-(len(text) + 11) % 64) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")
 
 
 def _psnr(squared_error: float) -> float:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 from epistream.errors import FormatError, LayoutError
 from epistream.sharding.format.codecs import jpeg_can_hold, png_can_hold
-from epistream.sharding.format.features import Codec, Feature
+from epistream.sharding.format.features import IMAGES, Codec, Feature, feature_order
 from epistream.sharding.layouts.base import Field, SourceEpisode, feature_name
 from epistream.sharding.pack.options import PackOptions
 
-IMAGES = "observation.images."
 # Cameras of which a lossy codec would make nonsense, whatever their type.
 _EXACT = ("depth", "segmentation", "mask", "label")
 # Bytes of an encoded frame for each byte of its array. Only used to decide which episodes share a shard, so fixed.
@@ -70,17 +69,6 @@ def applied_options(episode: SourceEpisode, outputs: Sequence[Output], options: 
     if any(output.feature.codec == "jpeg" and not output.is_copy for output in outputs):
         applied.add("quality")
     return frozenset(applied)
-
-
-def feature_order(feature: Feature) -> tuple[int, str]:
-    """Sorts the features of a dataset."""
-    if feature.kind == "frames":
-        return 0, feature.name
-    if feature.name == "observation.state":
-        return 1, feature.name
-    if feature.name.startswith("observation."):
-        return 2, feature.name
-    return (3 if feature.name == "action" else 4), feature.name
 
 
 def _choose_cameras(fields: Sequence[Field], options: PackOptions) -> list[Field]:

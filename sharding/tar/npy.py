@@ -1,4 +1,4 @@
-"""The header of a ``.npy`` file, read without trusting it and without reading the data."""
+"""The header of a ``.npy`` file: written, and read without trusting it and without reading the data."""
 
 import io
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from epistream.errors import FormatError
-from epistream.sharding.format.features import DTYPES
+from epistream.sharding.format.features import DTYPES, Feature
 
 # What numpy writes fits in 128 bytes for our shapes; a longer header is padding or an attack.
 HEADER_LIMIT = 4096
@@ -53,3 +53,11 @@ def read_npy_header(start: bytes, size: int, where: str) -> NpyHeader:
             f"{where}: {size:,} bytes, wanted {header.data_offset + header.num_bytes:,} for {dtype.name} {shape}."
         )
     return header
+
+
+def npy_header(feature: Feature, num_steps: int) -> bytes:
+    """What stands before the values in a ``.npy`` member; its length is a multiple of 64."""
+    dtype = np.dtype(feature.dtype).newbyteorder("<")
+    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {(num_steps, *feature.shape)}, }}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii")

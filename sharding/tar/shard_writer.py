@@ -16,7 +16,7 @@ from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.pack.encoding import npy_header
+from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 
 _BUFFER_BYTES = 1 << 20

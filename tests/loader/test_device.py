@@ -7,8 +7,8 @@ import torch
 
 import epistream as es
 from epistream.errors import OptionError
-from epistream.loader.device import DeviceFeed, check_device, map_tensors
-from epistream.loader.samples.transforms import ImagesToFloat
+from epistream.loader.device import DeviceFeed, check_device
+from epistream.loader.samples.transforms import ImagesToFloat, map_tensors
 from epistream.loader.workers.ring import Ring
 
 

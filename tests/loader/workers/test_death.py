@@ -13,7 +13,7 @@ import pytest
 
 import epistream as es
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 DEADLINE_S = 60
 
 SCRIPT = """
