@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
 
 from epistream.errors import OptionError
-from epistream.sharding.pack.options import parse_bytes
+from epistream.units import parse_size
 
 
 def _size(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return parse_bytes(value, "size")
+        return parse_size(value)
     except OptionError:
         raise ValueError(f"{value!r}, wanted a size such as 128MiB or a number of bytes") from None
 

@@ -11,6 +11,7 @@ import psutil
 from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
 from epistream.cache.tiers import SHM_PARENT
 from epistream.loader.workers.cores import num_usable_cores
+from epistream.units import size_text
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,14 @@ class Machine:
         )
 
     def __str__(self) -> str:
-        group = "" if self.cgroup_free_bytes is None else f", {gib(self.cgroup_free_bytes)} left by the control group"
+        left = self.cgroup_free_bytes
+        group = "" if left is None else f", {size_text(left)} left by the control group"
         gpus = f", {len(self.gpus)} x {self.gpus[0]}" if self.gpus else ", no GPU"
         return (
-            f"{self.num_cores} cores (load {self.load:.1f}), {gib(self.free_bytes)} of {gib(self.memory_bytes)} memory "
-            f"free{group}, {gib(self.shm_free_bytes)} of /dev/shm free{gpus}"
+            f"{self.num_cores} cores (load {self.load:.1f}), "
+            f"{size_text(self.free_bytes)} of {size_text(self.memory_bytes)} memory free{group}, "
+            f"{size_text(self.shm_free_bytes)} of /dev/shm free{gpus}"
         )
-
-
-def gib(size: float) -> str:
-    """Bytes as text.
-
-    >>> gib(3 << 29), gib(5 << 20)
-    ('1.5 GiB', '5.0 MiB')
-    """
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def _free(path: Path) -> int:

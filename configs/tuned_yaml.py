@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from epistream.configs.keys import flatten
-from epistream.configs.machine import gib
 from epistream.configs.tuner import Tuning
 from epistream.configs.yaml_text import dump_yaml
+from epistream.units import size_text
 
 
 def tuned_yaml(tuning: Tuning) -> str:
@@ -35,9 +35,9 @@ def _head(tuning: Tuning) -> Iterator[str]:
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch;"
     )
     yield (
-        f"memory {gib(prediction.memory_bytes)}: processes {gib(prediction.process_bytes)}, batches "
-        f"{gib(prediction.ring_bytes)}, shards {gib(prediction.cache_bytes)}, decoded episodes "
-        f"{gib(prediction.decoded_bytes)}."
+        f"memory {size_text(prediction.memory_bytes)}: processes {size_text(prediction.process_bytes)}, batches "
+        f"{size_text(prediction.ring_bytes)}, shards {size_text(prediction.cache_bytes)}, decoded episodes "
+        f"{size_text(prediction.decoded_bytes)}."
     )
     for note in tuning.notes:
         yield f"Note: {note}."

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from epistream.configs.config import Config, load_config
-from epistream.configs.machine import Machine, gib
+from epistream.configs.machine import Machine
 from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
 from epistream.configs.repacking import WORTH, Alternative, Load, alternatives, is_hdf5, packed_survey
@@ -17,6 +17,7 @@ from epistream.loader.measuring.rates import Kind
 from epistream.loader.order.plan import OrderOptions, Plan
 from epistream.loader.order.working_set import open_bytes
 from epistream.loader.stream import EpisodeStream, Source
+from epistream.units import size_text
 
 _MAX_WORKERS = 16
 # Fewer workers that reach this share of the best rate are enough.
@@ -128,7 +129,7 @@ class _Chooser:
 
     def choose(self, source: Source | None, say: Callable[[str], None]) -> Tuning:
         preset = preset_for(self._found.dataset_bytes)
-        said = f"preset {preset}: {gib(self._found.dataset_bytes)}"
+        said = f"preset {preset}: {size_text(self._found.dataset_bytes)}"
         for section, keys in preset_values(preset).items():
             for key, value in keys.items():
                 self._set(f"{section}.{key}", value, said)
@@ -185,12 +186,12 @@ class _Chooser:
         self._set("cache.mode", mode, f"on {found.place.name}: one copy in shared memory for all ranks")
         if wanted <= room:
             # A little more than the data, so that fills of the next shard never wait for room.
-            self._set("cache.budget_bytes", wanted, f"all shards of this node fit ({gib(room)} could be had)")
+            self._set("cache.budget_bytes", wanted, f"all shards of this node fit ({size_text(room)} could be had)")
             return room
         self._set("cache.budget_bytes", room, f"{share:.0%} of the free memory, and no more than /dev/shm has")
         self._notes.append(
-            f"{gib(wanted)} of shards do not fit {gib(room)} of memory: name a cache.disk_directory on a local disk, "
-            "or each epoch fetches them again"
+            f"{size_text(wanted)} of shards do not fit {size_text(room)} of memory: "
+            "name a cache.disk_directory on a local disk, or each epoch fetches them again"
         )
         return room
 
@@ -215,7 +216,7 @@ class _Chooser:
             fitting = max(2 * lanes, fitting - lanes)
         reason = f"draws from {min(fitting, num_shards)} of {num_shards} {_shards(num_shards)} at a time"
         if fitting < resident:
-            reason += f"; more would not fit {gib(cache_bytes)}"
+            reason += f"; more would not fit {size_text(cache_bytes)}"
         self._open = self._open_bytes(lanes, fitting, in_flight)
         self._set("order.resident_shards", fitting, reason)
 
@@ -241,10 +242,11 @@ class _Chooser:
             self._open if found.place.shared_by_pages else found.dataset_bytes // nodes
         )
         if needed > room or gain < _WORTH_KEEPING:
-            why = f"but {gib(needed)} do not fit {gib(room)} of memory" if needed > room else "not worth the memory"
+            too_large = f"but {size_text(needed)} do not fit {size_text(room)} of memory"
+            why = too_large if needed > room else "not worth the memory"
             self._set("stream.decode", "per_read", f"{times}, {why}")
             return found
-        self._set("stream.decode", "once", f"{times}, and {gib(needed)} fit {gib(room)} of memory")
+        self._set("stream.decode", "once", f"{times}, and {size_text(needed)} fit {size_text(room)} of memory")
         self._set("cache.budget_bytes", int(needed * 1.05), "decoded episodes, and the shards they come from")
         self._kept_bytes = found.decoded_bytes // nodes
         return kept
@@ -282,10 +284,10 @@ class _Chooser:
     def _prefetch(self, workers: int) -> int:
         found, wanted = self._found, int(self._values["loader.prefetch"])
         room = self._machine.free_bytes * _RING_SHARE
-        reason = f"batches of {found.batch_bytes / 2**20:,.1f} MiB"
+        reason = f"batches of {size_text(found.batch_bytes)}"
         while wanted > 1 and ring_bytes(found, Choice("processes", workers, wanted), self._options.ranks) > room:
             wanted -= 1
-            reason = f"batches of {found.batch_bytes / 2**20:,.1f} MiB: more would take over {gib(room)}"
+            reason = f"batches of {size_text(found.batch_bytes)}: more would take over {size_text(room)}"
         self._set("loader.prefetch", wanted, reason)
         return wanted
 

@@ -12,7 +12,7 @@ K = TypeVar("K")
 V = TypeVar("V", bound=NDArray[Any] | tuple[Any, ...])
 
 
-class Recent(Generic[K, V]):
+class Lru(Generic[K, V]):
     """Keeps the values used last: at most `max_items`, and fewer if their arrays exceed `max_bytes`.
 
     Threads may share it. The last value is kept whatever its size.

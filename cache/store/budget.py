@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 
 from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
+from epistream.units import size_text
 
 # What each term means to somebody who wants more.
 _CURES = {
@@ -51,8 +52,8 @@ class Budget:
         return _CURES.get(self.binding, "nothing known")
 
     def __str__(self) -> str:
-        terms = ", ".join(f"{name} {mib(value)}" for name, value in self.terms.items())
-        return f"{mib(self.bytes)} (the least of: {terms})"
+        terms = ", ".join(f"{name} {size_text(value)}" for name, value in self.terms.items())
+        return f"{size_text(self.bytes)} (the least of: {terms})"
 
 
 def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Budget:
@@ -85,12 +86,3 @@ def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Bu
         terms["filesystem"] = int(free * limits.disk_fraction)
     terms = {name: max(0, value) for name, value in terms.items()}
     return Budget(min(terms.values(), default=0), terms)
-
-
-def mib(size: int) -> str:
-    """A size for messages, in MiB with one decimal.
-
-    >>> mib(3 << 19)
-    '1.5 MiB'
-    """
-    return f"{size / (1 << 20):,.1f} MiB"

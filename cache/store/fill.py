@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from epistream.cache.store.budget import Budget, Limits, measure, mib
+from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.cap import read_cap
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
@@ -29,6 +29,7 @@ from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, try_flock
 from epistream.cache.store.markers import CARRIED, Note, boot_time_s, write_note
 from epistream.errors import CacheError
+from epistream.units import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +187,8 @@ class Filling:
     def _full(self, size: int) -> str:
         space = os.statvfs(self.directory.dir_fd)
         return (
-            f"{self.directory.path}: file system full with {mib(space.f_bavail * space.f_frsize)} free, wanted "
-            f"{mib(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
+            f"{self.directory.path}: file system full with {size_text(space.f_bavail * space.f_frsize)} free, wanted "
+            f"{size_text(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
         )
 
     def _reserve(self, key: str, size: int, may_evict: bool) -> tuple[int, list[int]]:
@@ -205,14 +206,14 @@ class Filling:
             wanted = charge(size)
             if wanted > budget.bytes:
                 raise TooLargeError(
-                    f"{directory.path}: a budget of {budget}, wanted {mib(wanted)} for one shard. {budget.cure}."
+                    f"{directory.path}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
                 )
             used = sum(item.charge_bytes for item in items if item.kind != FILL)
             evicted = evict(directory, items if may_evict else [], used + wanted - budget.bytes, self.options.soon())
             if evicted is None:
                 raise NoRoomError(
-                    f"{directory.path}: a budget of {budget}, {mib(used)} held and too much of it leased, wanted "
-                    f"{mib(wanted)} more. {budget.cure}, or keep fewer shards resident."
+                    f"{directory.path}: a budget of {budget}, {size_text(used)} held and too much of it leased, wanted "
+                    f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
                 )
             self._observe("reserve.evicted")
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL

@@ -5,11 +5,11 @@ import logging
 import random
 import time
 
-from epistream.cache.store.budget import mib
 from epistream.cache.store.locks import LockFile
 from epistream.cache.store.markers import boot_time_s
 from epistream.cache.store.memory import System, pressure_percent
 from epistream.cache.store.store import ShardStore
+from epistream.units import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Relief:
                 store.directory.path,
                 pressure,
                 self._limit_percent,
-                mib(given),
+                size_text(given),
             )
         return given
 

@@ -1,6 +1,7 @@
 """``epistream cache``: what this node's shard caches hold, and tending them."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,9 @@ from rich.text import Text
 
 from epistream.cache import admin
 from epistream.cache.options import CacheOptions
-from epistream.cache.store.budget import mib
 from epistream.commands.sources import layout_options, open_source
-from epistream.errors import CacheError, OptionError
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+from epistream.errors import CacheError
+from epistream.units import parse_size, size_text
 
 directory_option = click.option(
     "--directory",
@@ -60,8 +59,8 @@ def stats(directory: Path | None) -> None:
     for view in views:
         table = Table(title=str(view.path), title_justify="left", show_header=False)
         table.add_row("budget", view.budget)
-        table.add_row("held", f"{mib(view.held_bytes)} in {len(view.entries)} entries")
-        table.add_row("leased or being filled", mib(view.leased_bytes))
+        table.add_row("held", f"{size_text(view.held_bytes)} in {len(view.entries)} entries")
+        table.add_row("leased or being filled", size_text(view.leased_bytes))
         table.add_row("used by", _processes(view.pids) or "nobody")
         table.add_row("outlives its last user", "yes" if view.kept else "no")
         for key, note in view.notes.items():
@@ -85,8 +84,8 @@ def clear(directory: Path | None, forget: bool) -> None:
             continue
         freed = admin.clear(path, forget=forget)
         left = admin.look(path) if path.exists() else None
-        after = f"{mib(left.held_bytes)} leased or kept" if left else "nothing left"
-        click.echo(f"{path}: {mib(freed)} given back, {after}")
+        after = f"{size_text(left.held_bytes)} leased or kept" if left else "nothing left"
+        click.echo(f"{path}: {size_text(freed)} given back, {after}")
     if not paths and not removed:
         click.echo("No cache of this user on this node.")
 
@@ -95,21 +94,21 @@ def clear(directory: Path | None, forget: bool) -> None:
 @click.argument("size")
 @directory_option
 def resize(size: str, directory: Path | None) -> None:
-    """Set the byte budget of a cache for all who use it: a number with K, M, G or T, or "none" for no cap."""
-    cap = None if size == "none" else parse_size(size)
+    """Set the byte budget of a cache for all who use it: 8GiB, 500MB, 10% of its file system, or "none" for no cap."""
     paths = _paths(directory)
     if not paths:
         raise CacheError("cache: none of this user on this node, wanted one to resize. Start a job or 'cache warm'.")
     for path in paths:
+        cap = None if size == "none" else parse_size(size, whole=shutil.disk_usage(path).total)
         freed = admin.resize(path, cap)
-        click.echo(f"{path}: a cap of {'none' if cap is None else mib(cap)}, {mib(freed)} given back")
+        click.echo(f"{path}: a cap of {'none' if cap is None else size_text(cap)}, {size_text(freed)} given back")
 
 
 @command.command()
 @click.argument("source", nargs=-1, required=True)
 @directory_option
 @click.option("--mode", type=click.Choice(["shm", "disk"]), default="shm", show_default=True, help="Where to keep it.")
-@click.option("--budget", metavar="SIZE", help="Most bytes to keep: a number with K, M, G or T.")
+@click.option("--budget", metavar="SIZE", help="Most bytes to keep: 8GiB, 500MB, 4096.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
 def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str | None, **reached: Any) -> None:
@@ -125,7 +124,7 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
 
     dataset = open_source(source, **reached)
     place = str(directory) if directory else None
-    cap = parse_size(budget) if budget else None
+    cap = parse_size(budget, "--budget") if budget else None
     options = (
         CacheOptions(mode="disk", disk_directory=place, disk_budget_bytes=cap)
         if mode == "disk"
@@ -147,7 +146,7 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
                 progress.advance(task, entry.size)
         done = cache.stats()
     click.echo(
-        f"{fitting} of {len(entries)} shards are in the cache ({mib(total)}): {done.fills} fetched, "
+        f"{fitting} of {len(entries)} shards are in the cache ({size_text(total)}): {done.fills} fetched, "
         f"{done.hits} were there"
     )
     path = local_path(entries[0].parts[0].url)
@@ -179,23 +178,6 @@ def top(directory: Path | None, interval: float, count: int | None) -> None:
             return
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "512M", "1.5GiB", "4096".
-
-    Raises:
-        OptionError: It is no size.
-    """
-    number = text.strip().upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:] in ("K", "M", "G", "T") else ""
-    try:
-        size = float(number.removesuffix(unit)) * _UNITS[unit]
-        if not 0 <= size < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise OptionError(f"size: {text!r}, wanted a number with K, M, G or T, such as 512M.") from None
-    return int(size)
-
-
 def _paths(directory: Path | None) -> list[Path]:
     return [directory.absolute()] if directory else admin.find_caches()
 
@@ -216,8 +198,8 @@ def _headline(view: admin.CacheView) -> str:
     kept = ", kept" if view.kept else ""
     used_by = _processes(view.pids) or "nobody"
     over = view.held_bytes - view.budget_bytes
-    above = f", {mib(over)} above the budget until leases end" if over > 0 else ""
-    return f"{view.path}: {mib(view.held_bytes)} of {view.budget}{above}; used by {used_by}{kept}"
+    above = f", {size_text(over)} above the budget until leases end" if over > 0 else ""
+    return f"{view.path}: {size_text(view.held_bytes)} of {view.budget}{above}; used by {used_by}{kept}"
 
 
 def _entries(view: admin.CacheView, most: int | None = None) -> Table:
@@ -226,7 +208,7 @@ def _entries(view: admin.CacheView, most: int | None = None) -> Table:
         table.add_column(name, justify="right" if name in ("size", "unused for") else "left", overflow="fold")
     for row in view.entries[:most]:
         what = row.url or row.key
-        table.add_row(Text(what), mib(row.size), row.state, _age(row.idle_s), _processes(row.pids))
+        table.add_row(Text(what), size_text(row.size), row.state, _age(row.idle_s), _processes(row.pids))
     if most is not None and len(view.entries) > most:
         table.add_row(f"and {len(view.entries) - most} more", "", "", "", "")
     return table
@@ -234,7 +216,8 @@ def _entries(view: admin.CacheView, most: int | None = None) -> Table:
 
 def _screen(view: admin.CacheView) -> Group:
     bar = ProgressBar(total=max(1, view.budget_bytes), completed=view.held_bytes, width=60)
-    line = Text(f"{view.path}  {mib(view.held_bytes)} of {mib(view.budget_bytes)}, {mib(view.leased_bytes)} leased")
+    held = f"{size_text(view.held_bytes)} of {size_text(view.budget_bytes)}"
+    line = Text(f"{view.path}  {held}, {size_text(view.leased_bytes)} leased")
     return Group(line, bar, _entries(view, most=20), Text(""))
 
 

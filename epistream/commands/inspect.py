@@ -1,6 +1,7 @@
 """``epistream inspect``: what a dataset holds, as tables, as JSON, or as a picture of one episode."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.dataset import Dataset
+from epistream.units import size_text
 
 _MOST_TASKS = 20
 _MOST_DIMENSIONS = 16
@@ -103,18 +105,18 @@ def _overview(facts: dict[str, Any]) -> Table:
     rows = {
         "dataset": _plain(facts["url"]),
         "fingerprint": facts["fingerprint"],
-        "episodes": f"{facts['num_episodes']:,} of {_range(lengths, '{:,.0f}')} steps",
+        "episodes": f"{facts['num_episodes']:,} of {_range(lengths, '{:,.0f}'.format)} steps",
         "steps": f"{facts['num_steps']:,}{duration}" + (f", {skipped:,} not valid as anchors" if skipped else ""),
-        "shards": f"{facts['num_shards']:,} of {_range(sizes, '{:,.1f}', 1e6)} MB",
-        "bytes": f"{facts['num_bytes'] / 1e6:,.1f} MB, indexes {facts['num_index_bytes'] / 1e6:,.2f} MB",
+        "shards": f"{facts['num_shards']:,} of {_range(sizes, size_text)}",
+        "bytes": f"{size_text(facts['num_bytes'])}, indexes {size_text(facts['num_index_bytes'])}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _range(spread: dict[str, float], form: str, unit: float = 1.0) -> str:
-    low, middle, high = (form.format(spread[name] / unit) for name in ("min", "median", "max"))
+def _range(spread: dict[str, float], text: Callable[[float], str]) -> str:
+    low, middle, high = (text(spread[name]) for name in ("min", "median", "max"))
     return low if low == high else f"{low} to {high} (median {middle})"
 
 
@@ -157,11 +159,11 @@ def _feature_table(features: list[dict[str, Any]], optional: list[str]) -> Table
 
 def _splits(splits: list[dict[str, Any]]) -> Table:
     table = new_table("splits")
-    for name in ("split", "shards", "episodes", "steps", "MB"):
+    for name in ("split", "shards", "episodes", "steps", "size"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split in splits:
         counts = (f"{split[name]:,}" for name in ("num_shards", "num_episodes", "num_steps"))
-        table.add_row(_plain(split["name"]), *counts, f"{split['num_bytes'] / 1e6:,.1f}")
+        table.add_row(_plain(split["name"]), *counts, size_text(split["num_bytes"]))
     return table
 
 

@@ -21,6 +21,7 @@ from epistream.errors import OptionError
 from epistream.sharding.format.features import Feature
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
+from epistream.units import size_text
 
 _MAX_FAULTS_SHOWN = 50
 
@@ -132,7 +133,7 @@ class _Display:
         text = f"{now.num_done:,}/{now.num_total:,} {what}"
         if now.bytes_total:
             rate = now.bytes_done / max(time.monotonic() - self._started, 1e-3)
-            text += f"  {_mb(now.bytes_done)} of {_mb(now.bytes_total)}  {_mb(int(rate))}/s"
+            text += f"  {size_text(now.bytes_done)} of {size_text(now.bytes_total)}  {size_text(rate)}/s"
         return text + (f"  {now.num_faults} bad" if now.num_faults else "")
 
 
@@ -145,7 +146,7 @@ def _print(report: PackReport) -> None:
         f"{_count(report.num_episodes, 'episode')}, {_count(report.num_steps, 'step')} from {layouts}", markup=False
     )
     console.print(
-        f"{_count(report.num_shards, 'shard')}, {_mb(report.num_bytes)} from {_mb(report.source_bytes)} "
+        f"{_count(report.num_shards, 'shard')}, {size_text(report.num_bytes)} from {size_text(report.source_bytes)} "
         f"in {report.seconds:.1f} s ({rate:.0f} MB/s)" + (f", {report.num_resumed} resumed" * bool(report.num_resumed))
     )
     console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
@@ -175,7 +176,3 @@ def _describe(feature: Feature, report: PackReport) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + "s" * (number != 1)
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import new_list, print_table
 from epistream.errors import OptionError, SourceError
+from epistream.units import parse_size, size_text
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
@@ -72,7 +72,7 @@ def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options
         lanes = 8 if resident_shards is None else min(8, resident_shards // 2)
     wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards)
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
-    budget = None if options["budget"] is None else _bytes(options["budget"], used_bytes)
+    budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
     plan = _plan(dataset, anchors, wanted, budget, job)
     found = report(plan, anchors, job.batch_size, job.num_nodes, job.ranks_per_node)
     advice = None if budget is None else budget_advice(plan, budget, job.global_batch)
@@ -102,36 +102,23 @@ def _plan(dataset: Any, anchors: "Anchors", wanted: "OrderOptions", budget: int 
     return Plan.of(anchors, dataset, replace(wanted, lanes=fit.lanes, resident_shards=fit.resident_shards))
 
 
-def _bytes(text: str, used_bytes: int) -> int:
-    from epistream.sharding.pack.options import parse_bytes
-
-    if not text.endswith("%"):
-        return parse_bytes(text, "--budget")
-    try:
-        share = float(text[:-1]) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 < share < float("inf"):
-        raise OptionError(f"--budget {text}: wanted a share such as 10%, or a size such as 4GiB.")
-    return int(share * used_bytes)
-
-
 def _show(url: str, found: "OrderReport", budget: int | None, advice: str | None) -> None:
     table = new_list()
     ratios = [f"{value / found.distinct_permuted:.3f}" for value in found.distinct]
     rows = {
         "dataset": escape(url),
         "holds": f"{found.num_windows:,} windows of {found.num_episodes:,} episodes in {found.num_shards:,} shards, "
-        f"{decimal(found.num_bytes)}",
+        f"{size_text(found.num_bytes)}",
         "order": f"{found.lanes} lanes, resident shards K = {found.resident_shards}",
-        "in memory": f"up to {found.open_shards} shards at once, {decimal(found.open_bytes)}"
-        + ("" if budget is None else f" of a budget of {decimal(budget)}"),
+        "in memory": f"up to {found.open_shards} shards at once, {size_text(found.open_bytes)}"
+        + ("" if budget is None else f" of a budget of {size_text(budget)}"),
         "episodes": f"{', '.join(f'{value:.1f}' for value in found.distinct)} distinct in a batch of "
         f"{found.global_batch:,}: first hundred, middle, last hundred\n"
         f"{', '.join(ratios)} of a full random permutation, which has {found.distinct_permuted:.1f}",
-        "fetched": f"{decimal(found.fetch_bytes)} an epoch, {decimal(max(found.fetch_bytes_per_node))} by one node\n"
+        "fetched": f"{size_text(found.fetch_bytes)} an epoch, "
+        f"{size_text(max(found.fetch_bytes_per_node))} by one node\n"
         "nothing again while it stays in memory",
-        "first batch": f"{decimal(max(found.first_batch_bytes))} by one node, in whole shards",
+        "first batch": f"{size_text(max(found.first_batch_bytes))} by one node, in whole shards",
     }
     for name, value in rows.items():
         table.add_row(name, value)

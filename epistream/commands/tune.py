@@ -69,14 +69,15 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
 
 
 def _show(tuning: "Tuning", output: Path) -> None:
-    from epistream.configs.machine import gib
+    from epistream.units import size_text
 
     console, prediction = Console(), tuning.prediction
     console.print(f"[bold]machine[/]     {tuning.machine}", highlight=False, soft_wrap=True)
     found = tuning.survey
     console.print(
-        f"[bold]data[/]        {gib(found.dataset_bytes)} on {found.place.name}, read at "
-        f"{gib(found.fetch_bytes_per_s)}/s; {found.num_windows:,} windows; {gib(found.decoded_bytes)} decoded",
+        f"[bold]data[/]        {size_text(found.dataset_bytes)} on {found.place.name}, read at "
+        f"{size_text(found.fetch_bytes_per_s)}/s; {found.num_windows:,} windows; "
+        f"{size_text(found.decoded_bytes)} decoded",
         highlight=False,
         soft_wrap=True,
     )
@@ -91,9 +92,9 @@ def _show(tuning: "Tuning", output: Path) -> None:
     console.print(
         f"[bold]predicted[/]   {prediction.windows_per_s:,.0f} windows/s on this node, limited by {prediction.limit}; "
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch\n"
-        f"[bold]memory[/]      {gib(prediction.memory_bytes)}: processes {gib(prediction.process_bytes)}, batches "
-        f"{gib(prediction.ring_bytes)}, shards {gib(prediction.cache_bytes)}, "
-        f"decoded episodes {gib(prediction.decoded_bytes)}",
+        f"[bold]memory[/]      {size_text(prediction.memory_bytes)}: "
+        f"processes {size_text(prediction.process_bytes)}, batches {size_text(prediction.ring_bytes)}, "
+        f"shards {size_text(prediction.cache_bytes)}, decoded episodes {size_text(prediction.decoded_bytes)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -101,7 +102,7 @@ def _show(tuning: "Tuning", output: Path) -> None:
         verdict = "pays" if way.pays else "does not pay"
         console.print(
             f"[bold]packing[/]     {way.name}: {way.prediction.windows_per_s:,.0f} windows/s, "
-            f"{gib(way.dataset_bytes)}: {verdict}",
+            f"{size_text(way.dataset_bytes)}: {verdict}",
             highlight=False,
             soft_wrap=True,
         )

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from epistream.commands.sources import open_source
 from epistream.sharding.check.verify import refuse_hdf5, verify
 from epistream.sharding.check.verify_report import Fault, Report, VerifyOptions
+from epistream.units import size_text
 
 
 @click.command()
@@ -57,5 +58,5 @@ def _summary(report: Report) -> str:
     found = f"{len(report.faults)} faults" if report.faults else "no faults"
     return (
         f"{found}: {report.num_shards} shards, {report.num_episodes} episodes, {report.num_frames:,} frames decoded, "
-        f"{report.num_bytes / 1e6:,.1f} MB"
+        f"{size_text(report.num_bytes)}"
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from epistream.loader.monitoring.stats import LoaderStats
+from epistream.units import size_text
 
 Limit = Literal[
     "too early",
@@ -130,11 +131,11 @@ def _of_bytes(stats: LoaderStats, situation: Situation, wait: float, why: str) -
             situation.budget_advice or "a larger budget (budget_bytes, /dev/shm), or a disk_directory",
         )
     if cache.fills or cache.waits:
-        rate = cache.bytes_fetched / cache.fill_seconds / 1e6 if cache.fill_seconds else 0.0
+        rate = cache.bytes_fetched / cache.fill_seconds if cache.fill_seconds else 0.0
         return Finding(
             "fetching",
             wait,
-            f"{why}: fills brought {cache.bytes_fetched / 1e6:,.0f} MB at {rate:,.0f} MB/s each",
+            f"{why}: fills brought {size_text(cache.bytes_fetched)} at {size_text(rate)}/s each",
             "more workers or prefetch, a larger parallel_requests, a disk_directory that keeps shards between jobs, "
             "or smaller frames ('epistream pack --image-size')",
         )
@@ -142,7 +143,7 @@ def _of_bytes(stats: LoaderStats, situation: Situation, wait: float, why: str) -
         return Finding(
             "local storage",
             wait,
-            f"{why}: {stats.effort.storage_bytes / 1e6:,.0f} MB came from the disk",
+            f"{why}: {size_text(stats.effort.storage_bytes)} came from the disk",
             "more memory for the page cache, a faster disk, or smaller frames ('epistream pack --image-size')",
         )
     if situation.are_threads:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from epistream.errors import OptionError
-from epistream.loader.monitoring.report import PerformanceReport, mega, worker_shares
+from epistream.loader.monitoring.report import PerformanceReport, worker_shares
 from epistream.loader.monitoring.stats import LoaderStats
+from epistream.units import size_text
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -115,7 +116,7 @@ def line(rank: int, stats: LoaderStats) -> str:
     """An interval in one line."""
     cache = stats.cache
     events = " ".join(f"{name}={getattr(cache, name)}" for name in _CACHE_EVENTS if getattr(cache, name))
-    fetched = f" fetched={mega(cache.bytes_fetched)}" if cache.bytes_fetched else ""
+    fetched = f" fetched={size_text(cache.bytes_fetched)}" if cache.bytes_fetched else ""
     return (
         f"rank {rank}: {stats.windows_per_s:,.0f} windows/s over {stats.elapsed_s:.1f} s, "
         f"data wait {stats.data_wait_share * 100:.1f} %; workers: {worker_shares(stats)}; "

@@ -7,6 +7,7 @@ from typing import Any
 from epistream.loader.monitoring.diagnosis import Finding, Situation, find_limit, find_more
 from epistream.loader.monitoring.memory_use import MemoryUse
 from epistream.loader.monitoring.stats import LoaderStats
+from epistream.units import size_text
 
 
 @dataclass(frozen=True)
@@ -100,22 +101,14 @@ def _cache(stats: LoaderStats) -> str:
     fetched = ""
     if cache.bytes_fetched:
         rate = cache.bytes_fetched / cache.fill_seconds if cache.fill_seconds else 0.0
-        fetched = f"; fetched {mega(cache.bytes_fetched)}, {mega(rate)}/s a fill"
+        fetched = f"; fetched {size_text(cache.bytes_fetched)}, {size_text(rate)}/s a fill"
     return f"{cache.tier} ({cache.reason}): {counts}{fetched}"
 
 
 def _memory(memory: MemoryUse) -> str:
-    processes = ", ".join(f"{process.name} {mega(process.pss_bytes)}" for process in memory.processes)
+    processes = ", ".join(f"{process.name} {size_text(process.pss_bytes)}" for process in memory.processes)
     return (
-        f"{mega(memory.pss_bytes)} in processes (PSS: {processes}), of this at most {mega(memory.ring_bytes)} batches; "
-        f"node's cache {mega(memory.cache_bytes)} in {memory.cache_path}"
+        f"{size_text(memory.pss_bytes)} in processes (PSS: {processes}), "
+        f"of this at most {size_text(memory.ring_bytes)} batches; "
+        f"node's cache {size_text(memory.cache_bytes)} in {memory.cache_path}"
     )
-
-
-def mega(size: float) -> str:
-    """Bytes as text, in MB of 10^6.
-
-    >>> mega(1_234_567_890)
-    '1,235 MB'
-    """
-    return f"{size / 1e6:,.0f} MB"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from epistream.cache.store.budget import mib
 from epistream.loader.order.lanes import Lanes
 from epistream.loader.order.plan import Plan
+from epistream.units import size_text
 
 
 def open_shards(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
@@ -73,15 +73,17 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
     if needed <= budget_bytes:
         return None
     found = (
-        f"cache budget: {mib(budget_bytes)}, but the order draws from {open_shards(plan, windows_in_flight)} shards "
-        f"at once (lanes={plan.num_lanes}, resident_shards={plan.resident_shards}), up to {mib(needed)}."
+        f"cache budget: {size_text(budget_bytes)}, but the order draws from "
+        f"{open_shards(plan, windows_in_flight)} shards at once (lanes={plan.num_lanes}, "
+        f"resident_shards={plan.resident_shards}), up to {size_text(needed)}."
     )
     fit = largest_fit(plan, budget_bytes, windows_in_flight) if plan.options.shuffle else None
     if fit is None:
         cure = "smaller shards" + (", or shuffle=False" if plan.options.shuffle else "")
         return f"{found} No shuffled order fits: use a larger budget, {cure}."
     changed = f"lanes={fit.lanes}, " if fit.lanes != plan.num_lanes else ""
-    return f"{found} Use {changed}resident_shards={fit.resident_shards} ({mib(fit.open_bytes)}), or a larger budget."
+    fitting = f"{changed}resident_shards={fit.resident_shards} ({size_text(fit.open_bytes)})"
+    return f"{found} Use {fitting}, or a larger budget."
 
 
 def _open_shards(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int, which: Iterable[int] | None) -> int:

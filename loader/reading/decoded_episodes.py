@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, part_offsets
-from epistream.cache.store.budget import mib
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.reading.frames import FrameDecoder
 from epistream.sharding.format.index import ShardIndex
+from epistream.units import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class DecodedEpisodes:
             logger.info("Decoded episodes are not kept: %s", error)
             return False
         fits = budget is not None and needed <= budget.bytes
-        found = f"{mib(plan.num_bytes)} of decoded episodes beside {mib(plan.source_bytes)} of shards"
+        found = f"{size_text(plan.num_bytes)} of decoded episodes beside {size_text(plan.source_bytes)} of shards"
         if fits:
             logger.info("%s fit the cache's budget of %s: each is decoded once.", found, budget)
         elif plan.wanted:

@@ -1,7 +1,6 @@
 """The options of a packing job, checked when they are made."""
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -9,8 +8,8 @@ from typing import Any, Literal
 from epistream.errors import OptionError
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.units import parse_size
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _MIN_SHARD_BYTES = 1 << 16
 # How the job runs, which no byte of the result depends on.
 _RUNNING = ("workers", "resume", "overwrite", "skip_bad")
@@ -77,7 +76,7 @@ class PackOptions:
     @property
     def shard_bytes(self) -> int:
         """Target size of a shard."""
-        return parse_bytes(self.shard_size, "shard_size")
+        return parse_size(self.shard_size, "shard_size")
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide the bytes of the result, as JSON can hold them."""
@@ -103,18 +102,6 @@ class PackOptions:
                 hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
                 raise OptionError(f"option {name!r}: unknown.{hint}")
         return replace(self, **changes)
-
-
-def parse_bytes(value: int | str, name: str) -> int:
-    """A size in bytes, also from text such as ``128MiB``, ``0.5 GB`` or ``1000000``.
-
-    Raises:
-        OptionError: If it is none.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
-    if isinstance(value, bool) or not match or match[2].lower() not in _UNITS:
-        raise OptionError(f"{name}: {value!r}, wanted a size such as 128MiB, 1GB or a number of bytes.")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def _problem(options: PackOptions) -> str | None:

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from epistream.cache import admin
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part
-from epistream.commands.cache import command, parse_size
-from epistream.errors import CacheError, OptionError
+from epistream.commands.cache import command
+from epistream.errors import CacheError
 
 KIB = 1024
 
@@ -194,17 +194,3 @@ def test_look_changes_nothing(place: Path, cache: NodeCache) -> None:
     for _ in range(3):
         admin.look(place)
     assert sorted((path.name, path.stat().st_mtime_ns) for path in place.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("0", 0), ("4096", 4096), ("512M", 512 << 20), ("1.5GiB", 3 << 29), ("2tb", 2 << 40), ("7k", 7168)],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "M", "-1", "1X", "inf", "nan", "one"])
-def test_sizes_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(OptionError, match="wanted a number with K, M, G or T"):
-        parse_size(text)

@@ -70,7 +70,7 @@ def test_monitor_line_names_what_happened_and_nothing_else():
     )
     assert line(0, stats) == (
         "rank 0: 10 windows/s over 4.0 s, data wait 25.0 %; workers: decode and copy 50 %, wait for a core 12 %, wait "
-        "for bytes or locks 12 %, wait for a free batch 25 %; cache shm hits=3 fills=2 fetched=5 MB"
+        "for bytes or locks 12 %, wait for a free batch 25 %; cache shm hits=3 fills=2 fetched=4.8 MiB"
     )
 
 

@@ -1,0 +1,54 @@
+"""Sizes as text: one parser and one printer."""
+
+import re
+
+from epistream.errors import OptionError
+
+# kB, MB, GB and TB are powers of 1000 as the SI says; KiB, MiB and so on, and letters alone, are powers of 1024 as in
+# dd, Docker and Slurm.
+_BINARY = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_UNITS = {
+    "b": 1,
+    **{letter: 1 << 10 * power for letter, power in _BINARY.items()},
+    **{f"{letter}ib": 1 << 10 * power for letter, power in _BINARY.items() if letter},
+    **{f"{letter}b": 1000**power for letter, power in _BINARY.items() if letter},
+}
+
+
+def parse_size(value: int | str, name: str = "size", whole: int | None = None) -> int:
+    """A size in bytes, also from text.
+
+    >>> parse_size("500MB"), parse_size("500MiB"), parse_size("1G"), parse_size("4096")
+    (500000000, 524288000, 1073741824, 4096)
+    >>> parse_size("10%", whole=2000)
+    200
+
+    Args:
+        value: Bytes, or a number with a unit in any case: kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB or
+            K, M, G, T (powers of 1024).
+        name: What the size is of, for the message.
+        whole: What a share such as ``10%`` is taken of; None where a share means nothing.
+
+    Raises:
+        OptionError: If it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)\s*", str(value))
+    unit = match[2].lower() if match else ""
+    if match and not isinstance(value, bool):
+        if unit == "%" and whole is not None and float(match[1]) > 0:
+            return int(float(match[1]) * whole / 100)
+        if unit in _UNITS:  # integers exactly: a float holds only 53 bits
+            return int(match[1]) * _UNITS[unit] if match[1].isdigit() else int(float(match[1]) * _UNITS[unit])
+    share = "" if whole is None else ", or a share such as 10%"
+    raise OptionError(
+        f"{name}: {value!r}, wanted a size such as 128MiB, 1GB or 512M (K, M, G and T are powers of 1024){share}."
+    )
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes for messages and tables: MiB, from 1 GiB on GiB, with one decimal.
+
+    >>> size_text(3 << 19), size_text(5 << 29)
+    ('1.5 MiB', '2.5 GiB')
+    """
+    return f"{num_bytes / 2**30:,.1f} GiB" if abs(num_bytes) >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
