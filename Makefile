@@ -79,9 +79,10 @@ bench-flat: $(BENCH_STAMP)
 memory: $(STAMP)
 	$(VENV)/bin/python benchmarks/memory_ranks.py --plot benchmarks/memory_ranks.png
 
-# The pictures of docs/concepts.md.
+# The pictures of docs/concepts.md and CONTRIBUTING.md.
 pictures: $(STAMP)
 	$(VENV)/bin/python docs/pictures.py
+	$(VENV)/bin/python docs/rooms.py
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600

@@ -1,1 +1,1 @@
-"""One copy of a shard per node: budget, leases, single-flight fills, eviction, fetching."""
+"""One copy of a shard per node: which tier serves it, and the one door, `NodeCache`."""

@@ -1,1 +1,1 @@
-"""Windows out: world, plan, reader, batch ring, stream, loader."""
+"""Windows out: stream, loader, mixture, options, state."""

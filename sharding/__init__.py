@@ -1,1 +1,1 @@
-"""Episodes in, shards out: HDF5 layouts, frame codecs, tar writer, indexes, manifest, packing."""
+"""Episodes in, shards out; opening a dataset."""
