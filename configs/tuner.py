@@ -10,7 +10,7 @@ from epistream.configs.config import Config, load_config
 from epistream.configs.machine import Machine
 from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
-from epistream.configs.repacking import WORTH, Alternative, Load, alternatives, is_hdf5, packed_survey
+from epistream.configs.repacking import WORTH, Alternative, is_hdf5, packed_survey
 from epistream.configs.survey import Survey, survey, survey_kept
 from epistream.errors import OptionError
 from epistream.loader.measuring.rates import Kind
@@ -62,7 +62,7 @@ class Tuning:
         survey: what was measured.
         machine: what there is.
         options: what was asked for.
-        repacking: other ways to pack, the fastest first.
+        repacking: what packing would bring, where the source is not packed.
         notes: what else the user should know.
     """
 
@@ -123,7 +123,6 @@ class _Chooser:
         self._values: dict[str, Any] = {}
         self._reasons: dict[str, str] = {}
         self._notes: list[str] = []
-        self._kept: Survey | None = None
         self._kept_bytes = 0
         self._open = 0  # bytes of the shards that the order draws from at a time
 
@@ -146,7 +145,6 @@ class _Chooser:
             first_epoch_windows_per_s=at_first.first_epoch_windows_per_s,
             decoded_bytes=self._kept_bytes,
         )
-        say("trying other codecs")
         repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes, say)
         if self._options.target and prediction.windows_per_s < self._options.target:
             self._notes.append(
@@ -228,7 +226,7 @@ class _Chooser:
     def _choose_decode(self, say: Callable[[str], None]) -> Survey:
         """Whether decoded episodes are kept; returns the survey as it is then."""
         found, nodes = self._found, self._options.nodes
-        kept = self._kept = survey_kept(
+        kept = survey_kept(
             found, self._base, self._sample, self._options.seconds, lambda text: say(f"{text}, decoded before")
         )
         if kept is None:
@@ -294,23 +292,16 @@ class _Chooser:
     def _look_at_packing(
         self, choice: Choice, now: float, cache_bytes: int, say: Callable[[str], None]
     ) -> list[Alternative]:
-        ranks = self._options.ranks
-        ways = alternatives(self._found, self._sample, Load(choice, ranks, cache_bytes, now), self._kept)
-        if is_hdf5(self._whole):
-            packed = packed_survey(self._found, self._base, self._sample, self._options.seconds, say)
-            if packed is not None:
-                prediction = predict(packed, choice, ranks, cache_bytes)
-                pays = prediction.windows_per_s > WORTH * now
-                ways.append(Alternative("packed with the defaults", {}, packed.dataset_bytes, prediction, pays))
-                ways.sort(key=lambda each: -each.prediction.windows_per_s)
-        best = next((way for way in ways if way.pays), None)
-        if best is not None:
-            for key, value in best.options.items():
-                times = best.prediction.windows_per_s / now
-                self._set(f"pack.{key}", value, f"{best.name} would stream {times:.1f} times as fast")
-        elif ways:
-            self._notes.append("packing the data in another way does not pay")
-        return ways
+        if not is_hdf5(self._whole):
+            return []
+        packed = packed_survey(self._found, self._base, self._sample, self._options.seconds, say)
+        if packed is None:
+            return []
+        prediction = predict(packed, choice, self._options.ranks, cache_bytes)
+        pays = prediction.windows_per_s > WORTH * now
+        if not pays:
+            self._notes.append("packing the data does not pay")
+        return [Alternative("packed with the defaults", packed.dataset_bytes, prediction, pays)]
 
 
 def _shards(number: int) -> str:

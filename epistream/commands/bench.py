@@ -31,10 +31,9 @@ def _offsets(text: str) -> range:
 @click.option("--rounds", default=5, show_default=True, help="Interleaved rounds; medians are shown.")
 @click.option("--seconds", default=2.0, show_default=True, help="Length of each measurement.")
 @click.option("--once/--no-once", default=True, show_default=True, help="Also with all episodes decoded before.")
-@click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Draw the figures into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
 @click.option("--config", help="A configuration that says what is streamed; options given here win.")
-def command(as_json: bool, config: str | None, plot: str | None, **options: Any) -> None:
+def command(as_json: bool, config: str | None, **options: Any) -> None:
     """Measure how fast URL streams, beside the bound of this machine.
 
     Every round measures, one after the other: the bare decode of the dataset's own frames by as many processes
@@ -56,8 +55,6 @@ def command(as_json: bool, config: str | None, plot: str | None, **options: Any)
         changes = {key: options[name] for name, key in _KEYS.items() if name in said}
         stream = load_config(config, **changes).stream(url)
     result = run_bench(url, BenchOptions(**options), stream)
-    if plot is not None:
-        _draw(result, plot)
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
         return
@@ -74,23 +71,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r}, wanted numbers such as 2 or 1,2,4") from None
-
-
-def _draw(result: Any, path: str) -> None:
-    """Windows/s of every row, the bounds in grey."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise click.UsageError("--plot needs matplotlib. Install it with: pip install 'epistream[bench]'") from error
-    rows = result.rows[::-1]
-    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.35 * len(rows)))
-    colours = ["0.75" if row.bound == row.name else "tab:blue" for row in rows]
-    axis.barh([row.name for row in rows], [row.median for row in rows], color=colours)
-    axis.set_xlabel("windows/s (grey: the bound)")
-    axis.set_title(result.title, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +10,6 @@ from rich.markup import escape
 
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import new_list, print_table
-from epistream.errors import OptionError, SourceError
 from epistream.units import parse_size, size_text
 
 if TYPE_CHECKING:
@@ -45,13 +43,10 @@ class _Job:
 @click.option("--lanes", type=click.IntRange(1), help="L, a multiple of the nodes.  [default: 8, fewer if need be]")
 @click.option("--resident-shards", type=click.IntRange(2), help="K.  [default: what the budget or the manifest says]")
 @click.option("--seed", default=0, show_default=True, help="Of the order.")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw where batches come from (PNG, PDF)."
-)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
-def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options: Any) -> None:
+def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Say how well the windows of URL are shuffled within a memory budget, and what an epoch fetches.
 
     Reads the manifest only. Every step that the dataset allows is an anchor.
@@ -76,16 +71,12 @@ def command(source: tuple[str, ...], plot: Path | None, as_json: bool, **options
     plan = _plan(dataset, anchors, wanted, budget, job)
     found = report(plan, anchors, job.batch_size, job.num_nodes, job.ranks_per_node)
     advice = None if budget is None else budget_advice(plan, budget, job.global_batch)
-    if plot is not None:
-        _draw(plan, anchors, found, plot)
     if as_json:
         click.echo(
             json.dumps({"url": dataset.url, "budget_bytes": budget, "advice": advice} | found.to_dict(), indent=1)
         )
         return
     _show(dataset.url, found, budget, advice)
-    if plot is not None:
-        click.echo(f"plot: {plot}")
 
 
 def _plan(dataset: Any, anchors: "Anchors", wanted: "OrderOptions", budget: int | None, job: _Job) -> "Plan":
@@ -125,32 +116,3 @@ def _show(url: str, found: "OrderReport", budget: int | None, advice: str | None
     print_table(table)
     if advice is not None:
         Console(highlight=False, markup=False, soft_wrap=True).print(advice)
-
-
-def _draw(plan: "Plan", anchors: "Anchors", found: "OrderReport", path: Path) -> None:
-    """Two panels over the epoch: where each batch's windows lie in storage order, and its distinct episodes."""
-    import numpy as np
-
-    from epistream.loader.order.quality import distinct_episodes, source_places
-
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OptionError("--plot: matplotlib is missing. Install it with: pip install 'epistream[bench]'") from None
-    num_batches = found.num_windows // found.global_batch
-    batches = np.unique(np.linspace(0, num_batches - 1, 300).astype(np.int64))
-    places = source_places(plan, found.global_batch, batches)
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot(np.repeat(batches, found.global_batch), places.ravel(), ",", color="tab:blue", alpha=0.6)
-    top.set(ylabel="place in storage order", ylim=(0, 1), title=f"lanes={found.lanes}, K={found.resident_shards}")
-    bottom.plot(batches, distinct_episodes(plan, anchors, found.global_batch, batches), lw=0.8, label="this order")
-    bottom.axhline(found.distinct_permuted, color="k", ls="--", lw=0.8, label="full permutation, expected")
-    bottom.set(xlabel="batch", ylabel="distinct episodes")
-    bottom.legend(loc="lower center", ncols=2)
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise OptionError(f"--plot {path}: {error}, wanted a name such as out.png.") from error
-    except OSError as error:
-        raise SourceError(f"{path}: {error}, wanted to write a plot. Check room and permissions.") from error

@@ -7,10 +7,8 @@ import time
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, repeat
 from typing import Any
 
-import psutil
 import simplejpeg
 import torch
 
@@ -19,11 +17,13 @@ from epistream.cache.options import Mode
 from epistream.errors import OptionError
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.measuring.bound import Bound, measure_bound
+from epistream.loader.measuring.rates import run_steadily
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.order.window import Window
 from epistream.loader.reading.frames import Decode
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.stream import EpisodeStream
+from epistream.units import size_text
 
 # Decoding every episode beforehand is given up after this.
 _WARM_S = 300.0
@@ -173,7 +173,7 @@ class _Plan:
         kinds = ((self._number, 0), (0, self._number))
         for row, (num_workers, num_threads) in zip(self._loaded, kinds, strict=True):
             with StreamingLoader(self._stream, num_workers=num_workers, num_threads=num_threads) as loader:
-                _measure(loader, row, seconds)
+                _measure(loader, row, self._number, seconds)
 
     def warm(self) -> None:
         """Let every episode be decoded."""
@@ -208,19 +208,11 @@ def _stream(url: str, options: BenchOptions, decode: Decode) -> EpisodeStream:
     )
 
 
-def _measure(loader: StreamingLoader, row: BenchRow, seconds: float) -> None:
-    began = time.perf_counter()
-    batches = chain.from_iterable(repeat(loader))
-    next(batches)
-    row.first_batch_s.append(time.perf_counter() - began)
-    # The ring's pages are touched for the first time while it fills; that is start-up, not throughput.
-    for _ in range(4 * len(psutil.Process().children()) + 8):
-        next(batches)
-    num_windows, cpu_before, began = 0, _cpu_s(), time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds:
-        num_windows += len(next(batches)["step_index"])
-    row.windows_per_s.append(num_windows / elapsed)
-    row.cpu_s.append((_cpu_s() - cpu_before) / num_windows * 1000)
+def _measure(loader: StreamingLoader, row: BenchRow, num_workers: int, seconds: float) -> None:
+    run = run_steadily(loader, 4 * num_workers + 8, seconds)
+    row.first_batch_s.append(run.first_batch_s)
+    row.windows_per_s.append(run.windows_per_s)
+    row.cpu_s.append(run.cpu_s / run.stats.num_windows * 1000)
     memory = measure_memory(loader.worker_pids, 0, loader.stream.job.cache.options)
     row.pss_bytes = max(row.pss_bytes, memory.pss_bytes)
     row.shm_bytes = max(row.shm_bytes, memory.cache_bytes)
@@ -230,17 +222,11 @@ def _short(rate: float) -> str:
     return f"{rate:,.0f}" if rate < 10_000 else f"{rate / 1000:,.0f}k"
 
 
-def _cpu_s() -> float:
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
-
-
 def _title(stream: EpisodeStream) -> str:
     job = stream.job
     return (
         f"{job.dataset.url}: {stream.num_windows:,} windows, batch {job.batch_size} "
-        f"({job.layout.num_bytes / 2**20:,.1f} MiB), cache {job.cache.options.mode}"
+        f"({size_text(job.layout.num_bytes)}), cache {job.cache.options.mode}"
     )
 
 

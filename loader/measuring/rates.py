@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from epistream.loader.loader import StreamingLoader
+from epistream.loader.monitoring.stats import LoaderStats
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.stream import EpisodeStream
 
@@ -38,8 +39,52 @@ class LoadRate:
     worker_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class SteadyRun:
+    """What a loader did while a loop that does nothing took its batches.
+
+    Attributes:
+        first_batch_s: from the start of its workers to the first batch.
+        elapsed_s: of the measurement, which begins after the warm-up.
+        cpu_s: CPU time of this process and its children meanwhile.
+        stats: the loader's counters, of the measurement alone.
+    """
+
+    first_batch_s: float
+    elapsed_s: float
+    cpu_s: float
+    stats: LoaderStats
+
+    @property
+    def windows_per_s(self) -> float:
+        """Windows handed out per second."""
+        return self.stats.num_windows / self.elapsed_s
+
+
+def run_steadily(loader: StreamingLoader, warm_up: int, seconds: float) -> SteadyRun:
+    """Take batches of a loader that has not begun, epoch after epoch.
+
+    Args:
+        loader: with its workers, or without.
+        warm_up: batches before the clock starts: a ring's pages are touched for the first time while it fills.
+        seconds: length of the measurement; it goes on until every worker could hand out a batch.
+    """
+    began = time.perf_counter()
+    batches = chain.from_iterable(repeat(loader))
+    next(batches)
+    first_batch_s = time.perf_counter() - began
+    for _ in range(warm_up - 1):
+        next(batches)
+    least = max(1, len(loader.worker_pids))
+    before, cpu_before, began, count = loader.stats(), _cpu_s(), time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - began) < seconds or count < least:
+        next(batches)
+        count += 1
+    return SteadyRun(first_batch_s, elapsed, _cpu_s() - cpu_before, loader.stats().since(before))
+
+
 def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: float, warm_up: int = WARM_UP) -> LoadRate:
-    """Let a loader hand out batches to a loop that does nothing.
+    """How fast a loader with so many workers hands out batches, time that others took from them not counted.
 
     Args:
         stream: what to read.
@@ -55,18 +100,17 @@ def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: flo
     with StreamingLoader(
         stream, num_workers=number if processes else 0, num_threads=None if processes else number
     ) as loader:
-        batches = chain.from_iterable(repeat(loader))
-        for _ in range(number * warm_up):
-            next(batches)
-        before, began, count = loader.stats(), time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - began) < seconds or count < number:
-            next(batches)
-            count += 1
-        stats = loader.stats().since(before)
+        run = run_steadily(loader, number * warm_up, seconds)
         own_bytes = max((_own_bytes(pid) for pid in loader.worker_pids), default=0)
     # What others do on this machine is not the loader's: its workers' time in the run queue is left out.
-    crowded = stats.effort.queue_s / max(1e-9, stats.worker_busy_s + stats.worker_idle_s)
-    return LoadRate(number, stats.num_windows / elapsed / (1 - min(crowded, _MOST_CROWDED)), own_bytes)
+    crowded = run.stats.effort.queue_s / max(1e-9, run.stats.worker_busy_s + run.stats.worker_idle_s)
+    return LoadRate(number, run.windows_per_s / (1 - min(crowded, _MOST_CROWDED)), own_bytes)
+
+
+def _cpu_s() -> float:
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def _own_bytes(pid: int) -> int:

@@ -125,17 +125,6 @@ def distinct_episodes(
     return np.array(found, np.int64)
 
 
-def source_places(plan: Plan, global_batch: int, batches: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Where in storage order the windows of batches of epoch 0 lie, from 0 to 1: (n, global_batch)."""
-    order = plan.epoch(0)
-    before = np.cumsum(plan.per_shard) - plan.per_shard
-    rows = []
-    for batch in batches.tolist():
-        shard, k = order.windows(np.arange(batch * global_batch, (batch + 1) * global_batch))
-        rows.append((before[shard] + k) / plan.num_windows)
-    return np.stack(rows)
-
-
 def _expected_of_residents(plan: Plan, anchors: Anchors, global_batch: int) -> float:
     """Distinct episodes in uniform draws from shards of average size, as many as are resident."""
     pieces = [plan.lanes().num_pieces(lane) for lane in range(plan.num_lanes)]

@@ -102,12 +102,6 @@ class TestPlanCommand:
                       "of a full random permutation, which has 60.", "an epoch", "first batch"):  # fmt: skip
             assert words in output
 
-    def test_plot_is_written(self, tmp_path):
-        pytest.importorskip("matplotlib")
-        path = tmp_path / "out.png"
-        assert f"plot: {path}" in run("--plot", str(path)).replace("\n", "")
-        assert path.read_bytes().startswith(b"\x89PNG")
-
     @pytest.mark.parametrize("budget", ["0%", "-1%", "x%", "nan%", "much"])
     def test_budget_that_is_none_is_refused(self, budget):
         with pytest.raises(OptionError, match=r"--budget"):

@@ -42,7 +42,7 @@ def test_tune_writes_a_file_and_shows_reasons(shards, tmp_path):
     )
     stream = es.load_config(file).stream()
     assert next(iter(stream))["observation.images.top"].shape == (4, 2, 48, 64, 3)
-    for word in ("machine", "data", "predicted", "memory", "packing", "loader.num_workers"):
+    for word in ("machine", "data", "predicted", "memory", "loader.num_workers"):
         assert word in text
 
 

@@ -16,7 +16,6 @@ from epistream.configs.tuned_yaml import tuned_yaml
 from epistream.configs.tuner import TuneOptions, tune
 from epistream.errors import EpistreamError, OptionError
 from epistream.loader.measuring.rates import measure_loading, unique_share
-from epistream.loader.measuring.sample_frames import own_frames
 
 QUICK = TuneOptions(seconds=0.02)
 BASE = {"batch_size": 2, "action": "0:20"}
@@ -138,14 +137,6 @@ def test_unique_share_counts_frames_that_windows_share(aloha_shards):
     job = es.EpisodeStream(aloha_shards, batch_size=140, window=window).job
     assert unique_share(job) == 140 / 280
     assert unique_share(es.EpisodeStream(aloha_shards, batch_size=140, features=["action"]).job) == 1.0
-
-
-def test_own_frames_are_those_of_the_cameras(aloha_shards):
-    frames = own_frames(es.EpisodeStream(aloha_shards, batch_size=8).job, 6)
-    assert len(frames) == 6
-    assert {feature.kind for feature, _ in frames} == {"frames"}
-    assert len({feature.name for feature, _ in frames}) == 2
-    assert all(data.startswith(b"\xff\xd8") for _, data in frames)
 
 
 def test_sample_of_a_large_dataset_is_a_part_of_it(aloha_shards, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.plan import OrderOptions, Plan
-from epistream.loader.order.quality import distinct_by_third, distinct_episodes, expected_distinct, source_places
+from epistream.loader.order.quality import distinct_by_third, distinct_episodes, expected_distinct
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,6 @@ def plan_of(num_shards, episodes, steps, **options):
 def test_distinct_episodes_are_those_that_a_batch_holds():
     plan, anchors = plan_of(4, 3, 5, shuffle=False)
     assert distinct_episodes(plan, anchors, 7, np.array([0, 1, 7])).tolist() == [2, 2, 3]
-    places = source_places(plan, 7, np.array([0, 7]))
-    assert places[0].tolist() == pytest.approx([position / 60 for position in range(7)])
-    assert places[1][-1] == pytest.approx(55 / 60)
 
 
 def test_windows_per_episode_count_the_ranges_of_each():
