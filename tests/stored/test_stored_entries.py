@@ -1,0 +1,250 @@
+"""Entries of a cache that releases share on a node: what they are called, what they hold, and that others' are used."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xxhash
+
+import epistream as es
+from epistream.cache.node import NodeCache
+from epistream.cache.source.entry import Entry, Part
+
+DEADLINE_S = 30.0
+NUM_STEPS = {"demo_0": 9, "demo_1": 6, "demo_2": 8, "demo_3": 5, "demo_4": 7}
+DEMOS_OF_SHARD = (("demo_0", "demo_1", "demo_3"), ("demo_2", "demo_4"))
+CAMERA = (
+    '{"name": "observation.images.agentview", "kind": "frames", "dtype": "uint8", "shape": [24, 24, 3], '
+    '"codec": "jpeg", "jpeg_channels": "rgb", "rotate": 0, "fps": 20.0, "units": null, '
+    '"source_path": "obs/agentview_image"}'
+)
+GRIPPER = (
+    '{"name": "observation.robot0_gripper_qpos", "kind": "array", "dtype": "float32", "shape": [2], '
+    '"codec": "npy", "jpeg_channels": null, "rotate": 0, "fps": 20.0, "units": null, '
+    '"source_path": "obs/robot0_gripper_qpos"}'
+)
+ACTION = (
+    '{"name": "action", "kind": "array", "dtype": "float64", "shape": [7], "codec": "npy", '
+    '"jpeg_channels": null, "rotate": 0, "fps": 20.0, "units": null, "source_path": "actions"}'
+)
+# What is said of entries that are made of shards, each with its version, 1.
+COLUMNS = f'["columns", 1, [{GRIPPER}, {ACTION}]]'
+
+
+def decoded(episode_in_shard, side=24):
+    return f"decoded {episode_in_shard} [1, [[{CAMERA}, [{side}, {side}, 3]]]]"
+
+
+def key(parts, content=""):
+    """The key of an entry, by the definition: BLAKE2b of JSON, whose first number is its version."""
+    text = json.dumps([1, content, parts], separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def checksum(data):
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def parts_of(stored, shard):
+    """What the key of a shard of the stored dataset is made of: URL, bytes, checksum and version of tar and index."""
+    paths = [stored / "jpeg" / f"shard-{shard:06d}.{suffix}" for suffix in ("tar", "index")]
+    return [[str(path), path.stat().st_size, checksum(path.read_bytes()), None] for path in paths]
+
+
+def joined(*parts):
+    """Parts as an entry has them: one after the other, each from a multiple of 64 bytes on."""
+    data = b""
+    for part in parts:
+        data += bytes(-len(data) % 64) + bytes(part)
+    return data
+
+
+def shard_bytes(stored, shard):
+    return joined(*((stored / "jpeg" / f"shard-{shard:06d}.{suffix}").read_bytes() for suffix in ("tar", "index")))
+
+
+def stream_of(stored, folder, mode="shm", **options):
+    cache = es.CacheOptions(mode=mode, directory=str(folder), budget_bytes=64 << 20)
+    options = {"batch_size": 4, "split": None, "seed": 7, "order": es.OrderOptions(lanes=2), **options}
+    return es.EpisodeStream(stored / "jpeg", cache=cache, **options)
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def wait_for(condition):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_key_of_a_known_entry_is_the_one_written_here():
+    tar = Part("s3://bucket/shard-000000.tar", 47616, "00112233445566778899aabbccddeeff")
+    index = Part("s3://bucket/shard-000000.index", 2304, version="etag=5")
+    assert Entry((tar, index)).key == "38a9da171931dfee7d995e881f8fbf22"
+    assert Entry((tar, index), content="decoded 3 [1, []]").key == "85fd8091d8d893fc80ada4263a9b9293"
+    assert Entry((tar,)).key == key([["s3://bucket/shard-000000.tar", 47616, "00112233445566778899aabbccddeeff", None]])
+
+
+def test_directory_after_epochs_holds_these_files_and_no_others(stored, cache_path):
+    with es.StreamingLoader(stream_of(stored, cache_path, decode="once"), num_workers=0, num_threads=1) as loader:
+        for epoch in range(3):
+            for batch in loader:
+                assert len(batch["task"]) == 4
+                if epoch == 0:  # filling ahead goes on beside the loop
+                    wait_for(lambda: any(name.startswith("prefetch-") for name in names(cache_path)))
+        shards = [key(parts_of(stored, shard)) for shard in range(2)]
+        episodes = {
+            demo: key(parts_of(stored, shard), decoded(k))
+            for shard, demos in enumerate(DEMOS_OF_SHARD)
+            for k, demo in enumerate(demos)
+        }
+        entries = {*shards, *episodes.values()}
+        assert names(cache_path) == {
+            ".users",
+            ".lock",
+            ".budget",
+            "prefetch-faef82557b5ddbe8.lock",
+            *(f"{entry}.shard" for entry in entries),
+            *(f"{entry}.fill" for entry in entries),
+        }
+        for shard, entry in enumerate(shards):
+            assert (cache_path / f"{entry}.shard").read_bytes() == shard_bytes(stored, shard)
+        for demo, entry in episodes.items():
+            assert (cache_path / f"{entry}.shard").stat().st_size == NUM_STEPS[demo] * 24 * 24 * 3
+        assert (cache_path / ".budget").read_text() == "67108864"
+        for name in (".users", ".lock", f"{shards[0]}.fill"):
+            assert (cache_path / name).read_bytes() == b""
+        assert cache_path.stat().st_mode & 0o777 == 0o700
+    assert not cache_path.exists()
+
+
+def test_decoded_entry_holds_the_pixels_that_pillow_saw_one_camera_after_the_other(stored, shards, cache_path):
+    with es.StreamingLoader(stream_of(stored, cache_path, decode="once"), num_workers=0, num_threads=0) as loader:
+        for _ in range(3):
+            list(loader)
+        for shard, held in enumerate(shards["jpeg"].values()):
+            for k, episode in enumerate(held):
+                entry = key(parts_of(stored, shard), decoded(k))
+                frames = np.frombuffer((cache_path / f"{entry}.shard").read_bytes(), np.uint8).reshape(-1, 24, 24, 3)
+                assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == episode["frames"]
+
+
+def test_decoded_entry_of_a_smaller_size_has_a_name_of_its_own(stored, cache_path):
+    options = {"decode": "once", "image_size": (8, 8)}
+    with es.StreamingLoader(stream_of(stored, cache_path, **options), num_workers=0, num_threads=0) as loader:
+        for _ in range(3):
+            list(loader)
+        entry = key(parts_of(stored, 1), decoded(1, side=8))
+        assert (cache_path / f"{entry}.shard").stat().st_size == NUM_STEPS["demo_4"] * 8 * 8 * 3
+
+
+def test_columns_entry_holds_the_rows_of_its_features_one_after_the_other(stored, cache_path):
+    # Made where a shard is read in place, as local ones are in mode "auto".
+    features = ["observation.robot0_gripper_qpos", "action"]
+    stream = stream_of(stored, cache_path, mode="auto", features=features)
+    list(stream)
+    values = np.load(stored / "values.npz")
+    entries = [key(parts_of(stored, shard), COLUMNS) for shard in range(2)]
+    assert names(cache_path) == {
+        ".users",
+        ".lock",
+        ".budget",
+        *(f"{entry}.shard" for entry in entries),
+        *(f"{entry}.fill" for entry in entries),
+    }
+    for entry, demos in zip(entries, DEMOS_OF_SHARD, strict=True):
+        rows = [
+            np.concatenate([values[f"{demo}/{name}"] for demo in demos]).tobytes()
+            for name in ("robot0_gripper_qpos", "action")
+        ]
+        assert (cache_path / f"{entry}.shard").read_bytes() == joined(*rows)
+    stream.job.cache.close()
+
+
+def test_entry_of_an_hdf5_file_is_named_by_its_kept_index_and_holds_packed_bytes(stored, remote_demos, cache_path):
+    options = es.CacheOptions(mode="shm", directory=str(cache_path), budget_bytes=64 << 20)
+    stream = es.EpisodeStream(remote_demos, batch_size=4, split=None, cache=options, decode="per_read")
+    list(stream)
+    for number, index in enumerate(stream.job.dataset.index_url):
+        data = Path(index).read_bytes()
+        features = ("obs/agentview_image", "obs/robot0_eef_pos", "obs/robot0_gripper_qpos", "actions")
+        with h5py.File(stored / "demos.hdf5") as file:
+            packed = b"".join(
+                file[f"data/{demo}/{path}"][:].tobytes() for demo in DEMOS_OF_SHARD[number] for path in features
+            )
+        parts = [[remote_demos, len(packed), None, checksum(data)], [index, len(data), checksum(data), None]]
+        assert (cache_path / f"{key(parts, 'packed bytes of HDF5')}.shard").read_bytes() == joined(packed, data)
+    stream.job.cache.close()
+
+
+def test_entry_names_the_url_that_it_came_from_without_its_query(tmp_path):
+    probe = tmp_path / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.epistream.url", b"x")
+    except OSError:
+        pytest.skip("the file system of temporary files knows no attributes")
+    source = tmp_path / "a.bin"
+    source.write_bytes(b"12345")
+    entry = Entry((Part(str(source), 5, checksum(b"12345")),))
+    with NodeCache(es.CacheOptions(mode="disk", disk_directory=str(tmp_path / "disk"))) as cache:
+        cache.open(entry).close()
+        assert os.getxattr(tmp_path / "disk" / f"{entry.key}.shard", "user.epistream.url") == str(source).encode()
+
+
+# --- a directory that another release has filled ---------------------------------------------------------------------
+
+
+def as_another_release_left_it(folder, entries):
+    """A directory with these entries, {key: bytes}, that is to outlive its users."""
+    folder.mkdir(mode=0o700)
+    for name, data in {".users": b"", ".lock": b"", ".budget": b"none", ".keep": b""}.items():
+        (folder / name).write_bytes(data)
+    for entry, data in entries.items():
+        (folder / f"{entry}.shard").write_bytes(data)
+        (folder / f"{entry}.fill").write_bytes(b"")
+
+
+def test_entries_of_another_release_are_used_and_not_filled_again(stored, cache_path):
+    # Pixels that no decoder would give, so that one sees where they come from.
+    white = {
+        key(parts_of(stored, shard), decoded(k)): b"\xff" * (NUM_STEPS[demo] * 24 * 24 * 3)
+        for shard, demos in enumerate(DEMOS_OF_SHARD)
+        for k, demo in enumerate(demos)
+    }
+    shards = {key(parts_of(stored, shard)): shard_bytes(stored, shard) for shard in range(2)}
+    as_another_release_left_it(cache_path, {**shards, **white})
+    stream = stream_of(stored, cache_path, decode="once")
+    frames = [batch["observation.images.agentview"] for batch in stream]
+    assert len(frames) == 8
+    assert all((frame == 255).all() for frame in frames)
+    stats = stream.job.cache.stats()
+    assert (stats.fills, stats.made_fills) == (0, 0)
+    assert stats.hits > 0
+    stream.job.cache.close()
+    assert {f"{entry}.shard" for entry in {**shards, **white}} <= names(cache_path)
+
+
+def test_columns_of_another_release_are_used_and_not_made_again(stored, cache_path):
+    rows = {
+        key(parts_of(stored, shard), COLUMNS): joined(
+            np.full((num_rows, 2), 3, "<f4"), np.full((num_rows, 7), 4, "<f8")
+        )
+        for shard, num_rows in enumerate((20, 15))
+    }
+    as_another_release_left_it(cache_path, rows)
+    features = ["observation.robot0_gripper_qpos", "action"]
+    stream = stream_of(stored, cache_path, mode="auto", features=features)
+    for batch in stream:
+        assert (batch["observation.robot0_gripper_qpos"] == 3).all()
+        assert (batch["action"] == 4).all()
+    assert stream.job.cache.stats().made_fills == 0
+    stream.job.cache.close()
