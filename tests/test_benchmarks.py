@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -22,7 +23,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("peers", "remote", "served", "flatness"):
+        if name.partition(".")[0] in ("peers", "remote", "served", "flatness", "before_after", "one_side"):
             del sys.modules[name]
 
 
@@ -162,3 +163,43 @@ def test_flatness_runs_and_writes_its_page(tmp_path, monkeypatch):
     page = (tmp_path / "FLATNESS.md").read_text()
     assert "many, default order" in page
     assert "descriptors" in page
+
+
+def test_before_after_measures_each_side_with_its_own_code(tmp_path, monkeypatch, capfd):
+    import before_after
+
+    for name in ("epistream", "sharding", "cache", "loader", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "epistream" / "_version.py").open("a") as file:
+        file.write("import sys\nprint('earlier code', file=sys.stderr)\n")
+    arguments = ["--before", str(tmp_path), "--rounds", "1", "--seconds", "0.1", "--windows", "400"]
+    arguments += ["--groups", "batch-4", "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["before_after.py", *arguments])
+    before_after.main()
+    out, problems = capfd.readouterr()
+    assert problems.count("earlier code") == 2  # it packs and it is measured; the code after does not say so
+    assert "batch-4" in out
+    rounds = json.loads((tmp_path / "out.json").read_text())["rounds"]["batch-4"]
+    assert [len(rounds[0][side]) for side in ("before", "after")] == [5, 5]
+    assert all(figure > 0 for turns in rounds[0].values() for turn in turns for figure in turn.values())
+
+
+def test_before_after_calls_a_group_slower_when_enough_rounds_agree():
+    from before_after import ratios_of, verdict
+
+    def rounds(*ratios):
+        turn = {"windows_per_s": 100.0, "cpu_s_per_1000": 2.0}
+        return [{"before": [turn], "after": [{**turn, "cpu_s_per_1000": 2.0 * ratio}]} for ratio in ratios]
+
+    assert verdict(ratios_of(rounds(*[1.1] * 7))) == "slower: CPU"
+    assert verdict(ratios_of(rounds(*[0.9] * 7))) == "faster: CPU"
+    assert verdict(ratios_of(rounds(*[1.1] * 6, 0.9))) == ""
+    assert verdict(ratios_of(rounds(*[1.1] * 5))) == ""
+    assert verdict(ratios_of(rounds(*[1.01] * 20))) == ""
+
+
+def test_one_side_refuses_an_epistream_from_elsewhere(tmp_path):
+    from one_side import check_loaded
+
+    with pytest.raises(SystemExit, match="wanted all of epistream from there"):
+        check_loaded(str(tmp_path))
