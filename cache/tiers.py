@@ -16,7 +16,7 @@ from epistream.cache.source.blob import Blob, FileBlob, MappedBlob
 from epistream.cache.source.entry import Entry
 from epistream.cache.source.fetch import Fetcher, checksum_of, write_all
 from epistream.cache.source.ranged import RangeBlob
-from epistream.cache.source.remote import Remote, RetryOptions, local_path
+from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.stats import CacheStats, Counters
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.directory import Observer
@@ -29,6 +29,7 @@ from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
 from epistream.errors import CacheError, DeadlineError, EpistreamError
+from epistream.file_systems import local_path
 
 logger = logging.getLogger(__name__)
 

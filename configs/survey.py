@@ -15,8 +15,9 @@ from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
 from epistream.cache.places import file_system_type, is_network
 from epistream.cache.source.fetch import Fetcher
-from epistream.cache.source.remote import Remote, RetryOptions, local_path
+from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.configs.config import Config
+from epistream.file_systems import local_path
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
 from epistream.loader.order.world import World
 from epistream.loader.reading.job import ReadJob

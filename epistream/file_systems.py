@@ -1,13 +1,21 @@
-"""Remote file systems, opened in one place: safe where processes fork; `ask` gives up what is not answered."""
+"""File systems behind URLs: which are local, how remote ones are opened, asked, and asked again when they fail."""
 
 import asyncio
 import concurrent.futures
-from collections.abc import Mapping
-from typing import Any
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from epistream.errors import OptionError
+from epistream.errors import EpistreamError, OptionError
+
+T = TypeVar("T")
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 # No small file, listing or property takes so long; a connection that died without a word does.
@@ -17,6 +25,22 @@ _SLOWEST_BYTES_PER_S = 1 << 18
 # How long after its own deadline a request may take to be called off.
 _GRACE_S = 5.0
 
+# The protocol of a URL, or of the first link of a chained one.
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*)(?:://|::)")
+_FILE_PREFIX = re.compile(r"\A(?:file|local):(?://)?")
+# What file systems call that which differs between two contents of a URL.
+_VERSION_NAMES = (
+    *("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "blob_id", "generation"),
+    *("mtime", "LastModified", "last_modified", "updated", "created"),
+)
+# Errors that another try does not change; a file system's own are passing unless their HTTP status says otherwise.
+_LASTING = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError),
+    EpistreamError,
+)
+# HTTP answers that another try may change: timeout, too early, too many requests, and the server's own faults.
+_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
 # A forked child shares the kernel's event queue with its parent. fsspec forgets its file systems in the child; their
 # connections are closed there when they die, and the parent never hears from its own copies again: its next request
 # waits for ever. So none of them may die.
@@ -24,8 +48,26 @@ _opened: dict[int, Any] = {}
 
 
 def protocol_of(url: str) -> str:
-    """``s3`` for ``s3://bucket/x``, ``file`` for a path."""
-    return url.split("://", 1)[0].split("::", 1)[0] if "://" in url else "file"
+    """``s3`` for ``s3://bucket/x``, ``simplecache`` for ``simplecache::s3://bucket/x``, ``file`` for a path."""
+    found = _PROTOCOL.match(url)
+    return found[1] if found else "file"
+
+
+def local_path(url: str) -> Path | None:
+    """The path behind a path or a file URL, read as fsspec reads them; None for anything else.
+
+    ``/a``, ``a``, ``~/a``, ``file:///a`` and ``file:/a`` (RFC 8089), ``local://...`` likewise. A relative path stays
+    one. ``%20`` stands for itself: fsspec decodes nothing, and names of files may hold it. Chained URLs are remote.
+    """
+    found = _PROTOCOL.match(url)
+    if found and ("::" in url or found[1] not in ("file", "local")):
+        return None
+    return Path(os.path.expanduser(_FILE_PREFIX.sub("", url)))  # noqa: PTH111, an unknown ~name is a name
+
+
+def version_facts(info: Mapping[str, Any]) -> list[str]:
+    """What tells one content of a URL from another, as "name=value", of what a file system tells of it."""
+    return [f"{name}={info[name]}" for name in _VERSION_NAMES if info.get(name)]
 
 
 def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
@@ -82,3 +124,63 @@ def ask(file_system: Any, question: str, *arguments: Any, limit_s: float | None 
         if getattr(error, "errno", None):  # the kernel's own, of a connection that could not be made
             raise
         raise TimeoutError(f"no answer within {limit_s:.3g} s") from error
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether another try may do better."""
+    if isinstance(error, _LASTING) or not isinstance(error, Exception):
+        return False
+    status = getattr(error, "status", None)
+    return not (isinstance(status, int) and status >= 400 and status not in _PASSING_STATUS)
+
+
+def retry(
+    action: Callable[[], T],
+    *,
+    attempts: int,
+    deadline: float,
+    pauses_s: tuple[float, float] = (0.2, 2.0),
+    note: Callable[[BaseException | None, int], None] | None = None,
+) -> T:
+    """Run `action` until it succeeds, fails for good, or the tries or the time run out; raises its last error then.
+
+    A server that says how long it wants to be left alone is left alone; if that is beyond the deadline, it is over.
+
+    Args:
+        action: One try.
+        attempts: Most of them.
+        deadline: On ``time.monotonic()``: no try begins after it.
+        pauses_s: Mean scale of the first pause, doubled each time, with full jitter; and the longest.
+        note: Told the error of each try that another one follows, and how many there were.
+    """
+
+    def error_of(state: RetryCallState) -> BaseException | None:
+        return state.outcome.exception() if state.outcome else None
+
+    backoff = wait_random_exponential(pauses_s[0], max=pauses_s[1])
+    tries = Retrying(
+        stop=lambda state: stop_after_attempt(attempts)(state) or time.monotonic() + state.upcoming_sleep >= deadline,
+        # Never earlier than the server asks, and still not all at once.
+        wait=lambda state: _asked_pause_s(error_of(state)) + backoff(state),
+        retry=retry_if_exception(may_pass),
+        before_sleep=lambda state: note(error_of(state), state.attempt_number) if note else None,
+        reraise=True,
+    )
+    return tries(action)
+
+
+def _asked_pause_s(error: BaseException | None) -> float:
+    """Seconds that a server which is busy asks to be left alone for: its ``Retry-After``, a number or a date; else 0.
+
+    Source: RFC 9110, section 10.2.3.
+    """
+    headers = getattr(error, "headers", None)
+    asked = headers.get("Retry-After") if isinstance(headers, Mapping) else None
+    if asked is None or getattr(error, "status", None) not in (429, 503):
+        return 0.0
+    if asked.strip().isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return 0.0

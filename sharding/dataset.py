@@ -14,9 +14,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, OptionError, SourceChangedError, SourceError
+from epistream.file_systems import local_path
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
-from epistream.sharding.files.storage import join, local_path, read_bytes
+from epistream.sharding.files.storage import join, read_bytes
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.manifest import Manifest

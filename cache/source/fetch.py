@@ -14,9 +14,10 @@ from pathlib import Path
 import xxhash
 
 from epistream.cache.source.entry import Entry, Part
-from epistream.cache.source.remote import Remote, WholeBodyError, local_path
+from epistream.cache.source.remote import Remote, WholeBodyError
 from epistream.cache.source.supply import Supply
 from epistream.errors import ChecksumError, SourceChangedError, SourceError
+from epistream.file_systems import local_path
 
 logger = logging.getLogger(__name__)
 

@@ -5,29 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.utils import get_protocol
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-
 from epistream.errors import EpistreamError, FetchError, SourceError
-from epistream.file_systems import ask, open_file_system
+from epistream.file_systems import ask, may_pass, open_file_system, protocol_of, retry, version_facts
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
-# What file systems call that which differs between two contents of a URL.
-_VERSIONS = (
-    *("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "blob_id", "generation"),
-    *("mtime", "LastModified", "last_modified", "updated", "created"),
-)
-# HTTP answers that another try may change: timeout, too early, too many requests, and the server's own faults.
-_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -49,8 +34,8 @@ class RetryOptions:
     longest_pause_s: float = 10.0
 
 
-class WholeBodyError(Exception):
-    """The server ignored the range and sent everything."""
+class WholeBodyError(ValueError):
+    """The server ignored the range and sent everything. A ValueError, because it would do so again."""
 
 
 class Remote:
@@ -93,8 +78,7 @@ class Remote:
         def identify() -> str:
             fs, path = self._file_system(url)
             info = ask(fs, "info", path, limit_s=self.options.request_timeout_s)
-            known = [f"{name}={info[name]}" for name in _VERSIONS if info.get(name)]
-            return ";".join([f"size={info.get('size')}", *known])
+            return ";".join([f"size={info.get('size')}", *version_facts(info)])
 
         return self.retry(identify, f"{url}: its size and version", deadline)
 
@@ -114,39 +98,38 @@ class Remote:
     def retry(self, action: Callable[[], T], what: str, deadline: float) -> T:
         """Run `action` until it succeeds, fails for good, or the tries or the time run out.
 
-        A server that says how long it wants to be left alone is left alone; if that is beyond the deadline, it is over.
+        Args:
+            action: One try.
+            what: Names it in messages.
+            deadline: On ``time.monotonic()``.
+
+        Raises:
+            FetchError: The tries or the time ran out; the message has the last reason.
+            SourceError: It failed for good.
         """
+        num_tries = 1
 
-        def out_of_time(state: RetryCallState) -> bool:
-            return time.monotonic() + state.upcoming_sleep >= deadline
-
-        def note(state: RetryCallState) -> None:
+        def note(error: BaseException | None, number: int) -> None:
+            nonlocal num_tries
+            num_tries = number + 1
             with self._mutex:
                 self.num_retries += 1
-            error = state.outcome.exception() if state.outcome else None
-            logger.info("%s: %s; try %d follows.", what, _say(error), state.attempt_number + 1)
+            logger.info("%s: %s; try %d follows.", what, _describe(error), num_tries)
 
-        backoff = wait_random_exponential(self.options.first_pause_s, max=self.options.longest_pause_s)
-        tries = Retrying(
-            stop=lambda state: stop_after_attempt(self.options.attempts)(state) or out_of_time(state),
-            # Never earlier than the server asks, and still not all at once.
-            wait=lambda state: _asked_pause_s(state.outcome.exception() if state.outcome else None) + backoff(state),
-            retry=retry_if_exception(_may_pass),
-            before_sleep=note,
-            reraise=True,
-        )
+        options = self.options
+        pauses_s = options.first_pause_s, options.longest_pause_s
         try:
-            return tries(action)
+            return retry(action, attempts=options.attempts, deadline=deadline, pauses_s=pauses_s, note=note)
         except (EpistreamError, WholeBodyError):
             raise
         except Exception as error:
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise SourceError(
-                    f"{what}: {_say(error)}, wanted to read it. Check the URL and the credentials."
+                    f"{what}: {_describe(error)}, wanted to read it. Check the URL and the credentials."
                 ) from error
             raise FetchError(
-                f"{what}: {_say(error)} after {tries.statistics.get('attempt_number', 1)} tries, wanted the bytes. "
-                "Check the server, or allow more with fetch_timeout_s."
+                f"{what}: {_describe(error)} after {num_tries} tries, wanted the bytes. Check the server, or allow "
+                "more with fetch_timeout_s."
             ) from error
 
     def _read_once(self, url: str, start: int, stop: int, deadline: float) -> bytes:
@@ -165,45 +148,12 @@ class Remote:
 
     def _file_system(self, url: str) -> tuple[Any, str]:
         options = self._storage_options
-        protocol = get_protocol(url)
-        own = options.get(protocol)
+        own = options.get(protocol_of(url))
         if isinstance(own, Mapping):
             options = dict(own)
         return open_file_system(url, options)
 
 
-def local_path(url: str) -> Path | None:
-    """The path of a file of this machine's file systems; None for anything else."""
-    if "::" in url or get_protocol(url) not in ("file", "local"):
-        return None
-    return Path(fsspec.get_filesystem_class("file")._strip_protocol(url))
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another try may do better."""
-    if isinstance(error, (EpistreamError, WholeBodyError, *_PERMANENT)) or not isinstance(error, Exception):
-        return False
-    status = getattr(error, "status", None)
-    return not (isinstance(status, int) and status >= 400 and status not in _PASSING_STATUS)
-
-
-def _asked_pause_s(error: BaseException | None) -> float:
-    """Seconds that a server which is busy asks to be left alone for: its ``Retry-After``, a number or a date; else 0.
-
-    Source: RFC 9110, section 10.2.3.
-    """
-    headers = getattr(error, "headers", None)
-    asked = headers.get("Retry-After") if isinstance(headers, Mapping) else None
-    if asked is None or getattr(error, "status", None) not in (429, 503):
-        return 0.0
-    if asked.strip().isdecimal():
-        return float(asked)
-    try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
-def _say(error: BaseException | None) -> str:
+def _describe(error: BaseException | None) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

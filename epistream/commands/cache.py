@@ -119,7 +119,7 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     """
     from epistream.cache.node import NodeCache
     from epistream.cache.places import file_system_type, is_network
-    from epistream.cache.source.remote import local_path
+    from epistream.file_systems import local_path
     from epistream.loader.reading.reader import shard_entry
 
     dataset = open_source(source, **reached)

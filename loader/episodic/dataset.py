@@ -13,12 +13,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from epistream.cache.options import CacheOptions
 from epistream.errors import EpistreamError
+from epistream.file_systems import local_path
 from epistream.loader.episodic.episode_table import AnyPath
 from epistream.loader.episodic.files import EpisodicFiles
 from epistream.loader.episodic.options import is_overridden, short_form
 from epistream.loader.episodic.sample import assemble, find_normalizer, normalized
 from epistream.loader.reading.frames import FrameOptions
-from epistream.sharding.files.storage import local_path
 
 _log = logging.getLogger(__name__)
 

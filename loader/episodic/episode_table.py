@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.file_systems import local_path
 from epistream.sharding.dataset import Dataset, open_dataset
 from epistream.sharding.files.hdf5_sources import find_sources
-from epistream.sharding.files.storage import local_path
 from epistream.sharding.format.manifest_file import FILE_NAME
 
 AnyPath = str | os.PathLike[str]

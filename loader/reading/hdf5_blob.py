@@ -14,8 +14,8 @@ from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
+from epistream.file_systems import local_path
 from epistream.loader.reading.hdf5_rows import RowMaker
-from epistream.sharding.files.storage import local_path
 from epistream.sharding.hdf5.file import version_and_bytes, version_of_file
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents
 

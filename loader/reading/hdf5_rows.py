@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob, FileBlob
 from epistream.errors import SourceError
-from epistream.sharding.files.storage import local_path
+from epistream.file_systems import local_path
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
 from epistream.sharding.hdf5.file import open_remote
 from epistream.sharding.hdf5.index import MadeRows

@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+from epistream.file_systems import local_path
 from epistream.sharding.files.names import HDF5_SUFFIXES
-from epistream.sharding.files.storage import Options, list_names, local_path
+from epistream.sharding.files.storage import Options, list_names
 
 _OTHERS = "other files or folders"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from epistream.errors import OptionError, SourceError
-from epistream.sharding.files.storage import Options, fetch, local_path, parent_and_name
+from epistream.file_systems import local_path
+from epistream.sharding.files.storage import Options, fetch, parent_and_name
 
 
 @contextlib.contextmanager

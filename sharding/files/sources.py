@@ -13,9 +13,10 @@ import natsort
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from epistream.errors import OptionError, SourceError
+from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import find_sources
 from epistream.sharding.files.names import HDF5_SUFFIXES
-from epistream.sharding.files.storage import local_path, parent_and_name
+from epistream.sharding.files.storage import parent_and_name
 
 AnySource = str | os.PathLike[str]
 _MAX_NAMES = 1_000_000

@@ -2,35 +2,21 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tenacity
-
 from epistream.errors import OptionError, SourceError
-from epistream.file_systems import ask, limit_of, open_file_system, protocol_of
+from epistream.file_systems import ask, limit_of, local_path, open_file_system, protocol_of, retry
 
 Options = Mapping[str, Any] | None
 
 # Here a reader can see a file that is half written. Everything else that fsspec offers publishes an object when its
 # upload is complete, and has no rename that is cheaper or safer than that.
 _NEEDS_RENAME = frozenset({"sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
-_NOT_TRANSIENT = (
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-    ImportError,
-    ValueError,
-)
-
-
-def local_path(url: str) -> Path | None:
-    """The path behind a path or ``file://`` URL; None for anything remote."""
-    if protocol_of(url) not in ("file", "local"):
-        return None
-    return Path(url.split("://", 1)[-1]).expanduser()
+# Tries of one transfer, each of which may take as long as one whose server says nothing.
+_ATTEMPTS = 3
 
 
 def join(url: str, name: str) -> str:
@@ -58,7 +44,7 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
         if path is not None:
             return path.read_bytes()
         file_system, target = open_file_system(url, options)
-        data: bytes = _retry(lambda: ask(file_system, "cat_file", target))
+        data: bytes = _ask(file_system, "cat_file", target)
         return data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
@@ -88,7 +74,7 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
             ask(file_system, "pipe_file", temporary, data, limit_s=limit_of(len(data)))
             ask(file_system, "mv", temporary, target)
         else:
-            _retry(lambda: ask(file_system, "pipe_file", target, data, limit_s=limit_of(len(data))))
+            _ask(file_system, "pipe_file", target, data, num_bytes=len(data))
     except OptionError:
         raise
     except Exception as error:
@@ -172,7 +158,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
                 data = file.read(size)
         else:
             file_system, target = open_file_system(url, options)
-            data = _retry(lambda: ask(file_system, "cat_file", target, start=start, end=start + size))
+            data = _ask(file_system, "cat_file", target, start=start, end=start + size)
     except OptionError:
         raise
     except Exception as error:  # each file system of fsspec has errors of its own
@@ -187,16 +173,15 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
 def fetch(url: str, path: Path, options: Options = None) -> None:
     """Copy a remote file to `path`; errors are those of its file system."""
     file_system, source = open_file_system(url, options)
-    num_bytes = _retry(lambda: ask(file_system, "info", source)).get("size") or 0
-    _retry(lambda: ask(file_system, "get_file", source, str(path), limit_s=limit_of(num_bytes)))
+    num_bytes = _ask(file_system, "info", source).get("size") or 0
+    _ask(file_system, "get_file", source, str(path), num_bytes=num_bytes)
 
 
-def _retry(action: Any) -> Any:
-    """Run `action` up to three times; what cannot change by waiting is raised at once."""
-    retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(3),
-        wait=tenacity.wait_exponential(multiplier=0.2, max=2.0),
-        retry=tenacity.retry_if_not_exception_type((*_NOT_TRANSIENT, OptionError)),
-        reraise=True,
+def _ask(file_system: Any, question: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:
+    """As `ask`, for a transfer of so many bytes, up to three times; what cannot change by waiting is raised at once."""
+    limit_s = limit_of(num_bytes)
+    return retry(
+        lambda: ask(file_system, question, *arguments, limit_s=limit_s, **options),
+        attempts=_ATTEMPTS,
+        deadline=time.monotonic() + _ATTEMPTS * limit_s,
     )
-    return retrying(action)

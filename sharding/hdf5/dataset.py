@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
-from epistream.sharding.files.storage import Options, local_path
+from epistream.file_systems import local_path
+from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex

@@ -10,9 +10,9 @@ import h5py
 from fsspec.spec import AbstractBufferedFile
 
 from epistream.errors import EpistreamError, LayoutError, SourceError
-from epistream.file_systems import ask, open_file_system
+from epistream.file_systems import ask, local_path, open_file_system, version_facts
 from epistream.sharding.files.names import HDF5_SUFFIXES
-from epistream.sharding.files.storage import Options, local_path
+from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.reading import open_source
 
 # Over a network h5py reads metadata in pieces of a few hundred bytes; a block of this size spares it most of them.
@@ -40,9 +40,7 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
     except Exception as error:  # each file system of fsspec has errors of its own
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SourceError(f"{url}: {reason}, wanted an HDF5 file. Check the path or pattern.") from error
-    names = ("ETag", "etag", "checksum", "md5", "sha256", "crc32c", "mtime", "LastModified", "last_modified", "updated")
-    said = [f"{name}={info[name]}" for name in names if info.get(name)]
-    return ";".join([f"bytes={info.get('size')}", *said]), int(info.get("size") or 0)
+    return ";".join([f"bytes={info.get('size')}", *version_facts(info)]), int(info.get("size") or 0)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 import xxhash
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.file_systems import local_path
 from epistream.sharding.files.names import index_name
-from epistream.sharding.files.storage import Options, local_path
+from epistream.sharding.files.storage import Options
 from epistream.sharding.format.checksums import checksum, hash_file
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference

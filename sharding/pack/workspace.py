@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
-from epistream.file_systems import ask, limit_of, open_file_system
+from epistream.file_systems import ask, limit_of, local_path, open_file_system
 from epistream.sharding.files.names import index_name
-from epistream.sharding.files.storage import Options, join, list_names, local_path, read_bytes, remove_quietly
+from epistream.sharding.files.storage import Options, join, list_names, read_bytes, remove_quietly
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME
 from epistream.sharding.pack.options import PackOptions

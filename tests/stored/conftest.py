@@ -31,10 +31,12 @@ def kept_for_user(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def remote_demos(stored):
-    """demos.hdf5 at the URL where it was indexed: in memory, where a file's version is its size and nothing else."""
+def remote_demos(stored, monkeypatch):
+    """demos.hdf5 at the URL where it was indexed: in memory, where 0.1.0 looked at its size and nothing else."""
     url = "memory://stored/demos.hdf5"
     files = fsspec.filesystem("memory")
+    tell = type(files).info
+    monkeypatch.setattr(type(files), "info", lambda *path, **options: {**tell(*path, **options), "created": None})
     files.pipe_file(url, (stored / "demos.hdf5").read_bytes())
     yield url
     files.rm(url)

@@ -16,7 +16,7 @@ from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source import fetch
 from epistream.cache.source.entry import Entry, Part
 from epistream.cache.source.ranged import RangeBlob
-from epistream.cache.source.remote import Remote, RetryOptions, local_path
+from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.errors import ChecksumError, FetchError, FormatError, SourceChangedError, SourceError
 
 MIB = 1 << 20
@@ -289,18 +289,3 @@ def test_entry_without_a_checksum_is_known_by_its_version(tmp_path: Path, cache_
     os.utime(file, ns=(1, 1))
     with cache_of(cache_path) as cache, cache.open(entry) as opened:
         assert bytes(opened.blobs[0].read(0, 4)) == b"new!"
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        ("/a/b.tar", "/a/b.tar"),
-        ("file:///a/b.tar", "/a/b.tar"),
-        ("http://h/b.tar", None),
-        ("s3://bucket/b.tar", None),
-        ("memory://b.tar", None),
-        ("simplecache::file:///a/b.tar", None),
-    ],
-)
-def test_local_path_is_that_of_files_only(url: str, path: str | None) -> None:
-    assert local_path(url) == (None if path is None else Path(path))
