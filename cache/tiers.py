@@ -22,12 +22,12 @@ from epistream.cache.store.budget import Budget
 from epistream.cache.store.directory import Observer
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.made import write_mapped
-from epistream.cache.store.memory import System
 from epistream.cache.store.opening import default_name
 from epistream.cache.store.origin import write_origin
 from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
+from epistream.cgroups import System
 from epistream.errors import CacheError, DeadlineError, EpistreamError
 from epistream.file_systems import local_path
 

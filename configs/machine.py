@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
+from epistream.cache.store.memory import available_bytes, cgroup_free_bytes
 from epistream.cache.tiers import SHM_PARENT
+from epistream.cgroups import System
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.units import size_text
 

@@ -13,7 +13,10 @@ import epistream
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
-LEAVES = {"epistream.errors", "epistream._version", "epistream.file_systems", "epistream.lru", "epistream.units"}
+LEAVES = {
+    *("epistream.errors", "epistream._version", "epistream.cgroups", "epistream.file_systems", "epistream.lru"),
+    "epistream.units",
+}
 
 # What the modules of each sub-package may import besides their own and the leaves.
 SHARDING = {

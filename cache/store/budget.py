@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass, field
 
-from epistream.cache.store.memory import System, available_bytes, cgroup_free_bytes
+from epistream.cache.store.memory import available_bytes, cgroup_free_bytes
+from epistream.cgroups import System
 from epistream.units import size_text
 
 # What each term means to somebody who wants more.

@@ -1,22 +1,11 @@
 """How much memory this process may still use: the machine's, and what its control groups leave."""
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from epistream.cgroups import System, groups_above
 
 # cgroup v1 writes "no limit" as the largest multiple of the page size.
 _NO_LIMIT = 1 << 60
-
-
-@dataclass(frozen=True)
-class System:
-    """Where the kernel tells about itself; tests put a folder of their own here."""
-
-    proc: Path = Path("/proc")
-    root: Path = Path("/")
 
 
 def available_bytes(system: System) -> int | None:
@@ -32,18 +21,8 @@ def cgroup_free_bytes(system: System) -> int | None:
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.current, memory.stat) and
     https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
     """
-    left = [_left_v2(group) if version == 2 else _left_v1(group) for group, version in _groups_above(system)]
+    left = [_left_v2(group) if version == 2 else _left_v1(group) for group, version in groups_above("memory", system)]
     return min((each for each in left if each is not None), default=None)
-
-
-def _groups_above(system: System) -> Iterator[tuple[Path, int]]:
-    """This process's control groups and all above them, each with its version."""
-    for directory, top, version in _memory_groups(system):
-        here = directory
-        yield here, version
-        while here not in (top, here.parent):
-            here = here.parent
-            yield here, version
 
 
 def pressure_percent(system: System) -> float | None:
@@ -54,7 +33,7 @@ def pressure_percent(system: System) -> float | None:
 
     Source: https://docs.kernel.org/accounting/psi.html.
     """
-    files = [group / "memory.pressure" for group, version in _groups_above(system) if version == 2]
+    files = [group / "memory.pressure" for group, version in groups_above("memory", system) if version == 2]
     found = [_some_avg10(file) for file in (*files, system.proc / "pressure" / "memory")]
     return max((each for each in found if each is not None), default=None)
 
@@ -76,42 +55,6 @@ def _meminfo(system: System) -> dict[str, int]:
         return {}
     fields = (line.split() for line in lines)
     return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) >= 2}
-
-
-def _memory_groups(system: System) -> list[tuple[Path, Path, int]]:
-    """(this process's group, the mount it lies under, version) of each hierarchy that controls memory."""
-    try:
-        lines = (system.proc / "self" / "cgroup").read_text().splitlines()
-        mounts = _cgroup_mounts(system)
-    except OSError:
-        return []
-    groups = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        version = 2 if not controllers else 1
-        if version == 1 and "memory" not in controllers.split(","):
-            continue
-        for mount, mounted, mount_version in mounts:
-            if mount_version == version:
-                # In a container the mount shows a part of the hierarchy, and the path may be the host's.
-                inner = path[len(mounted) :] if mounted != "/" and path.startswith(mounted) else path
-                directory = mount / inner.strip("/")
-                groups.append((directory if directory.is_dir() else mount, mount, version))
-    return groups
-
-
-def _cgroup_mounts(system: System) -> list[tuple[Path, str, int]]:
-    """(mount point, what of the hierarchy is mounted there, version), from mountinfo."""
-    mounts = []
-    for line in (system.proc / "self" / "mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kind = before.split(), after.split()
-        point = system.root / fields[4].lstrip("/")
-        if kind[0] == "cgroup2":
-            mounts.append((point, fields[3], 2))
-        elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
-            mounts.append((point, fields[3], 1))
-    return mounts
 
 
 def _left_v2(group: Path) -> int | None:

@@ -7,8 +7,9 @@ import time
 
 from epistream.cache.store.locks import LockFile
 from epistream.cache.store.markers import boot_time_s
-from epistream.cache.store.memory import System, pressure_percent
+from epistream.cache.store.memory import pressure_percent
 from epistream.cache.store.store import ShardStore
+from epistream.cgroups import System
 from epistream.units import size_text
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from cache_actors import SIZE, content, get, key_of, open_test_store
 import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry, Part
-from epistream.cache.store.memory import System
 from epistream.cache.store.opening import default_name
 from epistream.cache.store.pressure import Relief
+from epistream.cgroups import System
 from epistream.errors import FetchError, SourceError
 
 DEADLINE_S = 30.0

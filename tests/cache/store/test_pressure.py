@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from cache_actors import SIZE, get, names, open_test_store
 
-from epistream.cache.store.memory import System
 from epistream.cache.store.pressure import Relief
+from epistream.cgroups import System
 
 
 def system_at(path: Path, percent: float) -> System:

@@ -7,6 +7,7 @@ import pytest
 
 import epistream as es
 from epistream.cache.stats import CacheStats
+from epistream.cgroups import System
 from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_more
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.loader.workers.cores import num_usable_cores
@@ -144,12 +145,17 @@ def test_report_goes_to_standard_output_by_default(aloha_shards, capsys):
     ],
 )
 def test_usable_cores_follow_the_control_groups(tmp_path, files, most):
-    for name, text in files.items():
-        path = tmp_path / "fs" / name
+    kernel = {
+        "proc/self/cgroup": "4:cpu,cpuacct:/job\n0::/job\n",
+        "proc/self/mountinfo": (
+            "30 23 0:26 / /fs rw - cgroup2 cgroup2 rw\n31 23 0:27 / /fs/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+        ),
+        **{f"fs/{name}": text for name, text in files.items()},
+    }
+    for name, text in kernel.items():
+        path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    groups = tmp_path / "cgroup"
-    groups.write_text("4:cpu,cpuacct:/job\n0::/job\n")
-    found = num_usable_cores(tmp_path / "fs", groups)
-    everything = num_usable_cores(tmp_path / "nothing", tmp_path / "no file")
+    found = num_usable_cores(System(tmp_path / "proc", tmp_path))
+    everything = num_usable_cores(System(tmp_path / "nothing", tmp_path))
     assert found == (everything if most is None else most)
