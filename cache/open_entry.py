@@ -28,9 +28,7 @@ class OpenEntry:
         """End the lease, or close the files. Harmless when called twice."""
         blobs, self.blobs = self.blobs, ()
         for blob in blobs:
-            close = getattr(blob, "close", None)
-            if close is not None:
-                close()
+            blob.close()
         del blobs
         if self._lease is not None:
             self._lease.close()

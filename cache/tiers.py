@@ -12,9 +12,10 @@ from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
 from epistream.cache.places import file_system_type, is_memory, is_network
 from epistream.cache.prefetch import Prefetcher
-from epistream.cache.source.blob import Blob, FileBlob, MappedBlob
+from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
 from epistream.cache.source.fetch import Fetcher, checksum_of, write_all
+from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.stats import CacheStats, Counters

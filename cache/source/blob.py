@@ -1,212 +1,96 @@
-"""The bytes of one part of an entry, whatever is behind them: a mapping or a local file here, a URL in `range_blob`."""
+"""The bytes of one part of an entry, whatever is behind them; and who supplies bytes that are not a file's own."""
 
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.source.ranged import RangeBlob
-from epistream.cache.source.rows import as_bytes, check_range, check_starts, rows, runs
-from epistream.errors import SourceChangedError, SourceError
-
-__all__ = ["Blob", "FileBlob", "MappedBlob", "RangeBlob", "as_bytes", "check_range", "check_starts", "rows", "runs"]
-
 
 class Blob(Protocol):
-    """Random access to the bytes of one part. Safe to use from several threads."""
+    """Random access to the bytes of one part. Safe to use from several threads.
+
+    Every kind derives from it, and has the methods with a body unless it knows better. A caller asks what a blob is
+    like, never which kind it is. Whoever was given one closes it, once nobody looks at what it gave.
+
+    Attributes:
+        size: Bytes of the part.
+        is_mapped: Whether the bytes lie in memory already, and reading a few costs next to nothing.
+        has_ranges: Whether reads are requests over a network, of which `requests` tells many at a time.
+    """
 
     size: int
+    is_mapped: ClassVar[bool] = False
+    has_ranges: ClassVar[bool] = False
 
-    def read(self, offset: int, size: int) -> memoryview | bytes:
-        """Bytes [offset, offset + size); from a mapping without copying, valid until its entry is closed."""
+    @abstractmethod
+    def read(self, offset: int, size: int) -> memoryview:
+        """Bytes [offset, offset + size); from a mapping without copying, valid until its entry is closed.
 
+        Raises:
+            FormatError: Some of them are not the part's; so for every other read.
+        """
+
+    @abstractmethod
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` (contiguous bytes) from `offset`."""
 
+    @abstractmethod
     def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Row i of `out` (n, width), C-contiguous, becomes bytes [starts[i], starts[i] + width)."""
 
-
-class MappedBlob:
-    """A part that is mapped from the cache.
-
-    Args:
-        view: Read-only bytes, owned by the lease.
-        url: For messages.
-    """
-
-    def __init__(self, view: memoryview, url: str) -> None:
-        self._view = view
-        self._url = url
-        self.size = len(view)
-
-    def read(self, offset: int, size: int) -> memoryview:
-        """Bytes of the mapping itself, no copy."""
-        check_range(self._url, self.size, offset, size)
-        return self._view[offset : offset + size]
-
-    def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
-        """Fill `out` from `offset`."""
-        target = as_bytes(out)
-        check_range(self._url, self.size, offset, len(target))
-        # By numpy, which lets other threads run meanwhile; a memoryview copies under the interpreter's lock.
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(self._view, np.uint8, len(target), offset))
-
-    def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Row i of `out` becomes bytes [starts[i], starts[i] + width)."""
-        if out.size == 0:
-            return
-        check_starts(self._url, self.size, starts, out.shape[1])
-        rows(out, out.shape[1], out.shape[1])[...] = rows(self._view, out.shape[1], 1)[starts]
-
-
-class FileBlob:
-    """A part that is a local file, read with pread through the page cache.
-
-    It is never mapped: a file that is not ours may be truncated, which under a mapping is SIGBUS.
-
-    Args:
-        path: The file.
-        size: Bytes that it must have.
-        ahead: Bytes [first, stop) that are wanted soon; all unless given.
-
-    Raises:
-        SourceError: It cannot be opened.
-        SourceChangedError: It has not the size that was promised; also raised by every read once the file was
-            replaced, truncated or written to.
-    """
-
-    def __init__(self, path: Path, size: int, ahead: tuple[int, int] | None = None) -> None:
-        self.size = size
-        self._path = path
-        self._fd = -1
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SourceError(
-                f"{path}: {error.strerror}, wanted to read it. Check the path and its permissions."
-            ) from error
-        self._identity = _identity(os.fstat(self._fd))
-        if self._identity[2] != size:
-            self.close()
-            raise SourceChangedError(
-                f"{path}: {self._identity[2]} bytes, wanted {size}. Re-create the index with 'epistream index URL' "
-                "if it was changed on purpose."
-            )
-        # The whole shard: windows are drawn from all over it, and soon.
-        first, stop = ahead or (0, size)
-        if stop > first and not (self._is_at_hand(first) and self._is_at_hand(stop - 1)):
-            os.posix_fadvise(self._fd, first, stop - first, os.POSIX_FADV_WILLNEED)
-
-    @property
-    def status(self) -> os.stat_result:
-        """Of the file that is open, as it is now."""
-        return os.fstat(self._fd)
-
-    def read(self, offset: int, size: int) -> memoryview:
-        """A copy of the bytes."""
-        check_range(str(self._path), self.size, offset, size)
-        buffer = memoryview(bytearray(size))
-        self.read_into(offset, buffer)
-        return buffer
-
-    def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
-        """Fill `out` from `offset`."""
-        target = as_bytes(out)
-        check_range(str(self._path), self.size, offset, len(target))
-        self._fill(offset, target)
-        self.check_unchanged()
-
     def read_each(self, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
-        """As `read_into` for several places, looking only once whether the file changed."""
+        """As `read_into` for several places."""
         for offset, target in zip(offsets, targets, strict=True):
-            self._read_at(offset, target)
-        self.check_unchanged()
+            self.read_into(offset, target)
 
-    def read_in_turn(self, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
-        """As `read` for several places, each copied only when it is asked for and valid until the next one is.
-
-        What is small is still in the CPU's cache then. Whether the file changed is looked at after the last.
-        """
-        buffer = memoryview(bytearray(max(sizes, default=0)))
-        for offset, size in zip(offsets, sizes, strict=True):
-            target = buffer[:size]
-            self._read_at(offset, target)
-            yield target
-        self.check_unchanged()
-
-    def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Row i of `out` becomes bytes [starts[i], starts[i] + width); near rows are read together."""
-        if out.size == 0:
-            return
-        width = out.shape[1]
-        check_starts(str(self._path), self.size, starts, width)
-        targets = rows(out, width, width)
-        for chosen, first, span in runs(starts, width):
-            buffer = bytearray(span)
-            self._fill(first, memoryview(buffer))
-            targets[chosen] = rows(buffer, width, 1)[starts[chosen] - first]
-        self.check_unchanged()
-
-    def close(self) -> None:
-        """Close the file."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        # A reader may be dropped with files open, which unlike leases nobody else waits for.
-        self.close()
-
-    def _is_at_hand(self, offset: int) -> bool:
-        """Whether a byte is in the page cache: the advice walks all pages, 0.2 ms for a shard that is all there."""
-        try:
-            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except (OSError, AttributeError):  # would wait, or the file system or the system cannot tell
-            return False
-
-    def _read_at(self, offset: int, target: memoryview) -> None:
-        size = len(target)
-        if not 0 <= offset <= self.size - size:
-            check_range(str(self._path), self.size, offset, size)
-        # Mostly there is nothing left to do after this one call.
-        got = os.preadv(self._fd, [target], offset)
-        if got < size:
-            self._fill(offset + got, target[got:])
-
-    def _fill(self, offset: int, target: memoryview) -> None:
-        done = 0
-        while done < len(target):
-            got = os.preadv(self._fd, [target[done:]], offset + done)
-            if got == 0:
-                raise SourceChangedError(
-                    f"{self._path}: ends at byte {offset + done}, wanted {offset + len(target)}. It was truncated; "
-                    "restore it and start again."
-                )
-            done += got
+    def read_in_turn(self, offsets: Sequence[int], sizes: Sequence[int]) -> Iterable[memoryview]:
+        """As `read` for several places, each only when it is asked for and valid until the next one is."""
+        return map(self.read, offsets, sizes)
 
     def check_unchanged(self) -> None:
-        """Compare the file at the path with the one that is open. Also for who reads it by other means.
+        """Look whether the source was changed under what was read, where it can be. Also for other ways to read it.
 
         Raises:
             SourceChangedError: It was replaced, truncated, written to or removed.
         """
-        # After the read: bytes that were read before a change are good.
-        try:
-            now = _identity(self._path.stat())
-        except OSError as error:
-            raise SourceChangedError(
-                f"{self._path}: {error.strerror}, wanted the file that was open. Restore it."
-            ) from error
-        if now != self._identity:
-            raise SourceChangedError(
-                f"{self._path}: (device, size, inode, mtime) {now}, wanted {self._identity}: it was replaced or "
-                "written to while in use. Start again, after 'epistream index URL' if the change is meant."
-            )
+        return
+
+    def check_with(self, block_checksums: NDArray[np.uint64], block_bytes: int) -> None:
+        """Check every block that a request brings from now on: an index that was read first has the checksums.
+
+        Args:
+            block_checksums: uint64 (blocks,) XXH3-64 of each.
+            block_bytes: Bytes of a block.
+        """
+        return
+
+    def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], None]]:
+        """Requests after which reads of these ranges wait no more; made in any threads, at the same time.
+
+        Args:
+            starts: int64 (n,) first bytes.
+            sizes: int64 (n,) bytes of each.
+        """
+        return ()
+
+    def close(self) -> None:
+        """Close what it holds open. Harmless when called twice."""
+        return
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+class Supply(Protocol):
+    """How a reader that knows a format offers bytes to the cache that are not simply those at a URL.
+
+    They are picked out of it, unpacked, or put together; the cache keeps them like any others. It opens a supply where
+    it would have opened the URL: in the process that fills an entry, which copies all of the blob, or in one that
+    reads directly. It must be picklable.
+    """
+
+    def open(self) -> Blob:
+        """The bytes, `Part.size` of them; the caller closes them.
+
+        Raises:
+            SourceError, SourceChangedError, FetchError: As reading the URL itself.
+        """

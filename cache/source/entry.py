@@ -5,15 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.cache.source.blob import Supply
 from epistream.errors import OptionError
-
-if TYPE_CHECKING:
-    from epistream.cache.source.supply import Supply
 
 # Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
 ALIGNMENT_BYTES = 64
@@ -44,7 +42,7 @@ class Part:
     version: str | None = None
     block_checksums: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
     block_bytes: int = field(default=BLOCK_BYTES, compare=False, repr=False)
-    supply: "Supply | None" = field(default=None, compare=False, repr=False)
+    supply: Supply | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 0:

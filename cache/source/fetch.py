@@ -13,9 +13,9 @@ from pathlib import Path
 
 import xxhash
 
+from epistream.cache.source.blob import Supply
 from epistream.cache.source.entry import Entry, Part
 from epistream.cache.source.remote import Remote, WholeBodyError
-from epistream.cache.source.supply import Supply
 from epistream.errors import ChecksumError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
 

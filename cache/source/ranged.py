@@ -4,11 +4,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Part
 from epistream.cache.source.remote import Remote, WholeBodyError
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, rows, runs
@@ -24,7 +26,7 @@ _GAP_BYTES = 128 << 10
 _REQUEST_BYTES = 1 << 20
 
 
-class RangeBlob:
+class RangeBlob(Blob):
     """A part that is read over the network, block by block, without the cache.
 
     Every block is checked where the index gave its checksum. A few blocks are kept, because the frames of a
@@ -35,6 +37,8 @@ class RangeBlob:
         remote: Reads ranges, with retries.
         count: Told the bytes of every request.
     """
+
+    has_ranges = True
 
     def __init__(self, part: Part, remote: Remote, count: Callable[[int], None]) -> None:
         self.size = part.size
@@ -99,17 +103,16 @@ class RangeBlob:
             targets[chosen] = rows(buffer, width, 1)[starts[chosen] - first]
 
     def check_with(self, block_checksums: NDArray[np.uint64], block_bytes: int) -> None:
-        """Check every block that is read from now on: an index that was read first has the checksums.
-
-        Args:
-            block_checksums: uint64 (blocks,) XXH3-64 of each.
-            block_bytes: Bytes of a block.
-        """
+        """Check every block that is brought from now on."""
         part = replace(self._part, block_checksums=block_checksums, block_bytes=block_bytes)
         with self._mutex:
             if block_bytes != self._part.block_bytes:
                 self._blocks.clear()
             self._part = part
+
+    def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], None]]:
+        """One request for each of `runs_of`."""
+        return [partial(self.bring, first, last) for first, last in self.runs_of(starts, sizes)]
 
     def runs_of(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
         """What to `bring` so that reads of these ranges wait no more, each in one request.

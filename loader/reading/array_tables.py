@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache, OpenEntry
-from epistream.cache.source.blob import Blob, MappedBlob, RangeBlob
+from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, part_offsets
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
@@ -89,7 +89,7 @@ class Columns:
 
     def _load(self, entry: Entry, tar: Blob, index: ShardIndex) -> _Kept:
         # Over the network a few ranges are cheaper than the columns of a whole shard; in memory rows are at hand.
-        if isinstance(tar, MappedBlob | RangeBlob) or not self._features:
+        if tar.is_mapped or tar.has_ranges or not self._features:
             return _Kept(None, {})
         num_rows = index.num_rows
         sizes = [num_rows * feature.step_bytes for feature in self._features.values()]

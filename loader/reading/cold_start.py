@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import OpenEntry
 from epistream.cache.source.entry import Entry
-from epistream.cache.source.ranged import RangeBlob
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 
@@ -99,11 +98,11 @@ class ColdReads:
         index = self._indexes.get(cold.source.key)
         if index is None:
             index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.index_url)
-        if not isinstance(tar, RangeBlob):
+        if not tar.has_ranges:
             return index, []
         tar.check_with(index.block_checksums, index.block_bytes)
         starts, sizes = (np.concatenate(part) for part in zip(*_ranges(index, self._features, wanted), strict=True))
-        return index, [pool.submit(tar.bring, *run) for run in tar.runs_of(starts, sizes)]
+        return index, [pool.submit(request) for request in tar.requests(starts, sizes)]
 
 
 def _ranges(index: ShardIndex, features: Mapping[str, Feature], wanted: Wanted) -> Iterable[tuple[Int64, Int64]]:

@@ -1,12 +1,12 @@
 """Puts the frames of one shard's windows into a batch: copied from decoded episodes, or decoded in place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.source.blob import Blob, FileBlob
+from epistream.cache.source.blob import Blob
 from epistream.errors import FormatError
 from epistream.loader.reading.decoded_episodes import Frames
 from epistream.loader.reading.frames import FrameDecoder
@@ -63,39 +63,22 @@ def draw_frames(
         order = np.argsort(needed)
         offsets = index.frame_offset[name][needed[order]].tolist()
         flat = out.reshape(len(out), -1).view(np.uint8)
-        _read_each(tar, offsets, [flat[place].data for place in places[order].tolist()])
+        tar.read_each(offsets, [flat[place].data for place in places[order].tolist()])
         return
     frames, first, which = np.unique(needed, return_index=True, return_inverse=True)
     offsets, sizes = index.frame_offset[name][frames].tolist(), index.frame_size[name][frames].tolist()
     targets = places[first].tolist()
     num_done = 0
     try:
-        for packed, target in zip(_in_turn(tar, offsets, sizes), targets, strict=True):
+        for packed, target in zip(tar.read_in_turn(offsets, sizes), targets, strict=True):
             decoder.decode(packed, out[target], name)
             num_done += 1
     except FormatError as error:
-        if isinstance(tar, FileBlob):
-            tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
+        tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
         raise FormatError(f"{_where(index, int(frames[num_done]))}: {error}") from error
     if len(frames) < len(needed):
         for number in np.flatnonzero(first[which] != np.arange(len(needed))).tolist():
             np.copyto(out[places[number]], out[targets[which[number]]])
-
-
-def _in_turn(tar: Blob, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview | bytes]:
-    """The bytes of frames, each until the next one is asked for."""
-    if isinstance(tar, FileBlob):
-        return tar.read_in_turn(offsets, sizes)
-    return map(tar.read, offsets, sizes)
-
-
-def _read_each(tar: Blob, offsets: Sequence[int], targets: Sequence[memoryview]) -> None:
-    read_each = getattr(tar, "read_each", None)  # of files, local ones and HDF5
-    if read_each is not None:
-        read_each(offsets, targets)
-    else:
-        for offset, target in zip(offsets, targets, strict=True):
-            tar.read_into(offset, target)
 
 
 def _where(index: ShardIndex, row: int) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.source.blob import Blob, FileBlob
+from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Part
+from epistream.cache.source.local import FileBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.source.rows import as_bytes, check_range, check_starts
@@ -24,7 +25,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Hdf5Supply:
-    """Offers the packed bytes of a shard of an HDF5 file to the cache, see `epistream.cache.source.supply.Supply`.
+    """Offers the packed bytes of a shard of an HDF5 file to the cache, see `epistream.cache.source.blob.Supply`.
 
     Args:
         url: The HDF5 file.
@@ -48,7 +49,7 @@ class Hdf5Supply:
         return Hdf5Blob(self.url, Extents.parse(data, self.index_url), self.storage_options)
 
 
-class Hdf5Blob:
+class Hdf5Blob(Blob):
     """Reads packed bytes: those in the file by ranges, the others as `RowMaker` makes them.
 
     Raises:
@@ -69,6 +70,7 @@ class Hdf5Blob:
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes."""
+        check_range(self._url, self.size, offset, size)
         buffer = memoryview(bytearray(size))
         self.read_into(offset, buffer)
         return buffer
@@ -94,11 +96,14 @@ class Hdf5Blob:
         place = self._place[extent]
         stops = starts + [len(target) for target in targets]
         lies_whole = (place >= 0) & (starts >= 0) & (stops <= self._stop[extent])
-        if isinstance(self._file, FileBlob) and lies_whole.all():
+        if lies_whole.all():
             self._file.read_each((place + starts - self._start[extent]).tolist(), targets)
             return
-        for offset, target in zip(offsets, targets, strict=True):
-            self.read_into(offset, target)
+        super().read_each(offsets, targets)
+
+    def check_unchanged(self) -> None:
+        """Look whether a local file changed."""
+        self._file.check_unchanged()
 
     def gather(self, starts: Int64, out: NDArray[np.uint8]) -> None:
         """Row i of `out` (n, width), C-contiguous, becomes bytes [starts[i], starts[i] + width)."""
@@ -122,9 +127,7 @@ class Hdf5Blob:
     def close(self) -> None:
         """Close the file. Harmless when called twice."""
         self._maker.close()
-        close = getattr(self._file, "close", None)
-        if close is not None:
-            close()
+        self._file.close()
 
     def _read_extents(self, extents: Int64, offset: int, target: memoryview) -> None:
         """Whatever lies between: rows that are made are made together."""

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.source.blob import Blob, FileBlob
+from epistream.cache.source.blob import Blob
 from epistream.errors import SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
@@ -83,7 +83,7 @@ class RowMaker:
 
     def _unpack(self, rows: MadeRows, first_row: int, num_rows: int) -> Any:
         """By h5py, which would read another file's bytes without noticing."""
-        check = self._bytes.check_unchanged if isinstance(self._bytes, FileBlob) else lambda: None
+        check = self._bytes.check_unchanged
         try:
             values = self._file()[rows.path][first_row : first_row + num_rows]
         except (OSError, RuntimeError, KeyError) as error:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part
-from epistream.cache.source.ranged import RangeBlob
 from epistream.loader.order.window import Window
 from epistream.loader.reading.array_tables import Columns, gather_rows
 from epistream.loader.reading.cold_start import ColdReads, ColdShard, Wanted
@@ -314,7 +313,7 @@ class EpisodeReader:
         is_direct = entry.tier == "direct"
         # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
         keep = not is_direct or (wait and not self._cache.keeps(source))
-        if isinstance(entry.blobs[0], RangeBlob) or not keep:
+        if entry.blobs[0].has_ranges or not keep:
             cold = ColdShard(source, entry, self._dataset.index_url[shard])
             if keep:
                 self._open[shard] = cold

@@ -5,34 +5,61 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
+import h5py
 import numpy as np
 import pytest
 
-from epistream.cache.source.blob import Blob, FileBlob, MappedBlob
+from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part, part_offsets
+from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.source.rows import rows, runs
 from epistream.errors import FormatError, OptionError, SourceChangedError, SourceError
+from epistream.loader.reading.hdf5_blob import Hdf5Blob
+from epistream.sharding.hdf5.file import version_and_bytes
+from epistream.sharding.hdf5.index import Extents
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_001, dtype=np.uint8).tobytes()
 
 
-@pytest.fixture(params=["mapped", "file", "range"])
+def hdf5_file(path: Path) -> int:
+    """An HDF5 file that holds DATA in one piece, and where in it."""
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("images", data=np.frombuffer(DATA, np.uint8))
+        return int(dataset.id.get_offset())
+
+
+def hdf5_blob(url: str, offset: int) -> Hdf5Blob:
+    version, num_bytes = version_and_bytes(url)
+    starts = np.array([0, 5, 1000, 299_000])
+    extents = Extents(version, num_bytes, len(DATA), starts.astype(np.uint64), starts + offset, ())
+    return Hdf5Blob(url, extents, {})
+
+
+@pytest.fixture(params=["mapped", "file", "range", "hdf5", "hdf5-range"])
 def blob(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blob]:
+    path, fs, made = tmp_path / "s.tar", fsspec.filesystem("memory"), None
     if request.param == "mapped":
-        yield MappedBlob(memoryview(DATA), "s.tar")
+        made = MappedBlob(memoryview(DATA), "s.tar")
     elif request.param == "file":
-        (tmp_path / "s.tar").write_bytes(DATA)
-        made = FileBlob(tmp_path / "s.tar", len(DATA))
-        yield made
-        made.close()
-    else:
-        fs = fsspec.filesystem("memory")
+        path.write_bytes(DATA)
+        made = FileBlob(path, len(DATA))
+    elif request.param == "range":
         fs.pipe_file("/blob/s.tar", DATA)
-        yield RangeBlob(
+        made = RangeBlob(
             Part("memory://blob/s.tar", len(DATA), block_bytes=4096), Remote(None, RetryOptions()), lambda size: None
         )
+    elif request.param == "hdf5":
+        made = hdf5_blob(str(path), hdf5_file(path))
+    else:
+        offset = hdf5_file(path)
+        fs.pipe_file("/blob/s.tar", path.read_bytes())
+        made = hdf5_blob("memory://blob/s.tar", offset)
+    yield made
+    made.close()
+    made.close()
+    if fs.exists("/blob/s.tar"):
         fs.rm("/blob/s.tar")
 
 
@@ -83,6 +110,39 @@ def test_read_outside_is_a_named_error(blob: Blob, offset: int, size: int) -> No
 def test_gather_outside_is_a_named_error(blob: Blob, start: int) -> None:
     with pytest.raises(FormatError, match="asked for, it has 300001"):
         blob.gather(np.array([5, start]), np.zeros((2, 3), np.uint8))
+
+
+PLACES = [(0, 4), (300_000, 1), (7, 0), (5, 70_000)]
+
+
+def test_read_at_several_places_at_once_and_in_turn(blob: Blob) -> None:
+    offsets, sizes = [offset for offset, _ in PLACES], [size for _, size in PLACES]
+    wanted = [DATA[offset : offset + size] for offset, size in PLACES]
+    assert [bytes(piece) for piece in blob.read_in_turn(offsets, sizes)] == wanted
+    targets = [bytearray(size) for size in sizes]
+    blob.read_each(offsets, [memoryview(target) for target in targets])
+    assert targets == wanted
+    assert list(blob.read_in_turn([], [])) == []
+    for offset, size in [(300_001, 1), (-1, 2)]:
+        with pytest.raises(FormatError, match=r"s\.tar: bytes \["):
+            list(blob.read_in_turn([0, offset], [1, size]))
+        with pytest.raises(FormatError, match=r"s\.tar: bytes \["):
+            blob.read_each([offset], [memoryview(bytearray(size))])
+
+
+def test_requests_are_told_by_blobs_with_ranges_alone(blob: Blob) -> None:
+    starts, sizes = np.array([10, 200_000]), np.array([100, 100])
+    requests = blob.requests(starts, sizes)
+    assert len(requests) == (2 if blob.has_ranges else 0)
+    for request in requests:
+        request()
+    assert bytes(blob.read(10, 100)) == DATA[10:110]
+    blob.check_unchanged()
+
+
+def test_kinds_of_blobs_say_what_they_are_like(blob: Blob) -> None:
+    is_like = {MappedBlob: (True, False), FileBlob: (False, False), RangeBlob: (False, True), Hdf5Blob: (False, False)}
+    assert (blob.is_mapped, blob.has_ranges) == is_like[type(blob)]
 
 
 def test_mapped_read_copies_nothing() -> None:
@@ -140,27 +200,6 @@ def test_file_that_changes_while_in_use_is_a_named_error(tmp_path: Path, change:
         blob.read_each([5, 1000], [memoryview(bytearray(3)), memoryview(bytearray(3))])
     with pytest.raises(SourceChangedError, match=r"s\.tar"):
         list(blob.read_in_turn([5, 1000], [3, 3]))
-    blob.close()
-
-
-PLACES = [(0, 4), (300_000, 1), (7, 0), (5, 70_000)]
-
-
-def test_file_is_read_at_several_places_at_once_and_in_turn(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(DATA)
-    blob = FileBlob(tmp_path / "s.tar", len(DATA))
-    offsets, sizes = [offset for offset, _ in PLACES], [size for _, size in PLACES]
-    wanted = [DATA[offset : offset + size] for offset, size in PLACES]
-    assert [bytes(piece) for piece in blob.read_in_turn(offsets, sizes)] == wanted
-    targets = [bytearray(size) for size in sizes]
-    blob.read_each(offsets, [memoryview(target) for target in targets])
-    assert targets == wanted
-    assert list(blob.read_in_turn([], [])) == []
-    for offset, size in [(300_001, 1), (-1, 2)]:
-        with pytest.raises(FormatError, match=r"s\.tar: bytes \["):
-            list(blob.read_in_turn([0, offset], [1, size]))
-        with pytest.raises(FormatError, match=r"s\.tar: bytes \["):
-            blob.read_each([offset], [memoryview(bytearray(size))])
     blob.close()
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from epistream.cache.source.blob import FileBlob, MappedBlob
+from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.errors import FormatError
 from epistream.loader.reading.drawing import draw_frames
 from epistream.loader.reading.frames import FrameDecoder
