@@ -6,19 +6,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from epistream.cache.places import file_system_type, is_memory
+from epistream.cache.store import places
 from epistream.cache.store.budget import Limits
-from epistream.cache.store.cap import write_cap
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.directory import USERS, CacheDirectory, open_private, sweep
+from epistream.cache.store.directory import USERS, CacheDirectory, open_private
 from epistream.cache.store.eviction import FILL, PART, SHARD, Item, survey, unlink
-from epistream.cache.store.keeping import KEEP
 from epistream.cache.store.locks import LockFile, inode_holders
-from epistream.cache.store.markers import Note, boot_time_s, read_note
-from epistream.cache.store.opening import default_name, open_store
-from epistream.cache.store.origin import read_origin
-from epistream.cache.store.store import ShardStore, StoreOptions
-from epistream.cache.tiers import DISK_PARENT, SHM_PARENT
+from epistream.cache.store.markers import KEEP, Note, boot_time_s, read_note, read_origin, write_cap
+from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
+from epistream.cache.store.store import ShardStore, StoreOptions, open_store
+from epistream.cache.store.sweep import sweep
 from epistream.errors import CacheError
 
 
@@ -78,10 +75,10 @@ def find_caches() -> list[Path]:
     name = default_name()
     return [
         path
-        for parent in (SHM_PARENT, DISK_PARENT)
+        for parent in (places.SHM_PARENT, places.DISK_PARENT)
         if parent.is_dir()
         for path in sorted(parent.glob(f"{name}*"))
-        if path.name == name or path.name.startswith(name + "-")
+        if is_of_family(path.name, name)
     ]
 
 
@@ -140,7 +137,7 @@ def clear(path: Path, *, forget: bool) -> int:
 def sweep_usual_places() -> list[Path]:
     """Remove what dead processes of this user left in the usual places; returns what was removed."""
     removed = []
-    for parent in (SHM_PARENT, DISK_PARENT):
+    for parent in (places.SHM_PARENT, places.DISK_PARENT):
         # A name that is never used: no directory is spared as being one's own.
         removed += sweep(parent / (default_name() + "-"), default_name())
     return removed
@@ -156,7 +153,7 @@ def resize(path: Path, cap: int | None) -> int:
     store = open_store(path, _options(path))
     try:
         with store.directory.locked(store.options.lock_timeout_s):
-            write_cap(store.directory, cap)
+            write_cap(store.directory.dir_fd, cap)
             held = store.held_bytes()
         above = held - store.budget().bytes
         return store.give_back(above) if above > 0 else 0

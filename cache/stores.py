@@ -1,17 +1,19 @@
 """The stores of one process, one per tier, opened when they are first needed."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from epistream.cache.options import CacheOptions
-from epistream.cache.outlook import budget_ahead
-from epistream.cache.places import file_system_type, is_memory
-from epistream.cache.store.budget import Budget, Limits
-from epistream.cache.store.directory import Observer
-from epistream.cache.store.opening import open_store
-from epistream.cache.store.store import ShardStore, StoreOptions
+from epistream.cache.store.budget import Budget, Limits, measure
+from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.directory import CacheDirectory, Observer
+from epistream.cache.store.eviction import held_bytes, survey
+from epistream.cache.store.markers import read_cap
+from epistream.cache.store.places import file_system_type, is_memory
+from epistream.cache.store.store import ShardStore, StoreOptions, open_store
 from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -128,3 +130,25 @@ class Stores:
         )
         logger.info("%s: cache entered, a budget of %s.", path, store.budget())
         return store
+
+
+def budget_ahead(path: Path, wish: int | None, limits: Limits) -> Budget:
+    """The budget of whoever enters a directory, which need not be there yet.
+
+    Args:
+        path: The directory.
+        wish: The cap that the user wants in bytes; the one in force counts too, and the least of them is taken.
+        limits: The rest.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    there = path.is_dir()
+    place = path if there else next(parent for parent in path.parents if parent.is_dir()).resolve()
+    dir_fd = DESCRIPTORS.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        directory = CacheDirectory(path, dir_fd, None)
+        caps = [cap for cap in (wish, read_cap(dir_fd) if there else None) if cap is not None]
+        return measure(dir_fd, min(caps, default=None), held_bytes(survey(directory)) if there else 0, limits)
+    finally:
+        DESCRIPTORS.close(dir_fd)

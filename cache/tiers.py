@@ -10,7 +10,6 @@ from typing import Any
 
 from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
-from epistream.cache.places import file_system_type, is_memory, is_network
 from epistream.cache.prefetch import Prefetcher
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
@@ -19,12 +18,13 @@ from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.stats import CacheStats, Counters
+from epistream.cache.store import places
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.directory import Observer
+from epistream.cache.store.fill import write_mapped
 from epistream.cache.store.lease import Lease
-from epistream.cache.store.made import write_mapped
-from epistream.cache.store.opening import default_name
-from epistream.cache.store.origin import write_origin
+from epistream.cache.store.markers import mark_kept, write_origin
+from epistream.cache.store.places import file_system_type, is_memory, is_network
 from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
@@ -34,9 +34,6 @@ from epistream.file_systems import local_path
 
 logger = logging.getLogger(__name__)
 
-SHM_PARENT = Path("/dev/shm")
-# Local on clusters where home is a network file system, and it survives reboots.
-DISK_PARENT = Path("/var/tmp")
 _COPY_BYTES = 4 << 20
 # Where entries are kept that are made from others; reading a file in place is no way to keep those.
 _MADE_TIERS = {"auto": "shm", "shm": "shm", "disk": "disk", "off": ""}
@@ -228,7 +225,7 @@ class Tiers:
                 keys.setdefault(store, []).append(self.identified(entry).key)
         for store, chosen in keys.items():
             with store.directory.locked(store.options.lock_timeout_s):
-                store.directory.mark_kept(chosen)
+                mark_kept(store.directory.dir_fd, chosen)
 
     def _fetch(self, entry: Entry, fd: int) -> None:
         fetched = self._fetcher.fetch(entry, fd)
@@ -297,12 +294,13 @@ class Tiers:
     def _path(self, tier: str) -> Path:
         if tier == "disk":
             given = self.options.disk_directory
-            return Path(given).absolute() if given else DISK_PARENT / default_name()
+            return Path(given).absolute() if given else places.default_directory("disk")
         if self.options.directory:
             return Path(self.options.directory).absolute()
-        if not is_memory(file_system_type(SHM_PARENT)):
-            raise CacheError(f"{SHM_PARENT}: not in memory, wanted a tmpfs. Mount one, or name another with directory.")
-        return SHM_PARENT / default_name()
+        parent = places.SHM_PARENT
+        if not is_memory(file_system_type(parent)):
+            raise CacheError(f"{parent}: not in memory, wanted a tmpfs. Mount one, or name another with directory.")
+        return places.default_directory("shm")
 
     # --- the whole ---------------------------------------------------------------------------------------
 

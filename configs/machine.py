@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from epistream.cache.store import places
 from epistream.cache.store.memory import available_bytes, cgroup_free_bytes
-from epistream.cache.tiers import SHM_PARENT
 from epistream.cgroups import System
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.units import size_text
@@ -50,7 +50,7 @@ class Machine:
             memory_bytes=psutil.virtual_memory().total,
             free_bytes=max(0, min(free, in_group) if in_group is not None else free),
             cgroup_free_bytes=in_group,
-            shm_free_bytes=_free(SHM_PARENT),
+            shm_free_bytes=_free(places.SHM_PARENT),
             gpus=_gpus(),
         )
 

@@ -13,9 +13,9 @@ import psutil
 
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
-from epistream.cache.places import file_system_type, is_network
 from epistream.cache.source.fetch import Fetcher
 from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.store.places import file_system_type, is_network
 from epistream.configs.config import Config
 from epistream.file_systems import local_path
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share

@@ -1,4 +1,4 @@
-"""A cache's private directory: entering it, leaving it, and removing what dead processes left.
+"""A cache's private directory: entering it, and leaving it.
 
 The shared lock on ``.users`` says "in use". A directory is removed only by a holder of the exclusive lock,
 after it was renamed to a ``.dead-*`` name; whoever has locked ``.users`` therefore looks again whether the
@@ -8,23 +8,21 @@ path still leads to the file that it locked.
 import contextlib
 import logging
 import os
-import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.keeping import KEEP, drop_unkept, mark_kept
 from epistream.cache.store.locks import LockFile, lock_holders, pauses, poll
+from epistream.cache.store.markers import drop_unkept
 from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)
 
 USERS = ".users"
 LOCK = ".lock"
-BUDGET = ".budget"
 DEAD_PREFIX = ".dead-"
 
 # Called with the name of each step of the protocol as it is reached; tests stop or kill a process there.
@@ -95,7 +93,7 @@ class CacheDirectory:
                 return None
             observe("enter.locked")
             directory = cls(path, dir_fd, users, observe)
-            if not directory._is_current():
+            if not directory.is_current():
                 return None
             undo.pop_all()
             return directory, sole
@@ -107,7 +105,7 @@ class CacheDirectory:
             False when somebody took the directory away in between (flock changes its kind in two steps):
             this object is then closed, and the caller enters again.
         """
-        if self._users is not None and self._users.try_shared() and self._is_current():
+        if self._users is not None and self._users.try_shared() and self.is_current():
             return True
         self._close()
         return False
@@ -119,7 +117,7 @@ class CacheDirectory:
             return
         try:
             self.observe("leave.begin")
-            if users.try_exclusive() and self._is_current() and not drop_unkept(self.dir_fd):
+            if users.try_exclusive() and self.is_current() and not drop_unkept(self.dir_fd):
                 self.observe("leave.exclusive")
                 dead = bury(self.path)
                 self.observe("leave.renamed")
@@ -159,11 +157,8 @@ class CacheDirectory:
             return False
         return True
 
-    def mark_kept(self, keys: Collection[str] | None = None) -> None:
-        """Let it outlive its last user, with all that it holds, or with these keys alone. Under ``.lock``."""
-        mark_kept(self.dir_fd, keys)
-
-    def _is_current(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether its path still leads to it, and to the ``.users`` that is open here."""
         try:
             named = self.path.lstat()
         except FileNotFoundError:
@@ -277,63 +272,3 @@ def remove_dead(dead: Path, observe: Observer = ignore) -> None:
             continue
         return
     logger.warning("%s: could not be emptied, wanted to remove it. Remove it by hand.", dead)
-
-
-def sweep(path: Path, family: str | None, observe: Observer = ignore) -> list[Path]:
-    """Remove what dead processes left beside `path`: nobody else will, if all were killed at once.
-
-    Args:
-        path: The cache's own directory, which is not touched.
-        family: Directories of this name, or of this name with a "-" and more, are caches too. None for a
-            directory that the user named: what lies beside it is none of ours.
-        observe: Told each step.
-
-    Returns:
-        The directories that were removed.
-    """
-    removed: list[Path] = []
-    try:
-        others = list(path.parent.iterdir())
-    except OSError:
-        return removed
-    grave = re.compile(rf"{re.escape(DEAD_PREFIX + (family or path.name))}(-.*)?-\d+-[0-9a-f]{{8}}")
-    for other in others:
-        name = other.name
-        dead = grave.fullmatch(name) is not None
-        alive = family is not None and (name == family or name.startswith(family + "-")) and other != path
-        if (dead or alive) and _end_if_unheld(other, dead=dead, observe=observe):
-            removed.append(other)
-    return removed
-
-
-def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
-    """Remove a directory that nobody uses and nobody asked to keep; True if it is gone."""
-    try:
-        dir_fd = open_private(path)
-    except (CacheError, OSError):
-        return False
-    try:
-        try:
-            users = LockFile(USERS, dir_fd, create=False)
-        except FileNotFoundError:
-            if dead:
-                remove_dead(path, observe)
-                return True
-            # Somebody may be about to make .users in it: only the system knows whether it is empty.
-            with contextlib.suppress(OSError):
-                path.rmdir()
-                return True
-            return False
-        try:
-            directory = CacheDirectory(path, dir_fd, users, observe)
-            if not users.try_exclusive() or directory.exists(KEEP) or not directory._is_current():
-                return False
-            grave = path if dead else bury(path)
-            observe("sweep.buried")
-            users.unlock()
-            remove_dead(grave, observe)
-            return True
-        finally:
-            users.close()
-    finally:
-        DESCRIPTORS.close(dir_fd)

@@ -1,15 +1,16 @@
 """Filling one entry: make room, write, verify, publish; or leave nothing behind."""
 
+import contextlib
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from epistream.cache.store.budget import Budget, Limits, measure
-from epistream.cache.store.cap import read_cap
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
 from epistream.cache.store.eviction import (
@@ -27,7 +28,7 @@ from epistream.cache.store.eviction import (
 )
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, try_flock
-from epistream.cache.store.markers import CARRIED, Note, boot_time_s, write_note
+from epistream.cache.store.markers import CARRIED, Note, boot_time_s, read_cap, write_note
 from epistream.errors import CacheError
 from epistream.units import size_text
 
@@ -230,7 +231,7 @@ class Filling:
 
     def measure(self, items: list[Item]) -> Budget:
         """The budget now, given a survey."""
-        return measure(self.directory.dir_fd, read_cap(self.directory), held_bytes(items), self.options.limits)
+        return measure(self.directory.dir_fd, read_cap(self.directory.dir_fd), held_bytes(items), self.options.limits)
 
     def _discard_damaged(self, items: list[Item], key: str, size: int) -> None:
         """Remove a ``.shard`` of a wrong size, which `lookup` refused: it stands where the new one goes."""
@@ -242,3 +243,24 @@ class Filling:
             )
             unlink(self.directory, item.name)
             items.remove(item)
+
+
+def write_mapped(fd: int, size: int, fill: Callable[[memoryview], None]) -> None:
+    """Let `fill` write the `size` bytes of an open file through a mapping.
+
+    The mapping is of another description of the same file: CPython's mmap keeps a duplicate of the descriptor that
+    it is given, and with it the lock on its description, for as long as anybody looks at the mapping.
+    """
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mapping = mmap.mmap(again, size)
+    finally:
+        os.close(again)
+    view = memoryview(mapping)
+    try:
+        fill(view)
+    finally:
+        # After an error the traceback may still look at it: then it ends with that.
+        with contextlib.suppress(BufferError):
+            view.release()
+            mapping.close()

@@ -1,12 +1,28 @@
-"""What a process writes into a key's ``.fill`` file for those who come after it."""
+"""What processes write down in a directory for each other: its cap, what is kept, notes on fills, origins.
 
+Everything takes the directory's descriptor, so that entering and leaving it can use this too.
+"""
+
+import contextlib
 import json
+import logging
+import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.errors import ChecksumError, FetchError, SourceChangedError, SourceError
 
+logger = logging.getLogger(__name__)
+
+_BUDGET = ".budget"
+_NO_CAP = "none"
+KEEP = ".keep"
+# Read by nobody, and removed with what is not kept, should its writer die.
+_NEW_KEEP = ".keep.new"
 # Errors that are carried to the waiters; any other is worth another try by the next process.
 CARRIED: dict[str, type[OSError]] = {
     "FetchError": FetchError,
@@ -14,6 +30,123 @@ CARRIED: dict[str, type[OSError]] = {
     "SourceChangedError": SourceChangedError,
     "SourceError": SourceError,
 }
+_URL_ATTRIBUTE = "user.epistream.url"
+
+
+# --- the cap that the users of a directory agreed on -----------------------------------------------------
+
+
+def read_cap(dir_fd: int) -> int | None:
+    """The directory's cap in bytes; None for none."""
+    text = _read_cap(dir_fd)
+    return int(text) if text.isdecimal() else None
+
+
+def write_cap(dir_fd: int, cap: int | None) -> None:
+    """Set the directory's cap. Under ``.lock``."""
+    fd = DESCRIPTORS.open(_BUDGET, os.O_RDWR | os.O_CREAT, dir_fd=dir_fd)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, (_NO_CAP if cap is None else str(cap)).encode(), 0)
+    finally:
+        DESCRIPTORS.close(fd)
+
+
+def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> None:
+    """Settle the cap on entering. Under ``.lock``.
+
+    The first who enters decides, and so does whoever finds nobody else; others are told that they differ.
+
+    Args:
+        dir_fd: The directory, entered.
+        wish: Bytes, or None for no wish.
+        sole: Whether nobody else uses the directory.
+        where: Its path, for the message.
+    """
+    text = _read_cap(dir_fd)
+    if not (text == _NO_CAP or text.isdecimal()):  # none yet, or torn
+        write_cap(dir_fd, wish)
+    elif wish is not None and str(wish) != text:
+        if sole:
+            write_cap(dir_fd, wish)
+        else:
+            logger.warning(
+                "%s: a budget of %s bytes is in force, wanted %d. Others use the directory: change it for all "
+                "with 'epistream cache resize'.",
+                where,
+                text,
+                wish,
+            )
+
+
+def _read_cap(dir_fd: int) -> str:
+    try:
+        fd = DESCRIPTORS.open(_BUDGET, os.O_RDONLY, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.pread(fd, 64, 0).decode(errors="replace").strip()
+    finally:
+        DESCRIPTORS.close(fd)
+
+
+# --- what outlives the last user: everything, or chosen keys ---------------------------------------------
+
+
+def mark_kept(dir_fd: int, keys: Collection[str] | None = None) -> None:
+    """Let a directory outlive its last user, with all that it holds, or with these keys alone. Under ``.lock``.
+
+    An empty ``.keep`` stands for all, and whoever wants all wins; else there is a key on each line.
+
+    Raises:
+        OSError: it cannot be written; what was said before stands.
+    """
+    if keys is not None and not keys:
+        return
+    kept = _kept(dir_fd)
+    wanted = set() if keys is None or kept == set() else {*(kept or ()), *keys}
+    if wanted == kept:
+        return
+    # As a whole or not at all: one that was made and not written would stand for all.
+    fd = DESCRIPTORS.open(_NEW_KEEP, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd=dir_fd)
+    try:
+        text = memoryview("".join(f"{key}\n" for key in sorted(wanted)).encode())
+        while text:
+            text = text[os.write(fd, text) :]
+        os.rename(_NEW_KEEP, KEEP, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        os.unlink(_NEW_KEEP, dir_fd=dir_fd)
+        raise
+    finally:
+        DESCRIPTORS.close(fd)
+
+
+def drop_unkept(dir_fd: int) -> bool:
+    """Whether a directory outlives its last user, who calls this; what is not to be kept is removed then."""
+    kept = _kept(dir_fd)
+    if not kept:
+        return kept is not None
+    for name in os.listdir(dir_fd):
+        key, dot, _ = name.rpartition(".")
+        if dot and key and key not in kept:  # names that begin with a dot are not of entries
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=dir_fd)
+    return True
+
+
+def _kept(dir_fd: int) -> set[str] | None:
+    """The keys that are kept, none of them for all; None if the directory does not outlive its last user."""
+    try:
+        fd = DESCRIPTORS.open(KEEP, os.O_RDONLY, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return set(os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace").split())
+    finally:
+        DESCRIPTORS.close(fd)
+
+
+# --- what a process writes into a key's .fill file for those who come after it ---------------------------
 
 
 @dataclass(frozen=True)
@@ -62,3 +195,20 @@ def read_note(text: str) -> Note | None:
         return Note(kind, str(fields["error"]), str(fields["text"]), float(fields["time_s"]))
     except (ValueError, TypeError, KeyError):
         return None
+
+
+# --- where an entry came from, for people who look at the cache ------------------------------------------
+
+
+def write_origin(fd: int, url: str) -> None:
+    """Note the URL on an open file; queries, which may hold secrets, are left out."""
+    with contextlib.suppress(OSError):  # tmpfs knows such attributes since Linux 6.6
+        os.setxattr(fd, _URL_ATTRIBUTE, url.partition("?")[0].encode()[:1000])
+
+
+def read_origin(dir_fd: int, name: str) -> str:
+    """The URL noted on a file of a directory; "" where there is none."""
+    try:
+        return os.getxattr(f"/proc/self/fd/{dir_fd}/{name}", _URL_ATTRIBUTE).decode(errors="replace")
+    except OSError:
+        return ""

@@ -13,11 +13,12 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.directory import CacheDirectory
-from epistream.cache.store.eviction import FILL, SHARD, evict, free, remove_remains, survey, unlink
+from epistream.cache.store.directory import CacheDirectory, Observer, ignore
+from epistream.cache.store.eviction import FILL, SHARD, Item, evict, free, remove_remains, survey, unlink
 from epistream.cache.store.fill import (
     Filler,
     Filling,
@@ -30,8 +31,10 @@ from epistream.cache.store.fill import (
 )
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, lock_holders, pauses, try_flock
-from epistream.cache.store.markers import Note, boot_time_s, read_note, write_note
-from epistream.errors import DeadlineError
+from epistream.cache.store.markers import Note, agree_on_cap, boot_time_s, mark_kept, read_note, write_note
+from epistream.cache.store.places import default_name, is_of_family
+from epistream.cache.store.sweep import sweep
+from epistream.errors import CacheError, DeadlineError
 
 __all__ = ["Filler", "NoRoomError", "Outcome", "ShardStore", "StoreOptions", "TooLargeError"]
 
@@ -275,3 +278,52 @@ class ShardStore:
                     given += item.charge_bytes if evicted else 0
         free(fds)
         return given
+
+
+def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe: Observer = ignore) -> ShardStore:
+    """Enter a directory, made if need be, and return its store; end it with ``store.directory.leave()``.
+
+    Args:
+        path: The directory.
+        options: Budget and deadlines.
+        keep: Let the directory outlive its last user.
+        observe: Told each step of the protocol.
+
+    Raises:
+        CacheError: The directory cannot be used.
+        DeadlineError: A lock was held for too long.
+    """
+    while True:
+        directory, sole = CacheDirectory.enter(path, options.lock_timeout_s, observe)
+        try:
+            with directory.locked(options.lock_timeout_s):
+                observe("open.locked")
+                _set_right(directory, options, keep=keep, sole=sole)
+        except OSError as error:
+            directory.leave()
+            if isinstance(error, CacheError | DeadlineError):
+                raise
+            raise CacheError(f"{path}: {error.strerror}, wanted to keep shards there. Choose another one.") from error
+        if not sole or directory.share():
+            break
+    observe("open.shared")
+    family = default_name()
+    sweep(path, family if is_of_family(path.name, family) else None, observe)
+    return ShardStore(directory, options)
+
+
+def _set_right(directory: CacheDirectory, options: StoreOptions, *, keep: bool, sole: bool) -> None:
+    agree_on_cap(directory.dir_fd, options.cap, sole=sole, where=directory.path)
+    if keep:
+        mark_kept(directory.dir_fd)
+    if sole:
+        _rebase(directory, remove_remains(directory, survey(directory), "", 0.0))
+
+
+def _rebase(directory: CacheDirectory, items: list[Item]) -> None:
+    """Bring stamps from before a reboot, which lie in the future of this boot's clock, before all others."""
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    shards = sorted((item for item in items if item.kind == SHARD), key=lambda item: item.stamp_ns)
+    if any(item.stamp_ns > now_ns for item in shards):
+        for place, item in enumerate(shards):
+            os.utime(item.name, ns=(place, place), dir_fd=directory.dir_fd, follow_symlinks=False)

@@ -118,7 +118,7 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     fetch besides ends with them, as ever.
     """
     from epistream.cache.node import NodeCache
-    from epistream.cache.places import file_system_type, is_network
+    from epistream.cache.store.places import file_system_type, is_network
     from epistream.file_systems import local_path
     from epistream.loader.reading.reader import shard_entry
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil
 
 from epistream.cache.options import CacheOptions
-from epistream.cache.store.opening import default_name
-from epistream.cache.tiers import SHM_PARENT
+from epistream.cache.store.places import default_directory
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def measure_memory(worker_pids: list[int], ring_bytes: int, options: CacheOption
     for name, pid in [("main", os.getpid()), *((f"worker {i}", pid) for i, pid in enumerate(worker_pids))]:
         with suppress(psutil.Error):
             processes.append(ProcessMemory(name, pid, psutil.Process(pid).memory_full_info().pss))
-    path = Path(options.directory) if options.directory else SHM_PARENT / default_name()
+    path = Path(options.directory) if options.directory else default_directory("shm")
     return MemoryUse(tuple(processes), ring_bytes, str(path), _directory_bytes(path))
 
 

@@ -15,6 +15,7 @@ from faulty_server import FaultyServer, serve
 from epistream.cache import tiers
 from epistream.cache.node import CacheOptions, CacheStats, NodeCache
 from epistream.cache.source.entry import Entry, Part
+from epistream.cache.store import places
 from epistream.errors import CacheError, OptionError, SourceError
 
 MIB = 1 << 20
@@ -31,8 +32,8 @@ def server() -> Iterator[FaultyServer]:
 @pytest.fixture(autouse=True)
 def private_defaults(tmpfs_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default directories lie in the test's own places."""
-    monkeypatch.setattr(tiers, "SHM_PARENT", tmpfs_path)
-    monkeypatch.setattr(tiers, "DISK_PARENT", tmp_path)
+    monkeypatch.setattr(places, "SHM_PARENT", tmpfs_path)
+    monkeypatch.setattr(places, "DISK_PARENT", tmp_path)
 
 
 def entry_of(server: FaultyServer, number: int) -> Entry:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from epistream.cache import admin
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part
+from epistream.cache.store import places
 from epistream.commands.cache import command
 from epistream.errors import CacheError
 
@@ -24,8 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shm, disk = tmp_path / "shm", tmp_path / "disk"
     shm.mkdir()
     disk.mkdir()
-    monkeypatch.setattr(admin, "SHM_PARENT", shm)
-    monkeypatch.setattr(admin, "DISK_PARENT", disk)
+    monkeypatch.setattr(places, "SHM_PARENT", shm)
+    monkeypatch.setattr(places, "DISK_PARENT", disk)
     return shm / f"epistream-{os.geteuid()}"
 
 

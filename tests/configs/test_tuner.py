@@ -62,7 +62,7 @@ def test_tuning_written_as_yaml_reads_back_and_runs(tuning, tmp_path):
 
 def test_tuning_leaves_nothing_in_shared_memory(aloha_shards, monkeypatch):
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    monkeypatch.setattr("epistream.cache.tiers.SHM_PARENT", folder)
+    monkeypatch.setattr("epistream.cache.store.places.SHM_PARENT", folder)
     try:
         tune(str(aloha_shards), QUICK, es.load_config(**BASE))
         assert list(folder.iterdir()) == []

@@ -13,8 +13,7 @@ import numpy as np
 from epistream.cache.store.budget import Limits
 from epistream.cache.store.directory import Observer, ignore
 from epistream.cache.store.lease import Lease
-from epistream.cache.store.opening import open_store
-from epistream.cache.store.store import NoRoomError, Outcome, ShardStore, StoreOptions
+from epistream.cache.store.store import NoRoomError, Outcome, ShardStore, StoreOptions, open_store
 
 PAGE = 4096
 SIZE = 4 * PAGE

@@ -11,7 +11,8 @@ from cache_actors import SIZE, content, get, key_of, open_test_store
 import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry, Part
-from epistream.cache.store.opening import default_name
+from epistream.cache.store.markers import mark_kept
+from epistream.cache.store.places import default_name
 from epistream.cache.store.pressure import Relief
 from epistream.cgroups import System
 from epistream.errors import FetchError, SourceError
@@ -50,12 +51,12 @@ def test_keep_file_is_empty_for_all_and_has_a_line_for_each_of_some_keys(cache_p
     store = open_test_store(cache_path)
     get(store, 1).close()
     get(store, 2).close()
-    store.directory.mark_kept([key_of(2), key_of(7)])
+    mark_kept(store.directory.dir_fd, [key_of(2), key_of(7)])
     assert (cache_path / ".keep").read_text() == f"{key_of(2)}\n{key_of(7)}\n"
     store.directory.leave()
     assert {name for name in names(cache_path) if name.endswith(".shard")} == {f"{key_of(2)}.shard"}
     store = open_test_store(cache_path)
-    store.directory.mark_kept()
+    mark_kept(store.directory.dir_fd)
     assert (cache_path / ".keep").read_bytes() == b""
     store.directory.leave()
     assert f"{key_of(2)}.shard" in names(cache_path)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from epistream.cache.places import file_system_type, is_memory, is_network
 from epistream.cache.store.budget import Limits, measure
 from epistream.cache.store.memory import available_bytes, cgroup_free_bytes, pressure_percent
+from epistream.cache.store.places import file_system_type, is_memory, is_network
 from epistream.cgroups import System
 
 MIB = 1 << 20

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from cache_actors import SIZE, open_test_store
 
+from epistream.cache.store.markers import mark_kept
+
 
 def test_cap_of_the_first_user_is_in_force_and_a_differing_wish_is_told(
     cache_path: Path, caplog: pytest.LogCaptureFixture
@@ -19,7 +21,7 @@ def test_cap_of_the_first_user_is_in_force_and_a_differing_wish_is_told(
 
 def test_cap_of_a_sole_user_replaces_that_of_the_dead(cache_path: Path) -> None:
     first = open_test_store(cache_path, cap=2 * SIZE)
-    first.directory.mark_kept()
+    mark_kept(first.directory.dir_fd)
     first.directory.leave()
     assert open_test_store(cache_path).budget().bytes == 2 * SIZE, "no wish leaves it as it is"
     assert open_test_store(cache_path, cap=3 * SIZE).budget().bytes == 2 * SIZE
@@ -27,7 +29,7 @@ def test_cap_of_a_sole_user_replaces_that_of_the_dead(cache_path: Path) -> None:
 
 def test_cap_of_a_sole_user_with_a_wish_replaces_it(cache_path: Path) -> None:
     first = open_test_store(cache_path, cap=2 * SIZE)
-    first.directory.mark_kept()
+    mark_kept(first.directory.dir_fd)
     first.directory.leave()
     assert open_test_store(cache_path, cap=3 * SIZE).budget().bytes == 3 * SIZE
 

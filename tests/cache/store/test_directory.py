@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from cache_actors import DEADLINE_S, content, context, get, key_of, open_test_store, read_all, run_enter_leave
 
-from epistream.cache.store.directory import CacheDirectory, bury, remove_dead, sweep
+from epistream.cache.store.directory import CacheDirectory, bury, remove_dead
 from epistream.cache.store.locks import LockFile
+from epistream.cache.store.markers import mark_kept
+from epistream.cache.store.sweep import sweep
 from epistream.errors import CacheError, DeadlineError
 
 
@@ -38,7 +40,7 @@ def test_leave_twice_is_harmless(cache_path: Path) -> None:
 
 def test_leave_with_keep_leaves_everything(cache_path: Path) -> None:
     store = open_test_store(cache_path)
-    store.directory.mark_kept()
+    mark_kept(store.directory.dir_fd)
     get(store, 1).close()
     store.directory.leave()
     assert (cache_path / f"{key_of(1)}.shard").read_bytes() == content(1)

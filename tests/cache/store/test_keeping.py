@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from cache_actors import get, key_of, open_test_store
 
+from epistream.cache.store.markers import mark_kept
 from epistream.cache.store.store import ShardStore
 
 
 def mark(store: ShardStore, numbers: list[int] | None) -> None:
     with store.directory.locked(1.0):
-        store.directory.mark_kept(None if numbers is None else [key_of(number) for number in numbers])
+        mark_kept(store.directory.dir_fd, None if numbers is None else [key_of(number) for number in numbers])
 
 
 def left_by_its_last_user(path: Path) -> list[str]:

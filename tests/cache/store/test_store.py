@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cache_actors import PAGE, SIZE, content, fill_with, get, key_of, names, open_test_store, read_all
 
+from epistream.cache.store.markers import mark_kept
 from epistream.cache.store.store import NoRoomError, Outcome, TooLargeError
 
 SHORT_S = 0.05
@@ -152,7 +153,7 @@ def test_fill_on_a_full_file_system_leaves_nothing(cache_path: Path, monkeypatch
 
 def test_stamps_from_a_clock_that_was_ahead_come_before_all_others(cache_path: Path) -> None:
     store = open_test_store(cache_path, cap=3 * SIZE)
-    store.directory.mark_kept()
+    mark_kept(store.directory.dir_fd)
     for number in (1, 2):
         get(store, number).close()
         stamp_ns = 2**62 + number

@@ -1,7 +1,12 @@
-"""Where a file lies: on a disk of this machine, in its memory, or on a network."""
+"""Where caches lie unless somebody says otherwise, and whether a path is on a disk, in memory or on a network."""
 
 import os
 from pathlib import Path
+
+# Parents of caches that nobody gave a directory; looked up here at each use, never imported by value.
+SHM_PARENT = Path("/dev/shm")
+# Local on clusters where home is a network file system, and it survives reboots.
+DISK_PARENT = Path("/var/tmp")
 
 # File systems whose pages are another machine's or another process's business. Others are local.
 _NETWORK = frozenset(
@@ -10,6 +15,21 @@ _NETWORK = frozenset(
         *("nfs", "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "wekafs"),
     )
 )
+
+
+def default_name() -> str:
+    """The name of this user's cache directory, the same for all jobs on a node, so that they share it."""
+    return f"epistream-{os.geteuid()}"
+
+
+def default_directory(tier: str) -> Path:
+    """Where the tier "shm" or "disk" lies unless the user says otherwise."""
+    return (SHM_PARENT if tier == "shm" else DISK_PARENT) / default_name()
+
+
+def is_of_family(name: str, family: str) -> bool:
+    """Whether a directory's name is a family's, or begins with it: /dev/shm/epistream-1000, .../epistream-1000-mine."""
+    return name == family or name.startswith(family + "-")
 
 
 def _mounts() -> tuple[tuple[str, str], ...]:
