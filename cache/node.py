@@ -2,18 +2,25 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from multiprocessing import util
 from types import TracebackType
 from typing import Any
 
+from epistream.cache.direct import Direct
 from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
 from epistream.cache.prefetch import Prefetcher
+from epistream.cache.routes import route_of
 from epistream.cache.source.entry import Entry
-from epistream.cache.stats import CacheStats
+from epistream.cache.source.fetch import Fetcher
+from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.stats import CacheStats, Counters
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import Observer, ignore
+from epistream.cache.store.store import ShardStore
+from epistream.cache.stores import Stores
 from epistream.cache.tiers import Tiers
 
 __all__ = ["CacheOptions", "CacheStats", "NodeCache", "OpenEntry"]
@@ -47,7 +54,7 @@ class NodeCache:
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()
-        self._tiers: Tiers | None = None
+        self._used: _Used | None = None
         self._exit: util.Finalize | None = None
 
     def reserve(self, num_bytes: int) -> None:
@@ -75,7 +82,7 @@ class NodeCache:
             SourceChangedError: A local source has not the size that was promised.
             CacheError: Mode "shm" was asked for, and shared memory cannot hold the entry at all.
         """
-        return self._entered().open(entry, before_wait, wait=wait)
+        return self._use().tiers.open(entry, before_wait, wait=wait)
 
     def open_made(
         self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool = True
@@ -93,15 +100,22 @@ class NodeCache:
             The bytes as a single blob, which the caller closes; None if there is no room now, if another process
             makes it at this moment, or if the cache is off.
         """
-        return self._entered().open_made(entry, size, fill, may_evict=may_evict)
+        return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict)
 
     def keep(self, entries: Iterable[Entry]) -> None:
         """Let these entries outlive the last user of their cache; others go with it, unless options say to keep."""
-        self._entered().keep(entries)
+        used = self._use()
+        keys: dict[ShardStore, list[str]] = {}
+        for entry in entries:
+            store = used.tiers.store_of(entry)
+            if store is not None:
+                keys.setdefault(store, []).append(used.direct.identified(entry).key)
+        for store, chosen in keys.items():
+            store.keep(chosen)
 
     def keeps(self, entry: Entry) -> bool:
         """Whether an entry goes through shared memory or the disk tier, rather than being read in place."""
-        return self._entered().store_of(entry) is not None
+        return self._use().tiers.store_of(entry) is not None
 
     def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
         """Keep the next entries of a plan ready: one process per node and plan does it, for all.
@@ -114,11 +128,11 @@ class NodeCache:
         Returns:
             A prefetcher that is not started: ``start()`` it after any fork, tell it ``advance(num_passed)``.
         """
-        return self._entered().prefetcher(plan, entries, ahead)
+        return self._use().prefetcher(plan, entries, ahead)
 
     def budget(self) -> Budget | None:
         """The byte budget of the first tier as it is now; None if nothing is cached (mode "off", or no directory)."""
-        return self._entered().budget()
+        return self._use().stores.budget()
 
     def budget_ahead(self, entry: Entry, reserved_bytes: int) -> Budget | None:
         """The budget where an entry is kept first, made yet or not; makes and enters nothing.
@@ -130,31 +144,32 @@ class NodeCache:
         Returns:
             None if the entry is read in place, or the directory cannot be looked at.
         """
-        return Tiers(self.options, self._storage_options, reserved_bytes, self._observe).budget_ahead(entry)
+        tier = route_of(entry.parts[0].url, self.options.mode).keeping_tier
+        return None if tier is None else Stores(self.options, reserved_bytes).budget_ahead(tier)
 
     def stats(self) -> CacheStats:
         """Counters of this process."""
-        tiers = self._tiers
-        return tiers.stats() if tiers is not None else CacheStats()
+        used = self._used
+        return CacheStats() if used is None else replace(used.counters.snapshot(), retries=used.remote.num_retries)
 
     def close(self) -> None:
         """Leave the directories; the last process out removes them. Done at exit too. Open entries stay open."""
         with self._mutex:
-            tiers, self._tiers = self._tiers, None
+            used, self._used = self._used, None
             leave, self._exit = self._exit, None
         if leave is not None:
             leave.cancel()
-        if tiers is not None:
-            tiers.close()
+        if used is not None:
+            used.close()
 
-    def _entered(self) -> Tiers:
+    def _use(self) -> "_Used":
         with self._mutex:
-            if self._tiers is None:
-                self._tiers = Tiers(self.options, self._storage_options, self._reserved_bytes, self._observe)
+            if self._used is None:
+                self._used = _Used(self.options, self._storage_options, self._reserved_bytes, self._observe)
                 DESCRIPTORS.watch(self)
                 # multiprocessing's own hook, because its children end without running atexit's.
-                self._exit = util.Finalize(self, Tiers.close, args=(self._tiers,), exitpriority=10)
-            return self._tiers
+                self._exit = util.Finalize(self, _Used.close, args=(self._used,), exitpriority=10)
+            return self._used
 
     def after_fork_in_child(self) -> None:
         """Start afresh in a forked child; what the parent holds stays the parent's."""
@@ -179,3 +194,36 @@ class NodeCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Used:
+    """What one process has of a cache that it uses; its parts know each other, and nothing of the cache."""
+
+    def __init__(
+        self, options: CacheOptions, storage_options: Mapping[str, Any], reserved_bytes: int, observe: Observer
+    ) -> None:
+        retries = RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s)
+        self.counters = Counters()
+        self.remote = Remote(storage_options, retries)
+        self.direct = Direct(self.remote, self.counters)
+        self.stores = Stores(options, reserved_bytes, observe, self._upcoming)
+        fetcher = Fetcher(self.remote, options.parallel_requests, options.fetch_timeout_s)
+        self.tiers = Tiers(options, self.stores, self.direct, fetcher, self.counters)
+        self._mutex = threading.Lock()
+        self._prefetchers: list[Prefetcher] = []
+
+    def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
+        made = Prefetcher(self.tiers, self.direct.identified, plan, entries, ahead)
+        with self._mutex:
+            self._prefetchers = [*(one for one in self._prefetchers if not one.is_closed), made]
+        return made
+
+    def _upcoming(self) -> frozenset[str]:
+        return frozenset[str]().union(*(prefetcher.upcoming for prefetcher in self._prefetchers))
+
+    def close(self) -> None:
+        with self._mutex:
+            prefetchers, self._prefetchers = self._prefetchers, []
+        for prefetcher in prefetchers:
+            prefetcher.close()
+        self.stores.close()

@@ -9,10 +9,11 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from epistream.cache.source.entry import Entry
+from epistream.cache.store.directory import USERS
 from epistream.cache.store.eviction import charge
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, inode_holders
@@ -34,11 +35,8 @@ class Source(Protocol):
     def store_of(self, entry: Entry) -> ShardStore | None:
         """The store that keeps an entry; None if it is read in place, or cannot be kept."""
 
-    def identified(self, entry: Entry) -> Entry:
-        """The entry with the key under which it is kept, which may take a look at its source."""
-
     def try_lease(self, entry: Entry) -> Lease | None:
-        """Lease an entry of such a store, filling it if that needs no waiting for others."""
+        """Lease an identified entry of such a store, filling it if that needs no waiting for others."""
 
 
 class Prefetcher:
@@ -50,13 +48,17 @@ class Prefetcher:
 
     Args:
         source: The node's cache.
+        identify: Gives an entry the key that it is kept by, which may take a request to its source.
         plan: Names the order, the same on all ranks: letters, digits, "-" and "_".
         entries: In the order of use; read lazily, only in this object's thread.
         ahead: Entries to keep ready beyond the one in use.
     """
 
-    def __init__(self, source: Source, plan: str, entries: Iterable[Entry], ahead: int) -> None:
+    def __init__(
+        self, source: Source, identify: Callable[[Entry], Entry], plan: str, entries: Iterable[Entry], ahead: int
+    ) -> None:
         self._source = source
+        self._identify = identify
         self._name = f"{_PREFIX}{plan}{_SUFFIX}"
         self._entries: Iterator[Entry] = iter(entries)
         self._ahead = ahead
@@ -65,7 +67,7 @@ class Prefetcher:
         self._closed = False
         self._passed = 0
         # Keys of what is in use or nearly so, also where another process fills: not to be evicted by this one.
-        self.soon: frozenset[str] = frozenset()
+        self.upcoming: frozenset[str] = frozenset()
         # What lies ahead: (position, entry), and the leases of those that are there.
         self._next_position = 0
         self._window: deque[tuple[int, Entry]] = deque()
@@ -98,7 +100,7 @@ class Prefetcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self.soon = frozenset()
+        self.upcoming = frozenset()
         if self._thread is not None:
             # Not for ever: a server may stall, and this is also called at the end of the process.
             self._thread.join(_CLOSE_S)
@@ -133,27 +135,7 @@ class Prefetcher:
             self._leases.pop(position)[1].close()
         self._failed = {position for position in self._failed if position >= passed}
         self._look_ahead(passed)
-        return self._bring_one() or self._identify_one(passed)
-
-    def _bring_one(self) -> bool:
-        for position, entry in self._window:
-            if position in self._leases or position in self._failed:
-                continue
-            store = self._source.store_of(entry)
-            if store is None or not self._may_fill(store) or not self._may_hold(store, entry):
-                return False
-            try:
-                lease = self._source.try_lease(entry)
-            except EpistreamError as error:
-                # The reader that needs the entry meets the error itself, and reports it.
-                logger.info("prefetch: %s", error)
-                self._failed.add(position)
-                return True
-            if lease is not None:
-                self._leases[position] = (entry, lease)
-                return True
-            # A reader is filling it, or found no room: the ones after it may do.
-        return False
+        return self._bring_one(passed) or self._identify_one(passed)
 
     def _look_ahead(self, passed: int) -> None:
         while self._window and self._window[0][0] < passed:
@@ -165,26 +147,64 @@ class Prefetcher:
             if self._next_position >= passed:
                 self._window.append((self._next_position, entry))
             self._next_position += 1
-        near = self._near(passed)
-        self.soon = frozenset(entry.key for position, entry in self._window if position < near and entry.is_identified)
+        self._tell_upcoming(passed)
 
-    def _identify_one(self, passed: int) -> bool:
-        """Learn the key of an entry of `soon`; when there is nothing to bring, because it may take a request each."""
-        for index, (position, entry) in enumerate(self._window):
-            if position >= self._near(passed) or self._source.store_of(entry) is None:
-                return False
-            if not entry.is_identified and position not in self._failed:
-                try:
-                    self._window[index] = position, self._source.identified(entry)
-                except (EpistreamError, OSError) as error:
-                    logger.info("prefetch: %s", error)
-                    self._failed.add(position)
-                return True
-        return False
+    def _tell_upcoming(self, passed: int) -> None:
+        self.upcoming = frozenset(
+            entry.key for position, entry in self._window if position < self._near(passed) and entry.is_identified
+        )
 
     def _near(self, passed: int) -> int:
         """The position up to which entries are in use or nearly so."""
         return passed + self._ahead // 2
+
+    def _bring_one(self, passed: int) -> bool:
+        for index, (position, entry) in enumerate(tuple(self._window)):
+            if position in self._leases or position in self._failed:
+                continue
+            store = self._source.store_of(entry)
+            if store is None or not self._may_fill(store) or not self._may_hold(store, entry):
+                return False
+            # Before the fill, which may take long: nobody else in this process is to evict it meanwhile.
+            identified = self._identify_at(index, passed)
+            if identified is None:
+                return True
+            try:
+                lease = self._source.try_lease(identified)
+            except EpistreamError as error:
+                # The reader that needs the entry meets the error itself, and reports it.
+                logger.info("prefetch: %s", error)
+                self._failed.add(position)
+                return True
+            if lease is not None:
+                self._leases[position] = (identified, lease)
+                return True
+            # A reader is filling it, or found no room: the ones after it may do.
+        return False
+
+    def _identify_one(self, passed: int) -> bool:
+        """Learn the key of an upcoming entry; when there is nothing to bring, because it may take a request each."""
+        for index, (position, entry) in enumerate(self._window):
+            if position >= self._near(passed) or self._source.store_of(entry) is None:
+                return False
+            if not entry.is_identified and position not in self._failed:
+                self._identify_at(index, passed)
+                return True
+        return False
+
+    def _identify_at(self, index: int, passed: int) -> Entry | None:
+        """The entry at an index of the window, with the key that it is kept by; None if its source does not tell."""
+        position, entry = self._window[index]
+        if entry.is_identified:
+            return entry
+        try:
+            self._window[index] = position, self._identify(entry)
+        except (EpistreamError, OSError) as error:
+            logger.info("prefetch: %s", error)
+            self._failed.add(position)
+            return None
+        self._tell_upcoming(passed)
+        return self._window[index][1]
 
     def _may_fill(self, store: ShardStore) -> bool:
         """Whether this is the node's filler for the plan."""
@@ -237,6 +257,6 @@ class Prefetcher:
 
 def _num_processes(store: ShardStore) -> int:
     """Users of the directory, from /proc/locks; where that cannot be read, as many as there are processors."""
-    status = os.stat(".users", dir_fd=store.directory.dir_fd)
+    status = os.stat(USERS, dir_fd=store.directory.dir_fd)
     holders = inode_holders().get((status.st_dev, status.st_ino), [])
     return len(holders) or os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """What a process's cache did, counted."""
 
 import threading
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from epistream.cache.store.store import Outcome
 
@@ -61,10 +61,6 @@ class CacheStats:
         }
         known = self if self.tier else other
         return CacheStats(**summed, tier=known.tier, reason=known.reason)
-
-    def with_retries(self, retries: int) -> "CacheStats":
-        """The same, with the number of retries, which the fetching side counts."""
-        return replace(self, retries=retries)
 
 
 class Counters:

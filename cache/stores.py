@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from epistream.cache.options import CacheOptions
+from epistream.cache.routes import KEEPING_TIERS
+from epistream.cache.store import places
 from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.directory import CacheDirectory, Observer
+from epistream.cache.store.directory import CacheDirectory, Observer, ignore
 from epistream.cache.store.eviction import held_bytes, survey
 from epistream.cache.store.markers import read_cap
 from epistream.cache.store.places import file_system_type, is_memory
@@ -26,26 +28,23 @@ class Stores:
         options: What the user said.
         reserved_bytes: Memory that the budget leaves for others.
         observe: Told each step of the protocol.
-        path_of: Where a tier's directory lies; called when the tier is first needed.
-        soon: Tells the keys that this process is about to use again.
+        upcoming: Tells the keys that this process is about to use again.
     """
 
     def __init__(
         self,
         options: CacheOptions,
         reserved_bytes: int,
-        observe: Observer,
-        path_of: Callable[[str], Path],
-        soon: Callable[[], Collection[str]],
+        observe: Observer = ignore,
+        upcoming: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._options = options
         self._reserved_bytes = reserved_bytes
         self._observe = observe
-        self._path_of = path_of
-        self._soon = soon
+        self._upcoming = upcoming
         self._mutex = threading.Lock()
         self._stores: dict[str, ShardStore | CacheError | DeadlineError] = {}
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def get(self, tier: str) -> ShardStore | None:
         """The store of a tier; None if it cannot be used.
@@ -83,16 +82,36 @@ class Stores:
     def step_down(self, tier: str, error: OSError) -> str:
         """Say once per tier and kind of reason that it does not serve; the reason in words."""
         kind = f"{tier} {type(error).__name__}"
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             logger.warning("Cache tier %s left aside, the next one is used: %s", tier, error)
         return str(error)
 
+    def budget(self) -> Budget | None:
+        """The budget of the first tier that can be used; None if nothing is kept."""
+        for tier in KEEPING_TIERS[self._options.mode]:
+            store = self.get(tier)
+            if store is not None:
+                return store.budget()
+        return None
+
     def budget_ahead(self, tier: str) -> Budget | None:
-        """The budget that a tier has or would have, found without entering; None if it cannot be looked at."""
+        """The budget of whoever enters a tier's directory, which need not be there yet: nothing is made or locked.
+
+        The cap that the user wants counts, and the one in force; the lesser of them is taken. None if the directory
+        cannot be looked at.
+        """
         try:
-            path = self._path_of(tier)
-            return budget_ahead(path, self._wish(tier), self._limits(path))
+            path = self._path(tier)
+            exists = path.is_dir()
+            nearest = path if exists else next(parent for parent in path.parents if parent.is_dir()).resolve()
+            dir_fd = DESCRIPTORS.open(nearest, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                caps = [cap for cap in (self._wish(tier), read_cap(dir_fd) if exists else None) if cap is not None]
+                held = held_bytes(survey(CacheDirectory(path, dir_fd, None))) if exists else 0
+                return measure(dir_fd, min(caps, default=None), held, self._limits(path))
+            finally:
+                DESCRIPTORS.close(dir_fd)
         except OSError:
             return None
 
@@ -100,6 +119,16 @@ class Stores:
         """Leave every directory."""
         for tier in list(self._stores):
             self.forget(tier)
+
+    def _path(self, tier: str) -> Path:
+        given = self._options.disk_directory if tier == "disk" else self._options.directory
+        if given:
+            return Path(given).absolute()
+        if tier == "shm" and not is_memory(file_system_type(places.SHM_PARENT)):
+            raise CacheError(
+                f"{places.SHM_PARENT}: not in memory, wanted a tmpfs. Mount one, or name another with directory."
+            )
+        return places.default_directory(tier)
 
     def _wish(self, tier: str) -> int | None:
         return self._options.disk_budget_bytes if tier == "disk" else self._options.budget_bytes
@@ -112,7 +141,7 @@ class Stores:
         )
 
     def _open(self, tier: str) -> ShardStore:
-        options, path, on_disk = self._options, self._path_of(tier), tier == "disk"
+        options, path, on_disk = self._options, self._path(tier), tier == "disk"
         limits = self._limits(path)
         store = open_store(
             path,
@@ -122,7 +151,7 @@ class Stores:
                 fill_timeout_s=options.fill_timeout_s,
                 room_timeout_s=options.room_timeout_s,
                 durable=on_disk and not limits.in_memory,
-                soon=self._soon,
+                upcoming=self._upcoming,
             ),
             # A disk directory that the user named is a tier of its own, which outlives the job.
             keep=options.keep or (on_disk and options.disk_directory is not None),
@@ -130,25 +159,3 @@ class Stores:
         )
         logger.info("%s: cache entered, a budget of %s.", path, store.budget())
         return store
-
-
-def budget_ahead(path: Path, wish: int | None, limits: Limits) -> Budget:
-    """The budget of whoever enters a directory, which need not be there yet.
-
-    Args:
-        path: The directory.
-        wish: The cap that the user wants in bytes; the one in force counts too, and the least of them is taken.
-        limits: The rest.
-
-    Raises:
-        OSError: It cannot be looked at.
-    """
-    there = path.is_dir()
-    place = path if there else next(parent for parent in path.parents if parent.is_dir()).resolve()
-    dir_fd = DESCRIPTORS.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        directory = CacheDirectory(path, dir_fd, None)
-        caps = [cap for cap in (wish, read_cap(dir_fd) if there else None) if cap is not None]
-        return measure(dir_fd, min(caps, default=None), held_bytes(survey(directory)) if there else 0, limits)
-    finally:
-        DESCRIPTORS.close(dir_fd)

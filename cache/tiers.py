@@ -1,81 +1,71 @@
-"""Which tier serves an entry: shared memory, a disk directory, or the source itself; and stepping down."""
+"""An entry from the first tier of its route that can serve it: leased, filled if need be, or a step further down."""
 
-import contextlib
 import logging
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
+from epistream.cache.direct import Direct
 from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
-from epistream.cache.prefetch import Prefetcher
-from epistream.cache.source.blob import Blob
+from epistream.cache.routes import KEEPING_TIERS, Routes
 from epistream.cache.source.entry import Entry
 from epistream.cache.source.fetch import Fetcher, checksum_of, write_all
-from epistream.cache.source.local import FileBlob, MappedBlob
-from epistream.cache.source.ranged import RangeBlob
-from epistream.cache.source.remote import Remote, RetryOptions
-from epistream.cache.stats import CacheStats, Counters
-from epistream.cache.store import places
-from epistream.cache.store.budget import Budget
-from epistream.cache.store.directory import Observer
+from epistream.cache.source.local import MappedBlob
+from epistream.cache.stats import Counters
 from epistream.cache.store.fill import write_mapped
 from epistream.cache.store.lease import Lease
-from epistream.cache.store.markers import mark_kept, write_origin
-from epistream.cache.store.places import file_system_type, is_memory, is_network
+from epistream.cache.store.markers import write_origin
 from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
 from epistream.cgroups import System
-from epistream.errors import CacheError, DeadlineError, EpistreamError
-from epistream.file_systems import local_path
+from epistream.errors import DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 << 20
-# Where entries are kept that are made from others; reading a file in place is no way to keep those.
-_MADE_TIERS = {"auto": "shm", "shm": "shm", "disk": "disk", "off": ""}
 
 
 class Tiers:
-    """The stores of one process, opened as they are needed."""
+    """Steps down from tier to tier, in one process.
+
+    Args:
+        options: What the user said.
+        stores: The tiers that keep entries.
+        direct: The sources themselves.
+        fetcher: Brings entries into a store.
+        counters: Told what happens.
+    """
 
     def __init__(
-        self, options: CacheOptions, storage_options: Mapping[str, Any], reserved_bytes: int, observe: Observer
+        self, options: CacheOptions, stores: Stores, direct: Direct, fetcher: Fetcher, counters: Counters
     ) -> None:
-        self.options = options
-        self._remote = Remote(
-            storage_options,
-            RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s),
-        )
-        self._fetcher = Fetcher(self._remote, options.parallel_requests, options.fetch_timeout_s)
-        self._counters = Counters()
-        self._mutex = threading.Lock()
-        self._stores = Stores(options, reserved_bytes, observe, self._path, self._soon)
-        self._prefetchers: list[Prefetcher] = []
+        self._options = options
+        self._stores = stores
+        self._direct = direct
+        self._fetcher = fetcher
+        self._counters = counters
+        self._routes = Routes(options.mode)
         self._relief = Relief(System())
-        self._routes: dict[str, tuple[tuple[str, ...], str]] = {}
-        self._versions: dict[str, str] = {}
 
-    # --- opening -----------------------------------------------------------------------------------------
+    # --- entries -----------------------------------------------------------------------------------------
 
-    def open(self, entry: Entry, before_wait: Callable[[], None] | None, *, wait: bool = True) -> OpenEntry:
-        """As `NodeCache.open`."""
-        tiers, reason = self._route(entry)
-        if tiers[0] != "direct":
-            entry = self.identified(entry)
+    def open(self, entry: Entry, before_wait: Callable[[], None] | None, *, wait: bool) -> OpenEntry:
+        """See `NodeCache.open`: from the cache, else directly."""
+        route = self._routes.of(entry)
+        reason = route.reason
+        if route.keeping_tier is not None:
+            entry = self._direct.identified(entry)
             if not wait:
-                return self._open_now(tiers[0], entry)
+                return self._open_now(route.keeping_tier, entry)
         before_wait = _once(before_wait)
-        for tier in tiers:
+        for tier in route.tiers:
             if tier == "direct":
                 break
             try:
                 lease = self._acquire(tier, entry, before_wait)
             except TooLargeError as error:
-                if self.options.mode == "shm":
+                if self._options.mode == "shm":
                     raise
                 reason = self._stores.step_down(tier, error)
                 continue
@@ -95,12 +85,12 @@ class Tiers:
                 self._counters.tell_tier(tier, reason)
                 return _mapped(entry, tier, lease)
             reason = self._stores.why_not(tier)
-        self._counters.add(**{"direct" if tiers[0] == "direct" else "bypasses": 1})
+        self._counters.add(**{"direct" if route.keeping_tier is None else "bypasses": 1})
         self._counters.tell_tier("direct", reason)
-        return OpenEntry(self._direct(entry), "direct", None)
+        return self._direct.open(entry)
 
     def _open_now(self, tier: str, entry: Entry) -> OpenEntry:
-        """The entry from the cache if it is there, else by ranges; somebody else fills it meanwhile."""
+        """The entry from the cache if it is in it, else by ranges; somebody else fills it meanwhile."""
         store = self._stores.get(tier)
         lease = store.lookup(entry.key, entry.size) if store is not None else None
         if lease is not None:
@@ -109,17 +99,17 @@ class Tiers:
             return _mapped(entry, tier, lease)
         self._counters.add(cold=1)
         self._counters.tell_tier("direct", "not there yet")
-        return OpenEntry(self._direct(entry), "direct", None)
+        return self._direct.open(entry)
 
     def open_made(
         self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool
     ) -> OpenEntry | None:
-        """As `NodeCache.open_made`."""
-        tier = _MADE_TIERS[self.options.mode]
-        store = self._stores.get(tier) if tier else None
-        if store is None:
+        """See `NodeCache.open_made`: only ever from the first tier of the mode, because nothing else keeps it."""
+        tier = next(iter(KEEPING_TIERS[self._options.mode]), None)
+        store = None if tier is None else self._stores.get(tier)
+        if tier is None or store is None:
             return None
-        entry = self.identified(entry)
+        entry = self._direct.identified(entry)
         outcome = Outcome()
         write = None if fill is None else partial(write_mapped, size=size, fill=fill)
         try:
@@ -138,29 +128,26 @@ class Tiers:
             return None
         return OpenEntry((MappedBlob(lease.view(0, size), entry.parts[0].url),), tier, lease)
 
-    def _route(self, entry: Entry) -> tuple[tuple[str, ...], str]:
-        """The tiers to try in order, the source itself last, and why."""
-        folder = entry.parts[0].url.rpartition("/")[0]
-        if folder not in self._routes:
-            self._routes[folder] = self._choose(entry.parts[0].url)
-            logger.info("%s: cache tiers %s: %s", folder, " -> ".join(self._routes[folder][0]), self._routes[folder][1])
-        return self._routes[folder]
+    # --- ahead -------------------------------------------------------------------------------------------
 
-    def _choose(self, url: str) -> tuple[tuple[str, ...], str]:
-        mode = self.options.mode
-        if mode == "off":
-            return ("direct",), "the cache is off"
-        if mode == "disk":
-            return ("disk", "direct"), "asked for"
-        if mode == "shm":
-            return ("shm", "direct"), "asked for"
-        path = local_path(url)
-        if path is None:
-            return ("shm", "disk", "direct"), "a remote source"
-        kind = file_system_type(path)
-        if is_network(kind):
-            return ("shm", "disk", "direct"), f"on a network file system ({kind})"
-        return ("direct",), f"on a local file system ({kind}), which the page cache shares"
+    def store_of(self, entry: Entry) -> ShardStore | None:
+        """The store of the entry's first tier; None if it is read in place, or the tier cannot be used."""
+        tier = self._routes.of(entry).keeping_tier
+        return None if tier is None else self._stores.get(tier)
+
+    def try_lease(self, entry: Entry) -> Lease | None:
+        """A lease of an identified entry in its first tier, filled if that needs no waiting for others; else None."""
+        tier, store = self._routes.of(entry).tiers[0], self.store_of(entry)
+        if store is None:
+            return None
+        outcome = Outcome()
+        lease = store.try_acquire(entry.key, entry.size, self._filler(tier, entry), outcome)
+        if outcome.filled:
+            self._counters.add_outcome(outcome)
+            self._counters.add(prefetches=1)
+        return lease
+
+    # --- filling -----------------------------------------------------------------------------------------
 
     def _acquire(self, tier: str, entry: Entry, before_wait: Callable[[], None] | None) -> Lease | None:
         """A lease in a tier; None if its directory cannot be used."""
@@ -186,84 +173,14 @@ class Tiers:
 
         return fill
 
-    # --- ahead -------------------------------------------------------------------------------------------
-
-    def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
-        """A prefetcher that is not started yet; it ends with `close`."""
-        made = Prefetcher(self, plan, entries, ahead)
-        with self._mutex:
-            self._prefetchers = [*(one for one in self._prefetchers if not one.is_closed), made]
-        return made
-
-    def _soon(self) -> frozenset[str]:
-        return frozenset[str]().union(*(prefetcher.soon for prefetcher in self._prefetchers))
-
-    def store_of(self, entry: Entry) -> ShardStore | None:
-        """The store of the entry's first tier; None if it is read in place, or the tier cannot be used."""
-        tier = self._route(entry)[0][0]
-        return None if tier == "direct" else self._stores.get(tier)
-
-    def try_lease(self, entry: Entry) -> Lease | None:
-        """A lease in the entry's first tier, filled if that needs no waiting for others; else None."""
-        tier, store = self._route(entry)[0][0], self.store_of(entry)
-        if store is None:
-            return None
-        entry = self.identified(entry)
-        outcome = Outcome()
-        lease = store.try_acquire(entry.key, entry.size, self._filler(tier, entry), outcome)
-        if outcome.filled:
-            self._counters.add_outcome(outcome)
-            self._counters.add(prefetches=1)
-        return lease
-
-    def keep(self, entries: Iterable[Entry]) -> None:
-        """As `NodeCache.keep`."""
-        keys: dict[ShardStore, list[str]] = {}
-        for entry in entries:
-            store = self.store_of(entry)
-            if store is not None:
-                keys.setdefault(store, []).append(self.identified(entry).key)
-        for store, chosen in keys.items():
-            with store.directory.locked(store.options.lock_timeout_s):
-                mark_kept(store.directory.dir_fd, chosen)
-
     def _fetch(self, entry: Entry, fd: int) -> None:
         fetched = self._fetcher.fetch(entry, fd)
         self._counters.add(bytes_fetched=fetched.num_bytes, refetches=fetched.num_refetches)
 
-    def _direct(self, entry: Entry) -> tuple[Blob, ...]:
-        blobs: list[Blob] = []
-        with contextlib.ExitStack() as undo:  # the first parts are closed if a later one cannot be opened
-            for part in entry.parts:
-                path = local_path(part.url)
-                if part.supply is not None:
-                    supplied = part.supply.open()
-                    undo.callback(supplied.close)
-                    blobs.append(supplied)
-                elif path is not None:
-                    file = FileBlob(path, part.size)
-                    undo.callback(file.close)
-                    blobs.append(file)
-                else:
-                    blobs.append(RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size)))
-            undo.pop_all()
-        return tuple(blobs)
-
-    def identified(self, entry: Entry) -> Entry:
-        """The entry with something in its key that tells its content, where the manifest tells no checksum."""
-        if entry.is_identified:
-            return entry
-        for part in entry.parts:
-            if part.url not in self._versions:
-                self._versions[part.url] = self._remote.version(part.url)
-        return entry.with_versions([self._versions[part.url] for part in entry.parts])
-
-    # --- the disk tier -----------------------------------------------------------------------------------
-
     @property
     def _disk_is_tier(self) -> bool:
         """Whether everything passes through the disk, so that what leaves memory need not be fetched again."""
-        return self.options.disk_directory is not None
+        return self._options.disk_directory is not None
 
     def _fill_from_disk(self, entry: Entry, fd: int) -> bool:
         """Copy an entry from the disk tier, which fetches it first if need be; False if the disk cannot help."""
@@ -288,47 +205,6 @@ class Tiers:
                 return False
         self._counters.add(disk_hits=int(outcome.hit))
         return True
-
-    # --- stores ------------------------------------------------------------------------------------------
-
-    def _path(self, tier: str) -> Path:
-        if tier == "disk":
-            given = self.options.disk_directory
-            return Path(given).absolute() if given else places.default_directory("disk")
-        if self.options.directory:
-            return Path(self.options.directory).absolute()
-        parent = places.SHM_PARENT
-        if not is_memory(file_system_type(parent)):
-            raise CacheError(f"{parent}: not in memory, wanted a tmpfs. Mount one, or name another with directory.")
-        return places.default_directory("shm")
-
-    # --- the whole ---------------------------------------------------------------------------------------
-
-    def budget(self) -> Budget | None:
-        """The budget of the first tier that can be used."""
-        order = {"off": (), "disk": ("disk",), "shm": ("shm",), "auto": ("shm", "disk")}
-        for tier in order[self.options.mode]:
-            store = self._stores.get(tier)
-            if store is not None:
-                return store.budget()
-        return None
-
-    def budget_ahead(self, entry: Entry) -> Budget | None:
-        """As `NodeCache.budget_ahead`."""
-        tier = self._route(entry)[0][0]
-        return None if tier == "direct" else self._stores.budget_ahead(tier)
-
-    def stats(self) -> CacheStats:
-        """Counters of this process."""
-        return self._counters.snapshot().with_retries(self._remote.num_retries)
-
-    def close(self) -> None:
-        """Leave every directory."""
-        with self._mutex:
-            prefetchers, self._prefetchers = self._prefetchers, []
-        for prefetcher in prefetchers:
-            prefetcher.close()
-        self._stores.close()
 
 
 def _mapped(entry: Entry, tier: str, lease: Lease) -> OpenEntry:

@@ -63,7 +63,7 @@ class StoreOptions:
         note_s: Lifetime of a note in ``.fill``.
         durable: Write entries through to the disk before they get their name, so that a power cut leaves no
             hollow shard. For directories that outlive the machine's uptime.
-        soon: Tells the keys that this process is about to use again: they are the last that it evicts.
+        upcoming: Tells the keys that this process is about to use again: they are the last that it evicts.
     """
 
     limits: Limits
@@ -73,7 +73,7 @@ class StoreOptions:
     lock_timeout_s: float = 60.0
     note_s: float = 5.0
     durable: bool = False
-    soon: Callable[[], Collection[str]] = tuple
+    upcoming: Callable[[], Collection[str]] = tuple
 
 
 @dataclass
@@ -210,7 +210,8 @@ class Filling:
                     f"{directory.path}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
                 )
             used = sum(item.charge_bytes for item in items if item.kind != FILL)
-            evicted = evict(directory, items if may_evict else [], used + wanted - budget.bytes, self.options.soon())
+            missing_bytes = used + wanted - budget.bytes
+            evicted = evict(directory, items if may_evict else [], missing_bytes, self.options.upcoming())
             if evicted is None:
                 raise NoRoomError(
                     f"{directory.path}: a budget of {budget}, {size_text(used)} held and too much of it leased, wanted "

@@ -38,7 +38,7 @@ _URL_ATTRIBUTE = "user.epistream.url"
 
 def read_cap(dir_fd: int) -> int | None:
     """The directory's cap in bytes; None for none."""
-    text = _read_cap(dir_fd)
+    text = _cap_text(dir_fd)
     return int(text) if text.isdecimal() else None
 
 
@@ -63,7 +63,7 @@ def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> N
         sole: Whether nobody else uses the directory.
         where: Its path, for the message.
     """
-    text = _read_cap(dir_fd)
+    text = _cap_text(dir_fd)
     if not (text == _NO_CAP or text.isdecimal()):  # none yet, or torn
         write_cap(dir_fd, wish)
     elif wish is not None and str(wish) != text:
@@ -79,7 +79,7 @@ def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> N
             )
 
 
-def _read_cap(dir_fd: int) -> str:
+def _cap_text(dir_fd: int) -> str:
     try:
         fd = DESCRIPTORS.open(_BUDGET, os.O_RDONLY, dir_fd=dir_fd)
     except FileNotFoundError:

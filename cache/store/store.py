@@ -12,7 +12,7 @@ No wait holds a lock: `acquire` polls for the fill right, and gives it back befo
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from epistream.cache.store.budget import Budget
@@ -258,6 +258,11 @@ class ShardStore:
         """Remove an entry that turned out to be damaged; those who lease it keep their mapping."""
         with self.directory.locked(self.options.lock_timeout_s):
             unlink(self.directory, key + SHARD)
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Let entries outlive the last user of the directory."""
+        with self.directory.locked(self.options.lock_timeout_s):
+            mark_kept(self.directory.dir_fd, keys)
 
     def give_back(self, wanted_bytes: int | None = None) -> int:
         """Evict unleased entries, the least recently used first.

@@ -12,10 +12,11 @@ import pytest
 import xxhash
 from faulty_server import FaultyServer, serve
 
-from epistream.cache import tiers
+from epistream.cache import routes
 from epistream.cache.node import CacheOptions, CacheStats, NodeCache
 from epistream.cache.source.entry import Entry, Part
 from epistream.cache.store import places
+from epistream.cache.store.budget import Budget
 from epistream.errors import CacheError, OptionError, SourceError
 
 MIB = 1 << 20
@@ -64,8 +65,8 @@ def test_auto_reads_local_disks_in_place_and_keeps_remote_sources(server: Faulty
 
 
 def test_auto_keeps_network_file_systems_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tiers.file_system_type
-    monkeypatch.setattr(tiers, "file_system_type", lambda path: "nfs4" if path.suffix == ".tar" else real(path))
+    real = routes.file_system_type
+    monkeypatch.setattr(routes, "file_system_type", lambda path: "nfs4" if path.suffix == ".tar" else real(path))
     with NodeCache(CacheOptions()) as cache:
         assert check(cache, local_entry(tmp_path / "a.tar"), 0) == "shm"
         assert "nfs4" in cache.stats().reason
@@ -243,7 +244,7 @@ class TestSmallTmpfs:
         self, server: FaultyServer, small: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The budget says there is room, the file system says no.
-        monkeypatch.setattr("epistream.cache.store.fill.measure", lambda *_: tiers.Budget(64 * MIB, {"cap": 64 * MIB}))
+        monkeypatch.setattr("epistream.cache.store.fill.measure", lambda *_: Budget(64 * MIB, {"cap": 64 * MIB}))
         with NodeCache(CacheOptions(directory=str(small / "c"), room_timeout_s=0.05)) as cache:
             kept = [cache.open(entry_of(server, number)) for number in (0, 1)]
             assert check(cache, entry_of(server, 2), 2) in ("direct", "disk")

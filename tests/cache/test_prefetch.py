@@ -96,11 +96,11 @@ def test_a_process_evicts_what_its_plan_is_about_to_use_last(cache_path: Path, e
         with held_by_another(cache_path, "p"):  # who fills is none of its business
             prefetcher = cache.prefetcher("p", entries[:4:3], ahead=4)
             prefetcher.start()
-            until(lambda: prefetcher.soon == {entries[0].key, entries[3].key})
+            until(lambda: prefetcher.upcoming == {entries[0].key, entries[3].key})
             cache.open(entries[4]).close()
             assert present(cache_path, entries) == [0, 2, 3, 4]
             prefetcher.advance(1)
-            until(lambda: prefetcher.soon == {entries[3].key})
+            until(lambda: prefetcher.upcoming == {entries[3].key})
             cache.open(entries[5]).close()
             assert present(cache_path, entries) == [2, 3, 4, 5], "0 was passed and is the oldest now"
 
@@ -117,7 +117,7 @@ def test_entries_without_checksums_are_protected_under_the_keys_that_they_are_ke
         with held_by_another(cache_path, "p"):
             prefetcher = cache.prefetcher("p", plain[:1], ahead=2)
             prefetcher.start()
-            until(lambda: prefetcher.soon == {paths[0].stem})
+            until(lambda: prefetcher.upcoming == {paths[0].stem})
             cache.open(plain[4]).close()
             assert [path.exists() for path in paths] == [True, False, True, True]
 

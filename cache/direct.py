@@ -1,0 +1,60 @@
+"""Entries that are read where they lie, and what tells versions of their sources apart."""
+
+import contextlib
+
+from epistream.cache.open_entry import OpenEntry
+from epistream.cache.source.blob import Blob
+from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.local import FileBlob
+from epistream.cache.source.ranged import RangeBlob
+from epistream.cache.source.remote import Remote
+from epistream.cache.stats import Counters
+from epistream.file_systems import local_path
+
+
+class Direct:
+    """Reads sources without the cache.
+
+    Args:
+        remote: Reads ranges of URLs.
+        counters: Told the bytes that ranges brought.
+    """
+
+    def __init__(self, remote: Remote, counters: Counters) -> None:
+        self._remote = remote
+        self._counters = counters
+        self._versions: dict[str, str] = {}
+
+    def open(self, entry: Entry) -> OpenEntry:
+        """The entry's parts, each by what it takes to read it.
+
+        Raises:
+            SourceError, SourceChangedError, FetchError: A part cannot be opened; none stays open then.
+        """
+        blobs: list[Blob] = []
+        with contextlib.ExitStack() as undo:
+            for part in entry.parts:
+                blobs.append(self._open_part(part))
+                undo.callback(blobs[-1].close)
+            undo.pop_all()
+        return OpenEntry(tuple(blobs), "direct", None)
+
+    def _open_part(self, part: Part) -> Blob:
+        if part.supply is not None:
+            return part.supply.open()
+        path = local_path(part.url)
+        if path is not None:
+            return FileBlob(path, part.size)
+        return RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size))
+
+    def identified(self, entry: Entry) -> Entry:
+        """The entry under the key that it is kept by: with a version where the manifest tells no checksum.
+
+        The source is asked for it once, which may take a request.
+        """
+        if entry.is_identified:
+            return entry
+        for part in entry.parts:
+            if part.url not in self._versions:
+                self._versions[part.url] = self._remote.version(part.url)
+        return entry.with_versions([self._versions[part.url] for part in entry.parts])
