@@ -10,7 +10,7 @@ from epistream.cache.store import places
 from epistream.cache.store.budget import Limits
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import USERS, CacheDirectory, open_private
-from epistream.cache.store.eviction import FILL, PART, SHARD, Item, survey, unlink
+from epistream.cache.store.eviction import FILL, PART, SHARD, Item, in_leaving_order, survey, unlink
 from epistream.cache.store.locks import LockFile, inode_holders
 from epistream.cache.store.markers import KEEP, Note, boot_time_s, read_note, read_origin, write_cap
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
@@ -179,7 +179,7 @@ def _holders(directory: CacheDirectory, name: str, locks: _Locks) -> tuple[int, 
 def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[EntryRow]:
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     rows = []
-    for item in sorted(items, key=lambda item: item.stamp_ns, reverse=True):
+    for item in reversed(in_leaving_order(items)):
         if item.kind == SHARD:
             idle_s = max(0.0, (now_ns - item.stamp_ns) / 1e9)
             pids, state = _holders(directory, item.name, locks), "ready"

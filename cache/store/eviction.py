@@ -1,9 +1,10 @@
-"""Accounting and eviction: what a directory holds, and how room is made. Used under ``.lock`` only."""
+"""What a directory holds, and who leaves first: the only place that orders by recency. Under ``.lock`` but for hits."""
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from epistream.cache.store.descriptors import DESCRIPTORS
@@ -123,31 +124,82 @@ def drop_fill(directory: CacheDirectory, key: str, note_s: float = 0.0) -> None:
         lock.close()
 
 
-def evict(
-    directory: CacheDirectory, items: list[Item], wanted_bytes: int, soon: Collection[str] = ()
-) -> list[int] | None:
-    """Unlink shards that nobody leases, the least recently used first, until `wanted_bytes` are freed.
+class Stamps:
+    """Recency: times on the boot clock, because the wall clock can be set back; never twice the same."""
 
-    Nothing is unlinked unless that suffices. Keys in `soon` go last.
+    def __init__(self) -> None:
+        self._last_ns = 0
+
+    def touch(self, fd: int) -> None:
+        """Make a file the most recently used."""
+        self._last_ns = max(time.clock_gettime_ns(time.CLOCK_BOOTTIME), self._last_ns + 1)
+        os.utime(fd, ns=(self._last_ns, self._last_ns))
+
+
+def in_leaving_order(items: Iterable[Item], upcoming: Collection[str] = ()) -> list[Item]:
+    """The least recently used first; keys in `upcoming`, which their process is about to use, last."""
+    return sorted(items, key=lambda item: (item.key in upcoming, item.stamp_ns))
+
+
+def rebase_stamps(directory: CacheDirectory, items: Iterable[Item]) -> None:
+    """Bring stamps from before a reboot, which lie in the future of this boot's clock, before all others."""
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    shards = in_leaving_order(item for item in items if item.kind == SHARD)
+    if any(item.stamp_ns > now_ns for item in shards):
+        for rank, item in enumerate(shards):
+            os.utime(item.name, ns=(rank, rank), dir_fd=directory.dir_fd, follow_symlinks=False)
+
+
+def evict(
+    directory: CacheDirectory, items: list[Item], wanted_bytes: int, upcoming: Collection[str] = ()
+) -> list[int] | None:
+    """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed; none unless that suffices.
 
     Returns:
         Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
         long and is done by the caller outside ``.lock``. None if leases stand in the way.
     """
-    victims: list[tuple[Item, int]] = []
+    victims, freed = _lock_victims(directory, items, wanted_bytes, upcoming)
+    if freed < wanted_bytes:
+        for _, fd in victims:
+            DESCRIPTORS.close(fd)
+        return None
+    return _unlink_victims(directory, victims)
+
+
+def evict_some(
+    directory: CacheDirectory, items: list[Item], wanted_bytes: int | None, upcoming: Collection[str] = ()
+) -> tuple[list[int], int]:
+    """As `evict`, but what there is if that does not suffice; None for all that nobody leases.
+
+    Returns:
+        The descriptors, and the bytes that they free.
+    """
+    all_bytes = sum(item.charge_bytes for item in items)
+    victims, freed = _lock_victims(directory, items, all_bytes if wanted_bytes is None else wanted_bytes, upcoming)
+    return _unlink_victims(directory, victims), freed
+
+
+_Victim = tuple[Item, int]
+
+
+def _lock_victims(
+    directory: CacheDirectory, items: list[Item], wanted_bytes: int, upcoming: Collection[str]
+) -> tuple[list[_Victim], int]:
+    """Unleased shards with their descriptors, exclusively locked, and the bytes of all of them."""
+    victims: list[_Victim] = []
     freed = 0
-    shards = [item for item in items if item.kind == SHARD]
-    for item in sorted(shards, key=lambda item: (item.key in soon, item.stamp_ns)):
+    for item in in_leaving_order((item for item in items if item.kind == SHARD), upcoming):
         if freed >= wanted_bytes:
             break
         fd = _lock_unleased(directory, item.name)
         if fd is not None:
             victims.append((item, fd))
             freed += item.charge_bytes
-    if freed < wanted_bytes:
-        for _, fd in victims:
-            DESCRIPTORS.close(fd)
-        return None
+    return victims, freed
+
+
+def _unlink_victims(directory: CacheDirectory, victims: list[_Victim]) -> list[int]:
     for item, _ in victims:
         directory.observe("evict.locked")
         unlink(directory, item.name)

@@ -18,6 +18,7 @@ from epistream.cache.store.eviction import (
     PART,
     SHARD,
     Item,
+    Stamps,
     charge,
     evict,
     free,
@@ -85,18 +86,6 @@ class Outcome:
     num_evicted: int = 0
     wait_s: float = 0.0
     fill_s: float = 0.0
-
-
-class Stamps:
-    """Recency: times on the boot clock, because the wall clock can be set back; never twice the same."""
-
-    def __init__(self) -> None:
-        self._last_ns = 0
-
-    def touch(self, fd: int) -> None:
-        """Make a file the most recently used."""
-        self._last_ns = max(time.clock_gettime_ns(time.CLOCK_BOOTTIME), self._last_ns + 1)
-        os.utime(fd, ns=(self._last_ns, self._last_ns))
 
 
 class Filling:

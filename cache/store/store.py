@@ -18,14 +18,23 @@ from pathlib import Path
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory, Observer, ignore
-from epistream.cache.store.eviction import FILL, SHARD, Item, evict, free, remove_remains, survey, unlink
+from epistream.cache.store.eviction import (
+    FILL,
+    SHARD,
+    Stamps,
+    evict_some,
+    free,
+    rebase_stamps,
+    remove_remains,
+    survey,
+    unlink,
+)
 from epistream.cache.store.fill import (
     Filler,
     Filling,
     NoRoomError,
     Outcome,
     PresentError,
-    Stamps,
     StoreOptions,
     TooLargeError,
 )
@@ -265,7 +274,7 @@ class ShardStore:
             mark_kept(self.directory.dir_fd, keys)
 
     def give_back(self, wanted_bytes: int | None = None) -> int:
-        """Evict unleased entries, the least recently used first.
+        """Evict unleased entries, the least recently used first and what this process is about to use last.
 
         Args:
             wanted_bytes: Stop when so much is free; None for all that nobody leases.
@@ -273,16 +282,11 @@ class ShardStore:
         Returns:
             Bytes given back.
         """
-        given, fds = 0, []
         with self.directory.locked(self.options.lock_timeout_s):
             items = remove_remains(self.directory, survey(self.directory), "", 0.0)
-            for item in sorted(items, key=lambda item: item.stamp_ns):
-                if item.kind == SHARD and (wanted_bytes is None or given < wanted_bytes):
-                    evicted = evict(self.directory, [item], item.charge_bytes) or []
-                    fds += evicted
-                    given += item.charge_bytes if evicted else 0
+            fds, freed = evict_some(self.directory, items, wanted_bytes, self.options.upcoming())
         free(fds)
-        return given
+        return freed
 
 
 def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe: Observer = ignore) -> ShardStore:
@@ -322,13 +326,4 @@ def _set_right(directory: CacheDirectory, options: StoreOptions, *, keep: bool, 
     if keep:
         mark_kept(directory.dir_fd)
     if sole:
-        _rebase(directory, remove_remains(directory, survey(directory), "", 0.0))
-
-
-def _rebase(directory: CacheDirectory, items: list[Item]) -> None:
-    """Bring stamps from before a reboot, which lie in the future of this boot's clock, before all others."""
-    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    shards = sorted((item for item in items if item.kind == SHARD), key=lambda item: item.stamp_ns)
-    if any(item.stamp_ns > now_ns for item in shards):
-        for place, item in enumerate(shards):
-            os.utime(item.name, ns=(place, place), dir_fd=directory.dir_fd, follow_symlinks=False)
+        rebase_stamps(directory, remove_remains(directory, survey(directory), "", 0.0))

@@ -122,6 +122,24 @@ def test_entries_without_checksums_are_protected_under_the_keys_that_they_are_ke
             assert [path.exists() for path in paths] == [True, False, True, True]
 
 
+def test_memory_pressure_spares_upcoming_entries_without_checksums(
+    cache_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [Entry((Part(entry.parts[0].url, SIZE),)) for entry in entries]
+    with cache_at(cache_path, 12) as cache, cache_at(cache_path, 12) as other:
+        paths = []
+        for entry in plain[:4]:  # 0 is the least recently used
+            other.open(entry).close()
+            paths += set(cache_path.glob("*.shard")) - set(paths)
+        with held_by_another(cache_path, "p"):
+            prefetcher = cache.prefetcher("p", plain[:1], ahead=2)
+            prefetcher.start()
+            until(lambda: prefetcher.upcoming == {paths[0].stem})
+            monkeypatch.setattr("epistream.cache.store.pressure.pressure_percent", lambda system: 50.0)
+            cache.open(plain[4]).close()
+            assert [path.exists() for path in paths] == [True, False, True, True]
+
+
 def test_closed_prefetchers_are_let_go_when_another_is_made(cache_path: Path, entries: list[Entry]) -> None:
     with cache_at(cache_path, 12) as cache:
         first = cache.prefetcher("p", entries, ahead=3)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cache_actors import SIZE, get, names, open_test_store
+from cache_actors import SIZE, get, key_of, names, open_test_store
 
 from epistream.cache.store.pressure import Relief
 from epistream.cgroups import System
@@ -33,6 +33,21 @@ def test_pressure_takes_nothing_that_is_leased(cache_path: Path, tmp_path: Path)
     assert Relief(system_at(tmp_path, 50.0)).look(store) == 0
     assert len(names(cache_path)) == 4
     for lease in leases:
+        lease.close()
+
+
+def test_pressure_spares_what_its_process_is_about_to_use_while_others_suffice(
+    cache_path: Path, tmp_path: Path
+) -> None:
+    store = open_test_store(cache_path, upcoming=lambda: {key_of(0), key_of(2)})
+    leases = [get(store, number) for number in range(8)]
+    for lease in leases[:6]:
+        lease.close()
+    assert Relief(system_at(tmp_path, 50.0)).look(store) == 2 * SIZE
+    assert names(cache_path) == {f"{number}.shard" for number in (0, 2, 4, 5, 6, 7)}
+    assert store.give_back(3 * SIZE) == 3 * SIZE, "they leave when nothing else is left"
+    assert names(cache_path) == {f"{number}.shard" for number in (2, 6, 7)}, "the older one first"
+    for lease in leases[6:]:
         lease.close()
 
 
