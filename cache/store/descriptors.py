@@ -57,11 +57,11 @@ class DescriptorRegistry:
                 return
             self._open.discard(fd)
             status = os.fstat(fd)
-            place = (status.st_dev, status.st_ino)
-            self._closing[fd] = place
+            inode = (status.st_dev, status.st_ino)
+            self._closing[fd] = inode
         os.close(fd)
         with self._mutex:
-            if self._closing.get(fd) is place:
+            if self._closing.get(fd) is inode:
                 del self._closing[fd]
 
     def unforked(self) -> AbstractContextManager[object]:
@@ -96,11 +96,11 @@ class DescriptorRegistry:
         closing, self._closing = self._closing, {}
         for fd in inherited:
             os.close(fd)
-        for fd, place in closing.items():
+        for fd, inode in closing.items():
             # The parent may have closed it already, and another thread may own the number now.
             with contextlib.suppress(OSError):
                 status = os.fstat(fd)
-                if (status.st_dev, status.st_ino) == place:
+                if (status.st_dev, status.st_ino) == inode:
                     os.close(fd)
         for ref in self._aware:
             aware = ref()

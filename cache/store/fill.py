@@ -98,12 +98,12 @@ class Filling:
         self._observe = directory.observe
 
     def run(
-        self, turn: LockFile, key: str, size: int, fill: Filler, outcome: Outcome, *, may_evict: bool = True
+        self, fill_lock: LockFile, key: str, size: int, fill: Filler, outcome: Outcome, *, may_evict: bool = True
     ) -> Lease:
         """Make room, write, verify and publish.
 
         Args:
-            turn: The exclusive lock on the key's ``.fill``; the caller closes it.
+            fill_lock: The exclusive lock on the key's ``.fill``; the caller closes it.
             key: The entry's key.
             size: Its bytes.
             fill: Writes them.
@@ -119,7 +119,7 @@ class Filling:
             TooLargeError: It can never fit.
         """
         started = time.monotonic()
-        turn.write_text(str(os.getpid()))
+        fill_lock.write_text(str(os.getpid()))
         part, evicted = self._reserve(key, size, may_evict)
         outcome.num_evicted += len(evicted)
         published = False
@@ -149,19 +149,19 @@ class Filling:
         except BaseException as error:
             if not published:
                 unlink(self.directory, key + PART)
-            self._note_failure(turn, error)
+            self._note_failure(fill_lock, error)
             DESCRIPTORS.close(part)
             raise
-        turn.write_text("")
+        fill_lock.write_text("")
         self._observe("fill.done")
         outcome.filled = True
         outcome.fill_s += time.monotonic() - started
         return Lease(part, key + SHARD, self.directory.dir_fd, size)
 
-    def _note_failure(self, turn: LockFile, error: BaseException) -> None:
+    def _note_failure(self, fill_lock: LockFile, error: BaseException) -> None:
         name = type(error).__name__
         text = write_note(Note("failed", name, str(error), boot_time_s())) if name in CARRIED else ""
-        turn.write_text(text)
+        fill_lock.write_text(text)
 
     def _allocate(self, part: int, size: int) -> None:
         """Get every page now: later, a full tmpfs would be SIGBUS instead of an error."""

@@ -140,6 +140,6 @@ def inode_holders() -> dict[tuple[int, int], list[int]]:
         fields = line.split()
         if len(fields) >= 6 and fields[1] == "FLOCK":
             major, minor, inode = fields[5].split(":")
-            place = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
-            holders.setdefault(place, []).append(int(fields[4]))
+            file_id = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+            holders.setdefault(file_id, []).append(int(fields[4]))
     return holders

@@ -47,12 +47,12 @@ class Relief:
         pressure = pressure_percent(self._system)
         if pressure is None or pressure < self._limit_percent:
             return 0
-        with contextlib.closing(LockFile(_FILE, store.directory.dir_fd)) as turn:
-            if not turn.try_exclusive() or not self._is_due(turn):
+        with contextlib.closing(LockFile(_FILE, store.directory.dir_fd)) as lock:
+            if not lock.try_exclusive() or not self._is_due(lock):
                 return 0
             given = store.give_back(int(store.held_bytes() * self._share))
             # Unrounded: a time that was rounded up would lie in the future of the next one to look.
-            turn.write_text(repr(boot_time_s()))
+            lock.write_text(repr(boot_time_s()))
         if given:
             logger.warning(
                 "%s: memory pressure %.0f%%, wanted below %.0f%%: %s given back. Lower memory_fraction.",
@@ -63,9 +63,9 @@ class Relief:
             )
         return given
 
-    def _is_due(self, turn: LockFile) -> bool:
+    def _is_due(self, lock: LockFile) -> bool:
         try:
-            last_s = float(turn.read_text())
+            last_s = float(lock.read_text())
         except ValueError:  # nobody yet, or torn
             return True
         return not 0 <= boot_time_s() - last_s < _BETWEEN_S

@@ -128,17 +128,17 @@ class ShardStore:
         room_deadline: float | None = None
         try:
             while True:
-                turn = self._wait_turn(key, size)
-                if isinstance(turn, Lease):
-                    return turn
+                granted = self._wait_fill_lock(key, size)
+                if isinstance(granted, Lease):
+                    return granted
                 try:
-                    return self._filling.run(turn, key, size, fill, outcome)
+                    return self._filling.run(granted, key, size, fill, outcome)
                 except PresentError:
                     continue
                 except NoRoomError as error:
                     reason = str(error)
                 finally:
-                    turn.close()
+                    granted.close()
                 now = time.monotonic()
                 room_deadline = room_deadline or now + self.options.room_timeout_s
                 self._wait_room(key, reason, room_deadline)
@@ -173,25 +173,24 @@ class ShardStore:
             outcome.hit = True
         if lease is not None or fill is None:
             return lease
-        turn = LockFile(key + FILL, self.directory.dir_fd)
+        fill_lock = LockFile(key + FILL, self.directory.dir_fd)
         try:
-            # A turn whose file was just removed belongs to nobody; the next try opens the new one.
-            if not turn.try_exclusive() or not turn.is_named():
+            # A lock whose file was just removed belongs to nobody; the next try opens the new one.
+            if not fill_lock.try_exclusive() or not fill_lock.is_named():
                 return None
-            note = read_note(turn.read_text())
-            if note is not None and note.is_fresh(self.options.note_s, boot_time_s()):
+            if self._fresh_note(fill_lock) is not None:
                 return None
-            # Who had the turn just before may have completed it.
+            # Who had the lock just before may have completed it.
             lease = self.lookup(key, size)
             if lease is None:
-                lease = self._filling.run(turn, key, size, fill, outcome, may_evict=may_evict)
+                lease = self._filling.run(fill_lock, key, size, fill, outcome, may_evict=may_evict)
             return lease
         except (NoRoomError, TooLargeError, PresentError):
             return None
         finally:
-            turn.close()
+            fill_lock.close()
 
-    def _wait_turn(self, key: str, size: int) -> Lease | LockFile:
+    def _wait_fill_lock(self, key: str, size: int) -> Lease | LockFile:
         """The entry, if somebody else completes it; else the right to fill it."""
         deadline = time.monotonic() + self.options.fill_timeout_s
         lock = LockFile(key + FILL, self.directory.dir_fd)
@@ -225,16 +224,16 @@ class ShardStore:
             if not keep:
                 lock.close()
 
-    def _follow_note(self, turn: LockFile) -> None:
-        note = self._fresh_note(turn)
+    def _follow_note(self, fill_lock: LockFile) -> None:
+        note = self._fresh_note(fill_lock)
         if note is None:
             return
         if note.kind == "bypass":
             raise NoRoomError(note.text)
         raise note.to_error()
 
-    def _fresh_note(self, turn: LockFile) -> Note | None:
-        note = read_note(turn.read_text())
+    def _fresh_note(self, fill_lock: LockFile) -> Note | None:
+        note = read_note(fill_lock.read_text())
         return note if note is not None and note.is_fresh(self.options.note_s, boot_time_s()) else None
 
     def _wait_room(self, key: str, reason: str, deadline: float) -> None:
