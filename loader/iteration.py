@@ -1,4 +1,4 @@
-"""One iteration of a StreamingLoader: the batches of an epoch, or of the rest of one, as they come in."""
+"""One run of a StreamingLoader through an epoch: batches from the pool, or read here."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +11,15 @@ from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import Job
 from epistream.loader.stream_iterator import StreamIterator
-from epistream.loader.workers.pool import Crew
+from epistream.loader.workers.pool import WorkerPool
 from epistream.loader.workers.thread_time import thread_effort
 from epistream.loader.workers.worker import NO_EPOCH, Message
 
 Views = dict[str, NDArray[Any]]
 
 
-class Loading:
-    """What a loader forgets when it iterates again.
+class Iteration:
+    """One run of a StreamingLoader through an epoch, or through the rest of one.
 
     Args:
         schedule: this rank's batches.
@@ -30,7 +30,7 @@ class Loading:
             which workers begin by themselves; every other continuation skips it.
     """
 
-    def __init__(self, schedule: Schedule, before: "Loading | None") -> None:
+    def __init__(self, schedule: Schedule, before: "Iteration | None") -> None:
         self._schedule = schedule
         self._has_run_out = False
         self.serial: int = NO_EPOCH + 2
@@ -44,34 +44,34 @@ class Loading:
         return self._schedule.epoch, self._schedule.position_after(num_batches - 1)
 
     def collect(
-        self, crew: Crew, recorder: StatsRecorder, timeout_s: float, on_failure: Callable[[], None]
+        self, pool: WorkerPool, recorder: StatsRecorder, timeout_s: float, on_failure: Callable[[], None]
     ) -> Iterator[Views]:
         """The batches that workers prepare, as views of their memory or as copies.
 
         Args:
-            crew: has been told to run this iteration.
+            pool: has been told to run this iteration.
             recorder: is told what happens.
             timeout_s: how long to wait for a batch.
-            on_failure: called before an error is raised that leaves the crew of no use.
+            on_failure: called before an error is raised that leaves the pool of no use.
 
         Raises:
-            StateError: the crew runs another iteration by now, was stopped, or is another process's.
-            WorkerError, DeadlineError: see `Crew.receive`.
+            StateError: the pool runs another iteration by now, was stopped, or is another process's.
+            WorkerError, DeadlineError: see `WorkerPool.receive`.
             EpistreamError: what a worker could not read.
         """
-        for number, batches in enumerate(crew.slots.groups(self._schedule.num_batches, crew.num_workers)):
-            worker_index = number % crew.num_workers
+        for number, batches in enumerate(pool.slots.groups(self._schedule.num_batches, pool.num_workers)):
+            worker_index = number % pool.num_workers
             started = time.perf_counter()
-            message = self._receive(crew, worker_index, timeout_s, on_failure)
+            message = self._receive(pool, worker_index, timeout_s, on_failure)
             if message.first_batch != batches[0]:
                 raise WorkerError(
                     f"worker {worker_index}: sent batch {message.first_batch}, wanted {batches[0]}. This is a defect "
                     "of epistream; please report it."
                 )
             recorder.receive(worker_index, message, time.perf_counter() - started)
-            arrays, copied = crew.take(worker_index, message)
+            arrays, copied = pool.take(worker_index, message)
             for batch_index, views in zip(batches, arrays, strict=True):
-                self._check_current(crew)
+                self._check_current(pool)
                 recorder.hand_out(len(views["step_index"]), copied)
                 self._has_run_out = batch_index + 1 == self._schedule.num_batches
                 yield views
@@ -103,11 +103,13 @@ class Loading:
     def _leads_to(self, schedule: Schedule) -> bool:
         return self._has_run_out and (schedule.epoch, schedule.start) == (self._schedule.epoch + 1, 0)
 
-    def _receive(self, crew: Crew, worker_index: int, timeout_s: float, on_failure: Callable[[], None]) -> Message:
+    def _receive(
+        self, pool: WorkerPool, worker_index: int, timeout_s: float, on_failure: Callable[[], None]
+    ) -> Message:
         while True:
-            self._check_current(crew)
+            self._check_current(pool)
             try:
-                message = crew.receive(worker_index, timeout_s)
+                message = pool.receive(worker_index, timeout_s)
             except BaseException:
                 on_failure()
                 raise
@@ -119,10 +121,10 @@ class Loading:
                     raise message.error
                 return message
             if message.slot >= 0:  # left over from an iteration that was broken off
-                crew.give_back(worker_index, message.slot)
+                pool.give_back(worker_index, message.slot)
 
-    def _check_current(self, crew: Crew) -> None:
-        if not crew.is_running(self.serial):
+    def _check_current(self, pool: WorkerPool) -> None:
+        if not pool.is_running(self.serial):
             raise StateError(
                 "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
                 "the process that this one was forked from. Iterate one at a time, or make a second loader."

@@ -13,7 +13,7 @@ import torch
 from epistream.errors import OptionError
 from epistream.loader.agreement import check_agreement
 from epistream.loader.device import Hook, check_device, feed
-from epistream.loader.iteration import Loading, Views
+from epistream.loader.iteration import Iteration, Views
 from epistream.loader.monitoring.diagnosis import Situation
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
@@ -25,7 +25,7 @@ from epistream.loader.state import make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.streaming import Stream
 from epistream.loader.workers.cores import num_usable_cores
-from epistream.loader.workers.pool import Crew, StartMethod
+from epistream.loader.workers.pool import StartMethod, WorkerPool
 from epistream.loader.workers.slots import Slots
 
 T = TypeVar("T")
@@ -96,9 +96,9 @@ class StreamingLoader:
         self._slots_per_worker = prefetch + 2
         self._slots = Slots.plan(stream.job, max(1, self._num_workers), self._slots_per_worker)
         self._timeout_s = timeout_s
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._loading: Loading | None = None  # the iteration begun last
+        self._iteration: Iteration | None = None  # begun last
         self._recorder = StatsRecorder()
         world = stream.job.world
         # It must not keep the loader alive: a loader that is dropped ends its workers at once.
@@ -135,7 +135,7 @@ class StreamingLoader:
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the worker processes that run now, by worker."""
-        return self._crew.pids if self._crew is not None else []
+        return self._pool.pids if self._pool is not None else []
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be `epoch`. Not needed in ordinary loops: the loader counts epochs by itself.
@@ -168,9 +168,9 @@ class StreamingLoader:
 
     def report(self) -> PerformanceReport:
         """What limits this run and what to change, with figures; takes some milliseconds for every worker."""
-        job, crew = self.stream.job, self._crew
+        job, pool = self.stream.job, self._pool
         title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._way()}"
-        memory = measure_memory(self.worker_pids, crew.ring.num_bytes if crew else 0, job.cache.options)
+        memory = measure_memory(self.worker_pids, pool.ring.num_bytes if pool else 0, job.cache.options)
         return PerformanceReport.make(title, self.stats(), self._situation(), memory, job.left_out)
 
     def print_performance_report(self, file: TextIO | None = None) -> None:
@@ -180,27 +180,27 @@ class StreamingLoader:
     def __iter__(self) -> Iterator[Any]:
         """Start the next epoch (or go on after `load_state_dict`); filling begins now, not at the first ``next``."""
         job = self.stream.job
-        if self._loading is None:
+        if self._iteration is None:
             check_agreement(job)
         epoch, start = self.stream.cursor
         schedule = job.schedule(epoch, start)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.
         self.stream.set_epoch(epoch + 1)
-        self._loading = loading = Loading(schedule, self._loading)
-        self._consumed = loading.place(0)
+        self._iteration = iteration = Iteration(schedule, self._iteration)
+        self._consumed = iteration.place(0)
         self._recorder.begin()
         if self._num_workers == 0:
-            return self._hand_out(loading, loading.read_here(job, self._recorder))
-        crew = self._hire()
-        crew.run(loading.serial, epoch, start)
-        return self._hand_out(loading, loading.collect(crew, self._recorder, self._timeout_s, self.close))
+            return self._hand_out(iteration, iteration.read_here(job, self._recorder))
+        pool = self._ensure_pool()
+        pool.run(iteration.serial, epoch, start)
+        return self._hand_out(iteration, iteration.collect(pool, self._recorder, self._timeout_s, self.close))
 
     def close(self) -> None:
         """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
         self._monitor.stop()
         if self._finalizer is not None:
             self._finalizer()
-            self._finalizer = self._crew = None
+            self._finalizer = self._pool = None
         self._recorder.restart(shared_cache=self._start_method is None)
         self.stream.job.cache.close()
 
@@ -236,31 +236,31 @@ class StreamingLoader:
             else None,
         )
 
-    def _hire(self) -> Crew:
-        if self._crew is None or not self._crew.is_ours:
+    def _ensure_pool(self) -> WorkerPool:
+        if self._pool is None or not self._pool.is_ours:
             job, num_slots = self.stream.job, self._num_workers * self._slots_per_worker
             # The rings of all ranks of this node come first; the cache's budget is what they leave.
             job.cache.reserve(num_slots * self._slots.layout.num_bytes * job.world.local_size)
-            self._crew = Crew(job, self._slots, self._num_workers, self._slots_per_worker, self._start_method)
+            self._pool = WorkerPool(job, self._slots, self._num_workers, self._slots_per_worker, self._start_method)
             # Also when the loader is dropped or the interpreter ends, but never in a forked child.
-            self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._crew)
-        return self._crew
+            self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._pool)
+        return self._pool
 
-    def _hand_out(self, loading: Loading, batches: Iterator[Views]) -> Iterator[Any]:
+    def _hand_out(self, iteration: Iteration, batches: Iterator[Views]) -> Iterator[Any]:
         """Finish batches and hand them out, keeping `_consumed` true. It begins at the first ``next``."""
         self._monitor.start()  # the workers are forked by now
-        ring = None if self._crew is None else self._crew.ring
+        ring = None if self._pool is None else self._pool.ring
         with feed(map(self.stream.finish, batches), self._device, self._on_device, ring) as moved:
             for num_batches, batch in enumerate(moved, 1):
                 self._monitor.tick()
-                if loading is self._loading:
-                    self._consumed = loading.place(num_batches)
+                if iteration is self._iteration:
+                    self._consumed = iteration.place(num_batches)
                 yield batch
 
 
-def _stop_in(pid: int, crew: Crew) -> None:
+def _stop_in(pid: int, pool: WorkerPool) -> None:
     if os.getpid() == pid:
-        crew.stop()
+        pool.stop()
 
 
 def _weakly(method: Callable[[], T]) -> Callable[[], T]:

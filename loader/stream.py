@@ -19,7 +19,7 @@ from epistream.loader.order.world import World
 from epistream.loader.random_access import RandomAccess
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.samples.collate import Finisher
+from epistream.loader.samples.collate import Collator
 from epistream.loader.samples.normalize import Normalizer
 from epistream.loader.samples.transforms import ChannelsFirst, InOrder
 from epistream.loader.streaming import Stream
@@ -95,8 +95,8 @@ class EpisodeStream(Stream):
         super().__init__()
         options = changed(options or StreamOptions(), changes)
         dataset = open_dataset(source, storage_options, on_bad=options.on_bad, layout=options.layout)
-        self._finisher = Finisher(dataset, options)
-        chosen, window = self._finisher.features, self._finisher.window
+        self._collator = Collator(dataset, options)
+        chosen, window = self._collator.features, self._collator.window
         split = options.split
         if split == "auto":
             split = "train" if "train" in dataset.splits else None
@@ -159,7 +159,7 @@ class EpisodeStream(Stream):
     @property
     def normalizer(self) -> Normalizer | None:
         """What `normalize` does, for ``unnormalize`` of a policy's actions and for the checkpoint; None without it."""
-        return self._finisher.normalizer
+        return self._collator.normalizer
 
     def locate(self, position: int, epoch: int | None = None) -> WindowPlace:
         """The window that stands at a position of an epoch, to look into a step that went wrong.
@@ -203,4 +203,4 @@ class EpisodeStream(Stream):
         """
         if with_repeats is None:
             with_repeats = self._job.remainder == "pad" or self._job.on_bad == "skip"
-        return self._transform(self._finisher(views, with_repeats=with_repeats))
+        return self._transform(self._collator(views, with_repeats=with_repeats))

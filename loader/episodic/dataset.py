@@ -208,7 +208,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         """Samples at (episode, step), in one read; one by one when that fails, so that only what is bad falls back."""
         episodes, steps = zip(*places, strict=True)
         try:
-            batch = self._finisher(self._access.read(episodes, steps), with_repeats=False)
+            batch = self._collator(self._access.read(episodes, steps), with_repeats=False)
         except (EpistreamError, OSError) as error:
             if len(places) > 1:
                 return [sample for place in places for sample in self._read([place])]

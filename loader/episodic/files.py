@@ -27,7 +27,7 @@ from epistream.loader.reading.batch_layout import choose_features
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
 from epistream.loader.samples.action_delta import ActionDelta
-from epistream.loader.samples.collate import Finisher, SampleOptions
+from epistream.loader.samples.collate import Collator, SampleOptions
 from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 from epistream.sharding.dataset import open_dataset
 
@@ -76,11 +76,11 @@ class EpisodicFiles:
     def _read_with(self, frames: FrameOptions, cache: CacheOptions, max_open_shards: int) -> None:
         """Decide what is read of them, and how."""
         self._frames = frames
-        self._finisher = self._make_finisher()
+        self._collator = self._make_collator()
         self._access = RandomAccess(
             self._dataset,
-            self._finisher.features,
-            self._finisher.window,
+            self._collator.features,
+            self._collator.window,
             NodeCache(cache, self._dataset.storage_options),
             ReaderOptions(max_open_shards, frames),
         )
@@ -119,7 +119,7 @@ class EpisodicFiles:
         number = self._table.number(dataset_path)
         if not 0 <= start_ts < self.episode_len[number]:
             raise OptionError(f"{os.fspath(dataset_path)}: step {start_ts} of {self.episode_len[number]}.")
-        batch = self._finisher(self._access.read([number], [start_ts]), with_repeats=False)
+        batch = self._collator(self._access.read([number], [start_ts]), with_repeats=False)
         images = batch["image"][0].movedim(-3, -1).numpy()
         instruction, reasoning = self._words(number, start_ts)
         return {
@@ -190,7 +190,7 @@ class EpisodicFiles:
         """Leave the node's cache; the last process out removes it. Reading goes on and enters it again."""
         self._access.close()
 
-    def _make_finisher(self) -> Finisher:
+    def _make_collator(self) -> Collator:
         features, space = self._dataset.features, str(self.ctrl_space)
         self._cameras = camera_features(features, self.camera_names)
         self._states = motion_features(features, "observation.state", space, self.state_features, "state_features")
@@ -214,7 +214,7 @@ class EpisodicFiles:
         options = SampleOptions(
             features=names, sample_format=sample_format, action_delta=delta, image_size=self._frames.image_size
         )
-        return Finisher(self._dataset, options)
+        return Collator(self._dataset, options)
 
     def _instruction(self, episode: int) -> str:
         if self._hook_takes_path is None:

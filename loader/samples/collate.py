@@ -39,7 +39,7 @@ class SampleOptions:
     image_size: tuple[int, int] | None = None
 
 
-class Finisher:
+class Collator:
     """Makes of a batch's arrays what a training loop gets. Picklable.
 
     Attributes:
@@ -87,7 +87,7 @@ class Finisher:
         self._squeezed = [name for name in self.features if options.squeeze and len(window.offsets(name)) == 1]
 
     def __call__(self, views: Mapping[str, NDArray[Any]], with_repeats: bool) -> Any:
-        """Finish a batch.
+        """Make of a batch what a training loop gets.
 
         Args:
             views: the arrays of `BatchLayout`, B rows each; changed in place, and shared by what is returned.

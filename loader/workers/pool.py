@@ -40,7 +40,7 @@ class _Member:
         self.arrived.register(self.messages.fileno(), select.POLLIN)
 
 
-class Crew:
+class WorkerPool:
     """`num_workers` processes (or threads, with `start_method` None), each with slots of its own in one ring.
 
     Args:

@@ -20,7 +20,7 @@ from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.plan import Plan, ScannedFile, describe_faults, identity, make_plan, scan_file
-from epistream.sharding.pack.pool import Crew, Pulse
+from epistream.sharding.pack.pool import Pulse, TaskPool
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport
 from epistream.sharding.pack.shard_task import (
     ShardResult,
@@ -77,8 +77,8 @@ def pack(
     """
     options = (options or PackOptions()).changed(**changes)
     paths = find_sources(sources)
-    with Workspace(str(out), options, storage_options) as workspace, Crew(options.workers, str(out)) as crew:
-        return _Job(paths, workspace, crew, options, progress).run()
+    with Workspace(str(out), options, storage_options) as workspace, TaskPool(options.workers, str(out)) as pool:
+        return _Job(paths, workspace, pool, options, progress).run()
 
 
 @dataclass
@@ -112,12 +112,12 @@ class _Job:
         self,
         paths: Sequence[Path],
         workspace: Workspace,
-        crew: Crew,
+        pool: TaskPool,
         options: PackOptions,
         progress: Listener | None,
     ) -> None:
         self._started = time.monotonic()
-        self._paths, self._workspace, self._crew = paths, workspace, crew
+        self._paths, self._workspace, self._pool = paths, workspace, pool
         self._options, self._progress = options, progress
         self._faults: list[str] = []
 
@@ -138,7 +138,7 @@ class _Job:
             checksums = self._hash_sources(scans)
             manifest = self._publish(plan, scans, made, checksums, versions)
         except BaseException as error:
-            self._crew.stop()
+            self._pool.stop()
             self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
             raise
         self._workspace.conclude(manifest.columns.names)
@@ -148,7 +148,7 @@ class _Job:
         """Look into every file, in the order given."""
         scans: dict[int, ScannedFile] = {}
         tasks = [(str(path), self._options) for path in self._paths]
-        for position, scan in self._crew.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
+        for position, scan in self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
             scans[position] = scan
             num_faults = sum(len(one.faults) for one in scans.values())
             self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
@@ -222,7 +222,7 @@ class _Job:
         function = pack_or_resume if is_resumed else pack_shard
         early: dict[int, ShardResult] = {}
         position = 0
-        for finished, result in self._crew.map(function, self._tasks(plan, scans), tick):
+        for finished, result in self._pool.map(function, self._tasks(plan, scans), tick):
             self._note_faults(result.faults)
             early[finished] = result
             # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at
@@ -234,7 +234,7 @@ class _Job:
 
     def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
         checksums: dict[int, str] = {}
-        for position, checksum in self._crew.map(hash_source, [scan.path for scan in scans if scan.episodes]):
+        for position, checksum in self._pool.map(hash_source, [scan.path for scan in scans if scan.episodes]):
             checksums[position] = checksum
             self._tell(PackProgress("hashing", len(checksums), len(scans)))
         return [checksums[position] for position in sorted(checksums)]

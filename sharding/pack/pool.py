@@ -48,7 +48,7 @@ class Pulse:
             self._on_change()
 
 
-class Crew:
+class TaskPool:
     """Some processes for the tasks of one job, started when they are first needed.
 
     A context manager: leaving it stops whatever still runs and waits for it, so that afterwards nothing writes.
@@ -68,7 +68,7 @@ class Crew:
         self._executor: ProcessPoolExecutor | None = None
         self._children: set[Any] = set()
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "TaskPool":
         return self
 
     def __exit__(self, *_: object) -> None:

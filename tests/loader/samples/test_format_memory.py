@@ -20,7 +20,7 @@ def test_ilstudio_and_lerobot_bytes_are_views_of_the_batch_memory(aloha_shards):
     def note(batch):
         for name in ("observation.images.angle", "observation.images.top", "observation.state", "action"):
             addresses[name] = batch[name].data_ptr()
-        return IlStudioFormat()(batch, stream._finisher._context)
+        return IlStudioFormat()(batch, stream._collator._context)
 
     stream = in_order(
         aloha_shards,
