@@ -10,7 +10,7 @@ from epistream.errors import StateError, WorkerError
 from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import Job
-from epistream.loader.stream_iterator import StreamIterator
+from epistream.loader.stream_base import StreamIterator
 from epistream.loader.workers.pool import WorkerPool
 from epistream.loader.workers.thread_time import thread_effort
 from epistream.loader.workers.worker import NO_EPOCH, Message

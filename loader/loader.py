@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from epistream.errors import OptionError
-from epistream.loader.agreement import check_agreement
 from epistream.loader.device import Hook, check_device, feed
 from epistream.loader.iteration import Iteration, Views
 from epistream.loader.monitoring.diagnosis import Situation
@@ -21,9 +20,9 @@ from epistream.loader.monitoring.report import PerformanceReport
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
 from epistream.loader.order.working_set import budget_advice
 from epistream.loader.order.world import World
-from epistream.loader.state import make_state
+from epistream.loader.state import check_agreement, make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
-from epistream.loader.streaming import Stream
+from epistream.loader.stream_base import Stream
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.loader.workers.pool import StartMethod, WorkerPool
 from epistream.loader.workers.slots import Slots

@@ -17,7 +17,7 @@ from epistream.loader.order.world import World
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.mixture_job import DATASET_INDEX, MixtureJob
 from epistream.loader.stream import EpisodeStream
-from epistream.loader.streaming import Batch, Stream
+from epistream.loader.stream_base import Batch, Stream
 
 
 class Mixture(Stream):

@@ -22,7 +22,7 @@ from epistream.loader.reading.job import ReadJob
 from epistream.loader.samples.collate import Collator
 from epistream.loader.samples.normalize import Normalizer
 from epistream.loader.samples.transforms import ChannelsFirst, InOrder
-from epistream.loader.streaming import Stream
+from epistream.loader.stream_base import Stream
 from epistream.sharding.dataset import open_dataset
 
 logger = logging.getLogger(__name__)
