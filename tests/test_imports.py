@@ -14,8 +14,7 @@ import epistream
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {
-    *("epistream.errors", "epistream._version", "epistream.cgroups", "epistream.file_systems", "epistream.lru"),
-    "epistream.units",
+    f"epistream.{name}" for name in ("_version", "cgroups", "errors", "file_systems", "lru", "processes", "units")
 }
 
 # What the modules of each sub-package may import besides their own and the leaves.

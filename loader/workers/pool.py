@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from epistream.loader.workers.pipe import Kind, Record, RecordPipe
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
 from epistream.loader.workers.worker import NO_EPOCH, Message, WorkerSeat, run_process, run_worker
+from epistream.processes import how_it_ended
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -199,13 +201,7 @@ def _obituary(member: _Member) -> str:
     assert process is not None
     process.join(1.0)
     code = process.exitcode
-    where = f"worker {member.seat.worker_index} (pid {process.pid})"
-    if code == -9:
-        return (
-            f"{where}: killed by SIGKILL, usually by the kernel, out of memory. Look into 'dmesg'; lower the cache "
-            "budget, the batch size or num_workers."
-        )
-    if code == -7:
-        return f"{where}: killed by SIGBUS. A file or memory mapping shrank under it; is /dev/shm full?"
-    how = f"killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
-    return f"{where}: {how}, without a word. Its own output, above, may say why."
+    cure = "Its own output, above, may say why."
+    if code == -signal.SIGKILL:
+        cure = "Look into 'dmesg'; lower the cache budget, the batch size or num_workers."
+    return f"worker {member.seat.worker_index} (pid {process.pid}): {how_it_ended(code)}. {cure}"

@@ -1,8 +1,6 @@
 """What runs in a worker, be it a process or a thread: fill slots of the ring with the batches that are its share."""
 
 import os
-import signal
-import threading
 import time
 import traceback
 from collections import deque
@@ -10,8 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 
 from epistream.cache.stats import CacheStats
@@ -23,12 +20,11 @@ from epistream.loader.workers.pipe import Kind, Record, RecordPipe
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
 from epistream.loader.workers.thread_time import Effort, EffortMeter
+from epistream.processes import end_with_parent
 
-# How often a worker looks whether its parent is still there; the time that orphans may live on.
-_PARENT_CHECK_S = 0.5
 # How long shards are held while waiting: short against the time that a process waits for room in the cache.
 _HOLD_S = 0.02
-# An orphan that cannot unwind in this time is stuck in a foreign call; leaving at once frees its locks and memory.
+# An orphan gives back leases and memory in a fraction of this, unless it is stuck.
 _ORPHAN_GRACE_S = 10.0
 
 
@@ -73,32 +69,12 @@ class WorkerSeat:
 
 def run_process(seat: WorkerSeat) -> None:
     """Entry point of a worker process: run the seat; leave in good order when told to, or when the parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, _leave)
+    end_with_parent(_ORPHAN_GRACE_S)
     raise_limit()
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
         run_worker(seat)
     finally:
         seat.job.cache.close()
-
-
-def _leave(signal_number: int, frame: object) -> None:
-    raise SystemExit(128 + signal_number)
-
-
-def _watch_parent(parent_pid: int) -> None:
-    """End this process when its parent has died: orphans would hold leases and memory for ever."""
-    parent = parent_process()
-    sentinel = [] if parent is None else [parent.sentinel]
-    # Two signs, because each can fail: a sibling forked later keeps the sentinel's pipe open, and under
-    # forkserver the process that forked us is not the one that started us.
-    while os.getppid() == parent_pid and not wait(sentinel, _PARENT_CHECK_S):
-        if not sentinel:
-            time.sleep(_PARENT_CHECK_S)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORPHAN_GRACE_S)
-    os._exit(1)
 
 
 def run_worker(seat: WorkerSeat) -> None:

@@ -1,19 +1,14 @@
 """Runs the tasks of a job in this process or in several, with counters that the job can watch while they run."""
 
-import contextlib
 import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from types import FrameType
 from typing import Any, TypeVar
 
 from epistream.errors import DeadlineError, PackError, WorkerError
+from epistream.processes import end_with_parent, how_it_ended
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -198,22 +193,7 @@ def _begin(cells: Any) -> None:
     """Prepare a worker process."""
     global _cells
     _cells = cells
-    # Ctrl-C reaches every process of the terminal; the job decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    """Leave as soon as the parent is gone, however it went."""
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _leave(signum: int, frame: FrameType | None) -> None:
-    os._exit(128 + signum)
+    end_with_parent()
 
 
 def _call(function: Callable[[Task, Pulse], Result], task: Task, slot: int) -> Result:
@@ -230,14 +210,8 @@ def _died(what: str, children: set[Any]) -> str:
     `children` may hold processes that the calling program started; as long as they live they have no exit code.
     """
     codes = [child.exitcode for child in children if child.exitcode not in (None, 0, -15, 128 + 15)]
-    how = "a packing process ended unexpectedly"
-    for code in codes[:1]:
-        name = str(code)
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                name = signal.Signals(-code).name
-        how = f"a packing process was ended by {name}" if code < 0 else f"a packing process ended with code {name}"
+    how = how_it_ended(codes[0] if codes else None, "was ended")
     remedy = "If memory ran out, use fewer --workers; 'pack --resume' keeps the complete shards."
     if 1 in codes:
         remedy = 'A script that packs with several workers must do it under: if __name__ == "__main__":'
-    return f"{what}: {how}, wanted every one to finish. {remedy}"
+    return f"{what}: a packing process {how}. {remedy}"

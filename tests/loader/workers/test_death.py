@@ -20,12 +20,13 @@ SCRIPT = """
 import signal, sys
 import epistream as es
 
-shards, directory, num_workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+shards, directory, num_workers, start_method = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 stream = es.EpisodeStream(shards, batch_size=4, seed=0, features=["action", "observation.images.top"],
                           cache=es.CacheOptions(mode="shm", directory=directory))
-loader = es.StreamingLoader(stream, num_workers=num_workers)
+loader = es.StreamingLoader(stream, num_workers=num_workers, start_method=start_method)
 batches = iter(loader)
-next(batches)
+for _ in range(num_workers):  # one of each: all are in the cache, and not just entering it
+    next(batches)
 print(*loader.worker_pids, flush=True)
 sys.stdin.read()  # until the test ends this process
 """
@@ -57,9 +58,9 @@ def start(aloha_shards, cache_directory):
     """Start a training process in a group of its own; returns it and the pids of its workers."""
     processes = []
 
-    def start(num_workers=2):
+    def start(num_workers=2, start_method="fork"):
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(aloha_shards), str(cache_directory), str(num_workers)],
+            [sys.executable, "-c", SCRIPT, str(aloha_shards), str(cache_directory), str(num_workers), start_method],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -80,8 +81,9 @@ def start(aloha_shards, cache_directory):
             pass
 
 
-def test_training_process_killed_takes_its_workers_and_the_memory_along(start, cache_directory):
-    process, workers = start()
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_training_process_killed_takes_its_workers_and_the_memory_along(start, cache_directory, start_method):
+    process, workers = start(start_method=start_method)
     assert len(workers) == 2
     assert cache_directory.is_dir()
     process.kill()
