@@ -23,42 +23,46 @@ class Iteration:
 
     Args:
         schedule: this rank's batches.
+        recorder: is told what happens.
         before: the iteration that this one replaces.
 
     Attributes:
         serial: tells its messages from those of other iterations. The number after it belongs to the next epoch,
             which workers begin by themselves; every other continuation skips it.
+        place: epoch and position that the training loop has come to; None where that is where the next iteration
+            begins, as at the end.
     """
 
-    def __init__(self, schedule: Schedule, before: "Iteration | None") -> None:
-        self._schedule = schedule
+    def __init__(self, schedule: Schedule, recorder: StatsRecorder, before: "Iteration | None") -> None:
+        self._schedule, self._recorder = schedule, recorder
+        self._num_taken = 0
+        self.place = (schedule.epoch, schedule.start) if schedule.num_batches else None
         self._has_run_out = False
         self.serial: int = NO_EPOCH + 2
         if before is not None:
             self.serial = before.serial + (1 if before._leads_to(schedule) else 2)
 
-    def place(self, num_batches: int) -> tuple[int, int] | None:
-        """Epoch and position of a training loop that took so many; None at the end, where the next epoch begins."""
-        if num_batches == self._schedule.num_batches:
-            return None
-        return self._schedule.epoch, self._schedule.position_after(num_batches - 1)
+    def count(self) -> None:
+        """The training loop takes another batch."""
+        self._num_taken += 1
+        schedule = self._schedule
+        is_over = self._num_taken == schedule.num_batches
+        self.place = None if is_over else (schedule.epoch, schedule.position_after(self._num_taken - 1))
 
-    def collect(
-        self, pool: WorkerPool, recorder: StatsRecorder, timeout_s: float, on_failure: Callable[[], None]
-    ) -> Iterator[Views]:
+    def collect(self, pool: WorkerPool, timeout_s: float, on_failure: Callable[[], None]) -> Iterator[Views]:
         """The batches that workers prepare, as views of their memory or as copies.
 
         Args:
             pool: has been told to run this iteration.
-            recorder: is told what happens.
             timeout_s: how long to wait for a batch.
             on_failure: called before an error is raised that leaves the pool of no use.
 
         Raises:
-            StateError: the pool runs another iteration by now, was stopped, or is another process's.
+            StateError: the pool runs another iteration by now, was stopped, or belongs to another process.
             WorkerError, DeadlineError: see `WorkerPool.receive`.
             EpistreamError: what a worker could not read.
         """
+        recorder = self._recorder
         for number, batches in enumerate(pool.slots.groups(self._schedule.num_batches, pool.num_workers)):
             worker_index = number % pool.num_workers
             started = time.perf_counter()
@@ -76,7 +80,7 @@ class Iteration:
                 self._has_run_out = batch_index + 1 == self._schedule.num_batches
                 yield views
 
-    def read_here(self, job: Job, recorder: StatsRecorder) -> Iterator[Views]:
+    def read_here(self, job: Job) -> Iterator[Views]:
         """The same batches without workers, each in fresh memory."""
         cursor = self._schedule.epoch, self._schedule.start
         batches = StreamIterator(job, lambda views: views, cursor, 0, 1)
@@ -96,8 +100,8 @@ class Iteration:
                 effort=effort,
                 replaced=batches.replaced,
             )
-            recorder.receive(0, message, busy_s)
-            recorder.hand_out(num_windows, copied=False)
+            self._recorder.receive(0, message, busy_s)
+            self._recorder.hand_out(num_windows, copied=False)
             yield views
 
     def _leads_to(self, schedule: Schedule) -> bool:

@@ -1,6 +1,5 @@
 """StreamingLoader: the fast way to run a stream, with workers that fill recycled memory ahead of the training loop."""
 
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -104,8 +103,6 @@ class StreamingLoader:
         stats, report = _weakly(self.stats), _weakly(self.report)
         self._monitor = Monitor(monitor or MonitorOptions(), world.rank, world.local_rank, stats, report)
         weakref.finalize(self, self._monitor.stop).atexit = False
-        # Where the training loop is: set while an iteration runs, None before and after.
-        self._consumed: tuple[int, int] | None = None
 
     @classmethod
     def from_config(
@@ -141,8 +138,8 @@ class StreamingLoader:
 
         An iteration that runs goes on in its own epoch, and `state_dict` with it.
         """
-        self._consumed = None
         self.stream.set_epoch(epoch)
+        self._forget_place()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loop is: a few numbers and names, under 1 kB.
@@ -150,7 +147,8 @@ class StreamingLoader:
         It counts windows that the loop has been given, not those that workers have prepared. Any number of ranks,
         workers and any batch size may load it.
         """
-        return make_state(self.stream.job, *(self._consumed or self.stream.cursor))
+        place = None if self._iteration is None else self._iteration.place
+        return make_state(self.stream.job, *(place or self.stream.cursor))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
@@ -159,7 +157,7 @@ class StreamingLoader:
             StateError: the state belongs to another dataset, window, seed or plan; both values are named.
         """
         self.stream.load_state_dict(state)
-        self._consumed = None
+        self._forget_place()
 
     def stats(self) -> LoaderStats:
         """Counts and times of this rank so far."""
@@ -185,14 +183,13 @@ class StreamingLoader:
         schedule = job.schedule(epoch, start)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.
         self.stream.set_epoch(epoch + 1)
-        self._iteration = iteration = Iteration(schedule, self._iteration)
-        self._consumed = iteration.place(0)
+        self._iteration = iteration = Iteration(schedule, self._recorder, self._iteration)
         self._recorder.begin()
         if self._num_workers == 0:
-            return self._hand_out(iteration, iteration.read_here(job, self._recorder))
+            return self._hand_out(iteration, iteration.read_here(job))
         pool = self._ensure_pool()
         pool.run(iteration.serial, epoch, start)
-        return self._hand_out(iteration, iteration.collect(pool, self._recorder, self._timeout_s, self.close))
+        return self._hand_out(iteration, iteration.collect(pool, self._timeout_s, self.close))
 
     def close(self) -> None:
         """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
@@ -210,6 +207,11 @@ class StreamingLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _forget_place(self) -> None:
+        """Let the next iteration begin where the stream says; one that runs counts on from its own next batch."""
+        if self._iteration is not None:
+            self._iteration.place = None
 
     def _way(self) -> str:
         if self._num_workers == 0:
@@ -241,25 +243,19 @@ class StreamingLoader:
             # The rings of all ranks of this node come first; the cache's budget is what they leave.
             job.cache.reserve(num_slots * self._slots.layout.num_bytes * job.world.local_size)
             self._pool = WorkerPool(job, self._slots, self._num_workers, self._slots_per_worker, self._start_method)
-            # Also when the loader is dropped or the interpreter ends, but never in a forked child.
-            self._finalizer = weakref.finalize(self, _stop_in, os.getpid(), self._pool)
+            # Also when the loader is dropped or the interpreter ends.
+            self._finalizer = weakref.finalize(self, self._pool.stop)
         return self._pool
 
     def _hand_out(self, iteration: Iteration, batches: Iterator[Views]) -> Iterator[Any]:
-        """Finish batches and hand them out, keeping `_consumed` true. It begins at the first ``next``."""
+        """Finish batches and hand them out, counting them. It begins at the first ``next``."""
         self._monitor.start()  # the workers are forked by now
         ring = None if self._pool is None else self._pool.ring
         with feed(map(self.stream.finish, batches), self._device, self._on_device, ring) as moved:
-            for num_batches, batch in enumerate(moved, 1):
+            for batch in moved:
                 self._monitor.tick()
-                if iteration is self._iteration:
-                    self._consumed = iteration.place(num_batches)
+                iteration.count()
                 yield batch
-
-
-def _stop_in(pid: int, pool: WorkerPool) -> None:
-    if os.getpid() == pid:
-        pool.stop()
 
 
 def _weakly(method: Callable[[], T]) -> Callable[[], T]:

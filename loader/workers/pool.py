@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError, WorkerError
 from epistream.loader.reading.job import Job
-from epistream.loader.workers.pipe import Kind, Record, RecordPipe
+from epistream.loader.workers.pipe import Kind, Record
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
-from epistream.loader.workers.worker import NO_EPOCH, Message, WorkerSeat, run_process, run_worker
+from epistream.loader.workers.worker import NO_EPOCH, Message, Worker
 from epistream.processes import how_it_ended
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
@@ -29,17 +28,48 @@ StartMethod = Literal["fork", "spawn", "forkserver"]
 _STOP_S = 5.0
 
 
-@dataclass
-class _Member:
-    seat: WorkerSeat
-    messages: Connection
-    process: BaseProcess | None = None
-    thread: threading.Thread | None = None
-    held: set[int] = field(default_factory=set)  # slots that the consumer has in hands
+class _Handle:
+    """What the training process holds of a worker: its process or thread, the pipes to it, and its slots in use."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, worker: Worker, messages: Connection) -> None:
+        self.worker, self.inbox, self.messages = worker, worker.inbox, messages
+        self.process: BaseProcess | None = None
+        self.thread: threading.Thread | None = None
+        self.held: set[int] = set()  # slots that the consumer has in hands
         self.arrived = select.poll()
-        self.arrived.register(self.messages.fileno(), select.POLLIN)
+        self.arrived.register(messages.fileno(), select.POLLIN)
+
+    def start(self, start_method: StartMethod | None) -> None:
+        """Start a process, or a thread without a method."""
+        name = f"epistream-worker-{self.worker.index}"
+        if start_method is None:
+            thread = threading.Thread(target=self.worker.run, name=name, daemon=True)
+            thread.start()
+            self.thread = thread  # what did not start cannot be joined
+            return
+        context = multiprocessing.get_context(start_method)
+        process = context.Process(target=self.worker.run_in_process, name=name, daemon=True)  # type: ignore[attr-defined]
+        process.start()
+        self.process = process
+        # Only the worker may hold the sending end, or its death would not end the stream of messages.
+        self.worker.outbox.close()
+
+    def close(self) -> None:
+        """Close its pipes, but for those that a thread which is still stuck may use."""
+        self.messages.close()
+        if self.thread is None or not self.thread.is_alive():
+            self.inbox.close()
+            self.worker.outbox.close()
+
+    def obituary(self) -> str:
+        """How its process, which has ended, came to that."""
+        assert self.process is not None
+        self.process.join(1.0)
+        code = self.process.exitcode
+        cure = "Its own output, above, may say why."
+        if code == -signal.SIGKILL:
+            cure = "Look into 'dmesg'; lower the cache budget, the batch size or num_workers."
+        return f"worker {self.worker.index} (pid {self.process.pid}): {how_it_ended(code)}. {cure}"
 
 
 class WorkerPool:
@@ -61,16 +91,16 @@ class WorkerPool:
         self.ring = Ring(num_workers * slots_per_worker, slots.layout.num_bytes)
         self._pid = os.getpid()
         self._serial = NO_EPOCH
-        self._members: list[_Member] = []
+        self._handles: list[_Handle] = []
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
         pipes = [multiprocessing.Pipe(duplex=False) for _ in range(num_workers)]
         for index, (messages, outbox) in enumerate(pipes):
             own = range(index * slots_per_worker, (index + 1) * slots_per_worker)
-            seat = WorkerSeat(index, num_workers, own, RecordPipe(), outbox, job, slots, self.ring)
-            self._members.append(_Member(seat, messages))
+            worker = Worker(index, num_workers, own, outbox, job, slots, self.ring)
+            self._handles.append(_Handle(worker, messages))
         try:
-            for member in self._members:
-                self._start(member, start_method)
+            for handle in self._handles:
+                handle.start(start_method)
         except BaseException:
             self.stop()
             raise
@@ -83,13 +113,13 @@ class WorkerPool:
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers that are processes."""
-        return [member.process.pid for member in self._members if member.process and member.process.pid]
+        return [handle.process.pid for handle in self._handles if handle.process and handle.process.pid]
 
     def run(self, serial: int, epoch: int, start: int) -> None:
         """Let all workers begin at position `start` of `epoch`; what they were doing is abandoned."""
         self._serial = serial
-        for member in self._members:
-            member.seat.inbox.send(Record(Kind.RUN, serial, epoch, start))
+        for handle in self._handles:
+            handle.inbox.send(Record(Kind.RUN, serial, epoch, start))
 
     def is_running(self, serial: int) -> bool:
         """Whether this is what workers of this process were last told to run, and they were not stopped since."""
@@ -102,23 +132,23 @@ class WorkerPool:
             WorkerError: a worker died; the message says which and of what.
             DeadlineError: nothing came within `timeout_s`.
         """
-        member = self._members[worker_index]
+        handle = self._handles[worker_index]
         # Mostly it is there already; a full wait on every worker costs more than gathering a small batch.
-        if member.arrived.poll(0):
+        if handle.arrived.poll(0):
             with suppress(EOFError):
-                there: Message = member.messages.recv()
+                there: Message = handle.messages.recv()
                 return there
-        sentinels = {m.process.sentinel: m for m in self._members if m.process is not None}
-        ready = wait([member.messages, *sentinels], timeout_s)
+        sentinels = {each.process.sentinel: each for each in self._handles if each.process is not None}
+        ready = wait([handle.messages, *sentinels], timeout_s)
         # What a worker sent before it died is still good.
-        if member.messages in ready or member.messages.poll():
+        if handle.messages in ready or handle.messages.poll():
             with suppress(EOFError):
-                message: Message = member.messages.recv()
+                message: Message = handle.messages.recv()
                 return message
-            ready = [member.process.sentinel] if member.process else []
+            ready = [handle.process.sentinel] if handle.process else []
         dead = [sentinels[item] for item in ready if isinstance(item, int)]
         if dead:
-            raise WorkerError(_obituary(dead[0]))
+            raise WorkerError(dead[0].obituary())
         raise DeadlineError(
             f"worker {worker_index}: no batch within {timeout_s:g} s. Look at the fetch errors in the log, or raise "
             "StreamingLoader(timeout_s=...)."
@@ -130,14 +160,14 @@ class WorkerPool:
         They are views of the slot, which goes back when the last of them dies, unless the consumer already holds all
         other slots of this worker.
         """
-        member = self._members[worker_index]
-        held, inbox = member.held, member.seat.inbox
+        handle = self._handles[worker_index]
+        held, inbox = handle.held, handle.inbox
 
         def give_back(slot: int) -> None:
             held.discard(slot)
             inbox.send(Record(Kind.SLOT, slot))
 
-        if len(held) + 1 >= len(member.seat.own):
+        if len(held) + 1 >= len(handle.worker.own):
             batches = self.slots.batches(self.ring.slot(message.slot), message.num_windows)
             # Each by itself: a batch that is kept must not keep the memory of its neighbours.
             copies = [{name: array.copy() for name, array in views.items()} for views in batches]
@@ -148,38 +178,26 @@ class WorkerPool:
 
     def give_back(self, worker_index: int, slot: int) -> None:
         """Return a slot whose batches nobody has taken."""
-        self._members[worker_index].seat.inbox.send(Record(Kind.SLOT, slot))
+        self._handles[worker_index].inbox.send(Record(Kind.SLOT, slot))
 
     def stop(self) -> None:
-        """Stop all workers, by force if they do not come. Batches that the consumer holds stay valid."""
-        self._serial = NO_EPOCH
-        for member in self._members:
-            member.seat.inbox.send(Record(Kind.STOP))
-        deadline = time.monotonic() + _STOP_S
-        for member in self._members:
-            if member.thread is not None:
-                member.thread.join(max(0.1, deadline - time.monotonic()))
-        _end_all([member.process for member in self._members if member.process is not None], deadline)
-        for member in self._members:
-            member.messages.close()
-            if member.thread is None or not member.thread.is_alive():
-                member.seat.inbox.close()
-                member.seat.outbox.close()
-        self.ring.close()
+        """Stop all workers, by force if they do not come. Batches that the consumer holds stay valid.
 
-    def _start(self, member: _Member, start_method: StartMethod | None) -> None:
-        name = f"epistream-worker-{member.seat.worker_index}"
-        if start_method is None:
-            thread = threading.Thread(target=run_worker, args=(member.seat,), name=name, daemon=True)
-            thread.start()
-            member.thread = thread  # what did not start cannot be joined
+        In a forked child nothing happens: the workers are its parent's.
+        """
+        if not self.is_ours:
             return
-        context = multiprocessing.get_context(start_method)
-        process = context.Process(target=run_process, args=(member.seat,), name=name, daemon=True)  # type: ignore[attr-defined]
-        process.start()
-        member.process = process
-        # Only the worker may hold the sending end, or its death would not end the stream of messages.
-        member.seat.outbox.close()
+        self._serial = NO_EPOCH
+        for handle in self._handles:
+            handle.inbox.send(Record(Kind.STOP))
+        deadline = time.monotonic() + _STOP_S
+        for handle in self._handles:
+            if handle.thread is not None:
+                handle.thread.join(max(0.1, deadline - time.monotonic()))
+        _end_all([handle.process for handle in self._handles if handle.process is not None], deadline)
+        for handle in self._handles:
+            handle.close()
+        self.ring.close()
 
 
 def _end_all(processes: Sequence[BaseProcess], deadline: float) -> None:
@@ -194,14 +212,3 @@ def _end_all(processes: Sequence[BaseProcess], deadline: float) -> None:
             process.join(max(0.1, deadline - time.monotonic()))
     for process in processes:
         process.close()
-
-
-def _obituary(member: _Member) -> str:
-    process = member.process
-    assert process is not None
-    process.join(1.0)
-    code = process.exitcode
-    cure = "Its own output, above, may say why."
-    if code == -signal.SIGKILL:
-        cure = "Look into 'dmesg'; lower the cache budget, the batch size or num_workers."
-    return f"worker {member.seat.worker_index} (pid {process.pid}): {how_it_ended(code)}. {cure}"

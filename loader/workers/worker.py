@@ -53,50 +53,57 @@ class Message:
     replaced: tuple[Replaced, ...] = ()
 
 
-@dataclass
-class WorkerSeat:
-    """A worker's place: its number, its own slots, and its two ways of talking. Picklable while spawning."""
+class Worker:
+    """One worker, made by the training process for a process or a thread to `run`. Picklable while spawning.
 
-    worker_index: int
-    num_workers: int
-    own: range
-    inbox: RecordPipe
-    outbox: Connection
-    job: Job = field(repr=False)
-    slots: Slots = field(repr=False)
-    ring: Ring = field(repr=False)
+    Args:
+        index: this worker, in [0, num_workers).
+        num_workers: workers that share the batches.
+        own: the numbers of its slots.
+        outbox: where its messages go; records come in through `inbox`.
+        job: what to read.
+        slots: how batches lie in a slot.
+        ring: the slots of all workers.
+    """
 
-
-def run_process(seat: WorkerSeat) -> None:
-    """Entry point of a worker process: run the seat; leave in good order when told to, or when the parent dies."""
-    end_with_parent(_ORPHAN_GRACE_S)
-    raise_limit()
-    try:
-        run_worker(seat)
-    finally:
-        seat.job.cache.close()
-
-
-def run_worker(seat: WorkerSeat) -> None:
-    """Serve epochs until told to stop. An error that no epoch answers for is told under `NO_EPOCH`."""
-    try:
-        _Worker(seat).run()
-    except Exception as error:  # else the training loop would wait for batches that never come
-        with suppress(OSError):
-            seat.outbox.send(Message(NO_EPOCH, -1, error=_sendable(error, seat.worker_index)))
-
-
-class _Worker:
-    def __init__(self, seat: WorkerSeat) -> None:
-        self._seat = seat
-        self._job = seat.job
-        self._feed = seat.job.feed(prefetch=True)
-        self._free = deque(seat.own)
-        self._views = {slot: seat.slots.layout.views(seat.ring.slot(slot)) for slot in seat.own}
-        self._meter = EffortMeter()
+    def __init__(
+        self,
+        index: int,
+        num_workers: int,
+        own: range,
+        outbox: Connection,
+        job: Job,
+        slots: Slots,
+        ring: Ring,
+    ) -> None:
+        self.index, self.num_workers, self.own = index, num_workers, own
+        self.inbox, self.outbox = RecordPipe(), outbox
+        self._job, self._slots, self._ring = job, slots, ring
+        self._free = deque(own)
         self._command: Record | None = None
 
+    def run_in_process(self) -> None:
+        """Run in a process of its own; leave in good order when told to, or when the parent dies."""
+        end_with_parent(_ORPHAN_GRACE_S)
+        raise_limit()
+        try:
+            self.run()
+        finally:
+            self._job.cache.close()
+
     def run(self) -> None:
+        """Serve epochs until told to stop. An error that no epoch answers for is told under `NO_EPOCH`."""
+        try:
+            self._serve()
+        except Exception as error:  # else the training loop would wait for batches that never come
+            with suppress(OSError):
+                self.outbox.send(Message(NO_EPOCH, -1, error=_sendable(error, self.index)))
+
+    def _serve(self) -> None:
+        # Made here, because they belong to the process and the thread that work with them.
+        self._feed = self._job.feed(prefetch=True)
+        self._views = {slot: self._slots.layout.views(self._ring.slot(slot)) for slot in self.own}
+        self._meter = EffortMeter()
         done_ahead: Record | None = None
         try:
             while True:
@@ -120,8 +127,8 @@ class _Worker:
         batches = range(-1, 0)
         try:
             num_batches = self._feed.begin(epoch, start)
-            groups = self._seat.slots.groups(num_batches, self._seat.num_workers)
-            for batches in islice(groups, self._seat.worker_index, None, self._seat.num_workers):
+            groups = self._slots.groups(num_batches, self.num_workers)
+            for batches in islice(groups, self.index, None, self.num_workers):
                 waited_s = self._wait_until(lambda: bool(self._free) or self._is_superseded(command))
                 if self._is_superseded(command):
                     return False
@@ -134,7 +141,7 @@ class _Worker:
                 )
         except Exception as error:  # whatever it is, the training process must hear of it
             self._feed.release()
-            self._send(Message(serial, batches[0], error=_sendable(error, self._seat.worker_index)))
+            self._send(Message(serial, batches[0], error=_sendable(error, self.index)))
             return False
         return True
 
@@ -150,18 +157,18 @@ class _Worker:
         started = time.perf_counter()
         # A loop that takes batches as fast as they come returns slots within this; mapping dozens of entries afresh
         # for every batch would cost more than copying small frames out of them.
-        self._seat.inbox.wait(timeout_s=_HOLD_S)
+        self.inbox.wait(timeout_s=_HOLD_S)
         self._take_in()
         if not ready():
             self._feed.release()
         while not ready():
             # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
-            self._seat.inbox.wait(timeout_s=3600.0)
+            self.inbox.wait(timeout_s=3600.0)
             self._take_in()
         return time.perf_counter() - started
 
     def _take_in(self) -> None:
-        for record in self._seat.inbox.receive():
+        for record in self.inbox.receive():
             if record.kind == Kind.SLOT:
                 self._free.append(record.first)
             elif self._command is None or self._command.kind != Kind.STOP:
@@ -169,7 +176,7 @@ class _Worker:
 
     def _send(self, message: Message) -> None:
         try:
-            self._seat.outbox.send(message)
+            self.outbox.send(message)
         except (BrokenPipeError, OSError):
             # The loader closed its end: it is gone or closing, and a STOP or our own end follows.
             self._command = Record(Kind.STOP)
