@@ -2,7 +2,7 @@
 
     python benchmarks/monitor_overhead.py shards/
 
-CPU seconds, because they are the same on a busy machine. Counted: the reading of the thread's effort in the
+CPU seconds, because they are the same on a busy machine. Counted: the reading of the thread's time in the
 worker, the recorder and the monitor's tick in the training process, and the larger message in between.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import replace
 import epistream as es
 from epistream.loader.monitoring.monitor import Monitor
 from epistream.loader.monitoring.stats import StatsRecorder
-from epistream.loader.workers.thread_time import Effort, EffortMeter, thread_effort
+from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer, read_thread_time
 from epistream.loader.workers.worker import Message
 
 
@@ -46,8 +46,8 @@ def main() -> None:
                 pass
             stats, report_us = loader.stats(), cpu_us(loader.report, 20)
         batch_us = stats.effort.cpu_s / stats.num_batches * 1e6
-        message = Message(1, 1, 1, batch_size, None, 0.1, 0.1, stats.cache, Effort(0.1, 0.1, 512))
-        plain = replace(message, effort=Effort())
+        message = Message(1, 1, 1, batch_size, None, 0.1, 0.1, stats.cache, ThreadTime(0.1, 0.1, 512))
+        plain = replace(message, effort=ThreadTime())
         recorder, monitor = (
             StatsRecorder(),
             Monitor(es.MonitorOptions(log_every_s=1e5), 0, 0, loader.stats, loader.report),
@@ -55,7 +55,7 @@ def main() -> None:
         recorder.begin()
         parts = {
             # The kernel is asked once in 5 ms at most.
-            "effort": cpu_us(EffortMeter().lap) + cpu_us(thread_effort) * min(1.0, batch_us / 5000),
+            "effort": cpu_us(ThreadTimer().lap) + cpu_us(read_thread_time) * min(1.0, batch_us / 5000),
             "message": max(0.0, cpu_us(lambda m=message: pickle.dumps(m)) - cpu_us(lambda m=plain: pickle.dumps(m))),
             "recorder": cpu_us(lambda r=recorder, m=message: r.receive(0, m, 0.1))
             + cpu_us(lambda r=recorder, m=message: r.hand_out(m.num_windows, copied=False)),

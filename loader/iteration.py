@@ -12,7 +12,7 @@ from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import Job
 from epistream.loader.stream_base import StreamIterator
 from epistream.loader.workers.pool import WorkerPool
-from epistream.loader.workers.thread_time import thread_effort
+from epistream.loader.workers.thread_time import read_thread_time
 from epistream.loader.workers.worker import NO_EPOCH, Message
 
 Views = dict[str, NDArray[Any]]
@@ -85,11 +85,11 @@ class Iteration:
         cursor = self._schedule.epoch, self._schedule.start
         batches = StreamIterator(job, lambda views: views, cursor, 0, 1)
         while True:
-            began, before = time.perf_counter(), thread_effort()
+            began, before = time.perf_counter(), read_thread_time()
             views = next(batches, None)
             if views is None:
                 return
-            busy_s, effort = time.perf_counter() - began, thread_effort() - before
+            busy_s, effort = time.perf_counter() - began, read_thread_time() - before
             cache, num_windows = job.cache.stats(), len(views["step_index"])
             message = Message(
                 self.serial,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from epistream.cache.stats import CacheStats
-from epistream.loader.workers.thread_time import Effort
+from epistream.loader.workers.thread_time import ThreadTime
 from epistream.loader.workers.worker import Message
 
 
@@ -31,7 +31,7 @@ class LoaderStats:
     worker_busy_s: float = 0.0
     worker_idle_s: float = 0.0
     first_batch_s: float | None = None
-    effort: Effort = field(default_factory=Effort)
+    effort: ThreadTime = field(default_factory=ThreadTime)
     num_replaced_windows: int = 0
     bad_shards: dict[str, str] = field(default_factory=dict)
     cache: CacheStats = field(default_factory=CacheStats)

@@ -11,7 +11,7 @@ _SECTOR_BYTES = 512  # unit of ru_inblock, see getrusage(2)
 
 
 @dataclass(frozen=True)
-class Effort:
+class ThreadTime:
     """Totals of one thread.
 
     Attributes:
@@ -24,17 +24,21 @@ class Effort:
     queue_s: float = 0.0
     storage_bytes: int = 0
 
-    def __add__(self, other: "Effort") -> "Effort":
-        return Effort(self.cpu_s + other.cpu_s, self.queue_s + other.queue_s, self.storage_bytes + other.storage_bytes)
+    def __add__(self, other: "ThreadTime") -> "ThreadTime":
+        return ThreadTime(
+            self.cpu_s + other.cpu_s, self.queue_s + other.queue_s, self.storage_bytes + other.storage_bytes
+        )
 
-    def __sub__(self, other: "Effort") -> "Effort":
-        return Effort(self.cpu_s - other.cpu_s, self.queue_s - other.queue_s, self.storage_bytes - other.storage_bytes)
+    def __sub__(self, other: "ThreadTime") -> "ThreadTime":
+        return ThreadTime(
+            self.cpu_s - other.cpu_s, self.queue_s - other.queue_s, self.storage_bytes - other.storage_bytes
+        )
 
 
-_NOTHING = Effort()
+_NOTHING = ThreadTime()
 
 
-def thread_effort() -> Effort:
+def read_thread_time() -> ThreadTime:
     """The calling thread's totals so far; two of them differ by what lay between. About 15 microseconds.
 
     Source: https://docs.kernel.org/scheduler/sched-stats.html, "/proc/<pid>/schedstat".
@@ -44,10 +48,10 @@ def thread_effort() -> Effort:
     except (OSError, IndexError, ValueError):
         queue_ns = 0
     blocks = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
-    return Effort(time.thread_time(), queue_ns / 1e9, blocks * _SECTOR_BYTES)
+    return ThreadTime(time.thread_time(), queue_ns / 1e9, blocks * _SECTOR_BYTES)
 
 
-class EffortMeter:
+class ThreadTimer:
     """What the thread that made it did since it was last asked, for threads that do nothing else worth mention.
 
     The kernel is asked once in five milliseconds at most: the answers are added up, so that what is left out of one
@@ -56,14 +60,14 @@ class EffortMeter:
 
     def __init__(self) -> None:
         self._asked_s = time.perf_counter()
-        self._before = thread_effort()
+        self._before = read_thread_time()
 
-    def lap(self) -> Effort:
+    def lap(self) -> ThreadTime:
         """Since the last answer; nothing if that was just now."""
         now = time.perf_counter()
         if now - self._asked_s < _MIN_LAP_S:
             return _NOTHING
-        total = thread_effort()
+        total = read_thread_time()
         added = total - self._before
         self._asked_s, self._before = now, total
         return added

@@ -19,7 +19,7 @@ from epistream.loader.reading.open_files import raise_limit
 from epistream.loader.workers.pipe import Kind, Record, RecordPipe
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
-from epistream.loader.workers.thread_time import Effort, EffortMeter
+from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer
 from epistream.processes import end_with_parent
 
 # How long shards are held while waiting: short against the time that a process waits for room in the cache.
@@ -49,7 +49,7 @@ class Message:
     busy_s: float = 0.0
     slot_wait_s: float = 0.0
     cache: CacheStats | None = None
-    effort: Effort = field(default_factory=Effort)
+    effort: ThreadTime = field(default_factory=ThreadTime)
     replaced: tuple[Replaced, ...] = ()
 
 
@@ -103,7 +103,7 @@ class Worker:
         # Made here, because they belong to the process and the thread that work with them.
         self._feed = self._job.feed(prefetch=True)
         self._views = {slot: self._slots.layout.views(self._ring.slot(slot)) for slot in self.own}
-        self._meter = EffortMeter()
+        self._meter = ThreadTimer()
         done_ahead: Record | None = None
         try:
             while True:

@@ -14,7 +14,7 @@ from epistream.errors import OptionError
 from epistream.loader.monitoring import monitor as monitor_module
 from epistream.loader.monitoring.monitor import Monitor, MonitorOptions, line
 from epistream.loader.monitoring.stats import LoaderStats
-from epistream.loader.workers.thread_time import Effort
+from epistream.loader.workers.thread_time import ThreadTime
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_monitor_line_names_what_happened_and_nothing_else():
         data_wait_s=1.0,
         worker_busy_s=6.0,
         worker_idle_s=2.0,
-        effort=Effort(4.0, 1.0, 0),
+        effort=ThreadTime(4.0, 1.0, 0),
         cache=CacheStats(hits=3, fills=2, bytes_fetched=5_000_000, tier="shm"),
     )
     assert line(0, stats) == (

@@ -11,7 +11,7 @@ from epistream.cgroups import System
 from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_more
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.loader.workers.cores import num_usable_cores
-from epistream.loader.workers.thread_time import Effort
+from epistream.loader.workers.thread_time import ThreadTime
 
 CROWD = Situation(num_workers=2, num_cores=8, local_ranks=2, num_shards=10)
 
@@ -27,7 +27,7 @@ def stats_of(
         data_wait_s=10 * wait,
         worker_busy_s=10 * (cpu + queue + blocked),
         worker_idle_s=10 * idle,
-        effort=Effort(10 * cpu, 10 * queue, more.pop("storage_bytes", 0)),
+        effort=ThreadTime(10 * cpu, 10 * queue, more.pop("storage_bytes", 0)),
         cache=CacheStats(**more),
     )
 

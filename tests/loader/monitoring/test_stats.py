@@ -7,15 +7,15 @@ import pytest
 import epistream as es
 from epistream.cache.stats import CacheStats
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
-from epistream.loader.workers import thread_time as effort_module
-from epistream.loader.workers.thread_time import Effort, EffortMeter, thread_effort
+from epistream.loader.workers import thread_time
+from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer, read_thread_time
 from epistream.loader.workers.worker import Message
 
 LOW = ["action", "observation.state"]
 
 
 def message(busy_s: float = 1.0, idle_s: float = 0.5, cpu_s: float = 0.75, hits: int = 0) -> Message:
-    effort = Effort(cpu_s=cpu_s, queue_s=0.125, storage_bytes=512)
+    effort = ThreadTime(cpu_s=cpu_s, queue_s=0.125, storage_bytes=512)
     cache = CacheStats(hits=hits, tier="shm", reason="asked for")
     return Message(1, 0, 0, 8, None, busy_s, idle_s, cache, effort)
 
@@ -31,7 +31,7 @@ def test_stats_of_two_workers_are_summed_and_the_rest_of_busy_time_is_blocked():
     stats = recorder.snapshot(shared_cache=False)
     assert (stats.num_batches, stats.num_windows, stats.num_copied_batches) == (3, 24, 1)
     assert (stats.worker_busy_s, stats.worker_idle_s) == (3.0, 1.5)
-    assert stats.effort == Effort(2.25, 0.375, 1536)
+    assert stats.effort == ThreadTime(2.25, 0.375, 1536)
     assert stats.worker_blocked_s == 0.375
     assert stats.cache.hits == 9  # the newest of each worker
     assert (stats.data_wait_s, stats.start_wait_s) == (0.75, 0.25)
@@ -90,7 +90,7 @@ def test_stats_since_is_what_was_added():
         elapsed_s=1.0,
         data_wait_s=0.5,
         start_wait_s=0.5,
-        effort=Effort(1.0, 0.5, 512),
+        effort=ThreadTime(1.0, 0.5, 512),
         cache=CacheStats(hits=1, fills=2, tier="shm"),
     )
     later = LoaderStats(
@@ -100,35 +100,35 @@ def test_stats_since_is_what_was_added():
         elapsed_s=3.0,
         data_wait_s=1.5,
         start_wait_s=0.5,
-        effort=Effort(3.0, 0.75, 1024),
+        effort=ThreadTime(3.0, 0.75, 1024),
         cache=CacheStats(hits=4, fills=2, tier="disk"),
     )
     added = later.since(earlier)
     assert (added.num_batches, added.num_windows, added.num_copied_batches) == (3, 24, 1)
     assert (added.elapsed_s, added.data_wait_s, added.start_wait_s) == (2.0, 1.0, 0.0)
-    assert added.effort == Effort(2.0, 0.25, 512)
+    assert added.effort == ThreadTime(2.0, 0.25, 512)
     assert (added.cache.hits, added.cache.fills, added.cache.tier) == (3, 0, "disk")
     assert added.windows_per_s == 12.0
 
 
 def test_effort_of_work_is_cpu_time_of_this_thread():
-    before = thread_effort()
+    before = read_thread_time()
     sum(range(200_000))
-    spent = thread_effort() - before
+    spent = read_thread_time() - before
     assert spent.cpu_s > 0
     assert spent.queue_s >= 0
 
 
 def test_effort_meter_asks_rarely_and_loses_nothing(monkeypatch):
-    now, total = 10.0, Effort(1.0, 0.5, 512)
-    monkeypatch.setattr(effort_module.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(effort_module, "thread_effort", lambda: total)
-    meter = EffortMeter()
-    now, total = 10.001, Effort(2.0, 0.75, 1024)
-    assert meter.lap() == Effort()
-    now, total = 10.006, Effort(4.0, 1.0, 2048)
-    assert meter.lap() == Effort(3.0, 0.5, 1536)
-    assert meter.lap() == Effort()
+    now, total = 10.0, ThreadTime(1.0, 0.5, 512)
+    monkeypatch.setattr(thread_time.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(thread_time, "read_thread_time", lambda: total)
+    meter = ThreadTimer()
+    now, total = 10.001, ThreadTime(2.0, 0.75, 1024)
+    assert meter.lap() == ThreadTime()
+    now, total = 10.006, ThreadTime(4.0, 1.0, 2048)
+    assert meter.lap() == ThreadTime(3.0, 0.5, 1536)
+    assert meter.lap() == ThreadTime()
 
 
 @pytest.mark.parametrize("way", [{"num_workers": 2}, {"num_workers": 0, "num_threads": 2}, {"num_workers": 0}])
