@@ -133,7 +133,7 @@ class DeviceFeed(Iterator[Any]):
 
 
 @contextmanager
-def feed(
+def move_ahead(
     batches: Iterator[Any], device: torch.device | None, hook: Hook | None, ring: Ring | None
 ) -> Iterator[Iterator[Any]]:
     """The batches on `device` (None and the CPU leave them where they are), each through `hook`.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from epistream.errors import OptionError
-from epistream.loader.device import Hook, check_device, feed
+from epistream.loader.device import Hook, check_device, move_ahead
 from epistream.loader.iteration import Iteration, Views
 from epistream.loader.monitoring.diagnosis import Situation
 from epistream.loader.monitoring.memory_use import measure_memory
@@ -166,7 +166,7 @@ class StreamingLoader:
     def report(self) -> PerformanceReport:
         """What limits this run and what to change, with figures; takes some milliseconds for every worker."""
         job, pool = self.stream.job, self._pool
-        title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._way()}"
+        title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._kind_of_workers()}"
         memory = measure_memory(self.worker_pids, pool.ring.num_bytes if pool else 0, job.cache.options)
         return PerformanceReport.make(title, self.stats(), self._situation(), memory, job.left_out)
 
@@ -213,7 +213,7 @@ class StreamingLoader:
         if self._iteration is not None:
             self._iteration.place = None
 
-    def _way(self) -> str:
+    def _kind_of_workers(self) -> str:
         if self._num_workers == 0:
             return "no workers"
         kind = "thread" if self._start_method is None else "worker process"
@@ -251,7 +251,7 @@ class StreamingLoader:
         """Finish batches and hand them out, counting them. It begins at the first ``next``."""
         self._monitor.start()  # the workers are forked by now
         ring = None if self._pool is None else self._pool.ring
-        with feed(map(self.stream.finish, batches), self._device, self._on_device, ring) as moved:
+        with move_ahead(map(self.stream.finish, batches), self._device, self._on_device, ring) as moved:
             for batch in moved:
                 self._monitor.tick()
                 iteration.count()

@@ -133,7 +133,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         self._open(dataset_path_list, skip_bad)
         frames = FrameOptions(None if image_size is None else (image_size[1], image_size[0]), "per_read")
         cache = cache or CacheOptions(mode="auto" if use_shared_memory else "off")
-        self._read_with(frames, cache, max(memory_map_cache_size, 1))
+        self._prepare_reading(frames, cache, max(memory_map_cache_size, 1))
         self._counters = _Counters()
         self._enable_monitoring = enable_monitoring
         if preload_data:
@@ -216,7 +216,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         samples = []
         for row, (episode, step) in enumerate(places):
             sample = {key: batch[key][row] for key in ("image", "state", "action", "is_pad")}
-            sample["raw_lang"], sample["reasoning"] = self._words(episode, step)
+            sample["raw_lang"], sample["reasoning"] = self._instruction_and_reasoning(episode, step)
             samples.append(self._finished(sample, episode, step))
         return samples
 

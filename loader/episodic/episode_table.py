@@ -62,16 +62,16 @@ class EpisodeTable:
 
     def __init__(self, dataset: Dataset) -> None:
         files = [dataset.shard_url[shard] for shard in dataset.episode_shard.tolist()]
-        held, seen = Counter(files), Counter[str]()
+        episodes_in, seen = Counter(files), Counter[str]()
         self.paths: list[str] = []
         for file in files:
-            self.paths.append(file if held[file] == 1 else f"{file}#{seen[file]}")
+            self.paths.append(file if episodes_in[file] == 1 else f"{file}#{seen[file]}")
             seen[file] += 1
         self.length: NDArray[np.int64] = np.asarray(dataset.episode_length, np.int64)
         self.cumulative = np.cumsum(self.length)
         self._ends: list[int] = self.cumulative.tolist()
         self._number = {path: number for number, path in enumerate(self.paths)}
-        self._held = held
+        self._episodes_in = episodes_in
 
     def locate(self, index: int) -> tuple[int, int]:
         """Episode and step of the window that has number `index`, counted over all episodes; negative from the end.
@@ -96,9 +96,9 @@ class EpisodeTable:
         for candidate in (name, str(Path(name).absolute())):
             if candidate in self._number:
                 return self._number[candidate]
-            if self._held.get(candidate, 0) > 1:
+            if self._episodes_in.get(candidate, 0) > 1:
                 raise OptionError(
-                    f"{name}: holds {self._held[candidate]} episodes, wanted one of them. Append its number, for "
-                    f"example {name}#0."
+                    f"{name}: holds {self._episodes_in[candidate]} episodes, wanted one of them. Append its number, "
+                    f"for example {name}#0."
                 )
         raise OptionError(f"{name}: no episode of this dataset. Its episodes are called like {self.paths[0]}.")

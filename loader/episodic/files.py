@@ -1,4 +1,4 @@
-"""The part of OptimizedEpisodicDataset that thinks in episodes: which there are, and any part of one by its path."""
+"""The part of OptimizedEpisodicDataset about whole episodes: which there are, and any part of one by its path."""
 
 import os
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class EpisodicFiles:
     _hook_takes_path: bool | None = None
 
     def _open(self, paths: AnyPath | Sequence[AnyPath], skip_bad: bool) -> None:
-        """Find the episodes; everything but `dataset_path_list` was set before."""
+        """Open the paths and list their episodes. All other attributes of the class must be set before."""
         check_choices(self.chunk_size, self.ctrl_type)
         self.dataset_path_list = find_paths(paths)
         self.skipped: dict[str, str] = {}
@@ -73,8 +73,8 @@ class EpisodicFiles:
         self.cumulative_len = self._table.cumulative
         self.max_episode_len = int(self.episode_len.max())
 
-    def _read_with(self, frames: FrameOptions, cache: CacheOptions, max_open_shards: int) -> None:
-        """Decide what is read of them, and how."""
+    def _prepare_reading(self, frames: FrameOptions, cache: CacheOptions, max_open_shards: int) -> None:
+        """Decide which features are read of the episodes, and make what reads them."""
         self._frames = frames
         self._collator = self._make_collator()
         self._access = RandomAccess(
@@ -121,7 +121,7 @@ class EpisodicFiles:
             raise OptionError(f"{os.fspath(dataset_path)}: step {start_ts} of {self.episode_len[number]}.")
         batch = self._collator(self._access.read([number], [start_ts]), with_repeats=False)
         images = batch["image"][0].movedim(-3, -1).numpy()
-        instruction, reasoning = self._words(number, start_ts)
+        instruction, reasoning = self._instruction_and_reasoning(number, start_ts)
         return {
             "action": batch["action"][0][~batch["is_pad"][0]].numpy(),
             "image": dict(zip(self.camera_names, images, strict=True)),
@@ -183,7 +183,7 @@ class EpisodicFiles:
             ``num_trajectories``.
         """
         delta = CTRL_TYPES[self.ctrl_type]
-        episodes = (self._motion(number) for number in range(self.num_episodes))
+        episodes = (self._state_and_action(number) for number in range(self.num_episodes))
         return episodic_statistics(episodes, delta, self.chunk_size)
 
     def clear_cache(self) -> None:
@@ -227,7 +227,7 @@ class EpisodicFiles:
         """Whether ``data_args``, which is IL-Studio's, switches something on."""
         return bool(getattr(self.data_args, name, False))
 
-    def _words(self, episode: int, step: int) -> tuple[str, str | dict[str, Any]]:
+    def _instruction_and_reasoning(self, episode: int, step: int) -> tuple[str, str | dict[str, Any]]:
         """The instruction, and what is written about a step if ``data_args.use_reasoning`` asks for it."""
         instruction = self._instruction(episode)
         if not self._uses("use_reasoning"):
@@ -245,7 +245,7 @@ class EpisodicFiles:
         views = access.read(np.full(length, episode), np.arange(length))
         return {name: views[name][:, 0] for name in names}
 
-    def _motion(self, episode: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _state_and_action(self, episode: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """State and action of a whole episode."""
         whole = self.load_feat_from_episode(self.episode_paths[episode], ("state", "action"))
         return whole["state"], whole["action"]

@@ -21,7 +21,7 @@ Limit = Literal[
     "waiting",
 ]
 # What may be worth knowing beside the limit.
-More = Literal["crowded", "copies", "bad shards", "retries", "checksums", "bypasses"]
+Remark = Literal["crowded", "copies", "bad shards", "retries", "checksums", "bypasses"]
 
 # A loop that waits less than this for data is limited by something else.
 WAIT_SHARE = 0.03
@@ -63,7 +63,7 @@ class Situation:
 class Finding:
     """One thing that was found, and what to do about it. `share` is of the loop's or the workers' time, 0 to 1."""
 
-    limit: Limit | More
+    limit: Limit | Remark
     share: float
     why: str
     cure: str
@@ -81,10 +81,10 @@ def find_limit(stats: LoaderStats, situation: Situation) -> Finding:
     why = f"the loop waits for data {_percent(wait)} of its time"
     if situation.num_workers == 0:
         return Finding("no workers", wait, f"{why}: nothing reads ahead", f"num_workers={situation.cores_per_rank}")
-    return _of_workers(stats, situation, wait, why)
+    return _limit_of_workers(stats, situation, wait, why)
 
 
-def _of_workers(stats: LoaderStats, situation: Situation, wait: float, why: str) -> Finding:
+def _limit_of_workers(stats: LoaderStats, situation: Situation, wait: float, why: str) -> Finding:
     total_s = stats.worker_busy_s + stats.worker_idle_s or 1.0
     shares = {
         "cpu": stats.effort.cpu_s / total_s,
@@ -113,10 +113,10 @@ def _of_workers(stats: LoaderStats, situation: Situation, wait: float, why: str)
             f"{situation.num_workers} workers on each of {situation.local_ranks} ranks)",
             _fewer_workers(situation),
         )
-    return _of_bytes(stats, situation, wait, f"{workers} wait for bytes {_percent(shares[most])} of theirs")
+    return _limit_of_bytes(stats, situation, wait, f"{workers} wait for bytes {_percent(shares[most])} of theirs")
 
 
-def _of_bytes(stats: LoaderStats, situation: Situation, wait: float, why: str) -> Finding:
+def _limit_of_bytes(stats: LoaderStats, situation: Situation, wait: float, why: str) -> Finding:
     """Workers stand still: which bytes, or which lock, do they wait for?"""
     cache = stats.cache
     if cache.evictions and cache.fills > situation.num_shards:
@@ -158,7 +158,7 @@ def _of_bytes(stats: LoaderStats, situation: Situation, wait: float, why: str) -
     )
 
 
-def find_more(stats: LoaderStats) -> list[Finding]:
+def find_remarks(stats: LoaderStats) -> list[Finding]:
     """What else is worth knowing, whatever limits the run."""
     cache, found = stats.cache, []
     total_s = stats.worker_busy_s + stats.worker_idle_s

@@ -101,7 +101,7 @@ class Monitor:
         if now - self._logged_s < every_s:
             return
         stats = self._stats()
-        logger.info("%s", line(self._rank, stats.since(self._before)))
+        logger.info("%s", log_line(self._rank, stats.since(self._before)))
         self._logged_s, self._before = now, stats
 
     def stop(self) -> None:
@@ -112,7 +112,7 @@ class Monitor:
             server.server_close()
 
 
-def line(rank: int, stats: LoaderStats) -> str:
+def log_line(rank: int, stats: LoaderStats) -> str:
     """An interval in one line."""
     cache = stats.cache
     events = " ".join(f"{name}={getattr(cache, name)}" for name in _CACHE_EVENTS if getattr(cache, name))

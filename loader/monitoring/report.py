@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from epistream.loader.monitoring.diagnosis import Finding, Situation, find_limit, find_more
+from epistream.loader.monitoring.diagnosis import Finding, Situation, find_limit, find_remarks
 from epistream.loader.monitoring.memory_use import MemoryUse
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.units import size_text
@@ -39,8 +39,8 @@ class PerformanceReport:
         memory: MemoryUse,
         left_out: Mapping[str, str] | None = None,
     ) -> "PerformanceReport":
-        """Read the counters."""
-        return cls(title, stats, find_limit(stats, situation), tuple(find_more(stats)), memory, dict(left_out or {}))
+        """The report that follows from a loader's counters and its situation."""
+        return cls(title, stats, find_limit(stats, situation), tuple(find_remarks(stats)), memory, dict(left_out or {}))
 
     def to_json(self) -> dict[str, Any]:
         """All figures as values that ``json.dumps`` takes."""

@@ -35,7 +35,7 @@ class Anchors:
         drop_incomplete: bool,
         repetitions: NDArray[np.int64] | None = None,
     ) -> None:
-        """Count.
+        """Find the anchors that split, window and repetitions leave, and count them.
 
         Args:
             dataset: what the manifest says.

@@ -81,7 +81,7 @@ class ShuffledEpoch(EpochOrder):
     """Position p belongs to lane p mod L, item p div L; see `LaneOrder` for the order within a lane."""
 
     def __init__(self, lanes: Lanes, episodes: Episodes, parts: int, seed: int, epoch: int) -> None:
-        """Compute nothing yet.
+        """The order of one epoch over its lanes, of which each is computed when it is first asked for.
 
         Args:
             lanes: the lanes of the epoch.

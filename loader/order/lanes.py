@@ -32,7 +32,7 @@ class Lanes:
     """
 
     def __init__(self, shard_order: NDArray[np.int64], per_shard: NDArray[np.int64], num_lanes: int) -> None:
-        """Cut.
+        """Cut the windows of all shards into lanes.
 
         Args:
             shard_order: (S',) shards in the order they are laid out; shards without windows may be among

@@ -29,7 +29,7 @@ class MixturePlan:
     def __init__(
         self, plans: Sequence[Plan], weights: Sequence[float | int | Fraction], stop: Stop | int = "first_exhausted"
     ) -> None:
-        """Join plans.
+        """Join the orders of datasets into one, by weight.
 
         Args:
             plans: of the datasets, all with the same number of lanes.

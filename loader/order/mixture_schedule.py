@@ -59,7 +59,7 @@ class MixtureSchedule:
         num_lanes: int,
         stop: Stop | int = "first_exhausted",
     ) -> None:
-        """Check and lay out the tree.
+        """Deal the positions of mixture epochs to datasets by weight.
 
         Args:
             weights: of each dataset, above 0; only their ratios matter. Floats are taken as written (0.1 is 1/10).

@@ -81,7 +81,7 @@ class Plan:
         runs: Pieces | None = None,
         episodes: Episodes | None = None,
     ) -> None:
-        """Lay the lanes out.
+        """Decide what all epochs have in common: lanes, and how many shards each draws from.
 
         Args:
             per_shard: (S,) windows of each shard.

@@ -64,7 +64,7 @@ class LaneOrder:
         key: tuple[int, int, int],
         permutations: Permutations,
     ) -> None:
-        """Permute the pieces; O(pieces).
+        """The order of a lane, from a permutation of its pieces; O(pieces).
 
         Args:
             pieces: the lane's pieces.

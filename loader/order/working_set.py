@@ -24,7 +24,7 @@ def open_shards(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None 
 
 
 def open_bytes(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
-    """Bytes of those shards if they are the largest of the dataset."""
+    """Bytes of the shards that `open_shards` counts, if they are the largest of the dataset."""
     return _largest(plan, open_shards(plan, windows_in_flight, lanes))
 
 

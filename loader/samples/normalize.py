@@ -61,7 +61,7 @@ class Normalizer:
         min_std: float = MIN_SCALE,
         features: Mapping[str, Feature] | None = None,
     ) -> None:
-        """Prepare the numbers.
+        """Take the shift and the scale of each feature from statistics.
 
         Args:
             statistics: by feature, as `Dataset.statistics`.

@@ -56,7 +56,7 @@ class InOrder:
 
     @classmethod
     def of(cls, steps: Iterable[Transform | None]) -> "InOrder":
-        """Those that there are."""
+        """All of `steps` but None."""
         return cls(tuple(step for step in steps if step is not None))
 
     def __call__(self, batch: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 _RECORD = struct.Struct("<4q")
 
 
-class Kind(IntEnum):
+class RecordKind(IntEnum):
     """What a record says."""
 
     STOP = 0
@@ -25,7 +25,7 @@ class Kind(IntEnum):
 class Record(NamedTuple):
     """One message to a worker."""
 
-    kind: Kind
+    kind: RecordKind
     first: int = 0
     second: int = 0
     third: int = 0
@@ -58,7 +58,7 @@ class RecordPipe:
             if not data:
                 return records
             for kind, *values in _RECORD.iter_unpack(data):
-                records.append(Record(Kind(kind), *values))
+                records.append(Record(RecordKind(kind), *values))
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until something arrives; False after `timeout_s`."""

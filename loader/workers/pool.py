@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError, WorkerError
 from epistream.loader.reading.job import Job
-from epistream.loader.workers.pipe import Kind, Record
+from epistream.loader.workers.pipe import Record, RecordKind
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
 from epistream.loader.workers.worker import NO_EPOCH, Message, Worker
@@ -95,8 +95,8 @@ class WorkerPool:
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
         pipes = [multiprocessing.Pipe(duplex=False) for _ in range(num_workers)]
         for index, (messages, outbox) in enumerate(pipes):
-            own = range(index * slots_per_worker, (index + 1) * slots_per_worker)
-            worker = Worker(index, num_workers, own, outbox, job, slots, self.ring)
+            own_slots = range(index * slots_per_worker, (index + 1) * slots_per_worker)
+            worker = Worker(index, num_workers, own_slots, outbox, job, slots, self.ring)
             self._handles.append(_Handle(worker, messages))
         try:
             for handle in self._handles:
@@ -119,7 +119,7 @@ class WorkerPool:
         """Let all workers begin at position `start` of `epoch`; what they were doing is abandoned."""
         self._serial = serial
         for handle in self._handles:
-            handle.inbox.send(Record(Kind.RUN, serial, epoch, start))
+            handle.inbox.send(Record(RecordKind.RUN, serial, epoch, start))
 
     def is_running(self, serial: int) -> bool:
         """Whether this is what workers of this process were last told to run, and they were not stopped since."""
@@ -133,17 +133,18 @@ class WorkerPool:
             DeadlineError: nothing came within `timeout_s`.
         """
         handle = self._handles[worker_index]
+        message: Message
         # Mostly it is there already; a full wait on every worker costs more than gathering a small batch.
         if handle.arrived.poll(0):
             with suppress(EOFError):
-                there: Message = handle.messages.recv()
-                return there
+                message = handle.messages.recv()
+                return message
         sentinels = {each.process.sentinel: each for each in self._handles if each.process is not None}
         ready = wait([handle.messages, *sentinels], timeout_s)
         # What a worker sent before it died is still good.
         if handle.messages in ready or handle.messages.poll():
             with suppress(EOFError):
-                message: Message = handle.messages.recv()
+                message = handle.messages.recv()
                 return message
             ready = [handle.process.sentinel] if handle.process else []
         dead = [sentinels[item] for item in ready if isinstance(item, int)]
@@ -165,9 +166,9 @@ class WorkerPool:
 
         def give_back(slot: int) -> None:
             held.discard(slot)
-            inbox.send(Record(Kind.SLOT, slot))
+            inbox.send(Record(RecordKind.SLOT, slot))
 
-        if len(held) + 1 >= len(handle.worker.own):
+        if len(held) + 1 >= len(handle.worker.own_slots):
             batches = self.slots.batches(self.ring.slot(message.slot), message.num_windows)
             # Each by itself: a batch that is kept must not keep the memory of its neighbours.
             copies = [{name: array.copy() for name, array in views.items()} for views in batches]
@@ -178,7 +179,7 @@ class WorkerPool:
 
     def give_back(self, worker_index: int, slot: int) -> None:
         """Return a slot whose batches nobody has taken."""
-        self._handles[worker_index].inbox.send(Record(Kind.SLOT, slot))
+        self._handles[worker_index].inbox.send(Record(RecordKind.SLOT, slot))
 
     def stop(self) -> None:
         """Stop all workers, by force if they do not come. Batches that the consumer holds stay valid.
@@ -189,7 +190,7 @@ class WorkerPool:
             return
         self._serial = NO_EPOCH
         for handle in self._handles:
-            handle.inbox.send(Record(Kind.STOP))
+            handle.inbox.send(Record(RecordKind.STOP))
         deadline = time.monotonic() + _STOP_S
         for handle in self._handles:
             if handle.thread is not None:

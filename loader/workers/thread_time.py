@@ -63,7 +63,7 @@ class ThreadTimer:
         self._before = read_thread_time()
 
     def lap(self) -> ThreadTime:
-        """Since the last answer; nothing if that was just now."""
+        """What it did since the last answer; zeros, to be in the next one, if that was within five milliseconds."""
         now = time.perf_counter()
         if now - self._asked_s < _MIN_LAP_S:
             return _NOTHING

@@ -16,7 +16,7 @@ from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.job import Job
 from epistream.loader.reading.open_files import raise_limit
-from epistream.loader.workers.pipe import Kind, Record, RecordPipe
+from epistream.loader.workers.pipe import Record, RecordKind, RecordPipe
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
 from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer
@@ -59,7 +59,7 @@ class Worker:
     Args:
         index: this worker, in [0, num_workers).
         num_workers: workers that share the batches.
-        own: the numbers of its slots.
+        own_slots: the numbers of its slots.
         outbox: where its messages go; records come in through `inbox`.
         job: what to read.
         slots: how batches lie in a slot.
@@ -70,16 +70,16 @@ class Worker:
         self,
         index: int,
         num_workers: int,
-        own: range,
+        own_slots: range,
         outbox: Connection,
         job: Job,
         slots: Slots,
         ring: Ring,
     ) -> None:
-        self.index, self.num_workers, self.own = index, num_workers, own
+        self.index, self.num_workers, self.own_slots = index, num_workers, own_slots
         self.inbox, self.outbox = RecordPipe(), outbox
         self._job, self._slots, self._ring = job, slots, ring
-        self._free = deque(own)
+        self._free = deque(own_slots)
         self._command: Record | None = None
 
     def run_in_process(self) -> None:
@@ -102,21 +102,21 @@ class Worker:
     def _serve(self) -> None:
         # Made here, because they belong to the process and the thread that work with them.
         self._feed = self._job.feed(prefetch=True)
-        self._views = {slot: self._slots.layout.views(self._ring.slot(slot)) for slot in self.own}
-        self._meter = ThreadTimer()
+        self._views = {slot: self._slots.layout.views(self._ring.slot(slot)) for slot in self.own_slots}
+        self._timer = ThreadTimer()
         done_ahead: Record | None = None
         try:
             while True:
                 self._wait_until(lambda: self._command is not None)
                 command, self._command = self._command, None
-                if command is None or command.kind == Kind.STOP:
+                if command is None or command.kind == RecordKind.STOP:
                     return
                 finished = command == done_ahead or self._run_epoch(command)
                 done_ahead = None
                 if finished and self._command is None:
                     # Go on into the epoch that a training loop asks for next, so that it need not wait for its first
                     # batches. If it asks for another one, what was filled is thrown away.
-                    ahead = Record(Kind.RUN, command.first + 1, command.second + 1, 0)
+                    ahead = Record(RecordKind.RUN, command.first + 1, command.second + 1, 0)
                     done_ahead = ahead if self._run_epoch(ahead) else None
         finally:
             self._feed.close()
@@ -134,7 +134,7 @@ class Worker:
                     return False
                 started = time.perf_counter()
                 num_windows, replaced = self._feed.read(batches, self._views[self._free[0]])
-                busy_s, effort = time.perf_counter() - started, self._meter.lap()
+                busy_s, effort = time.perf_counter() - started, self._timer.lap()
                 slot, cache = self._free.popleft(), self._job.cache.stats()
                 self._send(
                     Message(serial, batches[0], slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)
@@ -150,28 +150,28 @@ class Worker:
         return self._command is not None and self._command != command
 
     def _wait_until(self, ready: Callable[[], bool]) -> float:
-        """Take in records until `ready`; returns the seconds waited. Gives up all shards before it really waits."""
-        self._take_in()
+        """Read the inbox until `ready`; returns the seconds waited. Gives up all shards before it really waits."""
+        self._read_inbox()
         if ready():
             return 0.0
         started = time.perf_counter()
         # A loop that takes batches as fast as they come returns slots within this; mapping dozens of entries afresh
         # for every batch would cost more than copying small frames out of them.
         self.inbox.wait(timeout_s=_HOLD_S)
-        self._take_in()
+        self._read_inbox()
         if not ready():
             self._feed.release()
         while not ready():
             # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
             self.inbox.wait(timeout_s=3600.0)
-            self._take_in()
+            self._read_inbox()
         return time.perf_counter() - started
 
-    def _take_in(self) -> None:
+    def _read_inbox(self) -> None:
         for record in self.inbox.receive():
-            if record.kind == Kind.SLOT:
+            if record.kind == RecordKind.SLOT:
                 self._free.append(record.first)
-            elif self._command is None or self._command.kind != Kind.STOP:
+            elif self._command is None or self._command.kind != RecordKind.STOP:
                 self._command = record
 
     def _send(self, message: Message) -> None:
@@ -179,7 +179,7 @@ class Worker:
             self.outbox.send(message)
         except (BrokenPipeError, OSError):
             # The loader closed its end: it is gone or closing, and a STOP or our own end follows.
-            self._command = Record(Kind.STOP)
+            self._command = Record(RecordKind.STOP)
 
 
 def _sendable(error: Exception, worker_index: int) -> EpistreamError:

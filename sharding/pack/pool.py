@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 _TICK_S = 0.2
 # No episode takes this long without a single frame; a network file system that hangs does.
 STALL_TIMEOUT_S = 900.0
-_COLUMNS = 3
+_NUM_COUNTERS = 3
 
 
 class Pulse:
@@ -26,7 +26,7 @@ class Pulse:
     """
 
     def __init__(self, cells: Any, slot: int, on_change: Callable[[], None] | None = None) -> None:
-        self._cells, self._row = cells, 1 + slot * _COLUMNS
+        self._cells, self._row = cells, 1 + slot * _NUM_COUNTERS
         self._on_change = on_change
 
     def add(self, episodes: int = 0, num_bytes: int = 0) -> None:
@@ -96,16 +96,16 @@ class TaskPool:
             DeadlineError: If nothing moved for `stall_timeout_s`.
         """
         if self._workers == 1 or len(tasks) < min_parallel:
-            return self._map_here(function, tasks, on_tick)
-        return self._map_there(function, tasks, on_tick)
+            return self._map_in_this_process(function, tasks, on_tick)
+        return self._map_in_processes(function, tasks, on_tick)
 
-    def _map_here(
+    def _map_in_this_process(
         self,
         function: Callable[[Task, Pulse], Result],
         tasks: Sequence[Task],
         on_tick: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, Result]]:
-        cells = [0] * (1 + _COLUMNS)
+        cells = [0] * (1 + _NUM_COUNTERS)
         last = time.monotonic()
 
         def tick() -> None:
@@ -119,7 +119,7 @@ class TaskPool:
         if on_tick:
             on_tick(*_totals(cells)[:2])
 
-    def _map_there(
+    def _map_in_processes(
         self,
         function: Callable[[Task, Pulse], Result],
         tasks: Sequence[Task],
@@ -130,14 +130,14 @@ class TaskPool:
         # not queue them all.
         free = list(range(self._num_slots))
         pending: dict[Future[Result], tuple[int, int]] = {}
-        finished = [0] * _COLUMNS
+        finished = [0] * _NUM_COUNTERS
         todo = iter(enumerate(tasks))
         watch = _Watch(self._what, self._stall_timeout_s)
         try:
             while True:
                 while free and (item := next(todo, None)):
                     slot = free.pop()
-                    pending[executor.submit(_call, function, item[1], slot)] = item[0], slot
+                    pending[executor.submit(_run_task, function, item[1], slot)] = item[0], slot
                     # The pool starts its processes one by one as tasks come in.
                     self._children |= set(multiprocessing.active_children())
                 if not pending:
@@ -150,20 +150,20 @@ class TaskPool:
                 for future in done:
                     position, slot = pending.pop(future)
                     result = future.result()
-                    start = 1 + slot * _COLUMNS
-                    for column in range(_COLUMNS):
+                    start = 1 + slot * _NUM_COUNTERS
+                    for column in range(_NUM_COUNTERS):
                         finished[column] += self._cells[start + column]
                         self._cells[start + column] = 0
                     free.append(slot)
                     yield position, result
         except BrokenProcessPool as error:
             executor.shutdown()
-            raise WorkerError(_died(self._what, self._children)) from error
+            raise WorkerError(_explain_death(self._what, self._children)) from error
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
-            self._cells = self._context.RawArray("q", 1 + self._num_slots * _COLUMNS)
-            self._executor = ProcessPoolExecutor(self._workers, self._context, _begin, (self._cells,))
+            self._cells = self._context.RawArray("q", 1 + self._num_slots * _NUM_COUNTERS)
+            self._executor = ProcessPoolExecutor(self._workers, self._context, _set_up_process, (self._cells,))
         return self._executor
 
 
@@ -189,22 +189,22 @@ class _Watch:
 _cells: Any = None
 
 
-def _begin(cells: Any) -> None:
+def _set_up_process(cells: Any) -> None:
     """Prepare a worker process."""
     global _cells
     _cells = cells
     end_with_parent()
 
 
-def _call(function: Callable[[Task, Pulse], Result], task: Task, slot: int) -> Result:
+def _run_task(function: Callable[[Task, Pulse], Result], task: Task, slot: int) -> Result:
     return function(task, Pulse(_cells, slot))
 
 
 def _totals(cells: Any) -> tuple[int, ...]:
-    return tuple(sum(cells[1 + column :: _COLUMNS]) for column in range(_COLUMNS))
+    return tuple(sum(cells[1 + column :: _NUM_COUNTERS]) for column in range(_NUM_COUNTERS))
 
 
-def _died(what: str, children: set[Any]) -> str:
+def _explain_death(what: str, children: set[Any]) -> str:
     """The message about a dead process. The pool ends the others itself, by SIGTERM: those are not the cause.
 
     `children` may hold processes that the calling program started; as long as they live they have no exit code.

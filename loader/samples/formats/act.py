@@ -66,7 +66,7 @@ class ActFormat(ChunkFormat):
         return Window(action=offsets, overrides=dict.fromkeys(as_tuple(self.action), offsets))
 
     def window(self, window: Window | None, dataset: Dataset) -> Window:
-        """As of every format; of a mobile base two steps more on either side."""
+        """The window of every format, with two steps more on either side of a mobile base's actions."""
         chosen = super().window(window, dataset)
         if self.base_action not in dataset.features or self.base_action is None:
             return chosen

@@ -48,7 +48,7 @@ class ChunkFormat(SampleFormat):
         check_features(f"{what}, action", as_tuple(self.action), context)
 
     def state_of(self, batch: Batch) -> Tensor:
-        """(B, D)."""
+        """The state (B, D), of all its features."""
         return one_step(joined(batch, as_tuple(self.state)))
 
     def chunk_of(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class LeRobotFormat(SampleFormat):
             raise OptionError(f"LeRobotFormat: images {self.images!r}, wanted 'float32' or 'uint8'.")
 
     def select(self, available: Mapping[str, Feature]) -> list[str]:
-        """Everything."""
+        """Every feature."""
         return list(available)
 
     def default_window(self, dataset: Dataset) -> Window:

@@ -23,7 +23,7 @@ class Recycler:
         self._free: list[mmap.mmap] = []
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:
-        """A float32 tensor of `shape`, contiguous, holding anything."""
+        """A float32 tensor of `shape`, contiguous and uninitialised."""
         num_bytes = max(int(np.prod(shape, dtype=np.int64)) * 4, 1)
         block = self._take(num_bytes)
         # An array of its own on the block: numpy collapses chains of views, and so its death is that of all of them.

@@ -12,7 +12,7 @@ import epistream as es
 from epistream.cache.stats import CacheStats
 from epistream.errors import OptionError
 from epistream.loader.monitoring import monitor as monitor_module
-from epistream.loader.monitoring.monitor import Monitor, MonitorOptions, line
+from epistream.loader.monitoring.monitor import Monitor, MonitorOptions, log_line
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.loader.workers.thread_time import ThreadTime
 
@@ -68,7 +68,7 @@ def test_monitor_line_names_what_happened_and_nothing_else():
         effort=ThreadTime(4.0, 1.0, 0),
         cache=CacheStats(hits=3, fills=2, bytes_fetched=5_000_000, tier="shm"),
     )
-    assert line(0, stats) == (
+    assert log_line(0, stats) == (
         "rank 0: 10 windows/s over 4.0 s, data wait 25.0 %; workers: decode and copy 50 %, wait for a core 12 %, wait "
         "for bytes or locks 12 %, wait for a free batch 25 %; cache shm hits=3 fills=2 fetched=4.8 MiB"
     )

@@ -8,7 +8,7 @@ import pytest
 import epistream as es
 from epistream.cache.stats import CacheStats
 from epistream.cgroups import System
-from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_more
+from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_remarks
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.loader.workers.thread_time import ThreadTime
@@ -79,15 +79,15 @@ def test_limit_of_a_loop_that_waits_names_the_share():
 def test_more_names_copies_retries_checksums_and_bypasses():
     stats = stats_of(retries=2, refetches=1, bypasses=3, reason="no room", tier="direct")
     stats.num_copied_batches = 25
-    found = {finding.limit: finding for finding in find_more(stats)}
+    found = {finding.limit: finding for finding in find_remarks(stats)}
     assert set(found) == {"copies", "retries", "checksums", "bypasses"}
     assert found["copies"].share == 0.25
     assert "no room" in found["bypasses"].why
 
 
 def test_more_is_empty_for_a_quiet_run_and_names_a_crowd():
-    assert find_more(stats_of(cpu=0.9)) == []
-    assert [finding.limit for finding in find_more(stats_of(cpu=0.7, queue=0.3))] == ["crowded"]
+    assert find_remarks(stats_of(cpu=0.9)) == []
+    assert [finding.limit for finding in find_remarks(stats_of(cpu=0.7, queue=0.3))] == ["crowded"]
 
 
 def test_report_of_a_run_as_text_and_json(aloha_shards):

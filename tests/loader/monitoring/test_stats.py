@@ -123,12 +123,12 @@ def test_effort_meter_asks_rarely_and_loses_nothing(monkeypatch):
     now, total = 10.0, ThreadTime(1.0, 0.5, 512)
     monkeypatch.setattr(thread_time.time, "perf_counter", lambda: now)
     monkeypatch.setattr(thread_time, "read_thread_time", lambda: total)
-    meter = ThreadTimer()
+    timer = ThreadTimer()
     now, total = 10.001, ThreadTime(2.0, 0.75, 1024)
-    assert meter.lap() == ThreadTime()
+    assert timer.lap() == ThreadTime()
     now, total = 10.006, ThreadTime(4.0, 1.0, 2048)
-    assert meter.lap() == ThreadTime(3.0, 0.5, 1536)
-    assert meter.lap() == ThreadTime()
+    assert timer.lap() == ThreadTime(3.0, 0.5, 1536)
+    assert timer.lap() == ThreadTime()
 
 
 @pytest.mark.parametrize("way", [{"num_workers": 2}, {"num_workers": 0, "num_threads": 2}, {"num_workers": 0}])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from epistream.loader.workers.pipe import Kind, Record, RecordPipe
+from epistream.loader.workers.pipe import Record, RecordKind, RecordPipe
 from epistream.loader.workers.ring import Ring
 
 
@@ -65,14 +65,14 @@ def test_record_pipe_delivers_records_in_order_and_ignores_sends_after_close():
     pipe = RecordPipe()
     assert pipe.receive() == []
     assert not pipe.wait(timeout_s=0.0)
-    pipe.send(Record(Kind.RUN, 1, 2, 3))
-    pipe.send(Record(Kind.SLOT, -5))
+    pipe.send(Record(RecordKind.RUN, 1, 2, 3))
+    pipe.send(Record(RecordKind.SLOT, -5))
     assert pipe.wait(timeout_s=10.0)
-    assert pipe.receive() == [Record(Kind.RUN, 1, 2, 3), Record(Kind.SLOT, -5)]
+    assert pipe.receive() == [Record(RecordKind.RUN, 1, 2, 3), Record(RecordKind.SLOT, -5)]
     pipe.close()
     # The numbers of the closed descriptors may belong to somebody's file by now: nothing may be written to them.
     files = [os.memfd_create("bystander") for _ in range(2)]
-    pipe.send(Record(Kind.STOP))
+    pipe.send(Record(RecordKind.STOP))
     assert [os.fstat(fd).st_size for fd in files] == [0, 0]
     for fd in files:
         os.close(fd)
