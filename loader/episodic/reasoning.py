@@ -8,20 +8,20 @@
 |                                                 | target_position ``target pos``, as IL-Studio's sample calls them |
 """
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import h5py
 
 from epistream.errors import LayoutError, OptionError
+from epistream.lru import Lru
 from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.hdf5.file import open_hdf5
 
 _NAMES = {"gripper_position": "gripper_pos", "target_position": "target pos"}
-# Episodes whose texts are kept: some 100 kB each.
-_MAX_KEPT = 256
+# Some 100 kB each.
+_MAX_EPISODES = 256
 
 Columns = dict[str, Any] | list[Any]
 
@@ -35,7 +35,7 @@ class Reasoning:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._kept: OrderedDict[int, Columns] = OrderedDict()
+        self._read_lately: Lru[int, tuple[Columns]] = Lru(_MAX_EPISODES, 2**62)
 
     def at(self, episode: int, step: int) -> str | dict[str, Any]:
         """What is written about one step; an empty text where nothing is.
@@ -58,26 +58,23 @@ class Reasoning:
         return str(columns["subtask"][step - 1]) if step else "Init"
 
     def _columns(self, episode: int) -> Columns:
-        columns = self._kept.get(episode)
-        if columns is None:
-            url = self._dataset.shard_url[int(self._dataset.episode_shard[episode])]
-            if is_tar(url):
-                raise OptionError(
-                    f"data_args.use_reasoning: {Path(url).name} is a shard, which holds no texts of steps. Give the "
-                    "HDF5 files, or add them in load_onestep_from_episode of a subclass."
-                )
-            with open_hdf5(url, self._dataset.storage_options) as (file, _):
-                columns = _read(file, int(self._dataset.episode_length[episode]))
-            self._kept[episode] = columns
-            if len(self._kept) > _MAX_KEPT:
-                self._kept.popitem(last=False)
-        return columns
+        return self._read_lately.get(episode, lambda: (self._read(episode),))[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
+    def _read(self, episode: int) -> Columns:
+        url = self._dataset.shard_url[int(self._dataset.episode_shard[episode])]
+        if is_tar(url):
+            raise OptionError(
+                f"data_args.use_reasoning: {Path(url).name} is a shard, which holds no texts of steps. Give the "
+                "HDF5 files, or add them in load_onestep_from_episode of a subclass."
+            )
+        with open_hdf5(url, self._dataset.storage_options) as (file, _):
+            return _read_columns(file, int(self._dataset.episode_length[episode]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reasoning, (self._dataset,)
 
 
-def _read(file: h5py.File, length: int) -> Columns:
+def _read_columns(file: h5py.File, length: int) -> Columns:
     for name in ("substep_reasonings", "reasoning"):
         found = file.get(name)
         if isinstance(found, h5py.Dataset):
