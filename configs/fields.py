@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
 
 from epistream.errors import OptionError
+from epistream.sharding.format.codecs import CODECS, codec_names
 from epistream.units import parse_size
 
 
@@ -59,6 +60,12 @@ def _write_offsets(steps: Iterable[int]) -> str | list[int]:
     return numbers
 
 
+def _codec(name: str) -> str:
+    if name not in CODECS:
+        raise ValueError(f"{name!r}, wanted {codec_names()}")
+    return name
+
+
 def _names(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -68,6 +75,7 @@ Offsets = Annotated[
     list[StrictInt], BeforeValidator(_offsets), AfterValidator(_ascending), PlainSerializer(_write_offsets)
 ]
 Names = Annotated[list[StrictStr], BeforeValidator(_names)]
+Codec = Annotated[StrictStr, AfterValidator(_codec)]
 Count = Annotated[StrictInt, Field(ge=1)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=7 * 86_400)]
 # Of waits that may be switched off: 0 does not wait.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from epistream.configs.fields import Count, Flag, Names, Number, Offsets, Patience, Seconds, Share, Size, Text
+from epistream.configs.fields import Codec, Count, Flag, Names, Number, Offsets, Patience, Seconds, Share, Size, Text
 from epistream.loader.order.delta_timestamps import TOLERANCE_S
 
 Normalize = Literal["mean_std", "min_max", "quantiles"]
@@ -123,7 +123,7 @@ class MonitorSection(Section):
 class PackSection(Section):
     """Options of `pack`, for `Config.pack`."""
 
-    codec: Literal["jpeg", "png", "raw"] | None = Field(None, description="of cameras; as recorded, or jpeg, if null")
+    codec: Codec | None = Field(None, description="of cameras; as recorded, or jpeg, if null")
     quality: Annotated[Count, Field(le=100)] = Field(95, description="of JPEG, 1 to 100")
     image_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = Field(
         None, description="[width, height] in pixels of colour cameras; as recorded if null"

@@ -20,6 +20,7 @@ from epistream.configs.config import Config
 from epistream.file_systems import local_path
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
 from epistream.loader.order.world import World
+from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.reader import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
@@ -136,7 +137,8 @@ def survey_kept(
     """
     job = sample.job
     shown = job.frames.all_shown(job.features)
-    costly = [name for name, f in job.features.items() if f.kind == "frames" and (f.codec, f) != ("raw", shown[name])]
+    cameras = [feature for feature in job.features.values() if feature.kind == "frames"]
+    costly = [f.name for f in cameras if not FrameDecoder(f, shown[f.name].shape).is_copy]
     if not costly:
         return None
     step_bytes = sum(shown[name].step_bytes for name in costly)

@@ -18,6 +18,7 @@ from rich.progress import (
 
 from epistream.commands.sources import layout_options, wanted_layout
 from epistream.errors import OptionError
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
@@ -32,7 +33,7 @@ _MAX_FAULTS_SHOWN = 50
 @layout_options
 @click.option(
     "--codec",
-    type=click.Choice(["jpeg", "png", "raw"]),
+    type=click.Choice(list(CODECS)),
     help="For raw cameras: jpeg (the default), or png and raw, which keep every bit.",
 )
 @click.option("--quality", type=int, default=95, show_default=True, help="Of encoded JPEG, 1 to 100.")
@@ -171,7 +172,7 @@ def _describe(feature: Feature, report: PackReport) -> str:
             f"{text}, encoded: PSNR {measured.mean_psnr_db:.1f} dB, worst {measured.worst_psnr_db:.1f} dB "
             f"({measured.num_frames} frames)"
         )
-    return f"{text}, exact" if feature.codec != "jpeg" else f"{text}, copied byte for byte"
+    return f"{text}, copied byte for byte" if CODECS[feature.codec].is_lossy else f"{text}, exact"
 
 
 def _count(number: int, what: str) -> str:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from epistream.errors import DeadlineError
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.reader import BatchWindows, shard_entry
-from epistream.sharding.format.codecs import decode_into
-from epistream.sharding.format.features import Feature
+from epistream.sharding.format.codecs import CODECS
+from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
 
 # Compressed frames are read into memory first; a few hundred MB stand for the run well enough.
@@ -92,7 +92,8 @@ def _sample(job: ReadJob) -> tuple[Frames, int]:
 
 
 def _batch_frames(job: ReadJob, windows: BatchWindows) -> Iterator[tuple[Feature, bytes]]:
-    compressed = [f for f in job.features.values() if f.kind == "frames" and f.codec != "raw"]
+    cameras = [feature for feature in job.features.values() if feature.kind == "frames"]
+    compressed = [camera for camera in cameras if CODECS[camera.codec].storage == "members"]
     length = job.dataset.episode_length[windows.episode_index]
     for shard in np.unique(windows.shard) if compressed else ():
         rows = np.flatnonzero(windows.shard == shard)
@@ -102,9 +103,8 @@ def _batch_frames(job: ReadJob, windows: BatchWindows) -> Iterator[tuple[Feature
             first_row = index.first_row[windows.episode_in_shard[rows]][:, None]
             for feature in compressed:
                 steps, _ = job.window.steps(feature.name, windows.step[rows], length[rows])
-                offsets, sizes = index.frame_offset[feature.name], index.frame_size[feature.name]
                 for frame in np.unique(steps + first_row).tolist():
-                    yield feature, bytes(entry.blobs[0].read(int(offsets[frame]), int(sizes[frame])))
+                    yield feature, bytes(entry.blobs[0].read(*index.frame_range(feature.name, frame)))
 
 
 def _measure_decode(
@@ -141,14 +141,14 @@ def _answer(pipe: Connection) -> tuple[float, float]:
 
 def _decode_process(sample: Frames, batch_size: int, seconds: float, pipe: Connection) -> None:
     """Decode frames round and round; answers with frames per second and CPU seconds per frame."""
-    features = {feature.name: feature for feature, _ in sample}
-    buffers = {name: np.zeros((batch_size, *f.shape), np.dtype(f.dtype)) for name, f in features.items()}
+    codecs = {name: codec_of(feature) for name, feature in {f.name: f for f, _ in sample}.items()}
+    buffers = {name: np.zeros((batch_size, *codec.shape), codec.dtype) for name, codec in codecs.items()}
     count = 0
 
     def step() -> None:
         nonlocal count
         feature, data = sample[count % len(sample)]
-        decode_into(feature, data, buffers[feature.name][count % batch_size], feature.name)
+        codecs[feature.name].decode_into(data, buffers[feature.name][count % batch_size], feature.name)
         count += 1
 
     pipe.send((0.0, 0.0))

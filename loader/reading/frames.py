@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
-from epistream.errors import FormatError, OptionError
-from epistream.sharding.format.codecs import decode_into, jpeg_shape
-from epistream.sharding.format.features import Feature
+from epistream.errors import OptionError
+from epistream.sharding.format.features import Feature, codec_of
+from epistream.sharding.format.resizing import resized
 
 logger = logging.getLogger(__name__)
 
@@ -61,31 +58,25 @@ class FrameOptions:
 class FrameDecoder:
     """Turns the stored bytes of one camera's frames into arrays of one size. Not shared between threads.
 
-    Shrinking a JPEG begins in its decoder: it is decoded at the smallest of libjpeg's scales (eighths) that is not
-    smaller than what is wanted, and filtered from there. Against filtering the whole picture this takes 2.5 to 10
-    times less and differs by 46 dB or more (simplejpeg 1.9, 480x640 frames of a simulated ALOHA to 224x224, 240x320,
-    360x480 and 128x128), which is less than what JPEG itself changes.
+    Shrinking begins in the decoder where a codec can do that (`Codec.decode_reduced`), and goes on by filtering.
 
     Args:
         feature: of the stored frames.
         shape: (H, W, C) of the frames to make.
+
+    Attributes:
+        is_copy: whether the stored bytes are the frame as it is wanted.
+
+    Raises:
+        FormatError: frames of this codec cannot be decoded one by one.
     """
 
     def __init__(self, feature: Feature, shape: tuple[int, ...]) -> None:
         self.feature = feature
         self.shape = shape
-        self._whole = feature.shape == shape
-        self._dtype = np.dtype(feature.dtype)
-        self._colorspace = "GRAY" if feature.shape[2] == 1 else (feature.jpeg_channels or "rgb").upper()
-        height, width, num_channels = feature.shape
-        # A grey JPEG decodes to three equal channels; a coloured one is never silently made grey.
-        self._accepted = {(height, width, n) for n in range(1, num_channels + 1)}
-        self._source: NDArray[Any] | None = None
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether the stored bytes are the frame as it is wanted."""
-        return self._whole and self.feature.codec == "raw"
+        self._codec = codec_of(feature)
+        self._is_whole = feature.shape == shape
+        self.is_copy = self._is_whole and self._codec.storage == "array"
 
     def decode(self, data: bytes | memoryview, out: NDArray[Any], where: str) -> None:
         """Make one frame.
@@ -98,45 +89,7 @@ class FrameDecoder:
         Raises:
             FormatError: the bytes are no such frame.
         """
-        if self.feature.codec == "jpeg":
-            if (found := jpeg_shape(data, where)) not in self._accepted:
-                wanted = self.feature.shape
-                raise FormatError(f"{where}: a JPEG of {found}, wanted {wanted}. Pack this episode again.")
-            try:
-                if self._whole:
-                    # What decode_into does, without its checks of `out`, which cost a tenth of decoding a small frame.
-                    simplejpeg.decode_jpeg(data, self._colorspace, buffer=out)
-                    return
-                height, width = self.shape[:2]
-                frame = simplejpeg.decode_jpeg(data, self._colorspace, min_height=height, min_width=width)
-            except ValueError as error:
-                raise FormatError(
-                    f"{where}: a JPEG that does not decode ({error}). Pack this episode again."
-                ) from error
-            resize_into(frame, out)
-        elif self._whole:
-            decode_into(self.feature, data, out, where)
+        if self._is_whole:
+            self._codec.decode(data, out, where)
         else:
-            if self._source is None:
-                self._source = np.empty(self.feature.shape, self._dtype)
-            decode_into(self.feature, data, self._source, where)
-            resize_into(self._source, out)
-
-
-def resize_into(frame: NDArray[Any], out: NDArray[Any]) -> None:
-    """Fill `out` (h, w, C) with `frame` (H, W, C) at its size; see `FrameOptions.image_size` for the filters."""
-    if frame.shape == out.shape:
-        out[...] = frame
-        return
-    height, width, num_channels = out.shape
-    if frame.dtype == np.uint8 and num_channels in (1, 3):
-        picture = Image.fromarray(frame[:, :, 0] if num_channels == 1 else frame)
-        resized = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        out[...] = np.asarray(resized).reshape(out.shape)
-    else:
-        out[...] = frame[_nearest(frame.shape[0], height)[:, None], _nearest(frame.shape[1], width)]
-
-
-def _nearest(size: int, wanted: int) -> NDArray[np.int64]:
-    """Which of `size` pixels lies under the middle of each of `wanted`."""
-    return (np.arange(wanted, dtype=np.int64) * 2 + 1) * size // (2 * wanted)
+            out[...] = resized(self._codec.decode_reduced(data, self.shape[0], self.shape[1], where), self.shape)

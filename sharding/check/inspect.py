@@ -11,8 +11,7 @@ from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.storage import read_bytes, read_range
 from epistream.sharding.format.checksums import checksum
-from epistream.sharding.format.codecs import decode_into
-from epistream.sharding.format.features import Feature
+from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
 
 
@@ -120,10 +119,8 @@ class EpisodeFrames:
         if not is_tar(url):
             # Its index counts bytes as they would be packed, which a plain range cannot reach.
             raise OptionError(f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {url} OUT")
-        row = self._first_row + step
-        start = int(self._index.frame_offset[feature.name][row])
-        size = int(self._index.frame_size[feature.name][row])
+        start, size = self._index.frame_range(feature.name, self._first_row + step)
         data = read_range(url, start, size, self._dataset.storage_options)
         out = np.empty(feature.shape, feature.dtype)
-        decode_into(feature, data, out, f"{url}, {self.key}.{feature.name}, step {step}")
+        codec_of(feature).decode_into(data, out, f"{url}, {self.key}.{feature.name}, step {step}")
         return out[::-1, ::-1] if feature.rotate == 180 else out

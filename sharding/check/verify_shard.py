@@ -13,8 +13,8 @@ from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.local_copy import local_copy
 from epistream.sharding.files.storage import parent_and_name, read_bytes
 from epistream.sharding.format.checksums import BLOCK_BYTES, ShardHasher, checksum, hash_file
-from epistream.sharding.format.codecs import decode_into
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.codecs import CODECS, REMEDY
+from epistream.sharding.format.features import Feature, codec_of, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.tar.index_tar import index_tar
 
@@ -187,12 +187,13 @@ def _place_faults(name: str, feature: Feature, index: ShardIndex, real: ShardInd
 
 
 def frame_name(index: ShardIndex, feature: Feature, row: int) -> str:
-    """The member, and for raw cameras the step, that holds a row."""
+    """The member, and where it holds many steps also the step, that a row is."""
     episode = int(np.searchsorted(index.first_row, row, side="right")) - 1
     step = row - int(index.first_row[episode])
-    if feature.codec == "raw":
-        return f"{index.keys[episode]}.{feature.name}.npy, step {step}"
-    return f"{index.keys[episode]}.{feature.name}.{step:06d}{feature.suffix}"
+    codec, member = CODECS[feature.codec], f"{index.keys[episode]}.{feature.name}"
+    if codec.storage == "members":
+        return f"{member}.{step:06d}{codec.suffixes[0]}"
+    return f"{member}{codec.suffixes[0]}, step {step}"
 
 
 def _content_faults(
@@ -219,17 +220,15 @@ def _frame_faults(
     rows = np.arange(index.num_rows)
     if sample is not None and sample < len(rows):
         rows = np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)
-    out = np.empty(feature.shape, feature.dtype)
-    starts, sizes = index.frame_offset[feature.name], index.frame_size[feature.name]
+    codec, out = codec_of(feature), np.empty(feature.shape, feature.dtype)
     for row in rows.tolist():
-        start, size = int(starts[row]), int(sizes[row])
+        start, size = index.frame_range(feature.name, row)
         member = frame_name(index, feature, row)
         try:
             file.seek(start)
-            decode_into(feature, file.read(size), out, f"{name}, {member}")
+            codec.decode_into(file.read(size), out, f"{name}, {member}")
         except EpistreamError as error:
-            yield Fault(
-                name, member, str(error).removeprefix(f"{name}, {member}: ").rstrip("."), "a frame that decodes"
-            )
+            found = str(error).removeprefix(f"{name}, {member}: ").removesuffix(f" {REMEDY}").rstrip(".")
+            yield Fault(name, member, found, "a frame that decodes")
         result.num_frames += 1
         decoded(size)

@@ -9,16 +9,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from epistream.errors import FormatError
+from epistream.sharding.format.codecs import CODECS, Codec, codec_names
 
 IMAGES = "observation.images."
 
 Kind = Literal["frames", "array"]
-Codec = Literal["jpeg", "png", "raw", "npy"]
 Channels = Literal["rgb", "bgr"]
 
 _KINDS_OF_NUMBERS = "int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
 DTYPES = ("bool", *_KINDS_OF_NUMBERS.split())
-SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "raw": ".npy", "npy": ".npy"}
 
 # Lower case, because two tar members that differ in case only overwrite each other on some file systems.
 # Not ending in a number as frames are numbered, which would make `a.000001.npy` mean two things.
@@ -37,7 +36,7 @@ class Feature:
         kind: ``frames`` for camera pictures, ``array`` for everything stored as one array an episode.
         dtype: numpy name of what the source holds, one of `DTYPES`.
         shape: of one step: (H, W, C) for frames, any shape of at most four axes for arrays.
-        codec: ``jpeg``, ``png`` or ``raw`` for frames, ``npy`` for arrays.
+        codec: a name of `CODECS` for frames, ``npy`` for arrays.
         jpeg_channels: channel order in which to decode a JPEG to get back the array its writer had.
         rotate: degrees that turn the picture upright; recorded, and applied on request only.
         fps: steps per second, if known.
@@ -52,7 +51,7 @@ class Feature:
     kind: Kind
     dtype: str
     shape: tuple[int, ...]
-    codec: Codec
+    codec: str
     jpeg_channels: Channels | None = None
     rotate: Literal[0, 180] = 0
     fps: float | None = None
@@ -68,11 +67,6 @@ class Feature:
     def step_bytes(self) -> int:
         """Bytes of one step, decoded."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    @property
-    def suffix(self) -> str:
-        """What the names of this feature's tar members end with."""
-        return SUFFIXES[self.codec]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and msgpack."""
@@ -110,20 +104,37 @@ def _problems(feature: Feature) -> Iterator[str]:
 
 
 def _frames_problems(feature: Feature) -> Iterator[str]:
-    if feature.codec not in ("jpeg", "png", "raw"):
-        yield f"codec {feature.codec!r} of frames, wanted jpeg, png or raw"
+    codec = CODECS.get(feature.codec)
+    if codec is None:
+        yield f"codec {feature.codec!r} of frames, wanted {codec_names()}"
+        return
     if len(feature.shape) != 3:
         yield f"shape {feature.shape} of frames, wanted (height, width, channels)"
-    if feature.codec == "jpeg" and (feature.dtype != "uint8" or feature.shape[2] not in (1, 3)):
-        yield f"{feature.dtype} {feature.shape} as JPEG, wanted uint8 with 1 or 3 channels"
-    if feature.codec == "png" and feature.dtype not in ("uint8", "uint16"):
-        yield f"{feature.dtype} as PNG, wanted uint8 or uint16"
+    if problem := codec.problem(feature.dtype, feature.shape):
+        yield problem
     if feature.jpeg_channels not in (None, *get_args(Channels)):
         yield f"jpeg_channels {feature.jpeg_channels!r}, wanted rgb, bgr or null"
-    if feature.codec == "jpeg" and feature.shape[2] == 3 and feature.jpeg_channels is None:
-        yield "no jpeg_channels, wanted rgb or bgr: a JPEG does not say which array its writer had"
+    if codec.has_channel_order and feature.shape[2] == 3 and feature.jpeg_channels is None:
+        yield f"no jpeg_channels, wanted rgb or bgr: a {codec.name.upper()} does not say which array its writer had"
     if feature.rotate not in (0, 180):
         yield f"rotate {feature.rotate!r}, wanted 0 or 180"
+
+
+def codec_of(feature: Feature) -> Codec:
+    """What turns single frames of a camera into bytes and back.
+
+    Raises:
+        FormatError: If the feature is no camera, or its frames cannot be encoded and decoded one by one.
+    """
+    codec = CODECS.get(feature.codec)
+    if codec is None:
+        raise FormatError(f"{feature.name}: codec {feature.codec!r}, wanted {codec_names()}: this is no camera.")
+    if not codec.frames_are_independent:
+        raise FormatError(
+            f"{feature.name}: {codec.name} frames depend on each other, wanted frames that decode alone. "
+            "Pack the source with another codec."
+        )
+    return codec(feature.name, feature.dtype, feature.shape, feature.jpeg_channels)
 
 
 def feature_from_dict(value: object, where: str) -> Feature:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.files.names import HDF5_SUFFIXES, shard_name_problem
 from epistream.sharding.format.checksums import BLOCK_BYTES
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import Names, Tables, parse_tables, write_tables
@@ -72,6 +73,10 @@ class ShardIndex:
     def num_rows(self) -> int:
         """Steps in the shard."""
         return int(self.length.sum())
+
+    def frame_range(self, camera: str, row: int) -> tuple[int, int]:
+        """Offset in the tar and size of the bytes that a frame is decoded from."""
+        return int(self.frame_offset[camera][row]), int(self.frame_size[camera][row])
 
     def to_bytes(self) -> bytes:
         """The index as a file.
@@ -267,7 +272,8 @@ def _range_problem(index: ShardIndex, feature: Feature) -> str | None:
         offset, size = index.frame_offset[feature.name], index.frame_size[feature.name].astype(np.uint64)
         rows = index.num_rows
         unit = "row"
-        if len(size) == rows and feature.codec == "raw" and (size != feature.step_bytes).any():
+        is_pixels = CODECS[feature.codec].storage == "array"
+        if len(size) == rows and is_pixels and (size != feature.step_bytes).any():
             row = int(np.argmax(size != feature.step_bytes))
             return f"{feature.name}, row {row}: {size[row]} bytes, wanted {feature.step_bytes}"
     if len(offset) != rows or len(size) != rows:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError
 from epistream.sharding.files.storage import Options
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference, feature_order
 from epistream.sharding.format.index import ShardIndex
@@ -102,7 +103,7 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
         feature = field.feature
         features[feature.name] = feature
         found = dataset(file, field.path)
-        if feature.kind == "frames" and feature.codec == "jpeg":
+        if feature.kind == "frames" and CODECS[feature.codec].storage == "members":
             sizes = []
             for data in read_jpegs(file, field, source.length):
                 hasher.update(data)

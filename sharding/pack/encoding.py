@@ -7,10 +7,11 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from epistream.errors import LayoutError
-from epistream.sharding.format.codecs import decode_into, encode_frame
+from epistream.sharding.format.codecs import CODECS, Codec
+from epistream.sharding.format.features import codec_of
+from epistream.sharding.format.resizing import resized
 from epistream.sharding.layouts.reading import read_frames, read_jpegs
 from epistream.sharding.pack.outputs import Output
 
@@ -56,7 +57,7 @@ class FrameSource:
         file: The open source.
         output: What is wanted.
         length: Steps.
-        quality: Of JPEG.
+        quality: Of lossy codecs.
     """
 
     file: h5py.File
@@ -65,49 +66,47 @@ class FrameSource:
     quality: int
     fidelity: Fidelity = field(default_factory=Fidelity)
 
-    def encoded(self) -> Iterator[bytes]:
-        """The members of a camera that is stored as one file a frame."""
+    def frames(self) -> Iterator[Any]:
+        """The frames as `ShardWriter.add` takes them, each valid until the next one is asked for."""
+        is_members = CODECS[self.output.feature.codec].storage == "members"
+        return self._encoded() if is_members else self._arrays()
+
+    def _encoded(self) -> Iterator[bytes]:
         if self.output.is_copy:
             yield from read_jpegs(self.file, self.output.source, self.length)
             return
-        feature = self.output.feature
-        for step, frame in enumerate(self.arrays()):
-            data = encode_frame(feature, frame, self.quality)
-            if feature.codec == "jpeg" and step in (0, self.length // 2):
-                self._measure(frame, data)
+        codec = codec_of(self.output.feature)
+        for step, frame in enumerate(self._arrays()):
+            data = codec.encode(frame, self.quality)
+            if codec.is_lossy and step in (0, self.length // 2):
+                self._measure(codec, frame, data)
             yield data
 
-    def arrays(self) -> Iterator[NDArray[Any]]:
-        """The frames as arrays of the output's shape, each valid until the next one is asked for."""
-        source, feature = self.output.source, self.output.feature
-        frames = self._decoded() if source.feature.codec == "jpeg" else read_frames(self.file, source, self.length)
+    def _arrays(self) -> Iterator[NDArray[Any]]:
+        """The frames in the output's shape."""
+        source = self.output.source
+        is_files = CODECS[source.feature.codec].storage == "members"
+        frames = self._decoded() if is_files else read_frames(self.file, source, self.length)
         for frame in frames:
-            yield frame if frame.shape == feature.shape else resize(frame, feature.shape)
+            yield resized(frame, self.output.feature.shape)
 
     def _decoded(self) -> Iterator[NDArray[Any]]:
         source = self.output.source
         channels = self.output.feature.jpeg_channels or source.feature.jpeg_channels
-        feature = replace(source.feature, jpeg_channels=channels)
-        frame = np.empty(feature.shape, feature.dtype)
+        codec = codec_of(replace(source.feature, jpeg_channels=channels))
+        frame = np.empty(codec.shape, codec.dtype)
         for step, data in enumerate(read_jpegs(self.file, source, self.length)):
             try:
-                decode_into(feature, data, frame, f"{source.path}, step {step}")
+                codec.decode_into(data, frame, f"{source.path}, step {step}")
             except ValueError as error:
                 raise LayoutError(str(error).rstrip(".")) from error
             yield frame
 
-    def _measure(self, frame: NDArray[Any], data: bytes) -> None:
+    def _measure(self, codec: Codec, frame: NDArray[Any], data: bytes) -> None:
         decoded = np.empty_like(frame, order="C")
-        decode_into(self.output.feature, data, decoded, self.output.feature.name)
+        codec.decode_into(data, decoded, codec.camera)
         error = float(np.mean((decoded.astype(np.float32) - frame) ** 2))
         self.fidelity.add(Fidelity(1, error, error))
-
-
-def resize(frame: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """A uint8 colour or grey frame at another size, filtered so that shrinking does not alias."""
-    picture = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame)
-    resized = picture.resize((shape[1], shape[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return np.asarray(resized).reshape(shape)
 
 
 def _psnr(squared_error: float) -> float:

@@ -3,9 +3,10 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from epistream.errors import OptionError
+from epistream.sharding.format.codecs import CODECS, codec_names
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.units import parse_size
@@ -44,7 +45,7 @@ class PackOptions:
     """
 
     layout: str | MappingLayout | None = None
-    codec: Literal["jpeg", "png", "raw"] | None = None
+    codec: str | None = None
     quality: int = 95
     shard_size: int | str = "128MiB"
     cameras: tuple[str, ...] = ()
@@ -109,7 +110,7 @@ def _problem(options: PackOptions) -> str | None:
     shard_bytes = options.shard_bytes
     size = options.image_size
     checks = (
-        (options.codec in (None, "jpeg", "png", "raw"), f"codec: {options.codec!r}, wanted jpeg, png or raw."),
+        (options.codec in (None, *CODECS), f"codec: {options.codec!r}, wanted {codec_names()}."),
         (_is_int(options.quality, 1, 100), f"quality: {options.quality!r}, wanted 1 to 100."),
         (
             _MIN_SHARD_BYTES <= shard_bytes <= 1 << 39,

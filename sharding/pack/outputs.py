@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.codecs import jpeg_can_hold, png_can_hold
-from epistream.sharding.format.features import IMAGES, Codec, Feature, feature_order
+from epistream.sharding.format.codecs import CODECS, DEFAULT_CODEC, Codec
+from epistream.sharding.format.features import IMAGES, Feature, feature_order
 from epistream.sharding.layouts.base import Field, SourceEpisode, feature_name
 from epistream.sharding.pack.options import PackOptions
 
 # Cameras of which a lossy codec would make nonsense, whatever their type.
 _EXACT = ("depth", "segmentation", "mask", "label")
-# Bytes of an encoded frame for each byte of its array. Only used to decide which episodes share a shard, so fixed.
-_RATIOS = {"png": 0.5, "raw": 1.0}
-_JPEG_RATIOS = ((75, 0.05), (90, 0.08), (100, 0.12))
 # A tar header and half a block of padding.
 _MEMBER_BYTES = 768
 
@@ -63,10 +60,11 @@ def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ..
 
 
 def applied_options(episode: SourceEpisode, outputs: Sequence[Output], options: PackOptions) -> frozenset[str]:
-    """What of the options an episode has something for: patterns of ``drop``, and ``quality`` if JPEG is encoded."""
+    """What of the options an episode has something for: patterns of ``drop``, and ``quality`` if a loss is made."""
     names = [_rename(field, options) for field in episode.fields]
     applied = {pattern for pattern in options.drop if any(fnmatch.fnmatchcase(name, pattern) for name in names)}
-    if any(output.feature.codec == "jpeg" and not output.is_copy for output in outputs):
+    cameras = (output for output in outputs if output.feature.kind == "frames")
+    if any(CODECS[camera.feature.codec].is_lossy and not camera.is_copy for camera in cameras):
         applied.add("quality")
     return frozenset(applied)
 
@@ -110,35 +108,36 @@ def _output(field: Field, length: int, options: PackOptions) -> Output:
     feature = replace(field.feature, name=_rename(field, options), fps=fps)
     if feature.kind == "array":
         return Output(field, feature, True, length * feature.step_bytes + 2 * _MEMBER_BYTES)
-    was_jpeg = field.feature.codec == "jpeg"
-    exact = _must_be_exact(field.feature)
+    recorded = CODECS[field.feature.codec]
+    exact = _must_be_exact(field.feature, recorded)
+    shape = feature.shape
     if options.image_size and not exact:
         width, height = options.image_size
-        feature = replace(feature, codec="raw", jpeg_channels=None, shape=(height, width, feature.shape[2]))
-    resized = feature.shape != field.feature.shape
-    if was_jpeg and not resized and options.codec in (None, "jpeg"):
-        channels = options.color_order or field.feature.jpeg_channels
+        shape = (height, width, shape[2])
+    resized = shape != feature.shape
+    if recorded.storage == "members" and not resized and options.codec in (None, recorded.name):
+        channels = options.color_order or feature.jpeg_channels
         feature = replace(feature, jpeg_channels=channels)
         return Output(field, feature, True, field.num_bytes + length * _MEMBER_BYTES)
     codec = _codec(feature, options, exact)
-    channels = (options.color_order or field.feature.jpeg_channels or "rgb") if codec == "jpeg" else None
-    grey = feature.shape[2] == 1
-    feature = replace(feature, codec=codec, jpeg_channels=None if grey else channels)
-    ratio = _RATIOS.get(codec) or next(ratio for limit, ratio in _JPEG_RATIOS if options.quality <= limit)
+    is_grey = shape[2] == 1
+    channels = options.color_order or feature.jpeg_channels or "rgb"
+    channels = channels if codec.has_channel_order and not is_grey else None
+    feature = replace(feature, shape=shape, codec=codec.name, jpeg_channels=channels)
     # Not what the source takes: a JPEG that is decoded for --codec raw grows by 20.
-    estimate = int(length * (feature.step_bytes * ratio + (0 if codec == "raw" else _MEMBER_BYTES)))
-    return Output(field, feature, codec == "raw" and not was_jpeg and not resized, estimate)
+    frame_bytes = feature.step_bytes * codec.ratio(options.quality)
+    estimate = int(length * (frame_bytes + (_MEMBER_BYTES if codec.storage == "members" else 0)))
+    return Output(field, feature, codec is recorded and not resized, estimate)
 
 
-def _must_be_exact(feature: Feature) -> bool:
+def _must_be_exact(feature: Feature, recorded: type[Codec]) -> bool:
     named = any(word in feature.source_path.lower() for word in _EXACT)
-    return feature.codec != "jpeg" and (named or not jpeg_can_hold(feature.dtype, feature.shape[2]))
+    return not recorded.is_lossy and (named or not DEFAULT_CODEC.can_hold(feature.dtype, feature.shape[2]))
 
 
-def _codec(feature: Feature, options: PackOptions, exact: bool) -> Codec:
-    wanted = options.codec or "jpeg"
-    if wanted == "jpeg" and exact:
-        wanted = "png"
-    if wanted == "png" and not png_can_hold(feature.dtype, feature.shape[2]):
-        return "raw"
-    return wanted
+def _codec(feature: Feature, options: PackOptions, exact: bool) -> type[Codec]:
+    """What was asked for, or the first without loss where that would harm the frames or cannot hold them."""
+    wanted = CODECS[options.codec] if options.codec else DEFAULT_CODEC
+    lossless = [codec for codec in CODECS.values() if not codec.is_lossy]
+    candidates = lossless if exact and wanted.is_lossy else [wanted, *lossless]
+    return next(codec for codec in candidates if codec.can_hold(feature.dtype, feature.shape[2]))

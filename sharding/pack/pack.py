@@ -14,6 +14,7 @@ from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, 
 from epistream.sharding.files.hdf5_sources import AnyPath, find_sources, names_below_root
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
@@ -33,9 +34,6 @@ from epistream.sharding.pack.shard_task import (
 from epistream.sharding.pack.workspace import Workspace
 
 _log = logging.getLogger(__name__)
-
-# Libraries whose version can change the bytes of the result.
-_ENCODERS = ("numpy", "pillow", "simplejpeg")
 
 # Opening a file takes some 5 ms, starting the processes a second.
 _MIN_PARALLEL_SCANS = 64
@@ -124,7 +122,9 @@ class _Job:
     def run(self) -> PackReport:
         """Do all of it. From `Workspace.begin` on there is something to clean up."""
         scans = self._scan()
-        versions = {"epistream": __version__, **{name: version(name) for name in _ENCODERS}}
+        # Those of libraries can change the bytes of the result: arrays, resizing, codecs.
+        libraries = sorted({"numpy", "pillow", *(codec.library for codec in CODECS.values())})
+        versions = {"epistream": __version__, **{name: version(name) for name in libraries}}
         plan = make_plan(scans, self._options)
         self._note_faults(plan.faults)
         self._stop_at_faults(any_good=True)

@@ -9,6 +9,7 @@ from typing import Any
 import xxhash
 
 from epistream.errors import LayoutError, OptionError, PackError
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.layouts.registry import looked_for, scan_source
@@ -213,9 +214,11 @@ def _check_applied(applied: frozenset[str], features: dict[str, Feature], option
         if pattern not in applied:
             raise OptionError(f"drop {pattern!r}: no feature is called so, found {', '.join(features)}.")
     if options.quality != PackOptions.quality and "quality" not in applied:
+        lossy = " or ".join(name.upper() for name, codec in CODECS.items() if codec.is_lossy)
+        lossless = " and ".join(name for name, codec in CODECS.items() if not codec.is_lossy)
         raise OptionError(
-            f"quality: {options.quality}, but no camera is encoded as JPEG: what is JPEG in the source is copied as it "
-            "is, and the codecs png and raw make none. Leave it out; to make JPEG smaller, give an image size."
+            f"quality: {options.quality}, but no camera is encoded as {lossy}: what is {lossy} in the source is copied "
+            f"as it is, and the codecs {lossless} make none. Leave it out; to make {lossy} smaller, give an image size."
         )
 
 

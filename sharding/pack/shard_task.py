@@ -191,9 +191,8 @@ def _pack_episode(
 
 def _watched(camera: FrameSource, work: _Work, pulse: Pulse) -> Iterator[Any]:
     """The frames of `camera` as the writer wants them, each reported, until the job is stopped."""
-    is_raw = camera.output.feature.codec == "raw"
     num_bytes = camera.output.source.num_bytes // camera.length
-    for frame in camera.arrays() if is_raw else camera.encoded():
+    for frame in camera.frames():
         work.reported_bytes += num_bytes
         pulse.add(num_bytes=num_bytes)
         yield frame

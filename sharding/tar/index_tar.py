@@ -1,6 +1,5 @@
 """The index of a tar that has none, from its headers: our own after a loss, or any WebDataset of whole episodes."""
 
-import io
 import logging
 import re
 from collections.abc import Mapping
@@ -10,14 +9,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
-from epistream.sharding.format.codecs import jpeg_shape
+from epistream.sharding.format.codecs import CODECS, Codec
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import (
-    Codec,
     Feature,
     describe_difference,
     feature_from_dict,
@@ -31,9 +28,7 @@ _log = logging.getLogger(__name__)
 
 # WebDataset: the key is everything up to the first dot after the last slash.
 _KEY = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
-_NUMBERED = re.compile(r"(.+)\.(\d+(?=\.[jp])|\d{6,15})\.(jpg|jpeg|png|npy)")
-_CODECS: dict[str, Codec] = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "npy": "raw"}
-_PNG_MODES = {"L": ("uint8", 1), "LA": ("uint8", 2), "RGB": ("uint8", 3), "RGBA": ("uint8", 4), "I;16": ("uint16", 1)}
+_NUMBERED = re.compile(r"(.+)\.(\d+)(\.[^.]+)")
 _WANTED = (
     "wanted one sample an episode, with members such as KEY.action.npy (steps first), "
     "KEY.observation.images.top.000000.jpg and KEY.meta.json. Pack the source with 'epistream pack'"
@@ -49,7 +44,7 @@ class _Sample:
     meta: Member | None = None
     arrays: dict[str, Member] = field(default_factory=dict)
     numbered: dict[str, dict[int, Member]] = field(default_factory=dict)
-    codecs: dict[str, Codec] = field(default_factory=dict)
+    codecs: dict[str, type[Codec]] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
 
 
@@ -128,14 +123,14 @@ def _samples(members: list[Member], where: str) -> list[_Sample]:
 
 
 def _sort_in(sample: _Sample, member: Member, name: str, where: str) -> None:
-    numbered = _NUMBERED.fullmatch(name)
+    numbered = _split_number(name)
     if name == "meta.json":
         twice, sample.meta = sample.meta is not None, member
     elif numbered:
-        frames = sample.numbered.setdefault(numbered[1], {})
-        twice = int(numbered[2]) in frames
-        twice |= sample.codecs.setdefault(numbered[1], _CODECS[numbered[3]]) != _CODECS[numbered[3]]
-        frames[int(numbered[2])] = member
+        camera, number, codec = numbered
+        frames = sample.numbered.setdefault(camera, {})
+        twice = number in frames or sample.codecs.setdefault(camera, codec) is not codec
+        frames[number] = member
     elif name.endswith(".npy"):
         twice = name[:-4] in sample.arrays
         sample.arrays[name[:-4]] = member
@@ -144,6 +139,19 @@ def _sort_in(sample: _Sample, member: Member, name: str, where: str) -> None:
         sample.others.append(name)
     if twice:
         raise FormatError(f"{where}, {member.name}: this field twice in one sample, wanted it once.")
+
+
+def _split_number(name: str) -> tuple[str, int, type[Codec]] | None:
+    """Camera, number and codec of a numbered member: a frame, or part of an array, numbered as we write them."""
+    matched = _NUMBERED.fullmatch(name)
+    codec = _codec_of_suffix(matched[3]) if matched else None
+    if not matched or codec is None or (codec.storage == "array" and not 6 <= len(matched[2]) <= 15):
+        return None
+    return matched[1], int(matched[2]), codec
+
+
+def _codec_of_suffix(suffix: str) -> type[Codec] | None:
+    return next((codec for codec in CODECS.values() if suffix in codec.suffixes), None)
 
 
 def _episode(file: BinaryIO, sample: _Sample, where: str) -> _Episode:
@@ -166,8 +174,8 @@ def _episode(file: BinaryIO, sample: _Sample, where: str) -> _Episode:
         else:
             frame_offset[name], frame_size[name] = _strided(start, header.shape[0], feature)
     for name, frames in sample.numbered.items():
-        if sample.codecs[name] == "raw":
-            features[name], frame_offset[name], frame_size[name] = _split_raw(file, name, frames, declared, where)
+        if sample.codecs[name].storage == "array":
+            features[name], frame_offset[name], frame_size[name] = _join_pixels(file, name, frames, declared, where)
         else:
             features[name] = _camera_feature(file, name, frames, sample.codecs[name], declared, where)
             frame_offset[name], frame_size[name] = _one_by_one(name, frames, where)
@@ -195,15 +203,15 @@ def _read_meta(file: BinaryIO, sample: _Sample, where: str) -> dict[str, Any]:
 
 
 def _array_feature(name: str, header: NpyHeader, declared: Mapping[str, Feature], where: str) -> Feature:
-    """A ``.npy`` is an array, or a raw camera where the meta says so or its name and shape do."""
+    """A ``.npy`` is an array, or a camera of plain pixels where the meta says so or its name and shape do."""
     if not header.shape:
         raise FormatError(f"{where}.{name}.npy: a single number, wanted steps as the first axis.")
     feature = declared.get(name)
     if feature is None:
         is_camera = name.startswith("observation.images.") and len(header.shape) == 4
-        kind, codec = ("frames", "raw") if is_camera else ("array", "npy")
-        return _inferred(where, name, kind, header.dtype, header.shape[1:], codec)
-    if (feature.dtype, feature.shape) != (header.dtype, header.shape[1:]) or feature.codec not in ("npy", "raw"):
+        return _inferred(where, name, header.dtype, header.shape[1:], _codec_of_suffix(".npy") if is_camera else None)
+    is_array = feature.kind == "array" or CODECS[feature.codec].storage == "array"
+    if (feature.dtype, feature.shape) != (header.dtype, header.shape[1:]) or not is_array:
         raise FormatError(
             f"{where}.{name}.npy: {header.dtype} {header.shape[1:]}, its meta.json says {feature.dtype} "
             f"{feature.shape} as {feature.codec}."
@@ -211,18 +219,19 @@ def _array_feature(name: str, header: NpyHeader, declared: Mapping[str, Feature]
     return feature
 
 
-def _inferred(where: str, name: str, kind: str, dtype: str, shape: tuple[int, ...], codec: str) -> Feature:
+def _inferred(where: str, name: str, dtype: str, shape: tuple[int, ...], codec: type[Codec] | None) -> Feature:
     """A feature of which nothing is said; a JPEG is then taken for what JPEGs are, RGB."""
-    channels = "rgb" if codec == "jpeg" else None
-    described = {"kind": kind, "dtype": dtype, "shape": shape, "codec": codec, "jpeg_channels": channels}
-    return feature_from_dict({"name": name, **described}, where)
+    stored: dict[str, Any] = {"kind": "array", "codec": "npy"}
+    if codec:
+        stored = {"kind": "frames", "codec": codec.name, "jpeg_channels": "rgb" if codec.has_channel_order else None}
+    return feature_from_dict({"name": name, "dtype": dtype, "shape": shape, **stored}, where)
 
 
 def _camera_feature(
     file: BinaryIO,
     name: str,
     frames: Mapping[int, Member],
-    codec: Codec,
+    codec: type[Codec],
     declared: Mapping[str, Feature],
     where: str,
 ) -> Feature:
@@ -230,27 +239,17 @@ def _camera_feature(
     number, first = min(frames.items())
     frame_where = f"{where}.{name}.{number:06d}"
     data = read_member(file, first)
-    dtype, shape = ("uint8", jpeg_shape(data, frame_where)) if codec == "jpeg" else _png_shape(data, frame_where)
+    dtype, shape = codec.announced(data, frame_where)
     feature = declared.get(name)
     if feature is None:
-        return _inferred(where, name, "frames", dtype, shape, codec)
-    if (feature.dtype, feature.shape[:2], feature.codec) != (dtype, shape[:2], codec) or shape[2] > feature.shape[2]:
+        return _inferred(where, name, dtype, shape, codec)
+    found = (dtype, shape[:2], codec.name)
+    if (feature.dtype, feature.shape[:2], feature.codec) != found or shape[2] > feature.shape[2]:
         raise FormatError(
-            f"{frame_where}: {codec} of {dtype} {shape}, its meta.json says {feature.codec} of {feature.dtype} "
+            f"{frame_where}: {codec.name} of {dtype} {shape}, its meta.json says {feature.codec} of {feature.dtype} "
             f"{feature.shape}."
         )
     return feature
-
-
-def _png_shape(data: bytes, where: str) -> tuple[str, tuple[int, int, int]]:
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            dtype, channels = _PNG_MODES[image.mode]
-            return dtype, (image.height, image.width, channels)
-    except KeyError as error:
-        raise FormatError(f"{where}: a PNG in mode {error}, wanted {', '.join(_PNG_MODES)}.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FormatError(f"{where}: no PNG ({error}), wanted one.") from error
 
 
 def _one_by_one(name: str, frames: Mapping[int, Member], where: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
@@ -273,16 +272,16 @@ def _strided(start: int, num_frames: int, feature: Feature) -> tuple[NDArray[np.
     return offset, np.full(num_frames, feature.step_bytes, np.uint32)
 
 
-def _split_raw(
+def _join_pixels(
     file: BinaryIO, name: str, parts: Mapping[int, Member], declared: Mapping[str, Feature], where: str
 ) -> tuple[Feature, NDArray[np.uint64], NDArray[np.uint32]]:
-    """A raw camera that was split by time: each part is numbered by its first step."""
+    """A camera of plain pixels that was split by time: each part is numbered by its first step."""
     offsets, sizes, feature, step = [], [], None, 0
     for number, member in sorted(parts.items()):
         part = f"{where}.{name}.{number:06d}.npy"
         header = read_npy_header(read_member(file, member, HEADER_LIMIT), member.size, part)
         found = _array_feature(name, header, declared, where)
-        if number != step or found.codec != "raw" or feature not in (None, found):
+        if number != step or found.kind != "frames" or feature not in (None, found):
             raise FormatError(f"{part}: {header.dtype} {header.shape}, wanted raw frames that go on at step {step}.")
         feature, step = found, step + header.shape[0]
         offset, size = _strided(member.offset + header.data_offset, header.shape[0], found)

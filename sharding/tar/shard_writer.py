@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError, LayoutError, PackError
 from epistream.sharding.files.names import index_name
 from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
@@ -86,8 +87,8 @@ class ShardWriter:
         Args:
             meta: What is known of it.
             arrays: feature -> (length, ...) values.
-            frames: camera -> its frames in order: encoded bytes for JPEG and PNG, (H, W, C) arrays for raw. Taken one
-                at a time, so that they may be made on the way.
+            frames: camera -> its frames in order: encoded bytes where the codec stores members, else (H, W, C) arrays.
+                Taken one at a time, so that they may be made on the way.
 
         Raises:
             LayoutError: If a feature is missing, has another shape or another number of steps than the episode.
@@ -156,7 +157,7 @@ class ShardWriter:
                 self._add_array(key, feature, arrays[name], meta)
         for name, feature in self.features.items():
             if feature.kind == "frames":
-                add = self._add_raw if feature.codec == "raw" else self._add_encoded
+                add = self._add_members if CODECS[feature.codec].storage == "members" else self._add_pixels
                 add(key, feature, frames[name], meta)
 
     def _add_array(self, key: str, feature: Feature, values: NDArray[Any], meta: EpisodeMeta) -> None:
@@ -170,15 +171,16 @@ class ShardWriter:
         self._tar.write(data.reshape(-1).view(np.uint8).data)
         self._array_offset[feature.name].append(offset + len(header))
 
-    def _add_encoded(self, key: str, feature: Feature, frames: Iterable[bytes], meta: EpisodeMeta) -> None:
+    def _add_members(self, key: str, feature: Feature, frames: Iterable[bytes], meta: EpisodeMeta) -> None:
         offsets, sizes = self._frame_offset[feature.name], self._frame_size[feature.name]
+        suffix = CODECS[feature.codec].suffixes[0]
         step = 0
         for step, data in enumerate(frames, 1):
-            offsets.append(self._tar.add(f"{key}.{feature.name}.{step - 1:06d}{feature.suffix}", data))
+            offsets.append(self._tar.add(f"{key}.{feature.name}.{step - 1:06d}{suffix}", data))
             sizes.append(len(data))
         self._check_count(step, feature, meta)
 
-    def _add_raw(self, key: str, feature: Feature, frames: Iterable[NDArray[Any]], meta: EpisodeMeta) -> None:
+    def _add_pixels(self, key: str, feature: Feature, frames: Iterable[NDArray[Any]], meta: EpisodeMeta) -> None:
         """One member for the whole episode, or several of as many steps as a member can hold."""
         steps_each = max(1, (MAX_MEMBER_BYTES - 4096) // feature.step_bytes)
         is_split = meta.length > steps_each

@@ -9,8 +9,7 @@ from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.errors import FormatError
 from epistream.loader.reading.drawing import draw_frames
 from epistream.loader.reading.frames import FrameDecoder
-from epistream.sharding.format.codecs import decode_into, encode_frame
-from epistream.sharding.format.features import Feature
+from epistream.sharding.format.features import Feature, codec_of
 
 CAMERA = "observation.images.top"
 JPEG = Feature(CAMERA, "frames", "uint8", (24, 32, 3), codec="jpeg", jpeg_channels="rgb")
@@ -22,7 +21,7 @@ PLACES = np.array([7, 0, 3, 2, 5])
 def shard_of(feature):
     """The bytes of two episodes of three steps, and what an index says of them."""
     pictures = np.random.default_rng(0).integers(0, 256, (6, *feature.shape), np.uint8)
-    frames = [encode_frame(feature, picture) for picture in pictures]
+    frames = [codec_of(feature).encode(picture) for picture in pictures]
     sizes = np.array([len(frame) for frame in frames])
     index = SimpleNamespace(
         shard_name="s.tar",
@@ -51,7 +50,7 @@ def test_frames_stand_where_they_were_wanted_repeats_too(feature, open_blob):
     expected = np.zeros_like(out)
     for row, place in zip(NEEDED, PLACES, strict=True):
         start = index.frame_offset[CAMERA][row]
-        decode_into(feature, data[start : start + index.frame_size[CAMERA][row]], expected[place], "")
+        codec_of(feature).decode_into(data[start : start + index.frame_size[CAMERA][row]], expected[place], "")
     np.testing.assert_array_equal(out, expected)
 
 

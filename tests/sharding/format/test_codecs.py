@@ -7,8 +7,44 @@ from hdf5_files import picture
 from PIL import Image
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.codecs import decode_into, encode_frame
-from epistream.sharding.format.features import Feature
+from epistream.sharding.format.codecs import CODECS
+from epistream.sharding.format.features import Feature, codec_of
+
+# What every codec promises, a row each: what its tar members end with, how they hold frames, what it can encode of
+# a list of frames, and the estimates at qualities 50, 90 and 95, which decide which episodes share a shard.
+FRAMES = [("uint8", 1), ("uint8", 2), ("uint8", 3), ("uint8", 4), ("uint16", 1), ("uint16", 3), ("float32", 1)]
+PROMISED = {
+    "jpeg": ((".jpg", ".jpeg"), "members", [("uint8", 1), ("uint8", 3)], [0.05, 0.08, 0.12]),
+    "png": ((".png",), "members", FRAMES[:5], [0.5, 0.5, 0.5]),
+    "raw": ((".npy",), "array", FRAMES, [1.0, 1.0, 1.0]),
+}
+
+
+def test_every_codec_has_a_row():
+    assert list(CODECS) == list(PROMISED)
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_codec_is_what_it_promises(name):
+    codec = CODECS[name]
+    holds = [frame for frame in FRAMES if codec.can_hold(*frame)]
+    assert (codec.suffixes, codec.storage, holds, [codec.ratio(q) for q in (50, 90, 95)]) == PROMISED[name]
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_codec_gives_back_what_it_can_hold(name):
+    for dtype, num_channels in PROMISED[name][2]:
+        frame = np.repeat(picture(1)[:, :, :1], num_channels, axis=2).astype(dtype)
+        feature = camera(name, frame.shape, dtype)
+        data = codec_of(feature).encode(frame)
+        np.testing.assert_allclose(decode(feature, data), frame, atol=2 if CODECS[name].is_lossy else 0)
+        if CODECS[name].storage == "members":
+            assert CODECS[name].announced(data, "x") == (dtype, frame.shape)
+
+
+def test_suffixes_tell_codecs_apart():
+    suffixes = [suffix for codec in CODECS.values() for suffix in codec.suffixes]
+    assert len(set(suffixes)) == len(suffixes)
 
 
 def camera(codec="jpeg", shape=(24, 32, 3), dtype="uint8", channels="rgb"):
@@ -18,7 +54,7 @@ def camera(codec="jpeg", shape=(24, 32, 3), dtype="uint8", channels="rgb"):
 
 def decode(feature, data):
     out = np.full(feature.shape, 77, feature.dtype)
-    decode_into(feature, data, out, "shard, step 3")
+    codec_of(feature).decode_into(data, out, "shard, step 3")
     return out
 
 
@@ -38,8 +74,8 @@ def test_jpeg_grey_in_a_colour_feature_gives_three_equal_channels():
 
 def test_jpeg_decodes_into_one_row_of_a_larger_batch():
     batch = np.zeros((3, 24, 32, 3), np.uint8)
-    data = encode_frame(camera(), picture(2))
-    decode_into(camera(), memoryview(data), batch[1], "x")
+    data = codec_of(camera()).encode(picture(2))
+    codec_of(camera()).decode_into(memoryview(data), batch[1], "x")
     assert batch[1].any()
     assert not batch[0].any()
     assert not batch[2].any()
@@ -50,33 +86,33 @@ def test_jpeg_decodes_into_one_row_of_a_larger_batch():
 def test_lossless_codecs_give_back_every_bit(codec, dtype, shape):
     frame = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
     feature = camera(codec, shape, dtype)
-    np.testing.assert_array_equal(decode(feature, encode_frame(feature, frame)), frame)
+    np.testing.assert_array_equal(decode(feature, codec_of(feature).encode(frame)), frame)
 
 
 def test_raw_float_depth_gives_back_every_bit():
     frame = np.random.default_rng(0).normal(size=(6, 5, 1)).astype(np.float32)
     feature = camera("raw", (6, 5, 1), "float32")
-    np.testing.assert_array_equal(decode(feature, encode_frame(feature, frame)), frame)
+    np.testing.assert_array_equal(decode(feature, codec_of(feature).encode(frame)), frame)
 
 
 def test_png_of_16_bits_is_what_pillow_reads():
     frame = np.arange(20, dtype=np.uint16).reshape(4, 5, 1) * 3000
-    data = encode_frame(camera("png", (4, 5, 1), "uint16"), frame)
+    data = codec_of(camera("png", (4, 5, 1), "uint16")).encode(frame)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), frame[:, :, 0])
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "png"])
 def test_encode_same_frame_gives_same_bytes(codec):
-    assert encode_frame(camera(codec), picture(4)) == encode_frame(camera(codec), picture(4).copy())
+    assert codec_of(camera(codec)).encode(picture(4)) == codec_of(camera(codec)).encode(picture(4).copy())
 
 
 def test_encode_frame_of_a_sliced_array_equals_a_contiguous_one():
     wide = np.stack([picture(0), picture(1)], axis=2).reshape(24, 64, 3)
-    assert encode_frame(camera(), wide[:, ::2]) == encode_frame(camera(), wide[:, ::2].copy())
+    assert codec_of(camera()).encode(wide[:, ::2]) == codec_of(camera()).encode(wide[:, ::2].copy())
 
 
-PICTURE = encode_frame(camera(), picture(0))
-PNG = encode_frame(camera("png"), picture(0))
+PICTURE = codec_of(camera()).encode(picture(0))
+PNG = codec_of(camera("png")).encode(picture(0))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +152,9 @@ def test_decode_cmyk_jpeg_is_refused():
 )
 def test_decode_into_a_buffer_that_does_not_fit_is_refused(out):
     with pytest.raises(FormatError, match="a buffer of"):
-        decode_into(camera(), PICTURE, out, "x")
+        codec_of(camera()).decode_into(PICTURE, out, "x")
 
 
 def test_encode_of_another_shape_is_refused():
     with pytest.raises(LayoutError, match="wanted uint8"):
-        encode_frame(camera(), np.zeros((24, 31, 3), np.uint8))
+        codec_of(camera()).encode(np.zeros((24, 31, 3), np.uint8))
