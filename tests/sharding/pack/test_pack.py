@@ -178,6 +178,16 @@ def test_pack_image_size_resizes_colour_cameras(tmp_path):
     assert report.features["observation.images.top"].shape == (12, 16, 3)
 
 
+def test_pack_image_size_that_jpeg_frames_have_copies_them(tmp_path):
+    path = aloha_jpeg(tmp_path / "a.hdf5", 3)
+    pack(path, tmp_path / "out", image_size=(32, 24))
+    fields = episodes(tmp_path / "out")["ep-000000000"]
+    with h5py.File(path) as file:
+        rows = file["observations/images/top"][()]
+    for step, row in enumerate(rows):
+        assert fields[f"observation.images.top.{step:06d}.jpg"] == row.tobytes().rstrip(b"\0")
+
+
 def test_pack_same_input_gives_same_bytes_with_1_and_3_workers_and_wherever_it_is(tmp_path):
     for seed in range(5):
         aloha_jpeg(tmp_path / "a" / f"e_{seed}.hdf5", 30, seed)
