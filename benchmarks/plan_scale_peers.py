@@ -59,6 +59,7 @@ class Epistream:
         from epistream.sharding.format.features import Feature
         from epistream.sharding.format.manifest import Manifest
         from epistream.sharding.format.manifest_columns import Columns, default_ranges
+        from epistream.sharding.format.manifest_file import write_manifest
 
         num_shards, num_episodes = num_samples // _SAMPLES_PER_SHARD, num_samples // _STEPS_PER_EPISODE
         per_shard = _SAMPLES_PER_SHARD // _STEPS_PER_EPISODE
@@ -96,7 +97,7 @@ class Epistream:
             )
             for name in ("observation.state", "action")
         }
-        Manifest(features=features, splits=("all",), columns=columns).write(str(folder))
+        write_manifest(Manifest(features=features, splits=("all",), columns=columns), str(folder))
 
     def construct(self, folder: Path, batch_size: int) -> Any:
         import epistream as es

@@ -22,7 +22,7 @@ from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import HexRows
-from epistream.sharding.format.manifest_file import FILE_NAME
+from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.statistics_schema import merge_statistics
 
 if TYPE_CHECKING:  # the layouts read h5py, which shards do without
@@ -214,9 +214,9 @@ def _open_hdf5(
 def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
     url = _absolute(part.url)
     if isinstance(part, Folder):
-        return _from_manifest(Manifest.read(url, options), url, options)
+        return _from_manifest(read_manifest(url, options), url, options)
     if read_bytes(join(url, FILE_NAME), options) is not None:
-        manifest = Manifest.read(url, options)
+        manifest = read_manifest(url, options)
         position = {name: shard for shard, name in enumerate(manifest.columns.names)}
         missing = [name for name in part.names if name not in position]
         if missing:

@@ -12,6 +12,7 @@ from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
 from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_file import read_manifest
 
 
 def verify(
@@ -80,7 +81,7 @@ def _no_tar(url: str) -> OptionError:
 def _whole_manifest(dataset: Dataset) -> Manifest | None:
     """The manifest that `dataset` is all of; None for a part, a list, or tars without one."""
     try:
-        manifest = Manifest.read(dataset.url, dataset.storage_options)
+        manifest = read_manifest(dataset.url, dataset.storage_options)
     except EpistreamError:
         return None
     return manifest if manifest.fingerprint == dataset.fingerprint else None

@@ -10,7 +10,6 @@ import numpy as np
 
 from epistream._version import __version__
 from epistream.errors import FormatError
-from epistream.sharding.files.storage import Options
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
@@ -37,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A whole dataset. Made by `ManifestBuilder` or `Manifest.read`, not by hand.
+    """A whole dataset. Made by `ManifestBuilder` or `read_manifest`, not by hand.
 
     Args:
         features: By name.
@@ -93,30 +92,6 @@ class Manifest:
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Manifest(**{**parts, "columns": self.columns.select(shards)})
 
-    def write(self, url: str, storage_options: Options = None) -> None:
-        """Publish the dataset in the folder `url`: the very last step of writing one.
-
-        Raises:
-            FormatError: If the manifest is not valid.
-            SourceError: If a file cannot be written.
-        """
-        from epistream.sharding.format.manifest_file import write_manifest
-
-        write_manifest(self, url, storage_options)
-
-    @classmethod
-    def read(cls, url: str, storage_options: Options = None) -> "Manifest":
-        """The manifest of the folder `url`.
-
-        Raises:
-            SourceError: If there is no ``dataset.json``; the message says what is there instead.
-            VersionError: If it is of a later version.
-            FormatError: If it is torn, or says anything that cannot be.
-        """
-        from epistream.sharding.format.manifest_file import read_manifest
-
-        return read_manifest(url, storage_options)
-
 
 def _splits_problem(splits: Sequence[str], statistics_split: str | None) -> str | None:
     if not 0 < len(splits) < 256 or len(set(splits)) != len(splits) or not all(splits):
@@ -137,7 +112,7 @@ class ManifestBuilder:
             data = path.read_bytes()
             builder.add_shard(ShardIndex.parse(data, path.name), data)
         manifest = builder.build(statistics=statistics, statistics_split="train", sources=sources, provenance={...})
-        manifest.write("out/")
+        write_manifest(manifest, "out/")
     """
 
     def __init__(self, features: Mapping[str, Feature], splits: Sequence[str] | None = (NO_SPLIT,)) -> None:

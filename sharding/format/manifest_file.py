@@ -1,4 +1,4 @@
-"""``dataset.json`` and its tables: written so that a crash publishes nothing, read so that nothing is believed.
+"""``dataset.json`` and its tables: written atomically, the JSON last; read with every size and checksum compared.
 
 The tables' file name carries their checksum. An overwrite that dies half-way leaves the old ``dataset.json`` beside
 the old tables *and* the new ones, never an old one beside a new one under the same name.
@@ -75,7 +75,12 @@ class _File(pydantic.BaseModel):
 
 
 def write_manifest(manifest: Manifest, url: str, options: Options = None) -> None:
-    """See `Manifest.write`."""
+    """Publish the dataset in the folder `url`: the very last step of writing one.
+
+    Raises:
+        FormatError: If the manifest is not valid.
+        SourceError: If a file cannot be written.
+    """
     manifest.check(FILE_NAME)
     tables = _pack_tables(manifest)
     digest = checksum(tables)
@@ -131,7 +136,13 @@ def _pack_tables(manifest: Manifest) -> bytes:
 
 
 def read_manifest(url: str, options: Options = None) -> Manifest:
-    """See `Manifest.read`."""
+    """The manifest of the folder `url`.
+
+    Raises:
+        SourceError: If there is no ``dataset.json``; the message says what is there instead.
+        VersionError: If it is of a later version.
+        FormatError: If it is torn, or says anything that cannot be.
+    """
     where = join(url, FILE_NAME)
     # Twice, because an overwrite may replace both files between reading the one and the other.
     for attempt in range(2):

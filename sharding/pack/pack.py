@@ -17,6 +17,7 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.options import PackOptions
@@ -172,7 +173,7 @@ class _Job:
         """
         if not self._workspace.has_dataset or self._workspace.has_job:
             return None
-        manifest = Manifest.read(self._workspace.url)
+        manifest = read_manifest(self._workspace.url)
         there = [(source.path, source.num_bytes) for source in manifest.sources]
         wanted = [(name, scan.num_bytes) for name, scan in self._usable(scans)]
         about = manifest.provenance
@@ -271,7 +272,7 @@ class _Job:
                 "left_out": [_rename_source(fault, names) for fault in self._faults],
             },
         )
-        manifest.write(self._workspace.url, self._workspace.storage_options)
+        write_manifest(manifest, self._workspace.url, self._workspace.storage_options)
         return manifest
 
     def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], made: _Made | None) -> PackReport:

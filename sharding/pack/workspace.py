@@ -17,8 +17,7 @@ from epistream.errors import DatasetExistsError, EpistreamError, FormatError, Op
 from epistream.file_systems import ask, limit_of, local_path, open_file_system
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options, join, list_names, read_bytes, remove_quietly
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME
+from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.tar.tar_writer import write_error
 
@@ -250,7 +249,7 @@ class Workspace:
         if read_bytes(join(self.url, FILE_NAME), self.storage_options) is None:
             return set()
         try:
-            names = Manifest.read(self.url, self.storage_options).columns.names
+            names = read_manifest(self.url, self.storage_options).columns.names
         except FormatError:
             names = sorted(self._names)
         return {match[1] for name in names if (match := _OURS.fullmatch(name))}

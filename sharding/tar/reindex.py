@@ -22,7 +22,7 @@ from epistream.sharding.files.storage import (
 )
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.manifest import Manifest, ManifestBuilder
-from epistream.sharding.format.manifest_file import FILE_NAME
+from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest, write_manifest
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.tar.index_tar import index_tar
 from epistream.sharding.tar.shard_statistics import statistics_of
@@ -90,7 +90,7 @@ def reindex(
             "with --overwrite, or write other sidecars with --emit."
         )
     if has_manifest and not options.overwrite:
-        splits = _known_splits(Manifest.read(url, storage_options))
+        splits = _known_splits(read_manifest(url, storage_options))
         members = [_members(url, name, splits.get(name, NO_SPLIT), storage_options, advance) for name in names]
         return Reindexed(url, None, _emit(url, options, members, storage_options))
     return _write_all(url, names, options, storage_options, advance)
@@ -159,7 +159,7 @@ def _write_all(
         _publish_indexes(url, [Path(folder) / index_name(name) for name in names], storage_options)
     written = [index_name(name) for name in names]
     written += _emit(url, options, members, storage_options)
-    manifest.write(url, storage_options)
+    write_manifest(manifest, url, storage_options)
     return Reindexed(url, manifest, (*written, FILE_NAME))
 
 

@@ -16,7 +16,7 @@ from epistream.errors import DatasetExistsError, FormatError, OptionError, Sourc
 from epistream.sharding.check.verify import verify
 from epistream.sharding.check.verify_report import VerifyOptions
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_file import read_manifest
 from epistream.sharding.tar.reindex import ReindexOptions, reindex
 
 
@@ -50,7 +50,7 @@ def test_index_of_packed_tars_gives_back_what_packing_wrote(tmp_path, example_da
 
     out = tmp_path / "ds"
     pack(str(example_data / "robomimic" / "scripted_lift.hdf5"), str(out), codec=codec)
-    before = Manifest.read(str(out))
+    before = read_manifest(str(out))
     indexes = {path.name: path.read_bytes() for path in out.glob("*.index")}
     for name in ["dataset.json", *indexes, *(path.name for path in out.glob("*.tables"))]:
         (out / name).unlink()
@@ -200,5 +200,5 @@ def test_index_command_says_what_it_wrote(tars):
 
 def test_handmade_dataset_is_what_index_would_write(tmp_path):
     folder = write_dataset(tmp_path / "ds")
-    before = Manifest.read(str(folder)).fingerprint
+    before = read_manifest(str(folder)).fingerprint
     assert reindex(folder, ReindexOptions(overwrite=True)).manifest.fingerprint == before

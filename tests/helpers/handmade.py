@@ -90,8 +90,9 @@ def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None):
 def publish(folder, indexes):
     """Write the manifest of {name: (index, its bytes)}."""
     from epistream.sharding.format.manifest import ManifestBuilder
+    from epistream.sharding.format.manifest_file import write_manifest
 
     builder = ManifestBuilder(next(iter(indexes.values()))[0].features, None)
     for index, data in indexes.values():
         builder.add_shard(index, data)
-    builder.build().write(str(folder))
+    write_manifest(builder.build(), str(folder))

@@ -10,7 +10,7 @@ from handmade import write_dataset
 
 from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_folder_opens_with_everything_its_manifest_says(folder):
     assert dataset.valid_ranges[1].tolist() == [[0, 5], [0, 1], [2, 3], [0, 4], [0, 2]]
     assert (dataset.tasks, dataset.splits) == (("lift", "drop"), ("all",))
     assert len(dataset.shard_checksum[0]) == 32
-    assert dataset.fingerprint == Manifest.read(str(folder)).fingerprint
+    assert dataset.fingerprint == read_manifest(str(folder)).fingerprint
 
 
 @pytest.mark.parametrize("form", ["{}/dataset.json", "{}/", "file://{}", "{}/shard-{{000000..000002}}.tar", "{}/*.tar"])
@@ -101,8 +101,8 @@ def test_statistics_of_a_list_are_those_of_all_values(folder, tmp_path):
         path = write_dataset(tmp_path / f"d{number}")
         moments = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0)}
         plain = {"count": len(values), **{name: array.tolist() for name, array in moments.items()}}
-        manifest = Manifest.read(str(path))
-        dataclasses.replace(manifest, statistics={"action": plain}, statistics_split="all").write(str(path))
+        manifest = read_manifest(str(path))
+        write_manifest(dataclasses.replace(manifest, statistics={"action": plain}, statistics_split="all"), str(path))
         paths.append(path)
     merged = open_dataset(paths).statistics["action"]
     whole = np.concatenate(groups)

@@ -87,12 +87,12 @@ def test_inspect_tables_show_features_splits_and_tasks_without_markup_from_outsi
 
 
 def test_inspect_shows_statistics_with_gaps_and_many_dimensions(tmp_path):
-    from epistream.sharding.format.manifest import Manifest
+    from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 
     folder = write_dataset(tmp_path / "ds")
-    manifest = Manifest.read(str(folder))
+    manifest = read_manifest(str(folder))
     values = {"count": 12, "mean": [1.5, None, 3.0], "std": [0] * 3, "min": [-1] * 3, "max": [2] * 3}
-    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
+    write_manifest(dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all"), str(folder))
     text = run(folder)
     assert "action, 12 steps" in text
     assert "1.5" in text
@@ -112,13 +112,13 @@ def terminal(monkeypatch):
 
 
 def test_inspect_in_80_columns_folds_no_feature_and_cuts_no_number(folder, terminal):
-    from epistream.sharding.format.manifest import Manifest
+    from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 
     columns = ("mean", "std", "min", "q01", "q99", "max")
     values = {"count": 12} | {name: [-0.000123 - number] * 3 for number, name in enumerate(columns)}
     values["min"] = [-1.25e-17] * 3
-    manifest = Manifest.read(str(folder))
-    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="train").write(str(folder))
+    manifest = read_manifest(str(folder))
+    write_manifest(dataclasses.replace(manifest, statistics={"action": values}, statistics_split="train"), str(folder))
     text = terminal(80, folder)
     assert str(folder) in "".join(text.split()), "a long path is folded, not cut"
     assert max(map(len, text.splitlines())) <= 80

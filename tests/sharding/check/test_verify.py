@@ -12,7 +12,7 @@ from epistream.sharding.check.verify import verify
 from epistream.sharding.check.verify_report import VerifyOptions
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 
 CAMERA = "observation.images.top"
 
@@ -167,16 +167,16 @@ def test_verify_finds_files_that_are_missing_torn_or_exchanged(folder, damage, m
 
 
 def test_verify_finds_a_manifest_that_disagrees_with_its_indexes(folder):
-    manifest = Manifest.read(str(folder))
+    manifest = read_manifest(str(folder))
     columns = dataclasses.replace(manifest.columns, ranges=manifest.columns.ranges + np.array([1, 0]))
-    dataclasses.replace(manifest, columns=columns).write(str(folder))
+    write_manifest(dataclasses.replace(manifest, columns=columns), str(folder))
     assert faults(folder)[0] == (
         "shard-000000.index, ep-000000000: length, valid ranges (5, ((0, 5),)) and tasks (), wanted (5, ((1, 5),)), ()"
     )
 
 
 def test_verify_finds_statistics_of_other_values(folder):
-    manifest = Manifest.read(str(folder))
+    manifest = read_manifest(str(folder))
     values = {"count": 12, "mean": [98.125, 98.25, 98.375], "std": [1, 1, 1]}
     values |= {"min": [0, 0.125, 0.25], "max": [201.125, 201.25, 201.375]}
     whole = np.concatenate([np.arange(n * 3).reshape(n, 3) / 8 + 100 * e for e, n in enumerate((5, 3, 4))])
@@ -185,16 +185,16 @@ def test_verify_finds_statistics_of_other_values(folder):
         "min": whole.min(axis=0).tolist(),
         "max": whole.max(axis=0).tolist(),
     }
-    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
+    write_manifest(dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all"), str(folder))
     assert faults(folder, statistics=True) == []
     part = verify(open_dataset(f"{folder}/shard-{{000001..000001}}.tar"), VerifyOptions(statistics=True))
     assert part.faults == []
     values["min"][1] = -5.0
-    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
+    write_manifest(dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all"), str(folder))
     assert faults(folder) == []
     assert faults(folder, statistics=True) == ["dataset.json, statistics of action: min[1] -5, wanted 0.125"]
     values["count"] = 11
-    dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all").write(str(folder))
+    write_manifest(dataclasses.replace(manifest, statistics={"action": values}, statistics_split="all"), str(folder))
     assert faults(folder, statistics=True) == ["dataset.json, statistics of action: of 11 steps, wanted 12"]
 
 

@@ -21,6 +21,7 @@ from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
 from epistream.sharding.format.manifest_columns import Columns, default_ranges, fingerprint
+from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 
 FEATURES = {"action": Feature("action", "array", "float32", (2,), "npy", fps=20.0)}
 
@@ -74,8 +75,8 @@ def manifest():
 
 
 def test_manifest_comes_back_as_it_was_written(tmp_path, manifest):
-    manifest.write(str(tmp_path))
-    back = Manifest.read(str(tmp_path))
+    write_manifest(manifest, str(tmp_path))
+    back = read_manifest(str(tmp_path))
     assert back.features == FEATURES
     assert back.splits == ("train", "val")
     assert back.tasks == ("lift", "raise")
@@ -103,13 +104,13 @@ def test_manifest_is_the_same_bytes_whatever_the_order_of_shards(tmp_path):
     shards = [a_shard(n, [(2 * n, 3), (2 * n + 1, 4)]) for n in range(4)]
     for name, order in (("a", shards), ("b", shards[::-1])):
         (tmp_path / name).mkdir()
-        build(order).write(str(tmp_path / name))
+        write_manifest(build(order), str(tmp_path / name))
     for left in (tmp_path / "a").iterdir():
         assert left.read_bytes() == (tmp_path / "b" / left.name).read_bytes()
 
 
 def test_dataset_json_can_be_read_by_a_person(tmp_path, manifest):
-    manifest.write(str(tmp_path))
+    write_manifest(manifest, str(tmp_path))
     text = (tmp_path / "dataset.json").read_text()
     value = json.loads(text)
     assert (value["num_episodes"], value["num_steps"], value["num_shards"]) == (4, 22, 2)
@@ -164,8 +165,8 @@ def test_fingerprint_is_made_of_what_the_specification_says():
 
 
 def test_overwrite_that_dies_before_the_json_leaves_the_old_dataset(tmp_path, manifest, monkeypatch):
-    build([a_shard(0, [(0, 5)])]).write(str(tmp_path))
-    before = Manifest.read(str(tmp_path)).fingerprint
+    write_manifest(build([a_shard(0, [(0, 5)])]), str(tmp_path))
+    before = read_manifest(str(tmp_path)).fingerprint
     import epistream.sharding.format.manifest_file as module
 
     real = module.write_atomic
@@ -177,10 +178,10 @@ def test_overwrite_that_dies_before_the_json_leaves_the_old_dataset(tmp_path, ma
 
     monkeypatch.setattr(module, "write_atomic", dies)
     with pytest.raises(KeyboardInterrupt):
-        manifest.write(str(tmp_path))
-    assert Manifest.read(str(tmp_path)).fingerprint == before
+        write_manifest(manifest, str(tmp_path))
+    assert read_manifest(str(tmp_path)).fingerprint == before
     monkeypatch.undo()
-    manifest.write(str(tmp_path))
+    write_manifest(manifest, str(tmp_path))
     assert len(list(tmp_path.glob("dataset-*.tables"))) == 1
 
 
@@ -190,12 +191,12 @@ def test_write_that_fails_leaves_no_temporary_files(tmp_path, manifest, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SourceError, match=r"No space left on device.*Check room"):
-        manifest.write(str(tmp_path))
+        write_manifest(manifest, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_reader_that_meets_an_overwrite_reads_again(tmp_path, manifest, monkeypatch):
-    build([a_shard(0, [(0, 5)])]).write(str(tmp_path))
+    write_manifest(build([a_shard(0, [(0, 5)])]), str(tmp_path))
     import epistream.sharding.format.manifest_file as module
 
     real = module.read_bytes
@@ -205,11 +206,11 @@ def test_reader_that_meets_an_overwrite_reads_again(tmp_path, manifest, monkeypa
         data = real(url, options)
         if url.endswith("dataset.json") and not replaced:
             replaced.append(True)
-            manifest.write(str(tmp_path))
+            write_manifest(manifest, str(tmp_path))
         return data
 
     monkeypatch.setattr(module, "read_bytes", racing)
-    assert Manifest.read(str(tmp_path)).fingerprint == manifest.fingerprint
+    assert read_manifest(str(tmp_path)).fingerprint == manifest.fingerprint
 
 
 def edit(folder, change):
@@ -254,7 +255,7 @@ def edit(folder, change):
     ],
 )
 def test_manifest_with_a_wrong_value_is_refused_by_its_name(tmp_path, manifest, change, error, message):
-    manifest.write(str(tmp_path))
+    write_manifest(manifest, str(tmp_path))
     edit(tmp_path, change)
     with pytest.raises(error) as caught:
         open_dataset(tmp_path)
@@ -263,16 +264,16 @@ def test_manifest_with_a_wrong_value_is_refused_by_its_name(tmp_path, manifest, 
 
 
 def test_manifest_may_say_more_than_this_release_knows(tmp_path, manifest):
-    manifest.write(str(tmp_path))
+    write_manifest(manifest, str(tmp_path))
     edit(tmp_path, lambda v: v.update(later="x"))
-    assert Manifest.read(str(tmp_path)).fingerprint == manifest.fingerprint
+    assert read_manifest(str(tmp_path)).fingerprint == manifest.fingerprint
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_manifest_with_damaged_bytes_is_refused_or_equal(tmp_path, manifest, data):
     if not list(tmp_path.iterdir()):
-        manifest.write(str(tmp_path))
+        write_manifest(manifest, str(tmp_path))
     path = data.draw(st.sampled_from(sorted(tmp_path.iterdir())))
     whole = path.read_bytes()
     torn = bytearray(whole[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))])
@@ -281,7 +282,7 @@ def test_manifest_with_damaged_bytes_is_refused_or_equal(tmp_path, manifest, dat
             torn[data.draw(st.integers(0, len(torn) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(torn)
     try:
-        fingerprint = Manifest.read(str(tmp_path)).fingerprint
+        fingerprint = read_manifest(str(tmp_path)).fingerprint
     except FormatError:
         fingerprint = manifest.fingerprint
     assert fingerprint == manifest.fingerprint
@@ -305,7 +306,7 @@ def test_manifest_of_any_numbers_is_whole_or_refused(tmp_path, manifest, data):
     forged = dataclasses.replace(manifest, columns=dataclasses.replace(columns, **{name: array}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Manifest, "check", lambda self, where: None)
-        forged.write(str(tmp_path))
+        write_manifest(forged, str(tmp_path))
     try:
         dataset = open_dataset(tmp_path)
     except FormatError:
@@ -329,9 +330,9 @@ def test_shard_names_that_leave_the_folder_are_refused(tmp_path, manifest, name)
     forged = dataclasses.replace(manifest, columns=dataclasses.replace(manifest.columns, names=("a.tar", name)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Manifest, "check", lambda self, where: None)
-        forged.write(str(tmp_path))
+        write_manifest(forged, str(tmp_path))
     with pytest.raises(FormatError, match=f"shard name {re.escape(repr(name))}"):
-        Manifest.read(str(tmp_path))
+        read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +377,7 @@ def test_million_episodes_in_a_hundred_thousand_shards_open_in_a_small_process(t
         task_ids=np.arange(num_episodes) % 1000,
         episode_source=np.full(num_episodes, -1, np.int64),
     )
-    Manifest(FEATURES, ("all",), columns, tasks=tuple(f"task {n}" for n in range(1000))).write(str(tmp_path))
+    write_manifest(Manifest(FEATURES, ("all",), columns, tasks=tuple(f"task {n}" for n in range(1000))), str(tmp_path))
     assert (tmp_path / "dataset.json").stat().st_size < 5_000
     code = """
 import re, sys, time

@@ -269,7 +269,7 @@ def test_pack_error_of_the_manifest_leaves_a_clean_folder(tmp_path, monkeypatch)
     def fail(*_):
         raise SourceError("dataset.json: no room")
 
-    monkeypatch.setattr("epistream.sharding.format.manifest.Manifest.write", fail)
+    monkeypatch.setattr("epistream.sharding.pack.pack.write_manifest", fail)
     with pytest.raises(SourceError, match="no room"):
         pack(aloha_raw(tmp_path / "a.hdf5"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -300,7 +300,7 @@ def test_pack_error_after_the_manifest_is_in_place_leaves_the_dataset_whole(tmp_
         real(*arguments)
         raise SourceError("dataset.json: the folder cannot be synchronised")
 
-    monkeypatch.setattr(manifest_file, "write_manifest", fail_after)
+    monkeypatch.setattr("epistream.sharding.pack.pack.write_manifest", fail_after)
     with pytest.raises(SourceError):
         pack(path, tmp_path / "out")
     (shard,) = shards(tmp_path / "out")
