@@ -58,7 +58,7 @@ class Epistream:
     def write(self, folder: Path, num_samples: int) -> None:
         from epistream.sharding.format.features import Feature
         from epistream.sharding.format.manifest import Manifest
-        from epistream.sharding.format.manifest_columns import Columns, default_ranges
+        from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
         from epistream.sharding.format.manifest_file import write_manifest
 
         num_shards, num_episodes = num_samples // _SAMPLES_PER_SHARD, num_samples // _STEPS_PER_EPISODE
@@ -66,7 +66,7 @@ class Epistream:
         length = np.full(num_episodes, _STEPS_PER_EPISODE)
         checksums = np.random.default_rng(0).integers(0, 256, (2, num_shards, 16), dtype=np.uint8)
         range_offsets, ranges = default_ranges(length)
-        columns = Columns(
+        columns = ManifestColumns(
             names=[f"shard-{number:06d}.tar" for number in range(num_shards)],
             shard_bytes=np.full(num_shards, _SHARD_BYTES),
             shard_checksums=checksums[0],

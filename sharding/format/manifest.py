@@ -15,8 +15,8 @@ from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest_columns import (
-    Columns,
     Int64,
+    ManifestColumns,
     column_problems,
     default_ranges,
     fingerprint,
@@ -52,7 +52,7 @@ class Manifest:
 
     features: dict[str, Feature]
     splits: tuple[str, ...]
-    columns: Columns
+    columns: ManifestColumns
     tasks: tuple[str, ...] = ()
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     statistics_split: str | None = None
@@ -62,7 +62,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `columns.fingerprint`."""
+        """See `manifest_columns.fingerprint`."""
         return fingerprint(self.features, self.splits, self.columns)
 
     @property
@@ -226,8 +226,8 @@ def _episode_numbers(shards: Sequence[_Shard], renumber: bool) -> dict[str, Int6
 
 def _columns(
     shards: Sequence[_Shard], numbers: Mapping[str, Int64], splits: Sequence[str], source_number: Mapping[str, int]
-) -> tuple[Columns, tuple[str, ...]]:
-    """Columns, and the task table in the order of first use."""
+) -> tuple[ManifestColumns, tuple[str, ...]]:
+    """The columns, and the task table in the order of first use."""
     metas = [meta for shard in shards for meta in shard.episodes]
     counts = [len(shard.episodes) for shard in shards]
     order = np.argsort(np.concatenate([numbers[shard.name] for shard in shards]), kind="stable")
@@ -241,7 +241,7 @@ def _columns(
         lists = [((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges for meta in ordered]
         range_offsets = _offsets([len(one) for one in lists])
         ranges = np.array([pair for one in lists for pair in one], np.int64).reshape(-1, 2)
-    columns = Columns(
+    columns = ManifestColumns(
         names=tuple(shard.name for shard in shards),
         shard_bytes=np.array([shard.num_bytes for shard in shards], np.int64),
         shard_checksums=hex_rows([shard.checksum for shard in shards]),

@@ -21,7 +21,7 @@ _MAX_SHARD_BYTES = 1 << 40
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class ManifestColumns:
     """S shards and E episodes, in the order of the dataset. All numbers are int64 where nothing else is said.
 
     Args:
@@ -66,7 +66,7 @@ class Columns:
         """Episodes."""
         return len(self.episode_length)
 
-    def select(self, shards: Sequence[int]) -> "Columns":
+    def select(self, shards: Sequence[int]) -> "ManifestColumns":
         """The columns of some shards, in the order given, and of their episodes, in the order of the dataset."""
         chosen = np.asarray(shards, np.int64)
         new_index = np.full(self.num_shards, -1, np.int64)
@@ -75,7 +75,7 @@ class Columns:
         range_offsets, range_rows = _select_ragged(self.range_offsets, keep)
         task_offsets, task_rows = _select_ragged(self.task_offsets, keep)
         names = list(self.names)
-        return Columns(
+        return ManifestColumns(
             names=tuple(names[shard] for shard in chosen),
             shard_bytes=self.shard_bytes[chosen],
             shard_checksums=self.shard_checksums[chosen],
@@ -107,7 +107,7 @@ def default_ranges(length: Int64) -> tuple[Int64, Int64]:
     return offsets, np.stack([np.zeros_like(length), length], axis=1)
 
 
-def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns: Columns) -> str:
+def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns: ManifestColumns) -> str:
     """XXH3-128, hexadecimal, of what decides which bytes an epoch reads.
 
     What goes in, in this order:
@@ -145,7 +145,7 @@ def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns:
     return hasher.hexdigest()
 
 
-def column_problems(columns: Columns, num_splits: int, num_tasks: int, num_sources: int) -> Iterator[str]:
+def column_problems(columns: ManifestColumns, num_splits: int, num_tasks: int, num_sources: int) -> Iterator[str]:
     """Everything in `columns` that cannot be, vectorised; later checks rely on the earlier ones."""
     num_shards, num_episodes = columns.num_shards, columns.num_episodes
     if not num_shards or not num_episodes or num_episodes > _MAX_EPISODES:
@@ -181,7 +181,7 @@ def _within(name: str, values: NDArray[Any], low: int, high: int) -> Iterator[st
         yield f"{name}[{position}] is {values[position]}, wanted {low} to {high}"
 
 
-def _position_problems(columns: Columns) -> Iterator[str]:
+def _position_problems(columns: ManifestColumns) -> Iterator[str]:
     """Every place in every shard must be taken by exactly one episode."""
     counts = np.bincount(columns.episode_shard, minlength=columns.num_shards)
     if int(counts.min()) == 0:
@@ -208,7 +208,7 @@ def _ragged_problems(name: str, offsets: Int64, num_rows: int, num_episodes: int
         yield f"offsets of {name} that do not rise from 0 to {num_rows} in {num_episodes + 1} entries"
 
 
-def _range_problems(columns: Columns) -> Iterator[str]:
+def _range_problems(columns: ManifestColumns) -> Iterator[str]:
     ranges = columns.ranges
     if ranges.ndim != 2 or ranges.shape[1] != 2:
         yield f"valid ranges of shape {ranges.shape}, wanted (R, 2)"

@@ -28,7 +28,7 @@ from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import parse_json
 from epistream.sharding.format.features import features_from_list
 from epistream.sharding.format.manifest import Manifest, Source
-from epistream.sharding.format.manifest_columns import Columns, default_ranges
+from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
 from epistream.sharding.format.tables import Names, parse_tables, write_tables
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
 TABLES_NAME = re.compile(r"dataset-[0-9a-f]{8}\.tables")
 _DTYPES = {"shard_checksums": np.uint8, "index_checksums": np.uint8, "shard_split": np.uint8}
 _OPTIONAL = ("range_offsets", "ranges", "task_offsets", "task_ids")
-_TABLES = tuple(name for name in Columns.__dataclass_fields__ if name not in ("names", *_OPTIONAL))
+_TABLES = tuple(name for name in ManifestColumns.__dataclass_fields__ if name not in ("names", *_OPTIONAL))
 
 
 class _Tables(pydantic.BaseModel):
@@ -208,7 +208,7 @@ def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Man
     return manifest
 
 
-def _read_columns(arrays: Mapping[str, NDArray[Any]], document: _File, where: str) -> Columns:
+def _read_columns(arrays: Mapping[str, NDArray[Any]], document: _File, where: str) -> ManifestColumns:
     def table(name: str) -> NDArray[Any]:
         wanted = np.dtype(_DTYPES.get(name, np.int64))
         array = arrays.get(name)
@@ -235,7 +235,7 @@ def _read_columns(arrays: Mapping[str, NDArray[Any]], document: _File, where: st
         values |= {"task_offsets": np.zeros(num_episodes + 1, np.int64), "task_ids": np.zeros(0, np.int64)}
     if "names" not in arrays:
         raise FormatError(f"{where}: table 'names' is missing. {_REMEDY}")
-    return Columns(names=Names(arrays["names"], num_shards, where).all(), **values)
+    return ManifestColumns(names=Names(arrays["names"], num_shards, where).all(), **values)
 
 
 def _json_table(arrays: Mapping[str, NDArray[Any]], name: str, where: str) -> list[Any]:

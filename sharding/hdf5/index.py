@@ -59,7 +59,7 @@ class Extents:
     """Where packed bytes lie in one version of a file: all that reading them takes. X extents.
 
     Args:
-        version: Of the file, see `hdf5_file.version_and_bytes`.
+        version: Of the file, see `file.version_and_bytes`.
         file_bytes: Its size.
         packed_bytes: How many there are.
         start: (X,) uint64 packed byte at which an extent begins; it ends where the next one begins.

@@ -21,7 +21,7 @@ from epistream.sharding.format.manifest_file import read_manifest, write_manifes
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.pack.plan import Plan, ScannedFile, describe_faults, identity, make_plan, scan_file
+from epistream.sharding.pack.plan import PackPlan, ScannedFile, describe_faults, identity, make_plan, scan_file
 from epistream.sharding.pack.pool import Pulse, TaskPool
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport
 from epistream.sharding.pack.shard_task import (
@@ -189,7 +189,7 @@ class _Job:
         names = names_below_root(self._paths)
         return [(name, scan) for name, scan in zip(names, scans, strict=True) if scan.episodes]
 
-    def _tasks(self, plan: Plan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
+    def _tasks(self, plan: PackPlan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
         names = names_below_root(self._paths)
         sources = [
             TaskSource(scan.path, name, scan.layout, scan.num_bytes, scan.mtime_ns)
@@ -209,7 +209,7 @@ class _Job:
             for shard in plan.shards
         ]
 
-    def _pack(self, plan: Plan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Made":
+    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Made":
         """Make every shard."""
 
         def tick(num_episodes: int, num_bytes: int) -> None:
@@ -242,7 +242,7 @@ class _Job:
 
     def _publish(
         self,
-        plan: Plan,
+        plan: PackPlan,
         scans: Sequence[ScannedFile],
         made: _Made,
         checksums: Sequence[str],

@@ -68,7 +68,7 @@ class PlannedShard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """What a job will do.
 
     Args:
@@ -124,7 +124,7 @@ def scan_file(path: str, options: PackOptions) -> ScannedFile:
     )
 
 
-def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> Plan:
+def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
     """The plan for some files in the order given.
 
     Raises:
@@ -158,7 +158,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> Plan:
     ]
     estimates = [episode.estimated_bytes for _, episode in kept]
     shards = _group(planned, estimates, options.shard_bytes)
-    return Plan(features, splits, tuple(shards), tuple(faults))
+    return PackPlan(features, splits, tuple(shards), tuple(faults))
 
 
 def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from epistream.sharding.tar.index_tar import index_tar
 
 _log = logging.getLogger(__name__)
 
-# Raised when `foreign.index_tar` would make another index of the same tar.
+# Raised when `index_tar` would make another index of the same tar.
 _RECIPE = 1
 _POLL_S = 0.05
 # How long to wait for another process that indexes the same file: terabytes of HDF5 take their time.

@@ -20,7 +20,7 @@ from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
-from epistream.sharding.format.manifest_columns import Columns, default_ranges, fingerprint
+from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges, fingerprint
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 
 FEATURES = {"action": Feature("action", "array", "float32", (2,), "npy", fps=20.0)}
@@ -297,7 +297,7 @@ INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 6)
 def test_manifest_of_any_numbers_is_whole_or_refused(tmp_path, manifest, data):
     """An attacker's checksums are right; what passes must be usable without any index out of range."""
     columns = manifest.columns
-    name = data.draw(st.sampled_from([n for n in Columns.__dataclass_fields__ if n not in ("names",)]))
+    name = data.draw(st.sampled_from([n for n in ManifestColumns.__dataclass_fields__ if n not in ("names",)]))
     array = getattr(columns, name).copy()
     flat = array.reshape(-1)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -361,7 +361,7 @@ def test_million_episodes_in_a_hundred_thousand_shards_open_in_a_small_process(t
     num_shards, num_episodes = 100_000, 1_000_000
     length = np.full(num_episodes, 300, np.int64)
     offsets, ranges = default_ranges(length)
-    columns = Columns(
+    columns = ManifestColumns(
         names=tuple(f"shard-{number:06d}.tar" for number in range(num_shards)),
         shard_bytes=np.full(num_shards, 1 << 27, np.int64),
         shard_checksums=np.zeros((num_shards, 16), np.uint8),
