@@ -80,7 +80,6 @@ class Epistream:
             ranges=ranges,
             task_offsets=np.zeros(num_episodes + 1, np.int64),
             task_ids=np.zeros(0, np.int64),
-            episode_source=np.full(num_episodes, -1),
         )
         features = {
             name: Feature(
@@ -97,7 +96,8 @@ class Epistream:
             )
             for name in ("observation.state", "action")
         }
-        write_manifest(Manifest(features=features, splits=("all",), columns=columns), str(folder))
+        no_source = np.full(num_episodes, -1)
+        write_manifest(Manifest(features, ("all",), columns, no_source), str(folder))
 
     def construct(self, folder: Path, batch_size: int) -> Any:
         import epistream as es

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from epistream.loader.samples.formats.lerobot import LeRobotFormat
     from epistream.loader.samples.normalize import Normalizer
     from epistream.loader.stream import EpisodeStream
-    from epistream.sharding.dataset import Dataset, open_dataset
+    from epistream.sharding.dataset import open_dataset
+    from epistream.sharding.format.opened_dataset import Dataset
     from epistream.sharding.pack.pack import pack
 
 _HOME = {
@@ -38,7 +39,7 @@ _HOME = {
     "ActionDelta": "epistream.loader.samples.action_delta",
     "CacheOptions": "epistream.cache.options",
     "Config": "epistream.configs.config",
-    "Dataset": "epistream.sharding.dataset",
+    "Dataset": "epistream.sharding.format.opened_dataset",
     "DatasetOptimizer": "epistream.configs.compat",
     "DiffusionPolicyFormat": "epistream.loader.samples.formats.diffusion_policy",
     "EpisodeStream": "epistream.loader.stream",

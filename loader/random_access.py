@@ -13,8 +13,8 @@ from epistream.loader.order.instructions import first_task
 from epistream.loader.order.window import Window
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 class RandomAccess:

@@ -26,7 +26,7 @@ SHARDING = {
     "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar"},
     "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar"},
     "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar", "sharding.hdf5"},
-    "sharding.check": {"sharding.files", "sharding.format", "sharding.tar", "sharding"},
+    "sharding.check": {"sharding.files", "sharding.format", "sharding.tar"},
 }
 CACHE = {
     "cache.source": set(),
@@ -34,11 +34,11 @@ CACHE = {
     "cache": {"cache.source", "cache.store"},
 }
 LOADER = {
-    "loader.order": {"sharding", "sharding.format"},
+    "loader.order": {"sharding.format"},
     "loader.reading": {"loader.order", "cache", "cache.source", *SHARDING} - {"sharding.pack", "sharding.check"},
     "loader.workers": {"loader.order", "loader.reading", "cache"},
-    "loader.samples.formats": {"loader.order", "sharding", "sharding.format"},
-    "loader.samples": {"loader.order", "loader.reading", "loader.samples.formats", "sharding", "sharding.format"},
+    "loader.samples.formats": {"loader.order", "sharding.format"},
+    "loader.samples": {"loader.order", "loader.reading", "loader.samples.formats", "sharding.format"},
     "loader.monitoring": {"loader.workers", "cache", "cache.store"},
     "loader": {"loader.order", "loader.reading", "loader.workers", "loader.samples", "loader.monitoring", "cache"}
     | {"sharding", "sharding.format"},

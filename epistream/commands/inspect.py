@@ -12,7 +12,7 @@ from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
-from epistream.sharding.dataset import Dataset
+from epistream.sharding.format.opened_dataset import Dataset
 from epistream.units import size_text
 
 _MOST_TASKS = 20

@@ -11,7 +11,7 @@ from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.layouts.registry import LAYOUTS
 
 if TYPE_CHECKING:
-    from epistream.sharding.dataset import Dataset
+    from epistream.sharding.format.opened_dataset import Dataset
     from epistream.sharding.layouts.mapping import MappingLayout
 
 _NAMES = [layout.name for layout in LAYOUTS]

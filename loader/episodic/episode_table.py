@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.file_systems import local_path
-from epistream.sharding.dataset import Dataset, open_dataset
+from epistream.sharding.dataset import open_dataset
 from epistream.sharding.files.hdf5_sources import find_sources
 from epistream.sharding.format.manifest_file import FILE_NAME
+from epistream.sharding.format.opened_dataset import Dataset
 
 AnyPath = str | os.PathLike[str]
 

@@ -15,8 +15,8 @@ import h5py
 
 from epistream.errors import LayoutError, OptionError
 from epistream.lru import Lru
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
+from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.hdf5.file import open_hdf5
 
 _NAMES = {"gripper_position": "gripper_pos", "target_position": "target pos"}

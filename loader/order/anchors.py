@@ -12,7 +12,7 @@ from epistream.loader.order.lanes import Pieces
 from epistream.loader.order.spread import number_groups
 
 if TYPE_CHECKING:
-    from epistream.sharding.dataset import Dataset
+    from epistream.sharding.format.opened_dataset import Dataset
 
 
 class Anchors:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.loader.order.random_integers import Purpose, stream
-from epistream.sharding.dataset import Dataset
+from epistream.sharding.format.opened_dataset import Dataset
 
 Instruction = Literal["first", "random", "all"]
 

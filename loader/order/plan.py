@@ -21,7 +21,7 @@ __all__ = ["ORDER_VERSION", "EpochOrder", "OrderOptions", "Plan", "default_resid
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
-    from epistream.sharding.dataset import Dataset
+    from epistream.sharding.format.opened_dataset import Dataset
 
 # Raised whenever the same inputs would give another order: saved states of other versions are refused.
 ORDER_VERSION = 1

@@ -23,8 +23,8 @@ from epistream.loader.reading.decoded_episodes import DecodedPlan
 from epistream.loader.reading.feed import BatchFeed, Feed
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 class Job(Protocol):

@@ -18,10 +18,10 @@ from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPl
 from epistream.loader.reading.drawing import copy_frames, draw_frames, ready_frames
 from epistream.loader.reading.frames import FrameDecoder, FrameOptions
 from epistream.loader.reading.open_files import most_open
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.opened_dataset import Dataset
 
 Int64 = NDArray[np.int64]
 

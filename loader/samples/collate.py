@@ -17,8 +17,8 @@ from epistream.loader.samples.action_delta import ActionDelta, DeltaKind, delta_
 from epistream.loader.samples.formats.base import FormatContext, SampleFormat
 from epistream.loader.samples.formats.names import WantedFormat, format_for
 from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 Batch = dict[str, Any]
 

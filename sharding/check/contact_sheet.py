@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from epistream.errors import OptionError
 from epistream.sharding.check.inspect import EpisodeFrames
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 _CELL_WIDTH, _CELL_HEIGHT = 240, 240  # largest; a cell keeps its camera's proportions
 _GAP, _MARGIN = 6, 14

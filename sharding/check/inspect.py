@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, OptionError, SourceError
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.storage import read_bytes, read_range
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from epistream.errors import EpistreamError, OptionError
 from epistream.sharding.check.verify_report import Fault, Moments, Report, VerifyOptions
 from epistream.sharding.check.verify_shard import check_shard
 from epistream.sharding.check.verify_statistics import statistics_faults
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_file import read_manifest
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 def verify(

@@ -9,13 +9,13 @@ import numpy as np
 from epistream.errors import EpistreamError, FormatError
 from epistream.sharding.check.verify_report import Fault, ShardReport, VerifyOptions
 from epistream.sharding.check.verify_statistics import sum_up
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.local_copy import local_copy
 from epistream.sharding.files.storage import parent_and_name, read_bytes
 from epistream.sharding.format.checksums import BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.codecs import CODECS, REMEDY
 from epistream.sharding.format.features import Feature, codec_of, describe_difference
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.tar.index_tar import index_tar
 
 # One shard can be wrong in every frame; the first few say as much as all of them.

@@ -6,11 +6,11 @@ from typing import BinaryIO
 import numpy as np
 
 from epistream.sharding.check.verify_report import Fault, Moments
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_file import FILE_NAME
+from epistream.sharding.format.opened_dataset import Dataset
 
 # float32 sums of another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4

@@ -1,7 +1,7 @@
 """The manifest: what a whole dataset holds, and how a packing job puts it together from the indexes of its shards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,18 +10,17 @@ import numpy as np
 
 from epistream._version import __version__
 from epistream.errors import FormatError
-from epistream.sharding.format.checksums import checksum
-from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
+from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest_columns import (
     Int64,
     ManifestColumns,
     column_problems,
-    default_ranges,
     fingerprint,
-    hex_rows,
+    out_of_range,
 )
+from epistream.sharding.format.shard_summary import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.statistics_schema import statistics_problem
 
 
@@ -42,6 +41,7 @@ class Manifest:
         features: By name.
         splits: Names; ("all",) when there is no split.
         columns: What is known of each shard and episode.
+        episode_source: (E,) int64, position in `sources`, -1 for none.
         tasks: Every instruction once.
         statistics: Of each array feature: count, mean, std, min, max, q01, q99 (see `statistics_schema`).
         statistics_split: The split they were computed on.
@@ -53,6 +53,7 @@ class Manifest:
     features: dict[str, Feature]
     splits: tuple[str, ...]
     columns: ManifestColumns
+    episode_source: Int64
     tasks: tuple[str, ...] = ()
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     statistics_split: str | None = None
@@ -77,10 +78,8 @@ class Manifest:
             FormatError: At the first thing that cannot be.
         """
         problem = _splits_problem(self.splits, self.statistics_split)
-        problem = problem or next(
-            column_problems(self.columns, len(self.splits), len(self.tasks), len(self.sources)), None
-        )
-        problem = problem or statistics_problem(self.statistics, self.features)
+        problem = problem or next(column_problems(self.columns, len(self.splits), len(self.tasks)), None)
+        problem = problem or self._source_problem() or statistics_problem(self.statistics, self.features)
         if problem or not self.features:
             raise FormatError(
                 f"{where}: {problem or 'no features, wanted at least one'}. "
@@ -89,8 +88,13 @@ class Manifest:
 
     def select(self, shards: Sequence[int]) -> "Manifest":
         """The same dataset with some of its shards only. Statistics stay those of the whole."""
-        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Manifest(**{**parts, "columns": self.columns.select(shards)})
+        kept = np.isin(self.columns.episode_shard, shards)
+        return replace(self, columns=self.columns.select(shards), episode_source=self.episode_source[kept])
+
+    def _source_problem(self) -> str | None:
+        if len(self.episode_source) != self.columns.num_episodes:
+            return f"{len(self.episode_source)} of episode_source, wanted {self.columns.num_episodes}"
+        return next(out_of_range("episode_source", self.episode_source, -1, len(self.sources) - 1), None)
 
 
 def _splits_problem(splits: Sequence[str], statistics_split: str | None) -> str | None:
@@ -123,7 +127,7 @@ class ManifestBuilder:
             splits: Their names in order; None for those of the shards, ``train`` first.
         """
         self._features, self._splits = dict(features), None if splits is None else tuple(splits)
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, ShardSummary] = {}
 
     def add_shard(self, index: ShardIndex, index_data: bytes) -> None:
         """Take a shard that is complete. Keeps nothing of the index but its episodes' descriptions.
@@ -143,14 +147,7 @@ class ManifestBuilder:
             raise FormatError(f"{index.shard_name}: split {split!r}, wanted one of {', '.join(self._splits)}.")
         if index.shard_name in self._shards:
             raise FormatError(f"{index.shard_name}: added twice, wanted each shard once.")
-        self._shards[index.shard_name] = _Shard(
-            name=index.shard_name,
-            num_bytes=index.shard_bytes,
-            checksum=index.shard_checksum,
-            index_bytes=len(index_data),
-            index_checksum=checksum(index_data),
-            episodes=tuple(index.episodes),
-        )
+        self._shards[index.shard_name] = ShardSummary.of(index, index_data)
 
     def build(
         self,
@@ -175,15 +172,16 @@ class ManifestBuilder:
         """
         if not self._shards:
             raise FormatError("manifest: no shards, wanted at least one.")
-        numbers = _episode_numbers(list(self._shards.values()), renumber)
-        shards = [self._shards[name] for name in natsort.natsorted(self._shards)]
-        splits = self._splits or _splits_of(shards)
+        numbered = _numbered(list(self._shards.values()), renumber)
+        shards = natsort.natsorted(numbered, key=lambda shard: shard.name)
+        splits = self._splits or splits_of(shards)
+        columns, tasks, ordered = join_shards(shards, splits)
         source_number = {source.path: number for number, source in enumerate(sources)}
-        columns, tasks = _columns(shards, numbers, splits, source_number)
         manifest = Manifest(
             features=self._features,
             splits=splits,
             columns=columns,
+            episode_source=np.array([source_number.get(meta.source, -1) for meta in ordered], np.int64),
             tasks=tasks,
             statistics={name: dict(values) for name, values in (statistics or {}).items()},
             statistics_split=statistics_split,
@@ -194,71 +192,16 @@ class ManifestBuilder:
         return manifest
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """What the manifest keeps of a shard: an index is a thousand times larger, and there may be 1e5 of them."""
-
-    name: str
-    num_bytes: int
-    checksum: str
-    index_bytes: int
-    index_checksum: str
-    episodes: tuple[EpisodeMeta, ...]
-
-
-def _splits_of(shards: Sequence[_Shard]) -> tuple[str, ...]:
-    names = natsort.natsorted({shard.episodes[0].split for shard in shards})
-    return tuple(sorted(names, key=lambda name: name != "train"))
-
-
-def _episode_numbers(shards: Sequence[_Shard], renumber: bool) -> dict[str, Int64]:
-    """Where the episodes of each shard stand in the dataset, but for gaps."""
-    own = {shard.name: np.array([meta.episode_index for meta in shard.episodes], np.int64) for shard in shards}
-    everything = np.sort(np.concatenate(list(own.values())))
+def _numbered(shards: Sequence[ShardSummary], renumber: bool) -> Sequence[ShardSummary]:
+    """The shards with every number of an episode once."""
+    everything = np.sort(np.concatenate([shard.numbers for shard in shards]))
     twice = np.flatnonzero(np.diff(everything) == 0)
     if not len(twice):
-        return own
+        return shards
     if not renumber:
         raise FormatError(f"manifest: episode_index {everything[twice[0]]} in two episodes, wanted it once.")
     starts = np.cumsum([0] + [len(shard.episodes) for shard in shards])
-    return {shard.name: start + np.arange(len(shard.episodes)) for shard, start in zip(shards, starts, strict=False)}
-
-
-def _columns(
-    shards: Sequence[_Shard], numbers: Mapping[str, Int64], splits: Sequence[str], source_number: Mapping[str, int]
-) -> tuple[ManifestColumns, tuple[str, ...]]:
-    """The columns, and the task table in the order of first use."""
-    metas = [meta for shard in shards for meta in shard.episodes]
-    counts = [len(shard.episodes) for shard in shards]
-    order = np.argsort(np.concatenate([numbers[shard.name] for shard in shards]), kind="stable")
-    ordered = [metas[row] for row in order]
-    length = np.array([meta.length for meta in ordered], np.int64)
-    task_number: dict[str, int] = {}
-    task_ids = [task_number.setdefault(task, len(task_number)) for meta in ordered for task in meta.tasks]
-    if all(meta.valid_ranges is None for meta in ordered):
-        range_offsets, ranges = default_ranges(length)
-    else:
-        lists = [((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges for meta in ordered]
-        range_offsets = _offsets([len(one) for one in lists])
-        ranges = np.array([pair for one in lists for pair in one], np.int64).reshape(-1, 2)
-    columns = ManifestColumns(
-        names=tuple(shard.name for shard in shards),
-        shard_bytes=np.array([shard.num_bytes for shard in shards], np.int64),
-        shard_checksums=hex_rows([shard.checksum for shard in shards]),
-        index_bytes=np.array([shard.index_bytes for shard in shards], np.int64),
-        index_checksums=hex_rows([shard.index_checksum for shard in shards]),
-        shard_split=np.array([splits.index(shard.episodes[0].split) for shard in shards], np.uint8),
-        episode_shard=np.repeat(np.arange(len(shards)), counts)[order],
-        episode_in_shard=np.concatenate([np.arange(count) for count in counts])[order],
-        episode_length=length,
-        range_offsets=range_offsets,
-        ranges=ranges,
-        task_offsets=_offsets([len(meta.tasks) for meta in ordered]),
-        task_ids=np.array(task_ids, np.int64),
-        episode_source=np.array([source_number.get(meta.source, -1) for meta in ordered], np.int64),
-    )
-    return columns, tuple(task_number)
-
-
-def _offsets(counts: Sequence[int]) -> Int64:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return [
+        replace(shard, numbers=start + np.arange(len(shard.episodes)))
+        for shard, start in zip(shards, starts[:-1], strict=True)
+    ]

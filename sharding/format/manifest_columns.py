@@ -19,13 +19,18 @@ _MAX_EPISODES = 1 << 28
 _MAX_LENGTH = 1 << 34
 _MAX_SHARD_BYTES = 1 << 40
 
+# The columns by what they are of: shards; episodes; and lists of each episode, offsets beside their flat values.
+OF_SHARDS = ("shard_bytes", "shard_checksums", "index_bytes", "index_checksums", "shard_split")
+OF_EPISODES = ("episode_shard", "episode_in_shard", "episode_length")
+LISTS = (("range_offsets", "ranges"), ("task_offsets", "task_ids"))
+
 
 @dataclass(frozen=True, eq=False)
 class ManifestColumns:
     """S shards and E episodes, in the order of the dataset. All numbers are int64 where nothing else is said.
 
     Args:
-        names: (S,) file names of the tars.
+        names: (S,) file names of the tars, or of HDF5 files.
         shard_bytes: (S,) sizes of the tars.
         shard_checksums: (S, 16) uint8, XXH3-128.
         index_bytes: (S,) sizes of the indexes.
@@ -38,7 +43,6 @@ class ManifestColumns:
         ranges: (R, 2) half-open step ranges.
         task_offsets: (E + 1,) where the tasks of an episode begin and end in `task_ids`.
         task_ids: flat positions in the manifest's tasks.
-        episode_source: (E,) position in the manifest's sources, -1 for none.
     """
 
     names: Sequence[str]
@@ -54,7 +58,6 @@ class ManifestColumns:
     ranges: Int64
     task_offsets: Int64
     task_ids: Int64
-    episode_source: Int64
 
     @property
     def num_shards(self) -> int:
@@ -72,33 +75,47 @@ class ManifestColumns:
         new_index = np.full(self.num_shards, -1, np.int64)
         new_index[chosen] = np.arange(len(chosen))
         keep = np.flatnonzero(new_index[self.episode_shard] >= 0)
-        range_offsets, range_rows = _select_ragged(self.range_offsets, keep)
-        task_offsets, task_rows = _select_ragged(self.task_offsets, keep)
-        names = list(self.names)
-        return ManifestColumns(
-            names=tuple(names[shard] for shard in chosen),
-            shard_bytes=self.shard_bytes[chosen],
-            shard_checksums=self.shard_checksums[chosen],
-            index_bytes=self.index_bytes[chosen],
-            index_checksums=self.index_checksums[chosen],
-            shard_split=self.shard_split[chosen],
-            episode_shard=new_index[self.episode_shard[keep]],
-            episode_in_shard=self.episode_in_shard[keep],
-            episode_length=self.episode_length[keep],
-            range_offsets=range_offsets,
-            ranges=self.ranges[range_rows],
-            task_offsets=task_offsets,
-            task_ids=self.task_ids[task_rows],
-            episode_source=self.episode_source[keep],
-        )
+        values = {name: getattr(self, name)[chosen] for name in OF_SHARDS}
+        values |= {name: getattr(self, name)[keep] for name in OF_EPISODES}
+        values["episode_shard"] = new_index[values["episode_shard"]]
+        for offsets, flat in LISTS:
+            values[offsets], rows = _select_lists(getattr(self, offsets), keep)
+            values[flat] = getattr(self, flat)[rows]
+        return ManifestColumns(names=tuple(self.names[shard] for shard in chosen), **values)
 
 
-def _select_ragged(offsets: Int64, keep: Int64) -> tuple[Int64, Int64]:
+def _select_lists(offsets: Int64, keep: Int64) -> tuple[Int64, Int64]:
     """New offsets, and the flat rows of the kept lists."""
     counts = np.diff(offsets)[keep]
     new = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     rows = np.repeat(offsets[keep] - new[:-1], counts) + np.arange(new[-1])
     return new, rows
+
+
+def join_columns(
+    parts: Sequence[ManifestColumns], split_numbers: Sequence[UInt8], task_numbers: Sequence[Int64]
+) -> ManifestColumns:
+    """The columns of one dataset after the other.
+
+    Args:
+        parts: Theirs.
+        split_numbers: For each part, the new number of each of its splits.
+        task_numbers: For each part, the new number of each of its tasks.
+    """
+    first_shard = np.cumsum([0] + [part.num_shards for part in parts])[:-1]
+    # One column after the other: those of millions of episodes are large, and so are their parts.
+    values = {
+        "shard_split": np.concatenate([n[part.shard_split] for part, n in zip(parts, split_numbers, strict=True)]),
+        "episode_shard": np.concatenate([p.episode_shard + n for p, n in zip(parts, first_shard, strict=True)]),
+        "task_ids": np.concatenate([n[part.task_ids] for part, n in zip(parts, task_numbers, strict=True)]),
+    }
+    for offsets, flat in LISTS:
+        starts = np.cumsum([0] + [len(getattr(part, flat)) for part in parts])
+        pieces = [getattr(part, offsets)[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        values[offsets] = np.concatenate([*pieces, starts[-1:]])
+    for name in {*OF_SHARDS, *OF_EPISODES, *(flat for _, flat in LISTS)} - values.keys():
+        values[name] = np.concatenate([getattr(part, name) for part in parts])
+    return ManifestColumns(names=tuple(name for part in parts for name in part.names), **values)
 
 
 def default_ranges(length: Int64) -> tuple[Int64, Int64]:
@@ -145,7 +162,7 @@ def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns:
     return hasher.hexdigest()
 
 
-def column_problems(columns: ManifestColumns, num_splits: int, num_tasks: int, num_sources: int) -> Iterator[str]:
+def column_problems(columns: ManifestColumns, num_splits: int, num_tasks: int) -> Iterator[str]:
     """Everything in `columns` that cannot be, vectorised; later checks rely on the earlier ones."""
     num_shards, num_episodes = columns.num_shards, columns.num_episodes
     if not num_shards or not num_episodes or num_episodes > _MAX_EPISODES:
@@ -156,26 +173,26 @@ def column_problems(columns: ManifestColumns, num_splits: int, num_tasks: int, n
     for name in ("index_bytes", "shard_split", "names"):
         if len(getattr(columns, name)) != num_shards:
             yield f"{len(getattr(columns, name))} {name}, wanted {num_shards}"
-    for name in ("episode_shard", "episode_in_shard", "episode_source"):
+    for name in ("episode_shard", "episode_in_shard"):
         if len(getattr(columns, name)) != num_episodes:
             yield f"{len(getattr(columns, name))} of {name}, wanted {num_episodes}"
-    yield from _within("shard_bytes", columns.shard_bytes, 1, _MAX_SHARD_BYTES)
-    yield from _within("index_bytes", columns.index_bytes, 1, _MAX_SHARD_BYTES)
-    yield from _within("shard_split", columns.shard_split, 0, num_splits - 1)
-    yield from _within("episode_length", columns.episode_length, 1, _MAX_LENGTH)
-    yield from _within("episode_shard", columns.episode_shard, 0, num_shards - 1)
-    yield from _within("episode_source", columns.episode_source, -1, num_sources - 1)
+    yield from out_of_range("shard_bytes", columns.shard_bytes, 1, _MAX_SHARD_BYTES)
+    yield from out_of_range("index_bytes", columns.index_bytes, 1, _MAX_SHARD_BYTES)
+    yield from out_of_range("shard_split", columns.shard_split, 0, num_splits - 1)
+    yield from out_of_range("episode_length", columns.episode_length, 1, _MAX_LENGTH)
+    yield from out_of_range("episode_shard", columns.episode_shard, 0, num_shards - 1)
     yield from filter(None, map(shard_name_problem, columns.names))
     if len(set(columns.names)) != num_shards:
         yield f"{len(set(columns.names))} different shard names, wanted {num_shards}"
     yield from _position_problems(columns)
     yield from _ragged_problems("valid ranges", columns.range_offsets, len(columns.ranges), num_episodes)
     yield from _ragged_problems("tasks", columns.task_offsets, len(columns.task_ids), num_episodes)
-    yield from _within("task_ids", columns.task_ids, 0, num_tasks - 1)
+    yield from out_of_range("task_ids", columns.task_ids, 0, num_tasks - 1)
     yield from _range_problems(columns)
 
 
-def _within(name: str, values: NDArray[Any], low: int, high: int) -> Iterator[str]:
+def out_of_range(name: str, values: NDArray[Any], low: int, high: int) -> Iterator[str]:
+    """The first of `values` that is not from `low` to `high`, as a sentence."""
     if len(values) and (int(values.min()) < low or int(values.max()) > high):
         position = int(np.argmax((values < low) | (values > high)))
         yield f"{name}[{position}] is {values[position]}, wanted {low} to {high}"

@@ -28,7 +28,7 @@ from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import parse_json
 from epistream.sharding.format.features import features_from_list
 from epistream.sharding.format.manifest import Manifest, Source
-from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
+from epistream.sharding.format.manifest_columns import OF_EPISODES, OF_SHARDS, ManifestColumns, default_ranges
 from epistream.sharding.format.tables import Names, parse_tables, write_tables
 
 _log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ KIND = "epistream.dataset-tables"
 _REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
 TABLES_NAME = re.compile(r"dataset-[0-9a-f]{8}\.tables")
 _DTYPES = {"shard_checksums": np.uint8, "index_checksums": np.uint8, "shard_split": np.uint8}
-_OPTIONAL = ("range_offsets", "ranges", "task_offsets", "task_ids")
-_TABLES = tuple(name for name in ManifestColumns.__dataclass_fields__ if name not in ("names", *_OPTIONAL))
 
 
 class _Tables(pydantic.BaseModel):
@@ -121,8 +119,8 @@ def _fold_numbers(text: str) -> str:
 def _pack_tables(manifest: Manifest) -> bytes:
     columns = manifest.columns
     arrays: dict[str, NDArray[Any]] = {"names": Names.pack(columns.names)}
-    for name in _TABLES:
-        arrays[name] = getattr(columns, name)
+    arrays |= {name: getattr(columns, name) for name in (*OF_SHARDS, *OF_EPISODES)}
+    arrays["episode_source"] = manifest.episode_source
     offsets, ranges = default_ranges(columns.episode_length)
     if not (np.array_equal(offsets, columns.range_offsets) and np.array_equal(ranges, columns.ranges)):
         arrays |= {"range_offsets": columns.range_offsets, "ranges": columns.ranges}
@@ -182,7 +180,7 @@ def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Man
             f"{document.tables.bytes} with {document.tables.checksum}. {_REMEDY}"
         )
     parsed = parse_tables(tables, KIND, tables_where, _REMEDY, verify_body=False)
-    columns = _read_columns(parsed.arrays, document, tables_where)
+    columns, episode_source = _read_columns(parsed.arrays, document, tables_where)
     tasks = _json_table(parsed.arrays, "tasks", tables_where)
     sources = _json_table(parsed.arrays, "sources", tables_where)
     if not all(isinstance(task, str) for task in tasks):
@@ -192,6 +190,7 @@ def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Man
         features=features_from_list(document.features, where),
         splits=tuple(document.splits),
         columns=columns,
+        episode_source=episode_source,
         tasks=tuple(tasks),
         statistics=statistics.features if statistics else {},
         statistics_split=statistics.split if statistics else None,
@@ -208,7 +207,11 @@ def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Man
     return manifest
 
 
-def _read_columns(arrays: Mapping[str, NDArray[Any]], document: _File, where: str) -> ManifestColumns:
+def _read_columns(
+    arrays: Mapping[str, NDArray[Any]], document: _File, where: str
+) -> tuple[ManifestColumns, NDArray[np.int64]]:
+    """The columns, and the source of each episode."""
+
     def table(name: str) -> NDArray[Any]:
         wanted = np.dtype(_DTYPES.get(name, np.int64))
         array = arrays.get(name)
@@ -218,7 +221,7 @@ def _read_columns(arrays: Mapping[str, NDArray[Any]], document: _File, where: st
             raise FormatError(f"{where}: table {name!r} is {found}, wanted {wanted} with {num_axes}. {_REMEDY}")
         return array
 
-    values: dict[str, NDArray[Any]] = {name: table(name) for name in _TABLES}
+    values = {name: table(name) for name in (*OF_SHARDS, *OF_EPISODES)}
     num_episodes, num_shards = document.num_episodes, document.num_shards
     if len(values["shard_bytes"]) != num_shards or len(values["episode_length"]) != num_episodes:
         raise FormatError(
@@ -235,7 +238,8 @@ def _read_columns(arrays: Mapping[str, NDArray[Any]], document: _File, where: st
         values |= {"task_offsets": np.zeros(num_episodes + 1, np.int64), "task_ids": np.zeros(0, np.int64)}
     if "names" not in arrays:
         raise FormatError(f"{where}: table 'names' is missing. {_REMEDY}")
-    return ManifestColumns(names=Names(arrays["names"], num_shards, where).all(), **values)
+    columns = ManifestColumns(names=Names(arrays["names"], num_shards, where).all(), **values)
+    return columns, table("episode_source")
 
 
 def _json_table(arrays: Mapping[str, NDArray[Any]], name: str, where: str) -> list[Any]:

@@ -1,24 +1,23 @@
-"""HDF5 files as a dataset: their indexes put together as a manifest, with statistics, without repacking anything."""
+"""HDF5 files as a dataset: their indexes put together, with statistics, without repacking anything."""
 
 import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
-from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest, ManifestBuilder
+from epistream.sharding.format.manifest_columns import fingerprint
+from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.format.shard_summary import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
 from epistream.sharding.format.statistics_schema import statistics_problem
 from epistream.sharding.hdf5.file import open_hdf5, version_and_bytes
@@ -33,23 +32,6 @@ _log = logging.getLogger(__name__)
 
 # Raised when the same files would give other statistics.
 _STATISTICS_RECIPE = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Hdf5Dataset:
-    """What `Dataset` is made of.
-
-    Args:
-        manifest: Of all episodes; the names of its shards mean nothing.
-        shard_urls: (S,) the HDF5 file of each shard.
-        index_urls: (S,) where its index is kept.
-        skipped: Why each file was left out.
-    """
-
-    manifest: Manifest
-    shard_urls: tuple[str, ...]
-    index_urls: tuple[str, ...]
-    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,15 +50,17 @@ def open_hdf5_files(
     urls: Sequence[str],
     options: Options = None,
     *,
+    url: str = "",
     folder: Path | None = None,
     skip_bad: bool = False,
     layout: str | MappingLayout | None = None,
-) -> Hdf5Dataset:
+) -> Dataset:
     """Index every file that was not indexed before, and describe all of them.
 
     Args:
         urls: Absolute paths or URLs, in the order of the episodes.
         options: For fsspec.
+        url: What was given, for messages; the first file unless there is something better.
         folder: Where indexes are kept, see `keep_indexes`.
         skip_bad: Leave out files that cannot be read or have other features than most, see `usable_files`.
         layout: Insist on this layout instead of finding that of each file.
@@ -100,10 +84,10 @@ def open_hdf5_files(
 
         urls, skipped = usable_files(urls, look)
     while True:
-        manifest, shards = _describe(urls, keep_of)
-        summaries = partial(_summaries, manifest, options=options, layout=layout)
+        dataset, shards = _describe(urls, keep_of)
+        summaries = partial(_summaries, dataset.features, options=options, layout=layout)
         try:
-            statistics = _statistics(manifest, shards, summaries, folder)
+            statistics = _statistics(dataset, shards, summaries, folder)
             break
         except _ChangedError as changed:  # since it was looked at
             if not skip_bad or len(urls) == 1:
@@ -112,11 +96,12 @@ def open_hdf5_files(
             _log.warning("left out: %s", changed.reason)
             urls = [url for url in urls if url != changed.url]
     _say_what_is_slow(shards)
-    return Hdf5Dataset(
-        replace(manifest, statistics=statistics),
-        tuple(shard.url for shard in shards),
-        tuple(shard.path for shard in shards),
-        skipped,
+    return replace(
+        dataset,
+        url=url or dataset.url,
+        statistics=statistics,
+        storage_options=dict(options or {}),
+        skipped=skipped,
     )
 
 
@@ -128,10 +113,10 @@ class _ChangedError(Exception):
         self.url, self.reason = url, reason
 
 
-def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[Manifest, list[_Shard]]:
+def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[Dataset, list[_Shard]]:
     """All files as one dataset without statistics, and its shards."""
     shards: list[_Shard] = []
-    builder: ManifestBuilder | None = None
+    summaries: list[ShardSummary] = []
     features: dict[str, Feature] = {}
     num_episodes = 0
     for url in urls:
@@ -143,14 +128,27 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
                 f"{urls[0]} and {url}: {difference}, wanted the same features. Stream them one by one, or pack them "
                 "alike."
             )
-        builder = builder or ManifestBuilder(features, splits=None)
-        for one in kept:
-            builder.add_shard(_renumbered(one, len(shards), num_episodes), one.data)
-            shards.append(_shard(url, one))
-        num_episodes += sum(one.index.rows.num_episodes for one in kept)
-    if builder is None:
+        own = [ShardSummary.of(one.index.rows, one.data) for one in kept]
+        summaries += [replace(summary, numbers=num_episodes + summary.numbers) for summary in own]
+        shards += [_shard(url, one) for one in kept]
+        num_episodes += sum(len(summary.episodes) for summary in own)
+    if not shards:
         raise SourceError("HDF5 files: none, wanted at least one.")
-    return _fold_splits(builder.build()), shards
+    summaries = _fold_splits(summaries)
+    splits = splits_of(summaries)
+    columns, tasks, _ = join_shards(summaries, splits)
+    dataset = Dataset(
+        url=urls[0],
+        features=features,
+        shard_url=tuple(shard.url for shard in shards),
+        index_url=tuple(shard.path for shard in shards),
+        columns=columns,
+        splits=splits,
+        tasks=tasks,
+        statistics={},
+        fingerprint=fingerprint(features, splits, columns),
+    )
+    return dataset, shards
 
 
 def _refuse_twice(urls: Sequence[str]) -> None:
@@ -162,13 +160,6 @@ def _refuse_twice(urls: Sequence[str]) -> None:
             raise SourceError(f"{url}: given twice (also as {other}), wanted each file once. Correct the pattern.")
 
 
-def _renumbered(kept: KeptIndex, shard: int, first_episode: int) -> ShardIndex:
-    """The index as a part of the dataset. Its name is one that a manifest takes, and goes no further than that."""
-    rows = kept.index.rows
-    episodes = [replace(meta, episode_index=first_episode + meta.episode_index) for meta in rows.episodes]
-    return replace(rows, shard_name=f"hdf5-{shard:06d}.tar", episodes=episodes)
-
-
 def _shard(url: str, kept: KeptIndex) -> _Shard:
     metas = kept.index.rows.episodes
     groups = tuple(meta.source_path for meta in metas)
@@ -176,16 +167,11 @@ def _shard(url: str, kept: KeptIndex) -> _Shard:
     return _Shard(url, version, kept.path, metas[0].split, groups, tuple(kept.index.needs_h5py))
 
 
-def _fold_splits(manifest: Manifest) -> Manifest:
+def _fold_splits(shards: list[ShardSummary]) -> list[ShardSummary]:
     """A file without masks among files with them is training data."""
-    if NO_SPLIT not in manifest.splits or len(manifest.splits) == 1:
-        return manifest
-    names = ["train" if name == NO_SPLIT else name for name in manifest.splits]
-    splits = tuple(sorted(set(names), key=lambda name: (name != "train", names.index(name))))
-    number = np.array([splits.index(name) for name in names], np.uint8)
-    return replace(
-        manifest, splits=splits, columns=replace(manifest.columns, shard_split=number[manifest.columns.shard_split])
-    )
+    if all(shard.split == NO_SPLIT for shard in shards):
+        return shards
+    return [replace(shard, split="train") if shard.split == NO_SPLIT else shard for shard in shards]
 
 
 def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
@@ -203,17 +189,17 @@ def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
 
 
 def _statistics(
-    manifest: Manifest, shards: Sequence[_Shard], summaries: Callable[[_Shard], dict[str, Summary]], folder: Path
+    dataset: Dataset, shards: Sequence[_Shard], summaries: Callable[[_Shard], dict[str, Summary]], folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Of the training episodes, as packing computes them; computed once and kept beside the indexes."""
-    path = folder / f"{manifest.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
-    kept = _read_statistics(path, manifest)
+    path = folder / f"{dataset.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
+    kept = _read_statistics(path, dataset.features)
     if kept is not None:
         return kept
-    wanted = "train" if "train" in manifest.splits else manifest.splits[0]
+    wanted = "train" if "train" in dataset.splits else dataset.splits[0]
     remedy = "or set XDG_CACHE_HOME to another folder."
     with locked(path.with_suffix(".lock"), DEADLINE_S, shards[0].url, remedy):
-        kept = _read_statistics(path, manifest)
+        kept = _read_statistics(path, dataset.features)
         if kept is not None:
             return kept
         chosen = [shard for shard in shards if shard.split in (wanted, NO_SPLIT)]
@@ -223,23 +209,23 @@ def _statistics(
     return result
 
 
-def _read_statistics(path: Path, manifest: Manifest) -> dict[str, dict[str, Any]] | None:
+def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict[str, Any]] | None:
     with contextlib.suppress(OSError, ValueError):
         values = json.loads(path.read_bytes())
-        if isinstance(values, dict) and statistics_problem(values, manifest.features) is None:
+        if isinstance(values, dict) and statistics_problem(values, features) is None:
             return values
     return None
 
 
 def _summaries(
-    manifest: Manifest, shard: _Shard, options: Options, layout: str | MappingLayout | None
+    features: dict[str, Feature], shard: _Shard, options: Options, layout: str | MappingLayout | None
 ) -> dict[str, Summary]:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so.
 
     Raises:
         _ChangedError: If they cannot be read any more, or are no longer those of its index.
     """
-    arrays = [feature.name for feature in manifest.features.values() if feature.kind == "array"]
+    arrays = [feature.name for feature in features.values() if feature.kind == "array"]
     try:
         with open_hdf5(shard.url, options) as (file, _):
             found = layout_of(file, layout)

@@ -13,8 +13,8 @@ from epistream.loader.samples.formats.base import Batch, FormatContext, Padding,
 from epistream.loader.samples.formats.chunk import ChunkFormat
 from epistream.loader.samples.formats.mobile_base import beside, smoothed, widened
 from epistream.loader.samples.formats.pictures import stacked_scaled
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from epistream.errors import OptionError
 from epistream.loader.order.window import Pad, Window
 from epistream.loader.samples.formats.recycler import Recycler
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 Batch = dict[str, Any]
 MaskTrue = Literal["pad", "valid"]

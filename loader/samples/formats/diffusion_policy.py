@@ -8,8 +8,8 @@ from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.loader.samples.formats.base import Batch, FormatContext, Padding, SampleFormat
 from epistream.loader.samples.formats.pictures import scaled
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 @dataclass(frozen=True)

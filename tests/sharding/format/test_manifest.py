@@ -97,7 +97,7 @@ def test_manifest_comes_back_as_it_was_written(tmp_path, manifest):
     assert columns.ranges.tolist() == [[0, 5], [0, 6], [0, 2], [4, 7]]
     assert columns.task_offsets.tolist() == [0, 2, 3, 3, 3]
     assert columns.task_ids.tolist() == [0, 1, 1]
-    assert columns.episode_source.tolist() == [0, -1, 1, -1]
+    assert back.episode_source.tolist() == [0, -1, 1, -1]
 
 
 def test_manifest_is_the_same_bytes_whatever_the_order_of_shards(tmp_path):
@@ -297,13 +297,15 @@ INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 6)
 def test_manifest_of_any_numbers_is_whole_or_refused(tmp_path, manifest, data):
     """An attacker's checksums are right; what passes must be usable without any index out of range."""
     columns = manifest.columns
-    name = data.draw(st.sampled_from([n for n in ManifestColumns.__dataclass_fields__ if n not in ("names",)]))
-    array = getattr(columns, name).copy()
+    names = [n for n in ManifestColumns.__dataclass_fields__ if n not in ("names",)]
+    name = data.draw(st.sampled_from([*names, "episode_source"]))
+    array = getattr(columns if name in names else manifest, name).copy()
     flat = array.reshape(-1)
     for _ in range(data.draw(st.integers(1, 3))):
         value = data.draw(INTEGERS)
         flat[data.draw(st.integers(0, len(flat) - 1))] = np.int64(value).astype(array.dtype)
-    forged = dataclasses.replace(manifest, columns=dataclasses.replace(columns, **{name: array}))
+    change = {"columns": dataclasses.replace(columns, **{name: array})} if name in names else {name: array}
+    forged = dataclasses.replace(manifest, **change)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Manifest, "check", lambda self, where: None)
         write_manifest(forged, str(tmp_path))
@@ -375,9 +377,9 @@ def test_million_episodes_in_a_hundred_thousand_shards_open_in_a_small_process(t
         ranges=ranges,
         task_offsets=np.arange(num_episodes + 1),
         task_ids=np.arange(num_episodes) % 1000,
-        episode_source=np.full(num_episodes, -1, np.int64),
     )
-    write_manifest(Manifest(FEATURES, ("all",), columns, tasks=tuple(f"task {n}" for n in range(1000))), str(tmp_path))
+    tasks, no_source = tuple(f"task {n}" for n in range(1000)), np.full(num_episodes, -1, np.int64)
+    write_manifest(Manifest(FEATURES, ("all",), columns, no_source, tasks=tasks), str(tmp_path))
     assert (tmp_path / "dataset.json").stat().st_size < 5_000
     code = """
 import re, sys, time

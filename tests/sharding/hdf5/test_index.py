@@ -340,4 +340,4 @@ def test_episodes_of_a_packed_dataset_and_of_files_follow_each_other(tmp_path):
 def test_options_of_opening_say_where_indexes_are_kept(tmp_path):
     path = world.write_episode(tmp_path / "a.hdf5")
     opened = open_hdf5_files([str(path)], folder=tmp_path / "here")
-    assert Path(opened.index_urls[0]).parent == tmp_path / "here"
+    assert Path(opened.index_url[0]).parent == tmp_path / "here"

@@ -1,0 +1,204 @@
+"""An opened dataset: one read-only table of shards and episodes, wherever they are; several of them as one."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import xxhash
+
+from epistream.errors import FormatError
+from epistream.sharding.files.names import index_name
+from epistream.sharding.files.storage import join
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_columns import HexRows, Int64, ManifestColumns, UInt8, join_columns
+from epistream.sharding.format.statistics_schema import merge_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """S shards and E episodes, E in dataset order: an episode's position here is its `episode_index`.
+
+    Args:
+        url: What was opened, for messages.
+        features: By name.
+        shard_url: (S,) tars, or HDF5 files; one that makes several shards is named several times.
+        index_url: (S,) their indexes.
+        columns: What is known of each shard and episode. Read-only where they are views of a manifest's file.
+        splits: Names; ("all",) when there is no split.
+        tasks: Every instruction once.
+        statistics: By array feature: count, mean, std, min, max, q01, q99.
+        fingerprint: Of all that decides which bytes an epoch reads.
+        storage_options: For fsspec, as given.
+        skipped: Why each file or folder was left out, by its path; see `open_dataset`.
+
+    Pickles, so that workers need not read again.
+    """
+
+    url: str
+    features: dict[str, Feature]
+    shard_url: Sequence[str]
+    index_url: Sequence[str]
+    columns: ManifestColumns
+    splits: tuple[str, ...]
+    tasks: tuple[str, ...]
+    statistics: dict[str, dict[str, Any]]
+    fingerprint: str
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards."""
+        return self.columns.num_shards
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes."""
+        return self.columns.num_episodes
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all episodes."""
+        return int(self.columns.episode_length.sum())
+
+    @property
+    def shard_bytes(self) -> Int64:
+        """(S,) int64 sizes of the tars."""
+        return self.columns.shard_bytes
+
+    @property
+    def index_bytes(self) -> Int64:
+        """(S,) int64 sizes of the indexes."""
+        return self.columns.index_bytes
+
+    @property
+    def shard_checksum(self) -> Sequence[str]:
+        """(S,) XXH3-128 of the tars, hexadecimal."""
+        return HexRows(self.columns.shard_checksums)
+
+    @property
+    def index_checksum(self) -> Sequence[str]:
+        """(S,) XXH3-128 of the indexes, hexadecimal."""
+        return HexRows(self.columns.index_checksums)
+
+    @property
+    def episode_shard(self) -> Int64:
+        """(E,) int64 position of the episode's shard."""
+        return self.columns.episode_shard
+
+    @property
+    def episode_in_shard(self) -> Int64:
+        """(E,) int64 position of the episode in its shard's index."""
+        return self.columns.episode_in_shard
+
+    @property
+    def episode_length(self) -> Int64:
+        """(E,) int64 steps."""
+        return self.columns.episode_length
+
+    @cached_property
+    def episode_split(self) -> UInt8:
+        """(E,) uint8 position in `splits`."""
+        return self.columns.shard_split[self.columns.episode_shard]
+
+    @property
+    def valid_ranges(self) -> tuple[Int64, Int64]:
+        """Offsets (E + 1,) into half-open step ranges (R, 2), both int64: where anchors may be."""
+        return self.columns.range_offsets, self.columns.ranges
+
+    @property
+    def episode_tasks(self) -> tuple[Int64, Int64]:
+        """Offsets (E + 1,) into flat positions in `tasks`, both int64."""
+        return self.columns.task_offsets, self.columns.task_ids
+
+
+def dataset_of(
+    manifest: Manifest, url: str, options: dict[str, Any], index_url: Sequence[str] | None = None
+) -> Dataset:
+    """The dataset that a manifest describes.
+
+    Args:
+        manifest: Of tars in the folder `url`.
+        url: Their folder.
+        options: For fsspec.
+        index_url: Where their indexes are, if not beside them.
+    """
+    return Dataset(
+        url=url,
+        features=manifest.features,
+        shard_url=_Urls(url, manifest.columns.names, index=False),
+        index_url=index_url or _Urls(url, manifest.columns.names, index=True),
+        columns=manifest.columns,
+        splits=manifest.splits,
+        tasks=manifest.tasks,
+        statistics=manifest.statistics,
+        fingerprint=manifest.fingerprint,
+        storage_options=options,
+    )
+
+
+class _Urls(Sequence[str]):
+    """Full URLs of files in one folder, joined when somebody looks: a manifest may name 1e5 shards."""
+
+    def __init__(self, url: str, names: Sequence[str], index: bool) -> None:
+        self._url, self._names, self._index = url, names, index
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Urls": ...
+    def __getitem__(self, index: int | slice) -> "str | _Urls":
+        if isinstance(index, slice):
+            return _Urls(self._url, self._names[index], self._index)
+        name = self._names[index]
+        return join(self._url, index_name(name) if self._index else name)
+
+
+def concatenate(parts: Sequence[Dataset]) -> Dataset:
+    """One dataset after the other. Its fingerprint is XXH3-128 of theirs, in this order.
+
+    Raises:
+        FormatError: If their features differ.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        difference = describe_difference(first.features, part.features)
+        if difference:
+            raise FormatError(
+                f"{first.url} and {part.url}: {difference}, wanted the same features. Pack both alike, or open them "
+                "one by one."
+            )
+    named = [_train_beside_splits(part.splits, parts) for part in parts]
+    splits = tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
+    tasks = {task: number for number, task in enumerate(dict.fromkeys(t for p in parts for t in p.tasks))}
+    return Dataset(
+        url=", ".join(part.url for part in parts),
+        features=first.features,
+        shard_url=tuple(itertools.chain.from_iterable(part.shard_url for part in parts)),
+        index_url=tuple(itertools.chain.from_iterable(part.index_url for part in parts)),
+        columns=join_columns(
+            [part.columns for part in parts],
+            [np.array([splits.index(name) for name in names], np.uint8) for names in named],
+            [np.array([tasks[task] for task in part.tasks], np.int64) for part in parts],
+        ),
+        splits=splits,
+        tasks=tuple(tasks),
+        statistics=merge_statistics([part.statistics for part in parts]),
+        fingerprint=xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in parts).encode()),
+        storage_options=first.storage_options,
+        skipped={url: reason for part in parts for url, reason in part.skipped.items()},
+    )
+
+
+def _train_beside_splits(splits: tuple[str, ...], parts: Sequence[Dataset]) -> tuple[str, ...]:
+    """A part without a split is for training where another part says what is not."""
+    others = {name for part in parts for name in part.splits}
+    return ("train",) if splits == (NO_SPLIT,) and "train" in others else splits
