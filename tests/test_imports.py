@@ -24,7 +24,7 @@ SHARDING = {
     "sharding.layouts": {"sharding.format"},
     "sharding.tar": {"sharding.files", "sharding.format"},
     "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar"},
-    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar"},
+    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts"},
     "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar", "sharding.hdf5"},
     "sharding.check": {"sharding.files", "sharding.format", "sharding.tar"},
 }

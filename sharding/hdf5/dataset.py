@@ -13,6 +13,7 @@ from typing import Any
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.storage import Options
+from epistream.sharding.files.user_cache import default_folder, make_once
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.manifest_columns import fingerprint
@@ -21,12 +22,11 @@ from epistream.sharding.format.shard_summary import ShardSummary, join_shards, s
 from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
 from epistream.sharding.format.statistics_schema import statistics_problem
 from epistream.sharding.hdf5.file import open_hdf5, version_and_bytes
-from epistream.sharding.hdf5.kept import KeptIndex, keep, keep_indexes
+from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
 from epistream.sharding.hdf5.usable import usable_files
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array
 from epistream.sharding.layouts.registry import layout_of
-from epistream.sharding.tar.index_cache import DEADLINE_S, default_folder, locked
 
 _log = logging.getLogger(__name__)
 
@@ -193,20 +193,15 @@ def _statistics(
 ) -> dict[str, dict[str, Any]]:
     """Of the training episodes, as packing computes them; computed once and kept beside the indexes."""
     path = folder / f"{dataset.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
-    kept = _read_statistics(path, dataset.features)
-    if kept is not None:
-        return kept
     wanted = "train" if "train" in dataset.splits else dataset.splits[0]
-    remedy = "or set XDG_CACHE_HOME to another folder."
-    with locked(path.with_suffix(".lock"), DEADLINE_S, shards[0].url, remedy):
-        kept = _read_statistics(path, dataset.features)
-        if kept is not None:
-            return kept
-        chosen = [shard for shard in shards if shard.split in (wanted, NO_SPLIT)]
-        merged = merge_all(map(summaries, chosen))
+
+    def make() -> list[tuple[str, bytes]]:
+        merged = merge_all(summaries(shard) for shard in shards if shard.split in (wanted, NO_SPLIT))
         result = {name: to_plain(summary) for name, summary in merged.items()}
-        keep(path, json.dumps(result).encode())
-    return result
+        return [(path.name, json.dumps(result).encode())]
+
+    lock = path.with_suffix(".lock")
+    return make_once(lock, lambda: _read_statistics(path, dataset.features), make, shards[0].url)
 
 
 def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict[str, Any]] | None:

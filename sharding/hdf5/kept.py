@@ -2,23 +2,21 @@
 
 import json
 import logging
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-from epistream.errors import CacheError, FormatError, SourceChangedError
+from epistream.errors import FormatError
 from epistream.sharding.files.storage import Options
+from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
 from epistream.sharding.hdf5.file import version_and_bytes
 from epistream.sharding.hdf5.index import RECIPE, Hdf5Index
 from epistream.sharding.hdf5.scan import SHARD_BYTES, index_hdf5
 from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.tar.index_cache import DEADLINE_S, default_folder, locked
 
 _log = logging.getLogger(__name__)
-
-_REMEDY = "or set XDG_CACHE_HOME to another folder."
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,30 +55,21 @@ def keep_indexes(
     described = json.dumps(layout.plain()) if isinstance(layout, MappingLayout) else layout or ""
     name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{SHARD_BYTES}\0{described}".encode())
     first = folder / f"{name}.0.index"
-    kept = _read(first, version)
-    if kept:
-        return kept
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with locked(folder / f"{name}.lock", deadline_s, url, _REMEDY):
-            kept = _read(first, version)  # somebody else may have made them meanwhile
-            if kept:
-                return kept
-            _log.info("indexing %s", url)
-            made = index_hdf5(url, options, layout=layout)
-            if {index.extents.version for index in made} != {version} or version_and_bytes(url, options)[0] != version:
-                raise SourceChangedError(f"{url}: changed while it was indexed. Try again when it is complete.")
-            # The first one last: where it is, the others are.
-            for number in reversed(range(len(made))):
-                keep(folder / f"{name}.{number}.index", made[number].to_bytes())
-    except (PermissionError, NotADirectoryError) as error:
-        raise CacheError(
-            f"{folder}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be written."
-        ) from error
-    kept = _read(first, version)
-    if not kept:
-        raise CacheError(f"{first}: cannot be read back, wanted the index of {url}. Check the disk.")
-    return kept
+
+    def make() -> Iterator[tuple[str, bytes]]:
+        _log.info("indexing %s", url)
+        made = index_hdf5(url, options, layout=layout)
+        # The first one last: where it is, the others are.
+        return ((f"{name}.{number}.index", made[number].to_bytes()) for number in reversed(range(len(made))))
+
+    return make_once(
+        folder / f"{name}.lock",
+        lambda: _read(first, version),
+        make,
+        url,
+        is_unchanged=lambda: version_and_bytes(url, options)[0] == version,
+        deadline_s=deadline_s,
+    )
 
 
 def _read(first: Path, version: str) -> list[KeptIndex] | None:
@@ -98,17 +87,3 @@ def _read(first: Path, version: str) -> list[KeptIndex] | None:
         _log.info("making %s again: %s", path, error)
         return None
     return kept if all(one.index.extents.version == version for one in kept) else None
-
-
-def keep(path: Path, data: bytes) -> None:
-    """Write a file that can be made again at once or not at all.
-
-    Without fsync, which takes 5 ms a file and more: what a crash leaves torn is found out by its checksum.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,20 +1,19 @@
 """The folder or URL that a packing job writes to: locked, cleaned, and never looking finished before it is."""
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
 from epistream.file_systems import ask, limit_of, local_path, open_file_system
+from epistream.sharding.files.locks import locked
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options, join, list_names, read_bytes, remove_quietly
 from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
@@ -48,7 +47,7 @@ class Workspace:
     folder: Path = field(init=False)
     prefix: str = field(init=False, default="shard-")
     _made: Path | None = field(init=False, default=None)
-    _lock: IO[bytes] | None = field(init=False, default=None)
+    _lock: contextlib.ExitStack = field(init=False, default_factory=contextlib.ExitStack)
     _names: set[str] = field(init=False, default_factory=set)
 
     @property
@@ -88,10 +87,7 @@ class Workspace:
         if self.is_remote:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        if self._lock is not None:
-            # Unlinked while the lock is held; whoever waits for it notices that the name is gone.
-            (self.folder / LOCK_FILE).unlink(missing_ok=True)
-            self._lock.close()
+        self._lock.close()
         if self._made is not None:
             # Only folders that this job made, and only if nothing is in them.
             with contextlib.suppress(OSError):
@@ -173,25 +169,16 @@ class Workspace:
 
     def _take_lock(self) -> None:
         path = self.folder / LOCK_FILE
-        while True:
-            try:
-                lock = path.open("ab")
-            except OSError as error:
-                raise PackError(f"{path}: cannot be written ({error.strerror}). Check room and permissions.") from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.close()
-                raise PackError(
-                    f"{self.url}: another packing job writes there, wanted it alone. Wait for it to end."
-                ) from error
-            except OSError as error:
-                _log.warning("%s: this file system has no locks (%s); see to it that no other job writes", path, error)
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-                    self._lock = lock
-                    return
-            lock.close()
+        try:
+            self._lock.enter_context(locked(path, 0.0))
+        except TimeoutError as error:
+            raise PackError(
+                f"{self.url}: another packing job writes there, wanted it alone. Wait for it to end."
+            ) from error
+        except OSError as error:
+            raise PackError(f"{path}: cannot be written ({error.strerror}). Check room and permissions.") from error
+        # Removed while the lock is held: who opened it meanwhile notices that it is nobody's any more.
+        self._lock.callback(path.unlink, missing_ok=True)
 
     def _refuse_what_is_there(self) -> None:
         """What is in the folder already must be meant: a dataset, an unfinished job, or tars of somebody else."""
