@@ -1,24 +1,22 @@
 """Opening a dataset, wherever its files are and however they were given."""
 
-import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from epistream.errors import FormatError, LayoutError, OptionError, SourceChangedError, SourceError
+from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
 from epistream.sharding.files.storage import join, read_bytes
+from epistream.sharding.format.left_out import open_good
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset, concatenate, dataset_of
 
 if TYPE_CHECKING:  # the layouts read h5py, which shards do without
     from epistream.sharding.layouts.mapping import MappingLayout
-
-_log = logging.getLogger(__name__)
 
 
 def open_dataset(
@@ -61,7 +59,7 @@ def open_dataset(
     parts = resolve(source)
     skipped: dict[str, str] = {}
     if on_bad == "skip" and len(parts) > 1:
-        opened, skipped = _usable_parts(parts, open_part)
+        opened, skipped = open_good(parts, open_part, _names, _pieces)
     else:
         opened = [open_part(part) for part in parts]
     dataset = opened[0] if len(opened) == 1 else concatenate(opened)
@@ -71,33 +69,6 @@ def open_dataset(
             "wanted HDF5 files for it. Leave 'layout' out."
         )
     return replace(dataset, skipped=skipped | dataset.skipped) if skipped else dataset
-
-
-def _usable_parts(parts: Sequence[Part], open_part: Callable[[Part], Dataset]) -> tuple[list[Dataset], dict[str, str]]:
-    """Parts that can be opened, and why each of the others cannot, by its path; the log has that as well.
-
-    Raises:
-        SourceError, SourceChangedError, LayoutError, FormatError: That of the first part, if none can be opened.
-    """
-    opened: list[Dataset] = []
-    skipped: dict[str, str] = {}
-    first: Exception | None = None
-    waiting = list(parts)
-    while waiting:
-        part = waiting.pop(0)
-        try:
-            opened.append(open_part(part))
-        except (SourceError, SourceChangedError, LayoutError, FormatError) as error:
-            first = first or error
-            pieces = _pieces(part)
-            if len(pieces) > 1:
-                waiting[:0] = pieces
-                continue
-            skipped |= dict.fromkeys(_names(part), str(error))
-            _log.warning("left out: %s", error)
-    if not opened and first:
-        raise first
-    return opened, skipped
 
 
 def _pieces(part: Part) -> list[Part]:

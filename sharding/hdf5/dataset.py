@@ -10,12 +10,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder, make_once
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.left_out import BAD_FILE, leave_out, oddity, open_good, sentence, usual_features
 from epistream.sharding.format.manifest_columns import fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.shard_summary import ShardSummary, join_shards, splits_of
@@ -23,7 +24,6 @@ from epistream.sharding.format.statistics import Summary, merge_all, summarize, 
 from epistream.sharding.format.statistics_schema import statistics_problem
 from epistream.sharding.hdf5.file import open_hdf5, version_and_bytes
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
-from epistream.sharding.hdf5.usable import usable_files
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array
 from epistream.sharding.layouts.registry import layout_of
@@ -62,7 +62,7 @@ def open_hdf5_files(
         options: For fsspec.
         url: What was given, for messages; the first file unless there is something better.
         folder: Where indexes are kept, see `keep_indexes`.
-        skip_bad: Leave out files that cannot be read or have other features than most, see `usable_files`.
+        skip_bad: Leave out files that cannot be read or have other features than most episodes.
         layout: Insist on this layout instead of finding that of each file.
 
     Raises:
@@ -77,12 +77,7 @@ def open_hdf5_files(
     keep_of: Callable[[str], list[KeptIndex]] = partial(keep_indexes, options=options, folder=folder, layout=layout)
     if skip_bad:
         keep_of = cache(keep_of)  # every file is looked at before any of them is taken
-
-        def look(url: str) -> tuple[int, dict[str, Feature]]:
-            rows = [one.index.rows for one in keep_of(url)]
-            return sum(one.num_episodes for one in rows), rows[0].features
-
-        urls, skipped = usable_files(urls, look)
+        urls, skipped = _usable(urls, keep_of)
     while True:
         dataset, shards = _describe(urls, keep_of)
         summaries = partial(_summaries, dataset.features, options=options, layout=layout)
@@ -92,8 +87,7 @@ def open_hdf5_files(
         except _ChangedError as changed:  # since it was looked at
             if not skip_bad or len(urls) == 1:
                 raise changed.reason from None
-            skipped[changed.url] = str(changed.reason)
-            _log.warning("left out: %s", changed.reason)
+            leave_out([changed.url], sentence(changed.reason), skipped)
             urls = [url for url in urls if url != changed.url]
     _say_what_is_slow(shards)
     return replace(
@@ -103,6 +97,24 @@ def open_hdf5_files(
         storage_options=dict(options or {}),
         skipped=skipped,
     )
+
+
+def _usable(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[list[str], dict[str, str]]:
+    """The files that can be read and have the usual features, and why each of the others is left out."""
+
+    def look(url: str) -> tuple[str, dict[str, Feature], int]:
+        rows = [one.index.rows for one in keep_of(url)]
+        return url, rows[0].features, sum(one.num_episodes for one in rows)
+
+    if not urls:
+        return [], {}
+    good, left_out = open_good(urls, look, lambda url: [url])
+    usual = usual_features((features, num_episodes) for _, features, num_episodes in good)
+    for url, features, _ in good:
+        odd = oddity(features, usual)
+        if odd:
+            leave_out([url], f"{url}: {odd}.", left_out)
+    return [url for url in urls if url not in left_out], {url: left_out[url] for url in urls if url in left_out}
 
 
 class _ChangedError(Exception):
@@ -232,6 +244,6 @@ def _summaries(
             )
         if version_and_bytes(shard.url, options)[0] != shard.version:
             raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")
-    except (SourceError, SourceChangedError, LayoutError, FormatError) as error:
+    except BAD_FILE as error:
         raise _ChangedError(shard.url, error) from error
     return summaries

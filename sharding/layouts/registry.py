@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, OptionError
+from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
 from epistream.sharding.layouts.base import Layout, SourceEpisode
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
@@ -109,11 +110,11 @@ def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None
                 try:
                     episodes.append(layout.episode(file, group))
                 except (LayoutError, FormatError, KeyError, OSError, RuntimeError) as error:
-                    faults.append(f"{path}: {_sentence(error)}")
+                    faults.append(f"{path}: {sentence(error)}")
     except OptionError:
         raise
     except EpistreamError as error:
-        faults.append(_sentence(error))
+        faults.append(sentence(error))
     return SourceScan(str(path), found, num_bytes, mtime_ns, tuple(episodes), tuple(faults))
 
 
@@ -137,8 +138,3 @@ def _contents(file: h5py.File) -> str:
         raise LayoutError(f"holds an object that cannot be opened ({found}), wanted a whole file") from error
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
     return listed or "no datasets"
-
-
-def _sentence(error: BaseException) -> str:
-    text = str(error).strip("'\"")
-    return text if text.endswith(".") else f"{text}."

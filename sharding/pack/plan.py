@@ -11,7 +11,8 @@ import xxhash
 from epistream.errors import LayoutError, OptionError, PackError
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.left_out import oddity, sentence, usual_features
 from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import applied_options, outputs_of
@@ -105,7 +106,7 @@ def scan_file(path: str, options: PackOptions) -> ScannedFile:
         try:
             outputs = outputs_of(episode, options)
         except LayoutError as error:
-            faults.append(f"{path}: {str(error).rstrip('.')}.")
+            faults.append(f"{path}: {sentence(error)}")
             continue
         left_out.update(dict.fromkeys(item.removeprefix(episode.group.rstrip("/")) for item in episode.left_out))
         applied |= applied_options(episode, outputs, options)
@@ -140,15 +141,17 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
         (index, replace(episode, features=shared.setdefault(episode.features, episode.features)))
         for index, episode in pairs
     ]
-    features = _common_features(pairs)
-    differences = {mine: _difference(_by_name(mine), features) for mine in shared}
+    votes = Counter(episode.features for _, episode in pairs)
+    features = dict(usual_features((_by_name(mine), count) for mine, count in votes.items()))
+    oddities = {mine: oddity(_by_name(mine), features) for mine in votes}
     kept: list[tuple[int, ScannedEpisode]] = []
     for index, episode in pairs:
-        difference = differences[episode.features]
-        if difference is None:
+        odd = oddities[episode.features]
+        if odd is None:
             kept.append((index, episode))
         else:
-            faults.append(f"{scans[index].path}: {episode.group}: {difference}.")
+            hint = " Give all cameras one order with --color-order." if "jpeg_channels" in odd else ""
+            faults.append(f"{scans[index].path}: {episode.group}: {odd}.{hint}")
     _check_renames(features, options)
     _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
     splits, names = _assign_splits(kept, options)
@@ -168,34 +171,6 @@ def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[
     return {
         name: xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()
     }
-
-
-def _common_features(pairs: Sequence[tuple[int, ScannedEpisode]]) -> dict[str, Feature]:
-    """What most episodes have; at a tie, what comes first."""
-    counts = Counter(episode.features for _, episode in pairs)
-    groups: list[tuple[dict[str, Feature], int]] = []
-    for features, count in counts.items():
-        mine = _by_name(features)
-        for position, (others, votes) in enumerate(groups):
-            if describe_difference(mine, others) is None:
-                groups[position] = others, votes + count
-                break
-        else:
-            groups.append((mine, count))
-    return max(groups, key=lambda group: group[1])[0]
-
-
-def _difference(mine: dict[str, Feature], common: dict[str, Feature]) -> str | None:
-    """How the features of an episode differ from those of most, or None."""
-    lacking, added = sorted(common.keys() - mine.keys()), sorted(mine.keys() - common.keys())
-    if lacking or added:
-        parts = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"also has {', '.join(added)}"] * bool(added)
-        return " and ".join(parts) + ", wanted the features that most episodes have"
-    difference = describe_difference(mine, common)
-    if difference is None:
-        return None
-    hint = ". Give all cameras one order with --color-order" if "jpeg_channels" in difference else ""
-    return f"{difference} in most episodes{hint}"
 
 
 def _by_name(features: Sequence[Feature]) -> dict[str, Feature]:

@@ -16,6 +16,7 @@ from epistream.sharding.format.checksums import checksum, hash_file
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.left_out import sentence
 from epistream.sharding.format.statistics import Summary, merge_all, summarize
 from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
@@ -103,7 +104,7 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
             try:
                 _pack_episode(task, writer, episode, source, work, pulse)
             except (LayoutError, FormatError, SourceError) as error:
-                work.faults.append(str(error) if str(error).endswith(".") else f"{error}.")
+                work.faults.append(sentence(error))
             # What its frames have not reported: arrays, and all after a fault.
             pulse.add(episodes=1, num_bytes=episode.source_bytes - work.reported_bytes)
             work.reported_bytes = 0

@@ -5,13 +5,15 @@ import json
 import os
 import resource
 import subprocess
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, shards
+from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, robomimic, shards
 
 from epistream.errors import DatasetExistsError, OptionError, PackError, SourceChangedError, SourceError
+from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format import manifest_file
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress
@@ -75,6 +77,35 @@ def test_pack_skip_bad_leaves_out_and_lists(tmp_path):
     assert manifest(tmp_path / "out")["num_episodes"] == 3
     sources = [json.loads(fields["meta.json"])["source"] for fields in episodes(tmp_path / "out").values()]
     assert sources == ["good_0.hdf5", "good_1.hdf5", "good_2.hdf5"]
+
+
+def test_pack_and_stream_leave_out_the_same_episodes_of_a_folder_for_the_same_reasons(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bad = good_and_bad(tmp_path / "in")
+    with h5py.File(aloha_jpeg(tmp_path / "in" / "a_wide.hdf5", 9), "r+") as file:
+        del file["observations/qpos"]
+        file["observations/qpos"] = np.zeros((9, 16), np.float32)
+    packed = pack(tmp_path / "in", tmp_path / "out", skip_bad=True)
+    streamed = open_dataset(tmp_path / "in", on_bad="skip")
+    # Packing names the episode too, which is the whole of such a file.
+    faults = [fault.replace(": /: ", ": ") for fault in packed.faults]
+    assert sorted(Path(path).stem for path in streamed.skipped) == sorted([*bad, "a_wide"])
+    assert sorted(streamed.skipped.values()) == sorted(faults)
+    assert [Path(url).name for url in streamed.shard_url] == ["good_0.hdf5", "good_1.hdf5", "good_2.hdf5"]
+    assert streamed.episode_length.tolist() == open_dataset(tmp_path / "out").episode_length.tolist()
+
+
+def test_pack_and_stream_ask_what_most_episodes_have_not_most_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    robomimic(tmp_path / "in" / "many.hdf5", {f"demo_{number}": 3 for number in range(3)})
+    for name in ("a", "z"):
+        robomimic(tmp_path / "in" / f"{name}.hdf5", {"demo_0": 4}, cameras=())
+    packed = pack(tmp_path / "in", tmp_path / "out", skip_bad=True)
+    streamed = open_dataset(tmp_path / "in", on_bad="skip")
+    reason = "lacks observation.images.agentview, wanted the features that most episodes have."
+    assert packed.faults == tuple(f"{tmp_path}/in/{name}.hdf5: /data/demo_0: {reason}" for name in "az")
+    assert streamed.skipped == {f"{tmp_path}/in/{name}.hdf5": f"{tmp_path}/in/{name}.hdf5: {reason}" for name in "az"}
+    assert packed.num_episodes == streamed.num_episodes == 3
 
 
 def test_pack_skip_bad_writes_the_same_tar_as_without_the_bad_episode_before_it(tmp_path):

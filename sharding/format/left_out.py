@@ -1,0 +1,96 @@
+"""What packing and streaming leave out by choice: what is bad, and what is unlike most episodes."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.sharding.format.features import Feature, describe_difference
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+# What says that a file is bad, and not that it was asked for wrongly.
+BAD_FILE = (SourceError, SourceChangedError, LayoutError, FormatError)
+
+
+def sentence(error: BaseException) -> str:
+    """The reason to leave something out."""
+    # Python quotes the message of a KeyError, which is what h5py raises for what it cannot open.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text if text.endswith(".") else f"{text}."
+
+
+def leave_out(names: Iterable[str], reason: str, left_out: dict[str, str]) -> None:
+    """Note, and tell in the log, why files are left out."""
+    left_out.update(dict.fromkeys(names, reason))
+    _log.warning("left out: %s", reason)
+
+
+def open_good(
+    things: Sequence[S],
+    open_one: Callable[[S], T],
+    names: Callable[[S], Sequence[str]],
+    pieces: Callable[[S], Sequence[S]] = lambda thing: [thing],
+) -> tuple[list[T], dict[str, str]]:
+    """Open what can be opened.
+
+    Args:
+        things: What to open.
+        open_one: Opens one, or raises what is wrong with it.
+        names: Those of one in messages.
+        pieces: Of one that is bad; if they are several, each is tried by itself.
+
+    Returns:
+        What was opened, in order, and why each of the others was not, by its name.
+
+    Raises:
+        SourceError, SourceChangedError, LayoutError, FormatError: That of the first one, if none can be opened.
+    """
+    opened: list[T] = []
+    left_out: dict[str, str] = {}
+    first: Exception | None = None
+    waiting = list(reversed(things))
+    while waiting:
+        thing = waiting.pop()
+        try:
+            opened.append(open_one(thing))
+        except BAD_FILE as error:
+            first = first or error
+            parts = pieces(thing)
+            if len(parts) > 1:
+                waiting += reversed(parts)
+            else:
+                leave_out(names(thing), sentence(error), left_out)
+    if not opened and first:
+        raise first
+    return opened, left_out
+
+
+def usual_features(votes: Iterable[tuple[Mapping[str, Feature], int]]) -> Mapping[str, Feature]:
+    """The features that most episodes have; at a tie, those that come first.
+
+    Args:
+        votes: Features, at least once, and the number of episodes that have them.
+    """
+    counts: list[tuple[Mapping[str, Feature], int]] = []
+    for mine, num_episodes in votes:
+        for position, (others, count) in enumerate(counts):
+            if describe_difference(mine, others) is None:
+                counts[position] = others, count + num_episodes
+                break
+        else:
+            counts.append((mine, num_episodes))
+    return max(counts, key=lambda group: group[1])[0]
+
+
+def oddity(mine: Mapping[str, Feature], usual: Mapping[str, Feature]) -> str | None:
+    """How the features of an episode differ from the usual ones, or None."""
+    lacking, added = sorted(usual.keys() - mine.keys()), sorted(mine.keys() - usual.keys())
+    if lacking or added:
+        parts = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"also has {', '.join(added)}"] * bool(added)
+        return " and ".join(parts) + ", wanted the features that most episodes have"
+    difference = describe_difference(mine, usual)
+    return difference and f"{difference} in most episodes"
