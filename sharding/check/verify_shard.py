@@ -11,7 +11,7 @@ from epistream.sharding.check.verify_report import Fault, ShardReport, VerifyOpt
 from epistream.sharding.check.verify_statistics import sum_up
 from epistream.sharding.files.local_copy import local_copy
 from epistream.sharding.files.storage import parent_and_name, read_bytes
-from epistream.sharding.format.checksums import BLOCK_BYTES, ShardHasher, checksum, hash_file
+from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.codecs import CODECS, REMEDY
 from epistream.sharding.format.features import Feature, codec_of, describe_difference
 from epistream.sharding.format.index import ShardIndex
@@ -56,7 +56,7 @@ def _shard_faults(
         yield _from_error(parent_and_name(dataset.index_url[shard])[1], error)
     try:
         with local_copy(dataset.shard_url[shard], dataset.storage_options) as path:
-            hasher = hash_file(path, index.block_bytes if index else BLOCK_BYTES)
+            hasher = hash_file(path, index.block_bytes if index else CHECKSUM_BLOCK_BYTES)
             yield from _checksum_faults(dataset, shard, name, hasher, index)
             yield from _index_against_tar(path, hasher, index)
             if index is not None and hasher.num_bytes == index.shard_bytes:

@@ -11,20 +11,16 @@ from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_file import FILE_NAME
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.tar.shard_statistics import array_of
 
 # float32 sums of another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
 
 
 def sum_up(file: BinaryIO, index: ShardIndex, feature: Feature) -> Moments:
-    """Sums over all episodes of a shard, read straight from the tar's bytes."""
-    whole = []
-    for episode, length in enumerate(index.length.tolist()):
-        start = int(index.array_offset[feature.name][episode])
-        file.seek(start)
-        data = file.read(length * feature.step_bytes)
-        whole.append(np.frombuffer(data, feature.dtype).reshape(length, *feature.shape).astype(np.float64))
-    values = np.concatenate(whole)
+    """Sums over all episodes of a shard."""
+    episodes = range(index.num_episodes)
+    values = np.concatenate([array_of(file, index, feature, episode).astype(np.float64) for episode in episodes])
     finite = np.isfinite(values)
     return Moments(
         count=finite.sum(axis=0),

@@ -2,12 +2,13 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import natsort
 
 from epistream.errors import OptionError, SourceError
+from epistream.file_systems import local_path
 from epistream.sharding.files.names import HDF5_SUFFIXES
 
 AnyPath = str | os.PathLike[str]
@@ -26,12 +27,22 @@ def find_sources(sources: AnyPath | Sequence[AnyPath]) -> list[Path]:
     if not given:
         raise OptionError("sources: none, wanted at least one file, folder or glob.")
     found = [path for one in given for path in _expand(os.fspath(one))]
-    seen: dict[str, Path] = {}
-    for path in found:
-        other = seen.setdefault(os.path.realpath(path), path)
-        if other is not path:
-            raise OptionError(f"{path}: given twice (also as {other}), wanted each file once.")
+    twice = given_twice(map(str, found))
+    if twice:
+        raise OptionError(f"{twice[0]}: given twice (also as {twice[1]}), wanted each file once.")
     return found
+
+
+def given_twice(urls: Iterable[str]) -> tuple[str, str] | None:
+    """The first file that is given again, maybe by another name, and as what it was given before."""
+    seen: dict[str, int] = {}
+    listed = list(urls)
+    for position, url in enumerate(listed):
+        path = local_path(url)
+        first = seen.setdefault(url if path is None else os.path.realpath(path), position)
+        if first != position:
+            return url, listed[first]
+    return None
 
 
 def names_below_root(paths: Sequence[Path]) -> list[str]:
@@ -59,8 +70,17 @@ def _expand(source: str) -> list[Path]:
         return natsort.natsorted(files, key=str, alg=natsort.ns.PATH)
     if path.exists() or not any(sign in source for sign in "*?["):
         return [path]
-    # Path.glob takes no absolute patterns.
-    matches = natsort.natsorted(glob.glob(str(path), recursive=True), alg=natsort.ns.PATH)  # noqa: PTH207
-    if not matches:
-        raise SourceError(f"{source}: matches nothing, wanted at least one file. Check the pattern.")
-    return [Path(match) for match in matches if Path(match).is_file()]
+    return [path for path in map(Path, matches(source)) if path.is_file()]
+
+
+def matches(pattern: str) -> list[str]:
+    """What a local glob matches, in natural order.
+
+    Raises:
+        SourceError: If it matches nothing.
+    """
+    # pathlib has no glob for an absolute pattern.
+    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+    if not found:
+        raise SourceError(f"{pattern}: matches nothing, wanted at least one file. Check the pattern.")
+    return natsort.natsorted(found, alg=natsort.ns.PATH)

@@ -1,6 +1,5 @@
 """From what a user gives as a source to dataset folders, tars and HDF5 files: brace patterns, globs, lists."""
 
-import glob
 import itertools
 import math
 import os
@@ -9,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import natsort
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
-from epistream.sharding.files.hdf5_sources import find_sources
+from epistream.sharding.files.hdf5_sources import find_sources, matches
 from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import parent_and_name
 
@@ -136,8 +134,4 @@ def _glob(pattern: str) -> list[str]:
             f"{pattern}: a glob on something remote. Give the folder, or a brace pattern such as "
             "shard-{000000..000003}.tar."
         )
-    # pathlib has no glob for an absolute pattern.
-    found = natsort.natsorted(glob.glob(str(path), recursive=True), alg=natsort.ns.PATH)  # noqa: PTH207
-    if not found:
-        raise SourceError(f"{pattern}: matches nothing. Check the pattern.")
-    return found
+    return matches(str(path))

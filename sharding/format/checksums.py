@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 # Of the order of a camera frame: a first batch over the network reads a few blocks for each of its windows, and reads
 # them whole. A shard of 128 MiB has 16 KiB of checksums then.
-BLOCK_BYTES = 64 << 10
+CHECKSUM_BLOCK_BYTES = 64 << 10
 _READ_BYTES = 1 << 22
 
 
@@ -20,7 +20,7 @@ def checksum(data: memoryview | bytes) -> str:
 class ShardHasher:
     """XXH3-128 of a stream of bytes, and one XXH3-64 per block, so that ranged reads are checked too."""
 
-    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, block_bytes: int = CHECKSUM_BLOCK_BYTES) -> None:
         self.block_bytes = block_bytes
         self.num_bytes = 0
         self._whole = xxhash.xxh3_128()
@@ -52,7 +52,7 @@ class ShardHasher:
         return np.array(self._blocks + rest, np.uint64)
 
 
-def hash_file(path: Path, block_bytes: int = BLOCK_BYTES) -> ShardHasher:
+def hash_file(path: Path, block_bytes: int = CHECKSUM_BLOCK_BYTES) -> ShardHasher:
     """The checksums of a local file, in memory that does not grow with it."""
     hasher = ShardHasher(block_bytes)
     buffer = bytearray(_READ_BYTES)

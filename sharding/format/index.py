@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.files.names import HDF5_SUFFIXES, shard_name_problem
-from epistream.sharding.format.checksums import BLOCK_BYTES
+from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import Feature, features_from_list
@@ -58,7 +58,7 @@ class ShardIndex:
     frame_size: dict[str, NDArray[np.uint32]]
     episodes: Sequence[EpisodeMeta]
     block_checksums: UInt64
-    block_bytes: int = BLOCK_BYTES
+    block_bytes: int = CHECKSUM_BLOCK_BYTES
     first_row: Int64 = field(init=False)
 
     def __post_init__(self) -> None:

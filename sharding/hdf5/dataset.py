@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epistream.errors import FormatError, SourceChangedError, SourceError
-from epistream.file_systems import local_path
+from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder, make_once
 from epistream.sharding.format.episode_meta import NO_SPLIT
@@ -71,7 +70,9 @@ def open_hdf5_files(
         FormatError: If their features differ.
         SourceChangedError, CacheError, DeadlineError: As `keep_indexes`.
     """
-    _refuse_twice(urls)
+    twice = given_twice(urls)
+    if twice:
+        raise SourceError(f"{twice[0]}: given twice (also as {twice[1]}), wanted each file once. Correct the pattern.")
     folder = folder or default_folder()
     skipped: dict[str, str] = {}
     keep_of: Callable[[str], list[KeptIndex]] = partial(keep_indexes, options=options, folder=folder, layout=layout)
@@ -161,15 +162,6 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
         fingerprint=fingerprint(features, splits, columns),
     )
     return dataset, shards
-
-
-def _refuse_twice(urls: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for url in urls:
-        path = local_path(url)
-        other = seen.setdefault(url if path is None else os.path.realpath(path), url)
-        if other is not url:
-            raise SourceError(f"{url}: given twice (also as {other}), wanted each file once. Correct the pattern.")
 
 
 def _shard(url: str, kept: KeptIndex) -> _Shard:

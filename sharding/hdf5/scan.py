@@ -15,6 +15,7 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference, feature_order
+from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
 from epistream.sharding.hdf5.file import open_hdf5, shard_name_of, version_and_bytes
@@ -76,7 +77,7 @@ def index_hdf5(
             episodes = _episodes(file, raw, layout_of(file, layout))
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
-    groups = _group(episodes, shard_bytes)
+    groups = fill_shards(((one, one.meta.split, one.packed_bytes) for one in episodes), shard_bytes)
     return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]
 
 
@@ -155,20 +156,6 @@ def _is_true(found: h5py.Dataset, raw: BinaryIO, stored: Stored, places: Int64 |
         if data != wanted:
             return False
     return True
-
-
-def _group(episodes: Sequence[_Episode], shard_bytes: int) -> list[list[_Episode]]:
-    """Neighbours of one split; an episode goes where the shard ends nearer to its target size, as in packing."""
-    groups: list[list[_Episode]] = []
-    current: dict[str, tuple[list[_Episode], int]] = {}
-    for episode in episodes:
-        members, size = current.get(episode.meta.split, ([], 0))
-        if not members or size + episode.packed_bytes / 2 > shard_bytes:
-            members, size = [], 0
-            groups.append(members)
-        members.append(episode)
-        current[episode.meta.split] = members, size + episode.packed_bytes
-    return groups
 
 
 def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) -> Hdf5Index:

@@ -81,8 +81,8 @@ def pack(
 
 
 @dataclass
-class _Made:
-    """What the tasks of a job have made. Statistics are of one split."""
+class _Results:
+    """What came of the tasks so far, added up in the order of the plan: shards, and the statistics of one split."""
 
     statistics_split: str
     shard_names: list[str] = field(default_factory=list)
@@ -134,16 +134,16 @@ class _Job:
             return self._report(done, scans, None)
         is_resumed = self._workspace.begin(job)
         try:
-            made = self._pack(plan, scans, is_resumed)
-            self._stop_at_faults(any_good=bool(made.shard_names))
+            results = self._pack(plan, scans, is_resumed)
+            self._stop_at_faults(any_good=bool(results.shard_names))
             checksums = self._hash_sources(scans)
-            manifest = self._publish(plan, scans, made, checksums, versions)
+            manifest = self._publish(plan, scans, results, checksums, versions)
         except BaseException as error:
             self._pool.stop()
             self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
             raise
         self._workspace.conclude(manifest.columns.names)
-        return self._report(manifest, scans, made)
+        return self._report(manifest, scans, results)
 
     def _scan(self) -> list[ScannedFile]:
         """Look into every file, in the order given."""
@@ -209,7 +209,7 @@ class _Job:
             for shard in plan.shards
         ]
 
-    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Made":
+    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Results":
         """Make every shard."""
 
         def tick(num_episodes: int, num_bytes: int) -> None:
@@ -219,7 +219,7 @@ class _Job:
                 )
             )
 
-        made = _Made("train" if "train" in plan.splits else plan.splits[0])
+        results = _Results("train" if "train" in plan.splits else plan.splits[0])
         function = pack_or_resume if is_resumed else pack_shard
         early: dict[int, ShardResult] = {}
         position = 0
@@ -229,9 +229,9 @@ class _Job:
             # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at
             # once, because those of 100,000 shards do not fit into memory.
             while position in early:
-                made.take(early.pop(position), plan.shards[position].split)
+                results.take(early.pop(position), plan.shards[position].split)
                 position += 1
-        return made
+        return results
 
     def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
         checksums: dict[int, str] = {}
@@ -244,24 +244,24 @@ class _Job:
         self,
         plan: PackPlan,
         scans: Sequence[ScannedFile],
-        made: _Made,
+        results: _Results,
         checksums: Sequence[str],
         versions: Mapping[str, str],
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
         self._tell(PackProgress("publishing", 0, 1))
-        splits = tuple(name for name in plan.splits if name in made.splits)
+        splits = tuple(name for name in plan.splits if name in results.splits)
         builder = ManifestBuilder(plan.features, splits)
-        for name in made.shard_names:
+        for name in results.shard_names:
             path = self._workspace.folder / index_name(name)
             data = path.read_bytes()
             builder.add_shard(_without_tables(ShardIndex.parse(data, path.name)), data)
         usable = self._usable(scans)
         names = {scan.path: name for name, scan in usable}
         manifest = builder.build(
-            statistics={name: to_plain(summary) for name, summary in made.statistics.items()},
+            statistics={name: to_plain(summary) for name, summary in results.statistics.items()},
             # Empty if every episode of that split was bad.
-            statistics_split=made.statistics_split if made.statistics else None,
+            statistics_split=results.statistics_split if results.statistics else None,
             sources=[
                 Source(name, scan.num_bytes, checksum) for (name, scan), checksum in zip(usable, checksums, strict=True)
             ],
@@ -275,8 +275,8 @@ class _Job:
         write_manifest(manifest, self._workspace.url, self._workspace.storage_options)
         return manifest
 
-    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], made: _Made | None) -> PackReport:
-        """The report of a job; `made` is None if all had been done before."""
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results | None) -> PackReport:
+        """The report of a job; `results` is None if all had been done before."""
         columns = manifest.columns
         split_of = columns.shard_split[columns.episode_shard]
         return PackReport(
@@ -288,13 +288,13 @@ class _Job:
             num_episodes=columns.num_episodes,
             num_steps=manifest.num_steps,
             num_shards=columns.num_shards,
-            num_resumed=columns.num_shards if made is None else made.num_resumed,
+            num_resumed=columns.num_shards if results is None else results.num_resumed,
             source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
             num_bytes=int(columns.shard_bytes.sum()),
             seconds=time.monotonic() - self._started,
             faults=tuple(self._faults),
             left_out=tuple(dict.fromkeys(path for scan in scans for path in scan.left_out)),
-            fidelity={} if made is None else made.fidelity,
+            fidelity={} if results is None else results.fidelity,
         )
 
     def _tell(self, progress: PackProgress) -> None:

@@ -12,6 +12,7 @@ from epistream.errors import LayoutError, OptionError, PackError
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.left_out import oddity, sentence, usual_features
 from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.pack.options import PackOptions
@@ -159,9 +160,10 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
         PlannedEpisode(number, index, episode.group, episode.length, split, episode.source_bytes)
         for number, ((index, episode), split) in enumerate(zip(kept, names, strict=True))
     ]
-    estimates = [episode.estimated_bytes for _, episode in kept]
-    shards = _group(planned, estimates, options.shard_bytes)
-    return PackPlan(features, splits, tuple(shards), tuple(faults))
+    sizes = (episode.estimated_bytes for _, episode in kept)
+    groups = fill_shards(zip(planned, names, sizes, strict=True), options.shard_bytes)
+    shards = tuple(PlannedShard(number, group[0].split, tuple(group)) for number, group in enumerate(groups))
+    return PackPlan(features, splits, shards, tuple(faults))
 
 
 def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[str, str]) -> dict[str, str]:
@@ -216,20 +218,6 @@ def _assign_splits(
         names = [NO_SPLIT] * len(kept)
     order = {"train": 0, "val": 1, "test": 2}
     return tuple(sorted(set(names), key=lambda name: (order.get(name, 3), name))), names
-
-
-def _group(episodes: Sequence[PlannedEpisode], estimates: Sequence[int], shard_bytes: int) -> list[PlannedShard]:
-    """Fill shards in order, one open per split; an episode goes where the shard ends nearer to its target size."""
-    groups: list[tuple[str, list[PlannedEpisode]]] = []
-    current: dict[str, tuple[list[PlannedEpisode], int]] = {}
-    for episode, estimate in zip(episodes, estimates, strict=True):
-        members, size = current.get(episode.split, ([], 0))
-        if not members or size + estimate / 2 > shard_bytes:
-            members, size = [], 0
-            groups.append((episode.split, members))
-        members.append(episode)
-        current[episode.split] = members, size + estimate
-    return [PlannedShard(number, split, tuple(members)) for number, (split, members) in enumerate(groups)]
 
 
 def describe_faults(faults: Sequence[str], *, any_good: bool) -> str:

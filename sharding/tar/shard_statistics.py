@@ -1,9 +1,12 @@
 """Statistics of the arrays in a finished shard, in the order in which packing makes them."""
 
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
+from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.statistics import Summary, merge_all, summarize
 
@@ -11,14 +14,16 @@ from epistream.sharding.format.statistics import Summary, merge_all, summarize
 def statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:
     """The summary of each array feature over all episodes of a local shard."""
     arrays = [feature for feature in index.features.values() if feature.kind == "array"]
-    parts: list[dict[str, Summary]] = []
     with path.open("rb") as file:
-        for episode, length in enumerate(index.length.tolist()):
-            part = {}
-            for feature in arrays:
-                file.seek(int(index.array_offset[feature.name][episode]))
-                data = file.read(length * feature.step_bytes)
-                values = np.frombuffer(data, np.dtype(feature.dtype).newbyteorder("<"))
-                part[feature.name] = summarize(values.reshape(length, *feature.shape))
-            parts.append(part)
-    return merge_all(parts)
+        return merge_all(
+            {feature.name: summarize(array_of(file, index, feature, episode)) for feature in arrays}
+            for episode in range(index.num_episodes)
+        )
+
+
+def array_of(file: BinaryIO, index: ShardIndex, feature: Feature, episode: int) -> NDArray[Any]:
+    """The values (length, ...) of an array feature in one episode, straight from the tar's bytes."""
+    length = int(index.length[episode])
+    file.seek(int(index.array_offset[feature.name][episode]))
+    data = file.read(length * feature.step_bytes)
+    return np.frombuffer(data, np.dtype(feature.dtype).newbyteorder("<")).reshape(length, *feature.shape)

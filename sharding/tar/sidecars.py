@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Literal, get_args
 
 import yaml
@@ -86,7 +87,7 @@ def _energon_offsets(shard: ShardMembers) -> bytes:
     """
     starts = [sample[0].header_offset for sample in shard.samples]
     last = shard.samples[-1][-1]
-    end = last.offset + -(-last.size // 512) * 512
+    end = last.offset + -(-last.size // BLOCKSIZE) * BLOCKSIZE
     return struct.pack(f"<{len(starts) + 1}Q", *starts, end)
 
 

@@ -6,8 +6,6 @@ from typing import BinaryIO
 
 from epistream.errors import FormatError
 
-_BLOCK_BYTES = 512
-
 
 @dataclass(frozen=True)
 class Member:
@@ -41,8 +39,8 @@ def walk(file: BinaryIO, where: str) -> list[Member]:
         raise FormatError(f"{where}: {error}, wanted an uncompressed tar. {_advice(file)}") from error
     # tarfile takes a broken header in the middle for the end, so the end is looked at here.
     file.seek(end)
-    block = file.read(_BLOCK_BYTES)
-    if len(block) < _BLOCK_BYTES or any(block):
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
         raise FormatError(
             f"{where}: no end mark after {len(members)} members at byte {end:,}: torn. Fetch or pack it again."
         )

@@ -7,7 +7,6 @@ from typing import BinaryIO
 from epistream.errors import LayoutError, PackError
 from epistream.sharding.format.checksums import ShardHasher
 
-BLOCK_BYTES = 512
 # USTAR's size field is eleven octal digits.
 MAX_MEMBER_BYTES = 8**11 - 1
 _MAX_NAME_BYTES = 100
@@ -106,7 +105,7 @@ class TarWriter:
         self._names.add(name)
         self._put(_header(name.encode("ascii"), size))
         self._open_bytes = size
-        self._padding = -size % BLOCK_BYTES
+        self._padding = -size % tarfile.BLOCKSIZE
         return self.num_bytes
 
     def write(self, data: bytes | memoryview) -> None:
@@ -139,7 +138,7 @@ class TarWriter:
         """The two blocks of zeros that end a tar."""
         if self._open_bytes:
             raise ValueError(f"the last member still lacks {self._open_bytes:,} bytes")
-        self._put(bytes(2 * BLOCK_BYTES))
+        self._put(bytes(2 * tarfile.BLOCKSIZE))
 
     def _put(self, data: bytes | memoryview) -> None:
         try:
