@@ -35,13 +35,13 @@ def find_sources(sources: AnyPath | Sequence[AnyPath]) -> list[Path]:
 
 def given_twice(urls: Iterable[str]) -> tuple[str, str] | None:
     """The first file that is given again, maybe by another name, and as what it was given before."""
-    seen: dict[str, int] = {}
-    listed = list(urls)
-    for position, url in enumerate(listed):
+    seen: dict[str, str] = {}
+    for url in urls:
         path = local_path(url)
-        first = seen.setdefault(url if path is None else os.path.realpath(path), position)
-        if first != position:
-            return url, listed[first]
+        real = url if path is None else os.path.realpath(path)
+        if real in seen:
+            return url, seen[real]
+        seen[real] = url
     return None
 
 

@@ -30,7 +30,7 @@ def make_once(
     *,
     is_unchanged: Callable[[], bool] = lambda: True,
     deadline_s: float = DEADLINE_S,
-    otherwise: str = "",
+    otherwise: str = ".",
 ) -> T:
     """What is kept; made now if nothing whole is there, and if no other process does so meanwhile.
 
@@ -41,7 +41,7 @@ def make_once(
         source: What it is made from, for messages.
         is_unchanged: Whether `source` still is the version that was asked for, once it is made.
         deadline_s: How long to wait for another process.
-        otherwise: What to do instead of keeping anything, for messages.
+        otherwise: Ends messages: what to do instead of keeping anything.
 
     Raises:
         SourceChangedError: If `source` changed meanwhile; nothing is kept then.
@@ -51,42 +51,38 @@ def make_once(
     kept = read()
     if kept is not None:
         return kept
-    folder, instead = lock.parent, f", or {otherwise}" if otherwise else "."
     with contextlib.ExitStack() as held:
-        try:
-            with _keeping_in(folder, instead):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                held.enter_context(locked(lock, deadline_s))
-        except TimeoutError as error:
-            raise DeadlineError(
-                f"{lock}: held by another process for {deadline_s:g} s, wanted it to index {source}. End that process "
-                f"or set XDG_CACHE_HOME to another folder{instead}"
-            ) from error
+        with _errors_in_words(lock, source, deadline_s, otherwise):
+            lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            held.enter_context(locked(lock, deadline_s))
         kept = read()  # somebody else may have made it meanwhile
         if kept is not None:
             return kept
         files = make()
         if not is_unchanged():
             raise SourceChangedError(f"{source}: changed while it was indexed. Try again when it is complete.")
-        with _keeping_in(folder, instead):
+        with _errors_in_words(lock, source, deadline_s, otherwise):
             for name, data in files:
-                _write(folder / name, data)
+                _write(lock.with_name(name), data)
         kept = read()
     if kept is None:
-        raise CacheError(f"{folder}: what was kept there cannot be read back, of {source}. Check the disk.")
+        raise CacheError(f"{lock.parent}: what was kept there cannot be read back, of {source}. Check the disk.")
     return kept
 
 
 @contextlib.contextmanager
-def _keeping_in(folder: Path, instead: str) -> Iterator[None]:
+def _errors_in_words(lock: Path, source: str, deadline_s: float, otherwise: str) -> Iterator[None]:
     try:
         yield
-    except TimeoutError:
-        raise
+    except TimeoutError as error:
+        raise DeadlineError(
+            f"{lock}: held by another process for {deadline_s:g} s, wanted it to index {source}. End that process or "
+            f"set XDG_CACHE_HOME to another folder{otherwise}"
+        ) from error
     except OSError as error:
         raise CacheError(
-            f"{folder}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be "
-            f"written{instead}"
+            f"{lock.parent}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be "
+            f"written{otherwise}"
         ) from error
 
 

@@ -89,7 +89,7 @@ def open_hdf5_files(
             if not skip_bad or len(urls) == 1:
                 raise changed.reason from None
             leave_out([changed.url], sentence(changed.reason), skipped)
-            urls = [url for url in urls if url != changed.url]
+            urls = [one for one in urls if one != changed.url]
     _say_what_is_slow(shards)
     return replace(
         dataset,

@@ -61,7 +61,7 @@ def _index(path: Path, folder: Path, deadline_s: float) -> tuple[ShardIndex, byt
         str(path),
         is_unchanged=lambda: _version(path) == version,
         deadline_s=deadline_s,
-        otherwise=f"write indexes for good: epistream index {path.parent}",
+        otherwise=f", or write indexes for good: epistream index {path.parent}",
     )
 
 

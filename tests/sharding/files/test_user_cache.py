@@ -102,7 +102,7 @@ def test_folder_that_cannot_be_made_says_what_to_set(tmp_path):
     with pytest.raises(CacheError, match=wanted + r"\.$"):
         keep(tmp_path / "file" / "indexes")
     with pytest.raises(CacheError, match=wanted + ", or do without$"):
-        keep(tmp_path / "file" / "indexes", otherwise="do without")
+        keep(tmp_path / "file" / "indexes", otherwise=", or do without")
 
 
 def test_what_cannot_be_read_back_is_an_error(tmp_path):
