@@ -22,7 +22,7 @@ from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_lo
 from epistream.loader.order.world import World
 from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.reading.reader import shard_entry
+from epistream.loader.reading.shard_entry import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.workers.cores import num_usable_cores
 

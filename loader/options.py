@@ -12,8 +12,8 @@ from epistream.errors import OptionError
 from epistream.loader.order.plan import OrderOptions
 from epistream.loader.order.schedule import Remainder
 from epistream.loader.order.window import Window
-from epistream.loader.reading.bad_shards import OnBad
 from epistream.loader.reading.frames import Decode
+from epistream.loader.reading.job import OnBad
 from epistream.loader.samples.collate import SampleOptions
 from epistream.loader.samples.transforms import Transform
 

@@ -23,11 +23,10 @@ from epistream.loader.episodic.reasoning import Reasoning
 from epistream.loader.episodic.statistics import episodic_statistics
 from epistream.loader.order.window import Window
 from epistream.loader.random_access import RandomAccess
-from epistream.loader.reading.batch_layout import choose_features
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
 from epistream.loader.samples.action_delta import ActionDelta
-from epistream.loader.samples.collate import Collator, SampleOptions
+from epistream.loader.samples.collate import Collator, SampleOptions, choose_features
 from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 from epistream.sharding.dataset import open_dataset
 

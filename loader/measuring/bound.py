@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.reading.reader import BatchWindows, shard_entry
+from epistream.loader.reading.reader import BatchWindows
+from epistream.loader.reading.shard_entry import shard_entry
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex

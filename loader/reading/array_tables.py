@@ -35,7 +35,7 @@ class _Kept:
     num_batches_left: float = math.inf
 
 
-class Columns:
+class ArrayTables:
     """Tables of the array features of shards that are read in place. Not shared between threads.
 
     A window of a hundred actions lies anywhere in its shard: reading it takes a system call, and a batch takes

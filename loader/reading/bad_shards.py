@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,6 @@ from epistream.loader.reading.reader import BatchWindows
 
 if TYPE_CHECKING:
     from epistream.loader.reading.job import ReadJob
-
-OnBad = Literal["raise", "skip"]
 
 # What a shard can do wrong; errors of the cache or of the caller are nobody's fault to be skipped.
 BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)

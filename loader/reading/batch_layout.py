@@ -1,15 +1,13 @@
 """How a batch lies in one block of memory: which array, which dtype, which shape, at which byte."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.sharding.format.features import Feature
 
@@ -18,7 +16,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Field:
+class BatchArray:
     """One array of a batch. `offset` is its first byte in the block; shape starts with the batch axis."""
 
     name: str
@@ -42,7 +40,7 @@ def stream_dtype(feature: Feature) -> np.dtype[Any]:
 class BatchLayout:
     """The arrays of one batch, one after the other at multiples of 64 bytes."""
 
-    fields: tuple[Field, ...]
+    fields: tuple[BatchArray, ...]
     num_bytes: int
 
     @classmethod
@@ -59,16 +57,16 @@ class BatchLayout:
 
     @classmethod
     def _of(cls, shapes: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> "BatchLayout":
-        fields: list[Field] = []
+        fields: list[BatchArray] = []
         offset = 0
         for name, dtype, shape in shapes:
-            fields.append(Field(name, dtype, shape, offset))
+            fields.append(BatchArray(name, dtype, shape, offset))
             offset += _aligned(fields[-1].num_bytes)
         return cls(tuple(fields), offset)
 
     def with_field(self, name: str, dtype: np.dtype[Any]) -> "BatchLayout":
         """The same with one more array of one value per window."""
-        field = Field(name, dtype, self.fields[0].shape[:1], self.num_bytes)
+        field = BatchArray(name, dtype, self.fields[0].shape[:1], self.num_bytes)
         return BatchLayout((*self.fields, field), self.num_bytes + _aligned(field.num_bytes))
 
     def times(self, num_batches: int) -> "BatchLayout":
@@ -88,24 +86,3 @@ class BatchLayout:
 
 def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-
-
-def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | None) -> dict[str, Feature]:
-    """The features to stream: all, or those named, in the order named.
-
-    Raises:
-        OptionError: a name that the dataset does not have, or a list without names.
-    """
-    if wanted is None:
-        return dict(available)
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    missing = [name for name in wanted if name not in available]
-    if missing or not wanted:
-        near = [name for name in available if missing and name.endswith(f".{missing[0]}")]
-        near += difflib.get_close_matches(missing[0], available, n=1) if missing else []
-        hint = f"Did you mean {near[0]!r}?" if near else "Name some of these, or leave 'features' out for all."
-        raise OptionError(
-            f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
-        )
-    return {name: available[name] for name in wanted}

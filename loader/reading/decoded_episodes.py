@@ -14,7 +14,7 @@ from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, part_offsets
 from epistream.errors import EpistreamError, FormatError
-from epistream.loader.reading.frames import FrameDecoder
+from epistream.loader.reading.frames import FrameDecoder, Frames
 from epistream.sharding.format.index import ShardIndex
 from epistream.units import size_text
 
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 # Each open episode is a descriptor and a mapping.
 _MAX_OPEN = 256
-
-Frames = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,16 @@ from epistream.loader.order.schedule import Remainder, Schedule
 from epistream.loader.order.window import Window
 from epistream.loader.order.working_set import open_bytes, open_shards
 from epistream.loader.order.world import World
-from epistream.loader.reading.bad_shards import OnBad
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.decoded_episodes import DecodedPlan
 from epistream.loader.reading.feed import BatchFeed, Feed
 from epistream.loader.reading.frames import FrameOptions
-from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions, shard_entry
+from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
+from epistream.loader.reading.shard_entry import shard_entry
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
+
+OnBad = Literal["raise", "skip"]
 
 
 class Job(Protocol):

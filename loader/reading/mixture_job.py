@@ -18,7 +18,7 @@ from epistream.loader.reading.bad_shards import Replaced, WindowFeed
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.reading.reader import shard_entry
+from epistream.loader.reading.shard_entry import shard_entry
 
 DATASET_INDEX = "dataset_index"
 

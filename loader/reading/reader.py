@@ -10,15 +10,21 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
-from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.entry import Entry
 from epistream.loader.order.window import Window
-from epistream.loader.reading.array_tables import Columns, gather_rows
+from epistream.loader.reading.array_tables import ArrayTables, gather_rows
 from epistream.loader.reading.cold_start import ColdReads, ColdShard, Wanted
-from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPlan, Frames
-from epistream.loader.reading.drawing import copy_frames, draw_frames, ready_frames
-from epistream.loader.reading.frames import FrameDecoder, FrameOptions
+from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPlan
+from epistream.loader.reading.frames import (
+    FrameDecoder,
+    FrameOptions,
+    Frames,
+    copy_frames,
+    draw_frames,
+    ready_frames,
+)
 from epistream.loader.reading.open_files import most_open
-from epistream.sharding.files.names import is_tar
+from epistream.loader.reading.shard_entry import shard_entry
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
@@ -113,7 +119,7 @@ class EpisodeReader:
         }
         self._offsets = {name: window.offsets(name) for name in features}
         self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
-        self._columns = Columns(self._arrays, cache, self._max_open_shards)
+        self._columns = ArrayTables(self._arrays, cache, self._max_open_shards)
         self._cold = ColdReads(self._features, self._max_open_shards)
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
@@ -337,20 +343,3 @@ def _gather(opened: _OpenShard, feature: Feature, episodes: Int64, steps: Int64)
     raw = np.empty((starts.size, feature.step_bytes), dtype=np.uint8)
     opened.tar.gather(starts.reshape(-1), raw)
     return raw.view(feature.dtype).reshape(*steps.shape, *feature.shape)
-
-
-def shard_entry(dataset: Dataset, shard: int) -> Entry:
-    """The cache entry of a shard: its tar and its index, so that one fill brings both to every rank.
-
-    A shard of an HDF5 file is the packed bytes that its index counts, in place of the tar.
-    """
-    url, checksum = dataset.shard_url[shard], dataset.shard_checksum[shard]
-    index = Part(dataset.index_url[shard], int(dataset.index_bytes[shard]), dataset.index_checksum[shard])
-    if is_tar(url):
-        return Entry((Part(url, int(dataset.shard_bytes[shard]), checksum), index))
-    from epistream.loader.reading.hdf5_blob import Hdf5Supply
-
-    supply = Hdf5Supply(url, index.url, dataset.storage_options)
-    # The index names the version of the file that it was made of: its checksum stands for both.
-    packed = Part(url, int(dataset.shard_bytes[shard]), version=index.checksum, supply=supply)
-    return Entry((packed, index), content="packed bytes of HDF5")

@@ -1,5 +1,6 @@
 """What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from epistream.errors import OptionError
 from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
 from epistream.loader.order.instructions import Instruction, all_tasks, check_instruction
 from epistream.loader.order.window import Window
-from epistream.loader.reading.batch_layout import choose_features
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.samples.action_delta import ActionDelta, DeltaKind, delta_for
 from epistream.loader.samples.formats.base import FormatContext, SampleFormat
@@ -133,3 +133,24 @@ def _normalizer(
             "differences. Give a Normalizer with those that epistream.delta_statistics computes."
         )
     return normalizer
+
+
+def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | None) -> dict[str, Feature]:
+    """The features to stream: all, or those named, in the order named.
+
+    Raises:
+        OptionError: a name that the dataset does not have, or a list without names.
+    """
+    if wanted is None:
+        return dict(available)
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    missing = [name for name in wanted if name not in available]
+    if missing or not wanted:
+        near = [name for name in available if missing and name.endswith(f".{missing[0]}")]
+        near += difflib.get_close_matches(missing[0], available, n=1) if missing else []
+        hint = f"Did you mean {near[0]!r}?" if near else "Name some of these, or leave 'features' out for all."
+        raise OptionError(
+            f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
+        )
+    return {name: available[name] for name in wanted}

@@ -152,7 +152,7 @@ def test_decoded_torn_frame_is_told_where_it_is_read_as_with_per_read(aloha_shar
 
 
 def _indexes(stream):
-    from epistream.loader.reading.reader import shard_entry
+    from epistream.loader.reading.shard_entry import shard_entry
     from epistream.sharding.format.index import ShardIndex
 
     dataset = stream.job.dataset

@@ -7,8 +7,7 @@ import pytest
 
 from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.errors import FormatError
-from epistream.loader.reading.drawing import draw_frames
-from epistream.loader.reading.frames import FrameDecoder
+from epistream.loader.reading.frames import FrameDecoder, draw_frames
 from epistream.sharding.format.features import Feature, codec_of
 
 CAMERA = "observation.images.top"
