@@ -108,7 +108,7 @@ class Epistream:
 
     def first(self, loader: Any) -> Any:
         job, cursor = loader.stream.job, loader.stream.cursor
-        windows = job.windows(job.plan.epoch(cursor[0]), job.schedule(*cursor), 0)
+        windows = job.part.windows(job.part.plan.epoch(cursor[0]), job.schedule(*cursor), 0)
         return int(windows.episode_index[0]), int(windows.step[0])
 
     def state(self, loader: Any, position: int) -> Callable[[], dict[str, Any]]:

@@ -20,6 +20,7 @@ from epistream.configs.config import Config
 from epistream.file_systems import local_path
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
 from epistream.loader.order.world import World
+from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.shard_entry import shard_entry
@@ -108,10 +109,10 @@ def survey(
     alone, together = _rates(sample, num_cores, seconds, WARM_UP, say)
     finish_s = _measure_finish(sample)
     rows = int(job.dataset.episode_length.sum())
-    frames = [feature for feature in job.frames.all_shown(job.features).values() if feature.kind == "frames"]
+    frames = [feature for feature in job.part.frames.all_shown(job.features).values() if feature.kind == "frames"]
     found = Survey(
         place=where,
-        dataset_bytes=int(job.dataset.shard_bytes[job.plan.per_shard > 0].sum()),
+        dataset_bytes=int(job.dataset.shard_bytes[job.part.plan.per_shard > 0].sum()),
         num_windows=whole.num_windows,
         decoded_bytes=rows * sum(feature.step_bytes for feature in frames),
         batch_size=job.batch_size,
@@ -136,7 +137,7 @@ def survey_kept(
     None where nothing is decoded, or where a few episodes do not fit the memory.
     """
     job = sample.job
-    shown = job.frames.all_shown(job.features)
+    shown = job.part.frames.all_shown(job.features)
     cameras = [feature for feature in job.features.values() if feature.kind == "frames"]
     costly = [f.name for f in cameras if not FrameDecoder(f, shown[f.name].shape).is_copy]
     if not costly:
@@ -191,7 +192,7 @@ def _rates(
 
 def _sample(base: Config, source: Source | None, whole: EpisodeStream) -> EpisodeStream:
     """A stream of some shards from all over the dataset."""
-    dataset, used = whole.job.dataset, np.flatnonzero(whole.job.plan.per_shard > 0)
+    dataset, used = whole.job.dataset, np.flatnonzero(whole.job.part.plan.per_shard > 0)
     average = max(1, int(dataset.shard_bytes[used].mean()))
     number = max(1, min(_SAMPLE_SHARDS, _SAMPLE_BYTES // average))
     if number >= len(used):
@@ -219,7 +220,7 @@ def _place(job: ReadJob) -> Place:
 
 def _measure_fetch(job: ReadJob) -> float:
     """Bytes per second of one shard, from the disk and not from the page cache where the kernel lets us ask."""
-    used = np.flatnonzero(job.plan.per_shard > 0)
+    used = np.flatnonzero(job.part.plan.per_shard > 0)
     shard = int(used[np.argsort(job.dataset.shard_bytes[used])[len(used) // 2]])
     entry = shard_entry(job.dataset, shard)
     path = local_path(entry.parts[0].url)
@@ -251,12 +252,12 @@ def _measure_disk(path: Path) -> float:
 
 def _measure_finish(sample: EpisodeStream) -> float:
     """Seconds in which the training process makes of a batch what the training loop gets."""
-    job, reader = sample.job, sample.job.reader()
-    views = job.layout.allocate()
+    feed, views = Feed(sample.job), sample.job.layout.allocate()
+    feed.begin(0, 0)
     try:
-        reader.read(job.windows(job.plan.epoch(0), job.schedule(0, 0), 0), views)
+        feed.read(range(1), views)
     finally:
-        reader.release()
+        feed.close()
     sample.finish(views)
     times = []
     for _ in range(5):

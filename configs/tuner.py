@@ -196,7 +196,7 @@ class _Chooser:
     def _choose_order(self, cache_bytes: int) -> None:
         """Lanes for the nodes, and K within the budget."""
         job, nodes = self._whole.job, self._options.nodes
-        num_shards = int(np.count_nonzero(job.plan.per_shard))
+        num_shards = int(np.count_nonzero(job.part.plan.per_shard))
         lanes = int(self._values["order.lanes"])
         if lanes % nodes:
             lanes = -(-lanes // nodes) * nodes
@@ -220,8 +220,8 @@ class _Chooser:
 
     def _open_bytes(self, lanes: int, resident: int, in_flight: int) -> int:
         job = self._whole.job
-        options = OrderOptions(seed=job.plan.options.seed, lanes=lanes, resident_shards=resident)
-        return open_bytes(Plan.of(job.anchors, job.dataset, options), in_flight)
+        options = OrderOptions(seed=job.part.plan.options.seed, lanes=lanes, resident_shards=resident)
+        return open_bytes(Plan.of(job.part.anchors, job.dataset, options), in_flight)
 
     def _choose_decode(self, say: Callable[[str], None]) -> Survey:
         """Whether decoded episodes are kept; returns the survey as it is then."""

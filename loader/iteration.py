@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from epistream.errors import StateError, WorkerError
 from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
-from epistream.loader.reading.job import Job
+from epistream.loader.reading.job import ReadJob
 from epistream.loader.stream_base import StreamIterator
 from epistream.loader.workers.pool import WorkerPool
 from epistream.loader.workers.thread_time import read_thread_time
@@ -80,7 +80,7 @@ class Iteration:
                 self._has_run_out = batch_index + 1 == self._schedule.num_batches
                 yield views
 
-    def read_here(self, job: Job) -> Iterator[Views]:
+    def read_here(self, job: ReadJob) -> Iterator[Views]:
         """The same batches without workers, each in fresh memory."""
         cursor = self._schedule.epoch, self._schedule.start
         batches = StreamIterator(job, lambda views: views, cursor, 0, 1)

@@ -1,7 +1,6 @@
 """Mixture: several datasets as one stream, by weight."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from epistream.loader.order.mixture_plan import MixturePlan
 from epistream.loader.order.mixture_schedule import DatasetPosition, Stop
 from epistream.loader.order.schedule import Remainder
 from epistream.loader.order.world import World
-from epistream.loader.reading.job import ReadJob
-from epistream.loader.reading.mixture_job import DATASET_INDEX, MixtureJob
+from epistream.loader.reading.job import DATASET_INDEX, DatasetPart, ReadJob
 from epistream.loader.stream import EpisodeStream
 from epistream.loader.stream_base import Batch, Stream
 
@@ -58,22 +56,22 @@ class Mixture(Stream):
             raise OptionError("Mixture: wanted a list of EpisodeStream, and a list of as many weights.")
         self._streams = tuple(streams)
         jobs = [stream.job for stream in streams]
-        for job in jobs[1:]:
-            _check_alike(jobs[0], job)
+        parts = tuple(job.part for job in jobs)
+        for part in parts[1:]:
+            _check_alike(parts[0], part)
         cache = _one_cache(jobs)
-        parts = tuple(replace(job, cache=cache) for job in jobs)
-        plan = MixturePlan([job.plan for job in jobs], weights, stop)
-        self._job = MixtureJob(parts, plan, world or jobs[0].world, batch_size, remainder, cache)
+        self._plan = MixturePlan([part.plan for part in parts], weights, stop)
+        self._job = ReadJob(parts, world or jobs[0].world, batch_size, remainder, cache, self._plan)
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
     @property
-    def job(self) -> MixtureJob:
+    def job(self) -> ReadJob:
         """What is read, in which order, for which rank."""
         return self._job
 
     def positions(self, epoch: int, position: int) -> list[DatasetPosition]:
         """Where each dataset stands (its epoch, and windows consumed in it) at a position of a mixture epoch."""
-        return self._job.plan.schedule.consumed(position, epoch)
+        return self._plan.schedule.consumed(position, epoch)
 
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Each dataset's rows as its own stream makes them, together again; without copying where none copied."""
@@ -82,25 +80,21 @@ class Mixture(Stream):
         pieces = []
         for start, stop in zip(starts, [*starts[1:], len(owner)], strict=True):
             rows = {name: view[start:stop] for name, view in views.items()}
-            pieces.append(self._streams[int(owner[start])].finish(rows, self._marks_repeats))
+            pieces.append(self._streams[int(owner[start])].finish(rows, self._job.marks_repeats))
         batch = _join(pieces, views)
         batch[DATASET_INDEX] = torch.from_numpy(owner)
         return batch
 
-    @property
-    def _marks_repeats(self) -> bool:
-        return self._job.remainder == "pad" or any(part.on_bad == "skip" for part in self._job.parts)
 
-
-def _check_alike(first: ReadJob, other: ReadJob) -> None:
+def _check_alike(first: DatasetPart, other: DatasetPart) -> None:
     for name, ours, theirs in (
-        ("features", first.layout_of(1), other.layout_of(1)),
+        ("features", first.layout(1), other.layout(1)),
         ("window", first.window.describe(), other.window.describe()),
     ):
         if ours != theirs:
             raise OptionError(
-                f"Mixture: {name} of {other.url} are {_short(theirs)}, those of {first.url} are {_short(ours)}. "
-                "Give all streams the same features=, window= and order=OrderOptions(lanes=...)."
+                f"Mixture: {name} of {other.dataset.url} are {_short(theirs)}, those of {first.dataset.url} are "
+                f"{_short(ours)}. Give all streams the same features=, window= and order=OrderOptions(lanes=...)."
             )
 
 

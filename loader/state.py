@@ -7,17 +7,17 @@ from typing import Any
 from torch import distributed
 
 from epistream.errors import OptionError, StateError
-from epistream.loader.reading.job import Job
+from epistream.loader.reading.job import ReadJob
 
 STATE_VERSION = 1
 
 
-def make_state(job: Job, epoch: int, position: int) -> dict[str, Any]:
+def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
     """The state of a job that has consumed `position` windows of `epoch`, over all ranks."""
     return {"version": STATE_VERSION, "epoch": epoch, "position": position, **job.identity}
 
 
-def check_state(job: Job, state: Mapping[str, Any]) -> tuple[int, int]:
+def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
     """Epoch and position of a saved state.
 
     World size, workers and batch size may differ from the run that saved it; what decides the order may not.
@@ -49,7 +49,7 @@ def check_state(job: Job, state: Mapping[str, Any]) -> tuple[int, int]:
     return epoch, position
 
 
-def check_agreement(job: Job) -> None:
+def check_agreement(job: ReadJob) -> None:
     """Compare this rank's plan with that of the first rank that came here, through the process group's store.
 
     Two ranks with different seeds, windows or copies of the dataset would stream without complaint, some windows twice
@@ -75,7 +75,7 @@ def check_agreement(job: Job) -> None:
         raise OptionError(_explain(job, number, different[0], ours, first))
 
 
-def _explain(job: Job, number: int, name: str, ours: dict[str, Any], first: dict[str, Any]) -> str:
+def _explain(job: ReadJob, number: int, name: str, ours: dict[str, Any], first: dict[str, Any]) -> str:
     return (
         f"stream {number} of rank {job.world.rank}: {name} is {ours[name]!r}, another rank has {first.get(name)!r}. "
         "Give every rank the same arguments; a stream for one rank alone takes world=World()."

@@ -18,7 +18,7 @@ from epistream.loader.order.working_set import budget_advice
 from epistream.loader.order.world import World
 from epistream.loader.random_access import RandomAccess
 from epistream.loader.reading.frames import FrameOptions
-from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.job import DatasetPart, ReadJob
 from epistream.loader.samples.collate import Collator
 from epistream.loader.samples.normalize import Normalizer
 from epistream.loader.samples.transforms import ChannelsFirst, InOrder
@@ -103,20 +103,18 @@ class EpisodeStream(Stream):
         times = None if options.repetitions is None else np.asarray(options.repetitions, dtype=np.int64)
         anchors = Anchors(dataset, split, *window.anchor_rule(chosen), times)
         order = replace(options.order or OrderOptions(), shuffle=options.shuffle, seed=options.seed)
-        self._job = ReadJob(
+        part = DatasetPart(
             dataset=dataset,
             features=chosen,
             window=window,
             anchors=anchors,
             plan=Plan.of(anchors, dataset, order),
-            world=world or World.detect(),
-            batch_size=options.batch_size,
-            remainder=options.remainder,
-            cache=NodeCache(options.cache_options, dataset.storage_options),
             instruction=options.instruction,
-            frames=FrameOptions(options.image_size, options.decode),
             on_bad=options.on_bad,
+            frames=FrameOptions(options.image_size, options.decode),
         )
+        cache = NodeCache(options.cache_options, dataset.storage_options)
+        self._job = ReadJob((part,), world or World.detect(), options.batch_size, options.remainder, cache)
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
         self._transform = InOrder.of([ChannelsFirst(cameras) if options.channels_first else None, options.transform])
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
@@ -126,7 +124,7 @@ class EpisodeStream(Stream):
         """Warn of a budget that the order does not fit into: its shards would be fetched again and again."""
         if budget_bytes is not None:
             job = self._job
-            advice = budget_advice(job.plan, budget_bytes, job.batch_size * job.world.size)
+            advice = budget_advice(job.part.plan, budget_bytes, job.batch_size * job.world.size)
             if advice is not None:
                 logger.warning("%s: %s", job.url, advice)
 
@@ -174,9 +172,9 @@ class EpisodeStream(Stream):
         Raises:
             OptionError: no such position or epoch.
         """
-        order = self._job.plan.epoch(self.cursor[0] if epoch is None else epoch)
+        order = self._job.part.plan.epoch(self.cursor[0] if epoch is None else epoch)
         shard, k = order.windows(np.array([position], dtype=np.int64))
-        episode_index, _, step = self._job.anchors.locate(shard, k)
+        episode_index, _, step = self._job.part.anchors.locate(shard, k)
         return WindowPlace(self._job.dataset.shard_url[int(shard[0])], int(episode_index[0]), int(step[0]))
 
     def read(self, episode_index: int, step: int) -> Any:
@@ -185,13 +183,13 @@ class EpisodeStream(Stream):
         Raises:
             OptionError: there is no such episode or step.
         """
-        job, dataset = self._job, self._job.dataset
+        job, part, dataset = self._job, self._job.part, self._job.dataset
         if not 0 <= episode_index < dataset.num_episodes or not 0 <= step < dataset.episode_length[episode_index]:
             raise OptionError(
                 f"read: episode {episode_index}, step {step} of {dataset.num_episodes} episodes. Their lengths are in "
                 "open_dataset(...).episode_length."
             )
-        access = RandomAccess(dataset, job.features, job.window, job.cache, job.reader_options)
+        access = RandomAccess(dataset, part.features, part.window, job.cache, job.reader_options[0])
         return self.finish(access.read([episode_index], [step]))
 
     def finish(self, views: Mapping[str, NDArray[Any]], with_repeats: bool | None = None) -> Any:
@@ -202,5 +200,5 @@ class EpisodeStream(Stream):
             with_repeats: whether ``is_repeat`` is among the results; by default where there can be any.
         """
         if with_repeats is None:
-            with_repeats = self._job.remainder == "pad" or self._job.on_bad == "skip"
+            with_repeats = self._job.marks_repeats
         return self._transform(self._collator(views, with_repeats=with_repeats))

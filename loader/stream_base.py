@@ -10,7 +10,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError, StateError
 from epistream.loader.reading.bad_shards import Replaced
-from epistream.loader.reading.job import Job
+from epistream.loader.reading.feed import Feed
+from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import check_state, make_state
 
 Batch = dict[str, Any]
@@ -30,7 +31,7 @@ class Stream(IterableDataset[Batch], ABC):
 
     @property
     @abstractmethod
-    def job(self) -> Job:
+    def job(self) -> ReadJob:
         """What is read, in which order, for which rank."""
 
     @abstractmethod
@@ -93,7 +94,7 @@ class StreamIterator(Iterator[Any]):
 
     def __init__(
         self,
-        job: Job,
+        job: ReadJob,
         finish: Callable[[Mapping[str, NDArray[Any]]], Any],
         cursor: tuple[int, int],
         worker_index: int,
@@ -104,7 +105,7 @@ class StreamIterator(Iterator[Any]):
         self._worker = worker_index, num_workers
         self._num_done = 0
         self.replaced: tuple[Replaced, ...] = ()
-        self._feed = job.feed()
+        self._feed = Feed(job)
         self._begin(*cursor)
 
     def _begin(self, epoch: int, start: int) -> None:

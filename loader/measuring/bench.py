@@ -191,7 +191,8 @@ class _Plan:
 
 def fits_decoded(job: ReadJob) -> bool:
     """Whether there are frames to decode, and all decoded episodes would fit the cache's budget now."""
-    plan = replace(job, frames=replace(job.frames, decode="once")).reader_options.decoded
+    part = replace(job.part, frames=replace(job.part.frames, decode="once"))
+    plan = replace(job, parts=(part,)).reader_options[0].decoded
     budget = job.cache.budget() if plan is not None and plan.num_bytes else None
     job.cache.close()
     return plan is not None and budget is not None and plan.num_bytes + plan.source_bytes <= budget.bytes

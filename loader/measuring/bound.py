@@ -80,9 +80,9 @@ def _sample(job: ReadJob) -> tuple[Frames, int]:
     """The frames that the job's first batches decode, each with its bytes, and how many windows these batches have."""
     frames: Frames = []
     num_windows = num_bytes = 0
-    schedule, order = job.schedule(0, 0), job.plan.epoch(0)
+    schedule, order = job.schedule(0, 0), job.part.plan.epoch(0)
     for batch_index in range(schedule.num_batches):
-        windows = job.windows(order, schedule, batch_index)
+        windows = job.part.windows(order, schedule, batch_index)
         for feature, data in _batch_frames(job, windows):
             frames.append((feature, data))
             num_bytes += len(data)
@@ -103,7 +103,7 @@ def _batch_frames(job: ReadJob, windows: BatchWindows) -> Iterator[tuple[Feature
             index = ShardIndex.parse(bytes(blob.read(0, blob.size)), job.dataset.index_url[int(shard)])
             first_row = index.first_row[windows.episode_in_shard[rows]][:, None]
             for feature in compressed:
-                steps, _ = job.window.steps(feature.name, windows.step[rows], length[rows])
+                steps, _ = job.part.window.steps(feature.name, windows.step[rows], length[rows])
                 for frame in np.unique(steps + first_row).tolist():
                     yield feature, bytes(entry.blobs[0].read(*index.frame_range(feature.name, frame)))
 

@@ -127,13 +127,13 @@ def unique_share(job: ReadJob) -> float:
     Arithmetic alone, on the first batches: nothing is read.
     """
     cameras = [name for name, feature in job.features.items() if feature.kind == "frames"]
-    schedule, order = job.schedule(0, 0), job.plan.epoch(0)
+    schedule, order = job.schedule(0, 0), job.part.plan.epoch(0)
     wanted = unique = 0
     for batch_index in range(min(_LOOKED_AT, schedule.num_batches)):
-        windows = job.windows(order, schedule, batch_index)
+        windows = job.part.windows(order, schedule, batch_index)
         length = job.dataset.episode_length[windows.episode_index]
         for name in cameras:
-            steps, _ = job.window.steps(name, windows.step, length)
+            steps, _ = job.part.window.steps(name, windows.step, length)
             frames = windows.episode_index[:, None] * (int(length.max()) + 1) + steps
             wanted += frames.size
             unique += len(np.unique(frames))

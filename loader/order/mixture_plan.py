@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from epistream.errors import OptionError
 from epistream.loader.order.epoch import EpochOrder
 from epistream.loader.order.mixture_schedule import DatasetPosition, MixtureSchedule, Stop
-from epistream.loader.order.plan import Plan
+from epistream.loader.order.plan import Plan, Portion
 
 
 class MixtureUse(NamedTuple):
@@ -58,6 +58,25 @@ class MixturePlan:
         if epoch < 0:
             raise OptionError(f"epoch: {epoch}, wanted 0 or more.")
         return MixtureEpoch(self, epoch)
+
+    def portions(self, epoch: int, positions: NDArray[np.int64], batch_size: int) -> Iterator[Portion]:
+        """The windows at positions of a mixture epoch, by dataset and its own epoch within each batch.
+
+        Args:
+            epoch: the mixture's epoch.
+            positions: (n,), those of whole batches, and maybe of a last one that is short.
+            batch_size: windows of a batch.
+        """
+        dataset, own_epoch, own = self.schedule.locate(positions, epoch)
+        for first in range(0, len(positions), batch_size):
+            batch = slice(first, first + batch_size)
+            for number, theirs in sorted(set(zip(dataset[batch].tolist(), own_epoch[batch].tolist(), strict=True))):
+                rows = first + np.flatnonzero((dataset[batch] == number) & (own_epoch[batch] == theirs))
+                yield Portion(number, theirs, own[rows], rows)
+
+    def own_epochs(self, epoch: int, position: int) -> list[int]:
+        """The epoch that each dataset is in at a position of a mixture epoch."""
+        return [place.epoch for place in self.schedule.consumed(position, epoch)]
 
     def describe(self) -> dict[str, str | int | list[str]]:
         """What decides the order, to compare ranks and states; the fingerprint of each dataset's plan is in it."""

@@ -5,7 +5,7 @@ Every input must be equal on all ranks, and none of them is the topology: see ``
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
@@ -67,6 +67,22 @@ class OrderOptions:
                 f"resident_shards: {self.resident_shards}, wanted at least 2 x lanes = {2 * self.lanes}. "
                 f"Use resident_shards={2 * self.lanes}, or {cure}."
             )
+
+
+class Portion(NamedTuple):
+    """What falls to one dataset of the windows at some positions of an order.
+
+    Attributes:
+        dataset: its number.
+        epoch: the dataset's own.
+        positions: (n,) in that epoch.
+        rows: which of the positions that were asked for these are: (n,), or a slice.
+    """
+
+    dataset: int
+    epoch: int
+    positions: NDArray[np.int64]
+    rows: NDArray[np.int64] | slice
 
 
 class Plan:
@@ -142,6 +158,14 @@ class Plan:
         if not self.options.shuffle:
             return SequentialEpoch(lanes.pieces(0) if self._runs is None else self._runs)
         return ShuffledEpoch(lanes, self._episodes, self.parts, self.options.seed, epoch)
+
+    def portions(self, epoch: int, positions: NDArray[np.int64], batch_size: int) -> tuple[Portion, ...]:
+        """As `MixturePlan.portions`: all windows are of the one dataset, at the same positions of the same epoch."""
+        return (Portion(0, epoch, positions, slice(None)),)
+
+    def own_epochs(self, epoch: int, position: int) -> list[int]:
+        """As `MixturePlan.own_epochs`."""
+        return [epoch]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -52,6 +52,11 @@ class ShardUse(NamedTuple):
     stop: int
     shard: int
 
+    @property
+    def dataset(self) -> int:
+        """The only one; see `MixtureUse`."""
+        return 0
+
 
 class LaneOrder:
     """The order of one lane in one epoch."""

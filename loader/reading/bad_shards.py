@@ -3,17 +3,15 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FetchError, FormatError, SourceChangedError, SourceError
 from epistream.loader.order.epoch import EpochOrder
-from epistream.loader.reading.reader import BatchWindows
-
-if TYPE_CHECKING:
-    from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.reader import BatchWindows, EpisodeReader
 
 # What a shard can do wrong; errors of the cache or of the caller are nobody's fault to be skipped.
 BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)
@@ -35,24 +33,24 @@ class Replaced:
     num_windows: int
 
 
-class WindowFeed:
+class PartFeed:
     """Reads windows at given positions of one dataset's epochs, and replaces those of bad shards.
 
     With ``on_bad="skip"`` a shard that cannot be read is left alone for the rest of the epoch, and each of its windows
     is replaced by a repeat of the nearest window of the same lane, marked ``is_repeat``: every rank still gets
     the same number of batches. The next epoch tries the shard again.
+
+    Args:
+        job: what to read.
+        number: which of its datasets.
+        before_wait: gives up what the caller holds for the other datasets too, before this one waits for anything.
     """
 
-    def __init__(self, job: "ReadJob", before_wait: Callable[[], None] | None = None, num_feeds: int = 1) -> None:
-        """Read nothing yet.
-
-        Args:
-            job: what to read.
-            before_wait: gives up what the caller holds for other feeds too, before this one waits for anything.
-            num_feeds: feeds that the same thread has.
-        """
-        self._job = job
-        self._reader = job.reader(before_wait, num_feeds)
+    def __init__(self, job: ReadJob, number: int, before_wait: Callable[[], None] | None) -> None:
+        self._part = part = job.parts[number]
+        self._batch_size = job.batch_size
+        options = job.reader_options[number]
+        self._reader = EpisodeReader(part.dataset, part.features, part.window, job.cache, options, before_wait)
         self._bad: dict[int, str] = {}
         self._orders: dict[int, EpochOrder] = {}
         self._num_cold_batches = 0
@@ -90,10 +88,10 @@ class WindowFeed:
             CacheError: see `NodeCache.open`.
         """
         order = self._order(epoch)
-        windows = self._job.windows_at(order, epoch, positions, is_repeat)
+        windows = self._part.windows_at(order, epoch, positions, is_repeat)
         if self._num_cold_batches > 0 and self._read_cold(windows, out):
             return ()
-        if self._job.on_bad == "raise":
+        if self._part.on_bad == "raise":
             self._reader.read(windows, out)
             return ()
         wanted = windows.shard
@@ -103,7 +101,7 @@ class WindowFeed:
                 taken = positions.copy()
                 for row in np.flatnonzero(is_bad).tolist():
                     taken[row] = self._nearest_good(order, int(positions[row]))
-                windows = self._job.windows_at(order, epoch, taken, is_repeat | is_bad)
+                windows = self._part.windows_at(order, epoch, taken, is_repeat | is_bad)
             try:
                 self._reader.read(windows, out)
                 return self._report(wanted, windows)
@@ -127,18 +125,18 @@ class WindowFeed:
             logger.info("No ranged reads: %s", error)
             self._num_cold_batches = 0
             return False
-        num_batches = max(1, len(windows.step) // self._job.batch_size)
+        num_batches = max(1, len(windows.step) // self._batch_size)
         self._num_cold_batches = self._num_cold_batches - num_batches if num_cold else 0
         return True
 
     def _order(self, epoch: int) -> EpochOrder:
         if epoch not in self._orders:
-            self._orders[epoch] = self._job.plan.epoch(epoch)
+            self._orders[epoch] = self._part.plan.epoch(epoch)
         return self._orders[epoch]
 
     def _find_bad(self, windows: BatchWindows) -> bool:
         """Read the windows of each shard by themselves, into memory that is thrown away; True if one is found bad."""
-        scratch = self._job.layout_of(len(windows.step)).allocate()
+        scratch = self._part.layout(len(windows.step)).allocate()
         found = False
         for shard in np.unique(windows.shard).tolist():
             try:
@@ -151,7 +149,7 @@ class WindowFeed:
 
     def _nearest_good(self, order: EpochOrder, position: int) -> int:
         """The nearest position of the same lane whose shard is good, looking back first."""
-        num_lanes, total = self._job.plan.num_lanes, self._job.num_windows
+        num_lanes, total = self._part.plan.num_lanes, self._part.plan.num_windows
         for block in range(0, total // num_lanes + _LOOK, _LOOK):
             away = np.arange(block + 1, block + _LOOK + 1) * num_lanes
             near = np.stack([position - away, position + away], axis=1).reshape(-1)
@@ -167,7 +165,7 @@ class WindowFeed:
 
     def _report(self, wanted: NDArray[np.int64], windows: BatchWindows) -> tuple[Replaced, ...]:
         lost = wanted[wanted != windows.shard]
-        urls = self._job.dataset.shard_url
+        urls = self._part.dataset.shard_url
         return tuple(
             Replaced(urls[shard], self._bad[shard], int((lost == shard).sum())) for shard in np.unique(lost).tolist()
         )

@@ -1,46 +1,32 @@
 """Batches for one thread or process: the schedule says which windows, and the cache is filled ahead of them."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from epistream.loader.order.schedule import Schedule
-from epistream.loader.reading.bad_shards import Replaced, WindowFeed
-from epistream.loader.reading.prefetch import ShardsAhead, Uses
-
-if TYPE_CHECKING:
-    from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.bad_shards import PartFeed, Replaced
+from epistream.loader.reading.job import DATASET_INDEX, ReadJob
+from epistream.loader.reading.prefetch import ShardsAhead
 
 
-class FedJob(Uses, Protocol):
-    """What a feed needs of a job."""
-
-    def schedule(self, epoch: int, start: int) -> Schedule:
-        """Which positions of an epoch this rank takes, from position `start` on."""
-
-    def keeps_shards(self) -> bool:
-        """Whether shards go through the node's cache, rather than being read where they lie."""
-
-
-class Feed(ABC):
-    """Reads the batches of an epoch, of one dataset or of a mixture; keeps shards open until `release`.
+class Feed:
+    """Reads the batches of an epoch, then of others; keeps shards open until `release`.
 
     The first batches of a run are read by ranges where the cache is cold, and filling begins after the first one.
+    The rows of a mixture's batch are grouped by dataset, in the order of the parts.
+
+    Args:
+        job: what to read.
+        prefetch: fill the node's cache ahead, from a thread of this process.
     """
 
-    def __init__(self, job: FedJob, parts: Sequence[WindowFeed], *, prefetch: bool) -> None:
-        """Read nothing yet.
-
-        Args:
-            job: what to read.
-            parts: one per dataset.
-            prefetch: fill the node's cache ahead, from a thread of this process.
-        """
-        self._parts = parts
-        self._fed_job = job
+    def __init__(self, job: ReadJob, *, prefetch: bool = False) -> None:
+        self._job = job
+        self._order = job.order
+        # No dataset is held while another one waits; one that is alone holds nothing but its own.
+        before_wait = self.release if len(job.parts) > 1 else None
+        self._parts = [PartFeed(job, number, before_wait) for number in range(len(job.parts))]
         self._prefetch = prefetch
         self._ahead: ShardsAhead | None = None
         self._is_starting = False
@@ -49,11 +35,12 @@ class Feed(ABC):
     def begin(self, epoch: int, start: int) -> int:
         """Turn to position `start` of an epoch, and fill the cache ahead of it; returns the number of batches there."""
         goes_on = (epoch, start) == (self._schedule.epoch + 1, 0)
-        self._schedule = self._fed_job.schedule(epoch, start)
-        self._turn(epoch, start)
+        self._schedule = self._job.schedule(epoch, start)
+        for part, own_epoch in zip(self._parts, self._order.own_epochs(epoch, start), strict=True):
+            part.turn(own_epoch)
         if not goes_on:
             self.close()
-        self._is_starting = self._ahead is None and self._prefetch and self._fed_job.keeps_shards()
+        self._is_starting = self._ahead is None and self._prefetch and self._job.keeps_shards()
         if self._is_starting:
             for part in self._parts:
                 part.start_cold()
@@ -77,10 +64,18 @@ class Feed(ABC):
         epoch, first = self._schedule.epoch, int(positions[0])
         if self._ahead is not None:
             self._ahead.reach(epoch, first)
-        replaced = self._read(positions, is_repeat, out)
+        replaced: tuple[Replaced, ...] = ()
+        row = 0
+        for dataset, own_epoch, own, rows in self._order.portions(epoch, positions, self._schedule.batch_size):
+            stop = row + len(own)
+            views = out if len(own) == len(positions) else {name: view[row:stop] for name, view in out.items()}
+            replaced += self._parts[dataset].read(own_epoch, own, is_repeat[rows], views)
+            if DATASET_INDEX in views:
+                views[DATASET_INDEX][: len(own)] = dataset
+            row = stop
         if self._is_starting:
             # Only now, so that filling does not take the network away from the first batch.
-            self._ahead = ShardsAhead(self._fed_job, epoch, first)
+            self._ahead = ShardsAhead(self._job, epoch, first)
             self._is_starting = False
         return len(positions), replaced
 
@@ -96,29 +91,3 @@ class Feed(ABC):
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-
-    @abstractmethod
-    def _turn(self, epoch: int, start: int) -> None:
-        """A pass begins there."""
-
-    @abstractmethod
-    def _read(
-        self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_], out: Mapping[str, NDArray[Any]]
-    ) -> tuple[Replaced, ...]:
-        """Fill the first rows with the windows at positions of the schedule's epoch, those of whole batches."""
-
-
-class BatchFeed(Feed):
-    """The batches of one dataset."""
-
-    def __init__(self, job: "ReadJob", *, prefetch: bool = False) -> None:
-        self._windows = WindowFeed(job)
-        super().__init__(job, [self._windows], prefetch=prefetch)
-
-    def _turn(self, epoch: int, start: int) -> None:
-        self._windows.turn(epoch)
-
-    def _read(
-        self, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_], out: Mapping[str, NDArray[Any]]
-    ) -> tuple[Replaced, ...]:
-        return self._windows.read(self._schedule.epoch, positions, is_repeat, out)

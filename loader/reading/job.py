@@ -1,9 +1,9 @@
-"""All that reading a stream needs, free of torch: what worker processes receive."""
+"""What a rank reads, of one dataset or of several: all that worker processes receive, free of torch."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.instructions import Instruction, first_task, random_task
+from epistream.loader.order.mixture_plan import MixturePlan
 from epistream.loader.order.plan import EpochOrder, Plan
 from epistream.loader.order.schedule import Remainder, Schedule
 from epistream.loader.order.window import Window
@@ -19,191 +20,43 @@ from epistream.loader.order.working_set import open_bytes, open_shards
 from epistream.loader.order.world import World
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.decoded_episodes import DecodedPlan
-from epistream.loader.reading.feed import BatchFeed, Feed
 from epistream.loader.reading.frames import FrameOptions
-from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
+from epistream.loader.reading.reader import BatchWindows, ReaderOptions
 from epistream.loader.reading.shard_entry import shard_entry
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
 OnBad = Literal["raise", "skip"]
 
-
-class Job(Protocol):
-    """What a loader and its workers need of a stream, be it of one dataset or a mixture. Picklable."""
-
-    @property
-    def url(self) -> str:
-        """What is read, for titles."""
-
-    @property
-    def world(self) -> World:
-        """Which rank this is."""
-
-    @property
-    def batch_size(self) -> int:
-        """Windows per batch and rank."""
-
-    @property
-    def remainder(self) -> Remainder:
-        """What happens to the last windows of an epoch."""
-
-    @property
-    def num_windows(self) -> int:
-        """Windows of an epoch over all ranks."""
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """The plan of each dataset."""
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Why files were left out when the datasets were opened, by path."""
-
-    @property
-    def cache(self) -> NodeCache:
-        """Where shards are kept on this node."""
-
-    @property
-    def layout(self) -> BatchLayout:
-        """How a batch lies in memory."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
-
-    def schedule(self, epoch: int, start: int) -> Schedule:
-        """Which positions of an epoch this rank takes, from position `start` on."""
-
-    def budget_ahead(self, reserved_bytes: int) -> int | None:
-        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
-
-    def feed(self, *, prefetch: bool = False) -> Feed:
-        """Batches for one thread or process, which may fill the node's cache ahead."""
+# The array of a mixture's batches that says which dataset each window is of.
+DATASET_INDEX = "dataset_index"
 
 
 @dataclass(frozen=True)
-class ReadJob:
-    """What to read, in which order, for which rank. Picklable; opens nothing until a reader reads."""
+class DatasetPart:
+    """What is read of one dataset, and in which order. Picklable."""
 
     dataset: Dataset
     features: dict[str, Feature]
     window: Window
     anchors: Anchors
     plan: Plan
-    world: World
-    batch_size: int
-    remainder: Remainder
-    cache: NodeCache = field(repr=False)
     instruction: Instruction = "first"
     on_bad: OnBad = "raise"
     frames: FrameOptions = field(default_factory=FrameOptions)
 
-    @property
-    def url(self) -> str:
-        """What is read, for titles."""
-        return self.dataset.url
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Why files were left out when the dataset was opened, by path."""
-        return self.dataset.skipped
-
-    @property
-    def num_windows(self) -> int:
-        """Windows of an epoch over all ranks."""
-        return self.anchors.num_windows
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """The plan of the dataset."""
-        return (self.plan,)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
-        return {
-            "dataset": self.dataset.fingerprint,
-            "window": self.window.describe(),
-            "anchors": self.anchors.digest,
-            **self.plan.describe(),
-        }
-
-    @cached_property
-    def layout(self) -> BatchLayout:
-        """How one batch of this job lies in memory."""
-        return self.layout_of(self.batch_size)
-
-    def layout_of(self, batch_size: int) -> BatchLayout:
-        """How batches of another size would lie in memory."""
+    def layout(self, batch_size: int) -> BatchLayout:
+        """How batches of its windows lie in memory."""
         return BatchLayout.plan(self.frames.all_shown(self.features), self.window, batch_size)
 
-    def schedule(self, epoch: int, start: int) -> Schedule:
-        """Which positions of an epoch this rank takes, from position `start` on."""
-        return Schedule(
-            self.anchors.num_windows,
-            num_lanes=self.plan.num_lanes,
-            seed=self.plan.options.seed,
-            epoch=epoch,
-            start=start,
-            world=self.world,
-            batch_size=self.batch_size,
-            remainder=self.remainder,
-        )
-
-    def feed(self, *, prefetch: bool = False) -> BatchFeed:
-        """Batches for one thread or process, which may fill the node's cache ahead."""
-        return BatchFeed(self, prefetch=prefetch)
-
-    @cached_property
-    def num_open_shards(self) -> int:
-        """Shards that a node draws from at a time: those of the segments that a batch reaches into."""
-        return open_shards(self.plan, self.batch_size * self.world.size, self.schedule(0, 0).lanes)
-
-    def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
-        """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
-        for use in self.plan.epoch(epoch).uses_from(position, self.schedule(epoch, position).lanes):
-            yield use.stop, shard_entry(self.dataset, use.shard)
-
-    def keeps_shards(self) -> bool:
-        """Whether shards go through the node's cache, rather than being read where they lie."""
-        return self.cache.keeps(self._some_entry)
-
-    def budget_ahead(self, reserved_bytes: int) -> int | None:
-        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
-        budget = self.cache.budget_ahead(self._some_entry, reserved_bytes)
-        return None if budget is None else budget.bytes
-
-    @property
-    def _some_entry(self) -> Entry:
-        return shard_entry(self.dataset, int(np.argmax(self.plan.per_shard)))
-
-    def reader(self, before_wait: Callable[[], None] | None = None, num_readers: int = 1) -> EpisodeReader:
-        """A reader for one thread or process, which has `num_readers`; `before_wait` as for `EpisodeReader`."""
-        options = replace(self.reader_options, num_readers=num_readers)
-        return EpisodeReader(self.dataset, self.features, self.window, self.cache, options, before_wait)
-
-    @cached_property
-    def reader_options(self) -> ReaderOptions:
-        """How its readers read; of no effect on what they read."""
-        max_open_shards = self.num_open_shards
-        if self.frames.decode == "per_read" or (self.frames.decode == "auto" and self.cache.options.mode == "off"):
-            return ReaderOptions(max_open_shards, self.frames)
-        episodes = self.anchors.per_shard[self.dataset.episode_shard] > 0
-        num_steps = int(self.dataset.episode_length[episodes].sum())
-        step_bytes = sum(self.frames.shown(f).step_bytes for f in self.features.values() if f.kind == "frames")
-        source_bytes = open_bytes(self.plan, self.batch_size * self.world.size)
-        plan = DecodedPlan(self.frames.decode == "once", num_steps * step_bytes, source_bytes)
-        return ReaderOptions(max_open_shards, self.frames, plan)
-
     def windows(self, order: EpochOrder, schedule: Schedule, batch_index: int) -> BatchWindows:
-        """The windows of this rank's batch, in batch order."""
+        """The windows of a rank's batch, in batch order, of a stream of this dataset alone."""
         return self.windows_at(order, schedule.epoch, *schedule.positions(batch_index))
 
     def windows_at(
         self, order: EpochOrder, epoch: int, positions: NDArray[np.int64], is_repeat: NDArray[np.bool_]
     ) -> BatchWindows:
-        """The windows at positions of an epoch, in that order."""
+        """The windows at positions of an epoch of this dataset, in that order."""
         shard, k = order.windows(positions)
         episode_index, episode_in_shard, step = self.anchors.locate(shard, k)
         if self.instruction == "random":
@@ -212,3 +65,156 @@ class ReadJob:
         else:
             task_index = first_task(self.dataset, episode_index)
         return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat, task_index)
+
+
+@dataclass(frozen=True)
+class ReadJob:
+    """What to read, in which order, for which rank. Picklable; opens nothing until a feed reads.
+
+    Args:
+        parts: the dataset of a stream, or those of a mixture.
+        world: which rank this is.
+        batch_size: windows per batch and rank.
+        remainder: what happens to the last windows of an epoch.
+        cache: where the shards of all parts are kept on this node.
+        mixture: which part each position belongs to, and what of it; None for the order of the only part.
+    """
+
+    parts: tuple[DatasetPart, ...]
+    world: World
+    batch_size: int
+    remainder: Remainder
+    cache: NodeCache = field(repr=False)
+    mixture: MixturePlan | None = None
+
+    @property
+    def part(self) -> DatasetPart:
+        """The part of a stream of one dataset."""
+        [part] = self.parts
+        return part
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset of a stream of one."""
+        return self.part.dataset
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """What is read of the dataset of a stream of one."""
+        return self.part.features
+
+    @property
+    def url(self) -> str:
+        """What is read, for titles."""
+        return " + ".join(part.dataset.url for part in self.parts)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why files were left out when the datasets were opened, by path."""
+        return {path: reason for part in self.parts for path, reason in part.dataset.skipped.items()}
+
+    @property
+    def marks_repeats(self) -> bool:
+        """Whether batches can hold windows that are repeats."""
+        return self.remainder == "pad" or any(part.on_bad == "skip" for part in self.parts)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan of each dataset."""
+        return tuple(part.plan for part in self.parts)
+
+    @property
+    def order(self) -> Plan | MixturePlan:
+        """Whose windows stand at each position of an epoch, and which."""
+        return self.mixture or self.parts[0].plan
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch over all ranks."""
+        return self.order.num_windows
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
+        parts = [
+            {
+                "dataset": part.dataset.fingerprint,
+                "window": part.window.describe(),
+                "anchors": part.anchors.digest,
+            }
+            for part in self.parts
+        ]
+        if self.mixture is None:
+            return {**parts[0], **self.part.plan.describe()}
+        return {**{name: [part[name] for part in parts] for name in parts[0]}, **self.mixture.describe()}
+
+    @cached_property
+    def layout(self) -> BatchLayout:
+        """How one batch lies in memory; those of a mixture also say which dataset each window is of."""
+        layout = self.parts[0].layout(self.batch_size)
+        return layout if self.mixture is None else layout.with_field(DATASET_INDEX, np.dtype(np.int64))
+
+    def schedule(self, epoch: int, start: int) -> Schedule:
+        """Which positions of an epoch this rank takes, from position `start` on."""
+        return Schedule(
+            self.num_windows,
+            num_lanes=self.order.num_lanes,
+            seed=self.parts[0].plan.options.seed,
+            epoch=epoch,
+            start=start,
+            world=self.world,
+            batch_size=self.batch_size,
+            remainder=self.remainder,
+        )
+
+    def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
+        """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
+        for use in self.order.epoch(epoch).uses_from(position, self.schedule(epoch, position).lanes):
+            yield use.stop, shard_entry(self.parts[use.dataset].dataset, use.shard)
+
+    def keeps_shards(self) -> bool:
+        """Whether shards of any dataset go through the node's cache, rather than being read where they lie."""
+        return any(self.cache.keeps(entry) for entry in self._some_entries())
+
+    def budget_ahead(self, reserved_bytes: int) -> int | None:
+        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
+        budgets = (self.cache.budget_ahead(entry, reserved_bytes) for entry in self._some_entries())
+        return min((budget.bytes for budget in budgets if budget is not None), default=None)
+
+    def _some_entries(self) -> Iterator[Entry]:
+        """A shard of each dataset: which way they go depends on where they lie."""
+        return (shard_entry(part.dataset, int(np.argmax(part.plan.per_shard))) for part in self.parts)
+
+    @property
+    def num_open_shards(self) -> int:
+        """Shards that a node draws from at a time: those of the segments that a batch reaches into."""
+        return sum(options.max_open_shards for options in self.reader_options)
+
+    @cached_property
+    def reader_options(self) -> tuple[ReaderOptions, ...]:
+        """How the readers of the parts read; of no effect on what they read."""
+        lanes = self.schedule(0, 0).lanes
+        return tuple(
+            ReaderOptions(
+                open_shards(part.plan, self._windows_in_flight, lanes),
+                part.frames,
+                self._decoded(part),
+                num_readers=len(self.parts),
+            )
+            for part in self.parts
+        )
+
+    @property
+    def _windows_in_flight(self) -> int:
+        return self.batch_size * self.world.size
+
+    def _decoded(self, part: DatasetPart) -> DecodedPlan | None:
+        """Sizes of the decoded episodes of a part; None where frames are decoded whenever they are read."""
+        decode = part.frames.decode
+        if decode == "per_read" or (decode == "auto" and self.cache.options.mode == "off"):
+            return None
+        episodes = part.anchors.per_shard[part.dataset.episode_shard] > 0
+        num_steps = int(part.dataset.episode_length[episodes].sum())
+        step_bytes = sum(part.frames.shown(f).step_bytes for f in part.features.values() if f.kind == "frames")
+        source_bytes = open_bytes(part.plan, self._windows_in_flight)
+        return DecodedPlan(decode == "once", num_steps * step_bytes, source_bytes)

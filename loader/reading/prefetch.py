@@ -2,36 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import count
-from typing import Protocol
 
 import xxhash
 
-from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
-from epistream.loader.order.world import World
-
-
-class Uses(Protocol):
-    """What fills ahead needs of a job."""
-
-    @property
-    def cache(self) -> NodeCache:
-        """Where shards are kept on this node."""
-
-    @property
-    def world(self) -> World:
-        """Which rank this is."""
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """Equal on all ranks."""
-
-    @property
-    def num_open_shards(self) -> int:
-        """Shards that this node draws from at a time."""
-
-    def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
-        """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
+from epistream.loader.reading.job import ReadJob
 
 
 class ShardsAhead:
@@ -41,7 +16,7 @@ class ShardsAhead:
     a new one.
     """
 
-    def __init__(self, job: Uses, epoch: int, position: int) -> None:
+    def __init__(self, job: ReadJob, epoch: int, position: int) -> None:
         """Begin to fill ahead of `position` of `epoch`. Only in the process that reads: it starts a thread."""
         self._job = job
         self._at = epoch, position

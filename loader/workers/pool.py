@@ -15,7 +15,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError, WorkerError
-from epistream.loader.reading.job import Job
+from epistream.loader.reading.job import ReadJob
 from epistream.loader.workers.pipe import Record, RecordKind
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
@@ -84,7 +84,7 @@ class WorkerPool:
     """
 
     def __init__(
-        self, job: Job, slots: Slots, num_workers: int, slots_per_worker: int, start_method: StartMethod | None
+        self, job: ReadJob, slots: Slots, num_workers: int, slots_per_worker: int, start_method: StartMethod | None
     ) -> None:
         self.num_workers = num_workers
         self.slots = slots

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.loader.order.working_set import open_bytes
 from epistream.loader.reading.batch_layout import BatchLayout
-from epistream.loader.reading.job import Job
+from epistream.loader.reading.job import ReadJob
 
 # Reading and handing over a batch costs some thousand calls of Python whatever is in it: several that are read as one
 # cost little more than one. Threads gain most, because such calls hold the interpreter's lock. Twice this: no gain.
@@ -34,7 +34,7 @@ class Slots:
     batches_per_slot: int
 
     @classmethod
-    def plan(cls, job: Job, num_workers: int, slots_per_worker: int) -> "Slots":
+    def plan(cls, job: ReadJob, num_workers: int, slots_per_worker: int) -> "Slots":
         """The slots for batches of a job."""
         together = most_together(job.layout.num_bytes, job.schedule(0, 0).num_batches, num_workers)
         while together > 1 and not _budget_holds(job, together * num_workers * slots_per_worker):
@@ -71,7 +71,7 @@ def most_together(batch_bytes: int, num_batches: int, num_workers: int) -> int:
     return max(1, min(_SHARED_BYTES // batch_bytes, num_batches // (_LEAST_SHARE * num_workers), _MOST_TOGETHER))
 
 
-def _budget_holds(job: Job, batches_in_flight: int) -> bool:
+def _budget_holds(job: ReadJob, batches_in_flight: int) -> bool:
     """Whether the node's cache will hold the shards that so many batches of each rank draw from.
 
     If not, workers that are far apart would evict each other's shards: they are fetched again and again then.

@@ -14,7 +14,8 @@ from multiprocessing.reduction import ForkingPickler
 from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.reading.bad_shards import Replaced
-from epistream.loader.reading.job import Job
+from epistream.loader.reading.feed import Feed
+from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.open_files import raise_limit
 from epistream.loader.workers.pipe import Record, RecordKind, RecordPipe
 from epistream.loader.workers.ring import Ring
@@ -72,7 +73,7 @@ class Worker:
         num_workers: int,
         own_slots: range,
         outbox: Connection,
-        job: Job,
+        job: ReadJob,
         slots: Slots,
         ring: Ring,
     ) -> None:
@@ -101,7 +102,7 @@ class Worker:
 
     def _serve(self) -> None:
         # Made here, because they belong to the process and the thread that work with them.
-        self._feed = self._job.feed(prefetch=True)
+        self._feed = Feed(self._job, prefetch=True)
         self._views = {slot: self._slots.layout.views(self._ring.slot(slot)) for slot in self.own_slots}
         self._timer = ThreadTimer()
         done_ahead: Record | None = None

@@ -145,7 +145,7 @@ def test_sample_of_a_large_dataset_is_a_part_of_it(aloha_shards, monkeypatch):
     found, whole, sample = survey_module.survey(base, None, 0.02)
     assert found.num_windows == whole.num_windows == 140
     assert sample.num_windows < 140
-    assert np.count_nonzero(sample.job.plan.per_shard) == 1
+    assert np.count_nonzero(sample.job.part.plan.per_shard) == 1
 
 
 def test_memory_of_a_worker_leaves_out_its_slots_which_the_ring_counts(aloha_shards):

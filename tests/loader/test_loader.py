@@ -12,8 +12,7 @@ import torch
 
 import epistream as es
 from epistream.errors import EpistreamError, FormatError, OptionError, StateError, WorkerError
-from epistream.loader.reading.feed import BatchFeed
-from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.feed import Feed
 
 WAYS = {
     "synchronous": {"num_workers": 0, "num_threads": 0},
@@ -304,7 +303,7 @@ def test_loader_worker_that_fails_before_any_epoch_says_why(aloha_shards, monkey
     def no_feed(job, *, prefetch=False):
         raise FormatError("shard-000000.index: torn")
 
-    monkeypatch.setattr(ReadJob, "feed", no_feed)
+    monkeypatch.setattr("epistream.loader.workers.worker.Feed", no_feed)
     with es.StreamingLoader(stream_of(aloha_shards), timeout_s=60, **WAYS[way]) as loader:
         with pytest.raises(FormatError, match=r"shard-000000\.index: torn"):
             next(iter(loader))
@@ -319,7 +318,7 @@ def test_loader_error_that_does_not_survive_pickling_comes_in_words(aloha_shards
     def no_read(feed, batch_index, out):
         raise Peculiar("here", "that")
 
-    monkeypatch.setattr(BatchFeed, "read", no_read)
+    monkeypatch.setattr(Feed, "read", no_read)
     loader = es.StreamingLoader(stream_of(aloha_shards), num_workers=1, timeout_s=60)
     with loader, pytest.raises(WorkerError, match="Peculiar: here: that"):
         next(iter(loader))

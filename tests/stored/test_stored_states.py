@@ -133,8 +133,8 @@ def test_state_and_plan_of_a_known_run_are_those_written_here():
     stream = open_run("shuffled")
     stream.set_epoch(1, 8)
     assert list(stream.state_dict().items()) == list(state.items())
-    assert list(stream.job.plan.describe().items()) == list(state.items())[6:]
-    assert stream.job.plan.fingerprint == "e9583a37f947feb2bc3d54f40dc42e17"
+    assert list(stream.job.part.plan.describe().items()) == list(state.items())[6:]
+    assert stream.job.part.plan.fingerprint == "e9583a37f947feb2bc3d54f40dc42e17"
     assert ORDER_VERSION == 1
 
 

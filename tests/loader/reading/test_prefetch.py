@@ -51,11 +51,11 @@ def test_shards_ahead_names_every_shard_in_the_order_of_use_over_epochs(shards, 
     )
     following = ShardsAhead(stream.job, 0, 0)
     recorder = made[0]
-    order = stream.job.plan.epoch(0)
+    order = stream.job.part.plan.epoch(0)
     needed = list(order.uses_from(0))
     first = [Path(next(recorder.entries).parts[0].url).name for _ in range(len(needed) + 1)]
     assert first[:-1] == [f"shard-{use.shard:06d}.tar" for use in needed]
-    assert first[-1] == f"shard-{next(iter(stream.job.plan.epoch(1).uses_from(0))).shard:06d}.tar"
+    assert first[-1] == f"shard-{next(iter(stream.job.part.plan.epoch(1).uses_from(0))).shard:06d}.tar"
     for position in range(0, 2400, 50):
         following.reach(0, position)
         gone = [use for use in needed if use.stop <= position]

@@ -28,9 +28,9 @@ def places(batch):
 def expected(stream, epoch=0, start=0):
     """What the batches of an epoch must be, from the schedule alone."""
     job = stream.job
-    order, schedule = job.plan.epoch(epoch), job.schedule(epoch, start)
+    order, schedule = job.part.plan.epoch(epoch), job.schedule(epoch, start)
     for batch_index in range(schedule.num_batches):
-        windows = job.windows(order, schedule, batch_index)
+        windows = job.part.windows(order, schedule, batch_index)
         yield list(zip(windows.episode_index.tolist(), windows.step.tolist(), strict=True))
 
 
