@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 
 from epistream.errors import LayoutError, OptionError
-from epistream.lru import Lru
+from epistream.lru import SharedLru
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.hdf5.file import open_hdf5
@@ -35,7 +35,7 @@ class Reasoning:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._read_lately: Lru[int, tuple[Columns]] = Lru(_MAX_EPISODES, 2**62)
+        self._read_lately: SharedLru[int, Columns] = SharedLru(_MAX_EPISODES)
 
     def at(self, episode: int, step: int) -> str | dict[str, Any]:
         """What is written about one step; an empty text where nothing is.
@@ -58,7 +58,7 @@ class Reasoning:
         return str(columns["subtask"][step - 1]) if step else "Init"
 
     def _columns(self, episode: int) -> Columns:
-        return self._read_lately.get(episode, lambda: (self._read(episode),))[0]
+        return self._read_lately.get(episode, lambda: self._read(episode))
 
     def _read(self, episode: int) -> Columns:
         url = self._dataset.shard_url[int(self._dataset.episode_shard[episode])]

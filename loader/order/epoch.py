@@ -12,7 +12,7 @@ from epistream.errors import OptionError
 from epistream.loader.order.lanes import Lanes, Pieces
 from epistream.loader.order.segments import LaneOrder, Permutations, Segment, ShardUse
 from epistream.loader.order.spread import Episodes
-from epistream.lru import Lru
+from epistream.lru import SharedLru
 
 # Permutations of pieces are kept within this by each process; without room they are computed again.
 _PERMUTATIONS_BYTES = 24 * 2**20
@@ -93,9 +93,9 @@ class ShuffledEpoch(EpochOrder):
         self.num_windows, self.num_lanes = lanes.num_windows, lanes.num_lanes
         self._arguments = (lanes, episodes, parts, seed, epoch)
         self._orders: dict[int, LaneOrder] = {}
-        self._permutations: Permutations = Lru((parts + 1) * self.num_lanes, _PERMUTATIONS_BYTES)
+        self._permutations: Permutations = SharedLru((parts + 1) * self.num_lanes, _PERMUTATIONS_BYTES)
         # Two a lane: batches that are being read at once lie on both sides of a segment's end.
-        self._segments: Lru[tuple[int, int], Segment] = Lru(2 * self.num_lanes, 2**62)
+        self._segments: SharedLru[tuple[int, int], Segment] = SharedLru(2 * self.num_lanes)
         self._last: dict[int, Segment] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:

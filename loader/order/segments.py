@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from epistream.loader.order.lanes import Pieces
 from epistream.loader.order.random_integers import Purpose, permutation, stream
 from epistream.loader.order.spread import Episodes, spread
-from epistream.lru import Lru
+from epistream.lru import SharedLru
 
 PieceOrder = NDArray[np.uint32] | NDArray[np.int64]
 # Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without
 # room.
-Permutations = Lru[tuple[int, int], PieceOrder]
+Permutations = SharedLru[tuple[int, int], PieceOrder]
 
 
 class Segment(NamedTuple):

@@ -1,6 +1,5 @@
 """Shards that are read by ranges, without the cache: the first batches do not wait for whole shards."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import OpenEntry
 from epistream.cache.source.entry import Entry
+from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 
@@ -59,8 +59,7 @@ class ColdReads:
 
     def __init__(self, features: Mapping[str, Feature], max_indexes: int) -> None:
         self._features = dict(features)
-        self._max_indexes = max_indexes
-        self._indexes: OrderedDict[str, ShardIndex] = OrderedDict()
+        self._indexes: Lru[str, ShardIndex] = Lru(max_indexes)
 
     def bring(self, wanted: Sequence[Wanted]) -> list[ShardIndex]:
         """Read the indexes of cold shards, and the blocks that hold what is wanted; all at the same time.
@@ -73,7 +72,8 @@ class ColdReads:
         """
         pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="epistream-cold")
         try:
-            started = [pool.submit(self._bring_one, one, pool) for one in wanted]
+            known = [self._indexes.get(one.cold.source.key) for one in wanted]
+            started = [pool.submit(self._bring_one, *one, pool) for one in zip(wanted, known, strict=True)]
             indexes = []
             for future in started:
                 index, blocks = future.result()
@@ -82,20 +82,20 @@ class ColdReads:
                 indexes.append(index)
         finally:
             pool.shutdown(cancel_futures=True)
-        self._indexes.update(zip((one.cold.source.key for one in wanted), indexes, strict=True))
-        while len(self._indexes) > self._max_indexes:
-            self._indexes.popitem(last=False)
+        for one, index in zip(wanted, indexes, strict=True):
+            self._indexes.put(one.cold.source.key, index)
         return indexes
 
     def forget(self) -> None:
         """Drop the indexes: no more cold shards are expected."""
         self._indexes.clear()
 
-    def _bring_one(self, wanted: Wanted, pool: ThreadPoolExecutor) -> tuple[ShardIndex, list[Future[None]]]:
-        """The index of one shard, and the requests for its blocks, which are under way."""
+    def _bring_one(
+        self, wanted: Wanted, index: ShardIndex | None, pool: ThreadPoolExecutor
+    ) -> tuple[ShardIndex, list[Future[None]]]:
+        """The index of one shard, read if it is not known, and the requests for its blocks, which are under way."""
         cold = wanted.cold
         tar, index_blob = cold.entry.blobs
-        index = self._indexes.get(cold.source.key)
         if index is None:
             index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.index_url)
         if not tar.has_ranges:

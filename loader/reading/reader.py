@@ -1,6 +1,5 @@
 """Fills whole batches: low-dimensional rows gathered, each frame decoded once, straight into the batch."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from epistream.loader.reading.frames import (
 )
 from epistream.loader.reading.open_files import most_open
 from epistream.loader.reading.shard_entry import shard_entry
+from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
@@ -109,7 +109,7 @@ class EpisodeReader:
         self._cache = cache
         most = most_open(options.num_readers)
         self._max_open_shards = min(options.max_open_shards, most)
-        self._open: OrderedDict[int, _OpenShard | ColdShard] = OrderedDict()
+        self._open: Lru[int, _OpenShard | ColdShard] = Lru(self._max_open_shards, _close)
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
         self._decoders = {
@@ -176,19 +176,12 @@ class EpisodeReader:
         if self._decoded is not None:
             self._decoded.release()
         self._columns.release()
-        for shard in [shard for shard, opened in self._open.items() if opened.entry.tier != "direct"]:
-            self._open.pop(shard).entry.close()
+        self._open.drop_if(_is_leased)
 
     def close(self) -> None:
         """Give up everything, files that are read in place included; the next read opens them again."""
         self.release()
-        while self._open:
-            self._close_oldest()
-
-    def _close_oldest(self) -> None:
-        opened = self._open.popitem(last=False)[1]
-        if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it
-            opened.entry.close()
+        self._open.clear()
 
     def _read_groups(
         self,
@@ -310,10 +303,8 @@ class EpisodeReader:
         """A shard to read from at once; or one that others are read together with, by ranges, and closed."""
         opened = self._open.get(shard)
         if opened is not None:
-            self._open.move_to_end(shard)
             return opened
-        while len(self._open) >= self._max_open_shards:
-            self._close_oldest()
+        self._open.make_room()
         source = shard_entry(self._dataset, shard)
         entry = self._cache.open(source, before_wait=self._before_wait or self.release, wait=wait)
         is_direct = entry.tier == "direct"
@@ -322,7 +313,7 @@ class EpisodeReader:
         if entry.blobs[0].has_ranges or not keep:
             cold = ColdShard(source, entry, self._dataset.index_url[shard])
             if keep:
-                self._open[shard] = cold
+                self._open.put(shard, cold)
             return cold
         try:
             blob = entry.blobs[1]
@@ -333,8 +324,18 @@ class EpisodeReader:
             entry.close()
             raise
         self._checked.add(shard)
-        self._open[shard] = opened = _OpenShard(source, entry, index)
+        opened = _OpenShard(source, entry, index)
+        self._open.put(shard, opened)
         return opened
+
+
+def _is_leased(opened: _OpenShard | ColdShard) -> bool:
+    return opened.entry.tier != "direct"
+
+
+def _close(opened: _OpenShard | ColdShard) -> None:
+    if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it
+        opened.entry.close()
 
 
 def _gather(opened: _OpenShard, feature: Feature, episodes: Int64, steps: Int64) -> NDArray[Any]:
