@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.node import NodeCache
 from epistream.cache.source.blob import Blob
-from epistream.cache.source.entry import Entry, part_offsets
+from epistream.cache.source.entry import Entry
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.reading.frames import FrameDecoder, Frames
+from epistream.loader.reading.kept_arrays import KeptArrays
 from epistream.sharding.format.index import ShardIndex
 from epistream.units import size_text
 
@@ -41,12 +41,6 @@ class DecodedPlan:
     source_bytes: int
 
 
-@dataclass
-class _Kept:
-    entry: OpenEntry
-    frames: Frames
-
-
 class DecodedEpisodes:
     """The decoded episodes that a reader draws from. Not shared between threads.
 
@@ -68,8 +62,7 @@ class DecodedEpisodes:
         self._decoders = dict(decoders)
         self._cache = cache
         self._plan = plan
-        self._open: OrderedDict[tuple[int, int], _Kept] = OrderedDict()
-        self._max_open = min(_MAX_OPEN, max_open)
+        self._episodes: KeptArrays[tuple[int, int]] = KeptArrays(cache, min(_MAX_OPEN, max_open))
         self._is_first = True
         self._may_make = False
         # None until it is known; later, whether all episodes fit.
@@ -97,56 +90,30 @@ class DecodedEpisodes:
         Returns:
             By camera, (T, H, W, C), read-only, until `release`; None if the episode is not there.
         """
-        kept = self._open.get(key)
-        if kept is not None:
-            self._open.move_to_end(key)
-            return kept.frames
-        if not self._is_on():
-            return None
+        frames = self._episodes.get(key)
+        if frames is not None or not self._is_on():
+            return frames
         length = int(index.length[key[1]])
-        shapes = {name: (length, *decoder.shape) for name, decoder in self._decoders.items()}
-        dtypes = {name: np.dtype(decoder.feature.dtype) for name, decoder in self._decoders.items()}
-        sizes = [int(np.prod(shape, dtype=np.int64)) * dtypes[name].itemsize for name, shape in shapes.items()]
-        offsets = part_offsets(sizes)
+        shapes = {name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()}
 
-        def views(buffer: memoryview) -> dict[str, NDArray[Any]]:
-            return {
-                name: np.frombuffer(buffer[start : start + size], dtypes[name]).reshape(shapes[name])
-                for name, start, size in zip(shapes, offsets, sizes, strict=True)
-            }
-
-        def fill(buffer: memoryview) -> None:
+        def fill(episode: Frames) -> None:
             self._may_make = False
-            for name, frames in views(buffer).items():
-                decode_episode(self._decoders[name], tar, index, key[1], frames)
+            for name, decoder in self._decoders.items():
+                decode_episode(decoder, tar, index, key[1], episode[name])
 
         entry = Entry(source.parts, f"decoded {key[1]} {self._content}")
         make = fill if self._may_make and key not in self._torn else None
         try:
-            opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], make, may_evict=bool(self._fits))
+            return self._episodes.open(key, entry, shapes, make, may_evict=bool(self._fits))
         except FormatError as error:
             # Whoever needs the torn frame is told by its own decoding; other windows of the episode are good.
             logger.warning("Episode not kept decoded: %s", error)
             self._torn.add(key)
             return None
-        if opened is None:
-            return None
-        blob = opened.blobs[0]
-        frames = views(memoryview(blob.read(0, blob.size)))
-        while len(self._open) >= self._max_open:
-            self._close(self._open.popitem(last=False)[1])
-        self._open[key] = _Kept(opened, frames)
-        return frames
 
     def release(self) -> None:
         """Give up every episode that is held open."""
-        while self._open:
-            self._close(self._open.popitem()[1])
-
-    @staticmethod
-    def _close(kept: _Kept) -> None:
-        kept.frames = {}  # views first: memory that is still looked at stays, uncounted
-        kept.entry.close()
+        self._episodes.release()
 
     def _is_on(self) -> bool:
         """Whether episodes are kept at all: asked when the first one is needed, because the budget is measured."""
