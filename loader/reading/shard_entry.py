@@ -1,8 +1,8 @@
 """A shard as the cache keeps it: which files, how large, with which checksums."""
 
 from epistream.cache.source.entry import Entry, Part
-from epistream.sharding.dataset import Dataset
 from epistream.sharding.files.names import is_tar
+from epistream.sharding.format.opened_dataset import Dataset
 
 
 def shard_entry(dataset: Dataset, shard: int) -> Entry:
