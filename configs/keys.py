@@ -1,12 +1,12 @@
 """The keys of a configuration by their dotted names, and what to say about one that is none."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from epistream.configs.schema import Section, Settings
+from epistream.hints import did_you_mean
 
 PRESET_KEY = "preset"
 
@@ -59,8 +59,5 @@ def unknown(name: str) -> str:
     if name in _SECTIONS:
         inside = ", ".join(known[len(name) + 1 :] for known in NAMES if known.startswith(f"{name}."))
         return f"{name}: wanted a mapping with some of {inside}."
-    last = name.rpartition(".")[2]
-    near = difflib.get_close_matches(name, [*NAMES, PRESET_KEY, *_SECTIONS], 1, 0.75)
-    near = near or [_BY_LAST[found] for found in difflib.get_close_matches(last, _BY_LAST, 1)]
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known sections: {', '.join(sorted(_SECTIONS))}."
-    return f"{name}: no such key. {hint}"
+    sections = f"Known sections: {', '.join(sorted(_SECTIONS))}."
+    return f"{name}: no such key. {did_you_mean(name, [*NAMES, PRESET_KEY, *_SECTIONS], sections)}"

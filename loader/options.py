@@ -1,6 +1,5 @@
 """Everything a user may say about a stream, in one place."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
@@ -9,6 +8,7 @@ from typing import Any, get_args
 from epistream.cache.options import CacheOptions
 from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
+from epistream.hints import did_you_mean
 from epistream.loader.order.plan import OrderOptions
 from epistream.loader.order.schedule import Remainder
 from epistream.loader.order.window import Window
@@ -107,7 +107,6 @@ def changed(options: StreamOptions, changes: Mapping[str, Any]) -> StreamOptions
     names = [item.name for item in fields(StreamOptions)]
     for name in changes:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Options are {', '.join(sorted(names))}."
+            hint = did_you_mean(name, names, f"Options are {', '.join(sorted(names))}.")
             raise OptionError(f"EpisodeStream: no option {name!r}. {hint}")
     return replace(options, **changes)

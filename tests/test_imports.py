@@ -14,7 +14,8 @@ import epistream
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {
-    f"epistream.{name}" for name in ("_version", "cgroups", "errors", "file_systems", "lru", "processes", "units")
+    *("epistream._version", "epistream.cgroups", "epistream.errors", "epistream.file_systems", "epistream.hints"),
+    *("epistream.lru", "epistream.processes", "epistream.units"),
 }
 
 # What the modules of each sub-package may import besides their own and the leaves.

@@ -1,6 +1,5 @@
 """What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.hints import did_you_mean
 from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
 from epistream.loader.order.instructions import Instruction, all_tasks, check_instruction
 from epistream.loader.order.window import Window
@@ -147,9 +147,8 @@ def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | No
         wanted = [wanted]
     missing = [name for name in wanted if name not in available]
     if missing or not wanted:
-        near = [name for name in available if missing and name.endswith(f".{missing[0]}")]
-        near += difflib.get_close_matches(missing[0], available, n=1) if missing else []
-        hint = f"Did you mean {near[0]!r}?" if near else "Name some of these, or leave 'features' out for all."
+        otherwise = "Name some of these, or leave 'features' out for all."
+        hint = did_you_mean(missing[0], available, otherwise) if missing else otherwise
         raise OptionError(
             f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
         )

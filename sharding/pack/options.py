@@ -1,11 +1,11 @@
 """The options of a packing job, checked when they are made."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from epistream.errors import OptionError
+from epistream.hints import did_you_mean
 from epistream.sharding.format.codecs import CODECS, codec_names
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout
@@ -99,9 +99,8 @@ class PackOptions:
         known = [item.name for item in fields(self)]
         for name in changes:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
-                raise OptionError(f"option {name!r}: unknown.{hint}")
+                hint = did_you_mean(name, known, f"Known: {', '.join(known)}.")
+                raise OptionError(f"option {name!r}: unknown. {hint}")
         return replace(self, **changes)
 
 

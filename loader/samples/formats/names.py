@@ -1,10 +1,10 @@
 """The formats by name, and what the argument `sample_format` of a stream means."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from epistream.errors import OptionError
+from epistream.hints import did_you_mean
 from epistream.loader.samples.formats.act import ActFormat
 from epistream.loader.samples.formats.base import Batch, SampleFormat
 from epistream.loader.samples.formats.diffusion_policy import DiffusionPolicyFormat
@@ -29,9 +29,8 @@ def format_for(wanted: WantedFormat | None) -> SampleFormat | Callable[[Batch], 
     """
     if isinstance(wanted, str):
         if wanted not in FORMATS:
-            near = difflib.get_close_matches(wanted, FORMATS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"sample_format: {wanted!r}, wanted one of {', '.join(FORMATS)}, or a function.{hint}")
+            hint = did_you_mean(wanted, FORMATS, "Or give a function.")
+            raise OptionError(f"sample_format: {wanted!r}, wanted one of {', '.join(FORMATS)}. {hint}")
         return FORMATS[wanted]()
     if wanted is not None and not callable(wanted):
         raise OptionError(f"sample_format: {wanted!r:.80}, wanted one of {', '.join(FORMATS)}, or a function.")
