@@ -107,7 +107,8 @@ class Stores:
             nearest = path if exists else next(parent for parent in path.parents if parent.is_dir()).resolve()
             dir_fd = DESCRIPTORS.open(nearest, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                caps = [cap for cap in (self._wish(tier), read_cap(dir_fd) if exists else None) if cap is not None]
+                wish, agreed = self._options.budget(tier), read_cap(dir_fd) if exists else None
+                caps = [cap for cap in (wish, agreed) if cap is not None]
                 held = held_bytes(survey(CacheDirectory(path, dir_fd, None))) if exists else 0
                 return measure(dir_fd, min(caps, default=None), held, self._limits(path))
             finally:
@@ -130,9 +131,6 @@ class Stores:
             )
         return places.default_directory(tier)
 
-    def _wish(self, tier: str) -> int | None:
-        return self._options.disk_budget_bytes if tier == "disk" else self._options.budget_bytes
-
     def _limits(self, path: Path) -> Limits:
         return Limits(
             memory_fraction=self._options.memory_fraction,
@@ -147,7 +145,7 @@ class Stores:
             path,
             StoreOptions(
                 limits,
-                cap=self._wish(tier),
+                cap=options.budget(tier),
                 fill_timeout_s=options.fill_timeout_s,
                 room_timeout_s=options.room_timeout_s,
                 durable=on_disk and not limits.in_memory,

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from epistream.cache.options import CacheOptions
 from epistream.configs.keys import NAMES, PRESET_KEY, flatten, full_name, keys, nest, unknown
 from epistream.configs.presets import PRESETS, preset_values
-from epistream.configs.schema import Settings
+from epistream.configs.schema import Section, Settings
 from epistream.configs.yaml_text import dump_yaml, parse_yaml
 from epistream.errors import OptionError, SourceError
 from epistream.loader.loader import StreamingLoader
@@ -36,13 +36,14 @@ class Config:
         origins: where each key that is no default comes from: "preset large", the file's path or "argument".
     """
 
-    settings: Settings
+    settings: Section
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> str | list[str] | None:
         """What to stream, if the configuration says so."""
-        return self.settings.source
+        source: str | list[str] | None = self.settings.source
+        return source
 
     def stream_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `EpisodeStream`, without its source."""
@@ -58,7 +59,7 @@ class Config:
 
     def loader_arguments(self, world: World | None = None) -> dict[str, Any]:
         """Keyword arguments of `StreamingLoader`, without its stream. `world` shares the cores out."""
-        values = self.settings.loader.model_dump()
+        values: dict[str, Any] = self.settings.loader.model_dump()
         if values["num_workers"] == "auto" and values["num_threads"]:
             values["num_workers"] = 0
         elif values["num_workers"] == "auto":

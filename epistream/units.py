@@ -52,3 +52,15 @@ def size_text(num_bytes: float) -> str:
     ('1.5 MiB', '2.5 GiB')
     """
     return f"{num_bytes / 2**30:,.1f} GiB" if abs(num_bytes) >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def exact_size(num_bytes: int) -> int | str:
+    """The shortest exact text for `parse_size`; where there is none in MiB or GiB, the number of bytes.
+
+    >>> exact_size(8589934592), exact_size(1000)
+    ('8GiB', 1000)
+    """
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if num_bytes and num_bytes % factor == 0:
+            return f"{num_bytes // factor}{unit}"
+    return num_bytes

@@ -4,7 +4,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Annotated, Any, Protocol, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from epistream.loader.stream_base import Stream
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.loader.workers.pool import StartMethod, WorkerPool
 from epistream.loader.workers.slots import Slots
+from epistream.options import Count, Range, Seconds, check_values
 
 T = TypeVar("T")
+Number = Annotated[int, Range(0, 1024)]
 
 
 class LoaderConfig(StreamConfig, Protocol):
@@ -50,14 +52,14 @@ class StreamingLoader:
     Args:
         stream: what to read.
         num_workers: worker processes.
-        num_threads: threads, when there are no worker processes; 2 by default.
-        prefetch: batches that each worker prepares ahead; times as many where batches are small and share slots.
+        num_threads: threads, when num_workers is 0; 2 if None.
+        prefetch: batches that each worker prepares ahead. Times as many where batches are small and share slots.
         start_method: how processes are started. ``"fork"`` is fast and shares memory; take ``"spawn"`` or
             ``"forkserver"`` where threads of other libraries do not survive a fork.
-        timeout_s: how long to wait for a batch before giving up with an error, in seconds.
-        monitor: log lines and a metrics endpoint while it runs; none by default.
-        device: where batches are moved ahead of the loop; they stay on the host by default.
+        device: where batches are moved ahead of the loop; the host if None.
         on_device: called on every batch after the move: where augmentation belongs.
+        timeout_s: seconds to wait for a batch before giving up.
+        monitor: log lines and a metrics endpoint while it runs. None by default.
 
     Raises:
         OptionError: numbers that cannot work.
@@ -67,25 +69,23 @@ class StreamingLoader:
         self,
         stream: Stream,
         *,
-        num_workers: int = 2,
-        num_threads: int | None = None,
-        prefetch: int = 2,
+        num_workers: Number = 2,
+        num_threads: Number | None = None,
+        prefetch: Annotated[Count, Range(most=1024)] = 2,
         start_method: StartMethod = "fork",
-        timeout_s: float = 600.0,
+        timeout_s: Seconds = 600.0,
         monitor: MonitorOptions | None = None,
         device: str | torch.device | None = None,
         on_device: Hook | None = None,
     ) -> None:
+        given = {"num_workers": num_workers, "num_threads": num_threads, "prefetch": prefetch, "timeout_s": timeout_s}
+        check_values(StreamingLoader, {**given, "start_method": start_method}, "StreamingLoader ")
         if num_threads is None:
             num_threads = 0 if num_workers else 2
-        if min(num_workers, num_threads) < 0 or (num_workers and num_threads):
+        if num_workers and num_threads:
             raise OptionError(
                 f"StreamingLoader: num_workers={num_workers} and num_threads={num_threads}, wanted one of them above 0 "
                 "or both 0. Leave num_threads out when there are worker processes."
-            )
-        if prefetch < 1 or timeout_s <= 0:
-            raise OptionError(
-                f"StreamingLoader: prefetch={prefetch}, timeout_s={timeout_s}, wanted 1 or more, above 0."
             )
         self.stream = stream
         self._device, self._on_device = check_device(device), on_device

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
-from epistream.loader.options import StreamOptions, changed
+from epistream.loader.options import StreamOptions
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.plan import OrderOptions, Plan
 from epistream.loader.order.working_set import budget_advice
@@ -23,6 +23,7 @@ from epistream.loader.samples.collate import Collator
 from epistream.loader.samples.normalize import Normalizer
 from epistream.loader.samples.transforms import ChannelsFirst, InOrder
 from epistream.loader.stream_base import Stream
+from epistream.options import changed
 from epistream.sharding.dataset import open_dataset
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class EpisodeStream(Stream):
             SourceError, FormatError: a dataset that is missing or torn.
         """
         super().__init__()
-        options = changed(options or StreamOptions(), changes)
+        options = changed(options or StreamOptions(), changes, "EpisodeStream")
         dataset = open_dataset(source, storage_options, on_bad=options.on_bad, layout=options.layout)
         self._collator = Collator(dataset, options)
         chosen, window = self._collator.features, self._collator.window
@@ -118,7 +119,7 @@ class EpisodeStream(Stream):
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
         self._transform = InOrder.of([ChannelsFirst(cameras) if options.channels_first else None, options.transform])
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
-        self._check_budget(options.cache_options.budget_bytes)
+        self._check_budget(options.cache_options.budget("shm"))
 
     def _check_budget(self, budget_bytes: int | None) -> None:
         """Warn of a budget that the order does not fit into: its shards would be fetched again and again."""

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from epistream.errors import OptionError
 from epistream.loader.monitoring.report import PerformanceReport, worker_shares
 from epistream.loader.monitoring.stats import LoaderStats
+from epistream.options import Range, Seconds, check
 from epistream.units import size_text
 
 if TYPE_CHECKING:
@@ -26,24 +27,22 @@ class MonitorOptions:
     """What a loader tells while it runs; nothing by default.
 
     Args:
-        log_every_s: seconds between lines in the log of ``epistream.loader.monitor``, at level INFO.
-        metrics_port: TCP port on which Prometheus may ask; the rank's number on its node is added, so that ranks
-            do not collide. Needs ``pip install epistream[metrics]``.
-        metrics_host: address to listen at; ``"0.0.0.0"`` lets other machines ask.
+        log_every_s: seconds between lines in the log; none if None. They go to ``epistream.loader.monitor``, at level
+            INFO.
+        metrics_port: TCP port for Prometheus, plus the rank's number on its node; none if None. So ranks do not
+            collide. Needs ``pip install epistream[metrics]``.
+        metrics_host: address that the metrics are served at. ``"0.0.0.0"`` lets other machines ask.
 
     Raises:
         OptionError: numbers that cannot work.
     """
 
-    log_every_s: float | None = None
-    metrics_port: int | None = None
+    log_every_s: Seconds | None = None
+    metrics_port: Annotated[int, Range(1, 65535)] | None = None
     metrics_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        if self.log_every_s is not None and not 0 < self.log_every_s < float("inf"):
-            raise OptionError(f"log_every_s: {self.log_every_s}, wanted above 0 seconds. Leave it out for no lines.")
-        if self.metrics_port is not None and not 0 < self.metrics_port < 1 << 16:
-            raise OptionError(f"metrics_port: {self.metrics_port}, wanted 1 to 65535. Leave it out for none.")
+        check(self)
 
 
 class Monitor:

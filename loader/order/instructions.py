@@ -1,21 +1,14 @@
 """Which instruction stands for an episode that owns several."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import OptionError
 from epistream.loader.order.random_integers import Purpose, stream
 from epistream.sharding.format.opened_dataset import Dataset
 
 Instruction = Literal["first", "random", "all"]
-
-
-def check_instruction(choice: str) -> None:
-    """Raise OptionError for a choice that there is not."""
-    if choice not in get_args(Instruction):
-        raise OptionError(f"instruction: {choice!r}, wanted one of {', '.join(get_args(Instruction))}.")
 
 
 def first_task(dataset: Dataset, episode_index: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ Every input must be equal on all ranks, and none of them is the topology: see ``
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import xxhash
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from epistream.errors import OptionError
 from epistream.loader.order.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
 from epistream.loader.order.lanes import Lanes, Pieces
-from epistream.loader.order.random_integers import Purpose, check_seed, permutation
+from epistream.loader.order.random_integers import Purpose, Seed, permutation
 from epistream.loader.order.spread import AverageEpisodes, Episodes
+from epistream.options import Count, Range, check
 
 __all__ = ["ORDER_VERSION", "EpochOrder", "OrderOptions", "Plan", "default_resident_shards"]
 
@@ -36,30 +37,24 @@ class OrderOptions:
     """What decides the order of an epoch, beside the dataset and the window.
 
     Attributes:
-        shuffle: False gives dataset order (and then one lane).
-        seed: any integer in [0, 2**64).
-        lanes: L, the shards are dealt to this many independent runs; keep it a multiple of the number of
-            nodes.
-        resident_shards: K, shards that an epoch draws from at any time over all lanes; a default from the
-            manifest.
-        reshuffle_lanes: permute the shards over the lanes anew in each epoch, at the price of fetching them
-            anew.
+        shuffle: False streams in storage order. There is one lane then.
+        seed: of the order. Any integer in [0, 2**64).
+        lanes: independent runs; a multiple of the nodes. L: the shards are dealt to them.
+        resident_shards: K, shards drawn from at a time, at least 2 x lanes; from the manifest if None. Over all lanes.
+        reshuffle_lanes: deal shards to lanes anew each epoch, and fetch them anew.
+
+    Raises:
+        OptionError: a number outside its range, or fewer resident shards than the lanes need.
     """
 
     shuffle: bool = True
-    seed: int = 0
-    lanes: int = 8
-    resident_shards: int | None = None
+    seed: Seed = 0
+    lanes: Annotated[Count, Range(most=1 << 16)] = 8
+    resident_shards: Annotated[Count, Range(most=1 << 24)] | None = None
     reshuffle_lanes: bool = False
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ("lanes", "resident_shards"):
-            value = getattr(self, name)
-            if type(value) is not int and not (value is None and name == "resident_shards"):
-                raise OptionError(f"{name}: {value!r}, wanted an integer.")
-        if self.lanes < 1:
-            raise OptionError(f"lanes: {self.lanes}, wanted at least 1. The default is 8.")
+        check(self)
         if self.resident_shards is not None and self.shuffle and self.resident_shards < 2 * self.lanes:
             smaller = self.resident_shards // 2
             cure = f"lanes={smaller}" if smaller else "shuffle=False, which holds one shard at a time"

@@ -6,13 +6,15 @@ values.
 """
 
 from enum import IntEnum
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import OptionError
+from epistream.options import Range
 
-_MAX_SEED = 2**64
+# A larger one would be cut off without a word.
+Seed = Annotated[int, Range(0, below=2**64), "an integer in [0, 2**64)"]
 
 
 class Purpose(IntEnum):
@@ -24,16 +26,6 @@ class Purpose(IntEnum):
     SEGMENT = 4
     DEAL = 5
     INSTRUCTION = 7
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed outside [0, 2**64): a larger one would be cut off without a word.
-
-    Raises:
-        OptionError: if it is not an integer in that range.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < _MAX_SEED:
-        raise OptionError(f"seed: {seed!r}, wanted an integer in [0, 2**64). Use for example seed=0.")
 
 
 def stream(purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0) -> np.random.Philox:

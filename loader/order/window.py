@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.options import check
 
 Pad = Literal["edge", "zero"]
 
@@ -42,13 +43,13 @@ class Window:
     where ``*`` marks a padded entry (``pad="edge"`` repeats the nearest step, ``"zero"`` writes zeros).
 
     Args:
-        obs: offsets of every feature but actions, ascending.
-        action: offsets of features called ``action`` or ``action.<name>``, ascending.
-        overrides: offsets for single features, by feature name; they win over `obs` and `action`.
-        pad: what padded entries hold.
-        drop_incomplete: leave out anchors whose window does not lie wholly inside the episode.
-        must_fit: lowest and highest offset (both included) that must lie inside the episode; anchors where they do
-            not are left out, whatever else of their window is padded.
+        obs: step offsets of observations. Of every feature but actions, ascending.
+        action: step offsets of actions. Of features called ``action`` or ``action.<name>``, ascending.
+        overrides: step offsets of single features. By feature name; they win over `obs` and `action`.
+        pad: what stands where an episode does not reach.
+        drop_incomplete: leave out anchors whose window leaves the episode.
+        must_fit: [lowest, highest] offset that must lie inside the episode; all may be padded if None. Both included;
+            anchors where they do not are left out, whatever else of their window is padded.
 
     Raises:
         OptionError: offsets that are empty, repeated or not ascending, an unknown `pad`, or a `must_fit` without 0.
@@ -57,7 +58,7 @@ class Window:
     obs: Iterable[int] = (0,)
     action: Iterable[int] = (0,)
     overrides: Mapping[str, Iterable[int]] = field(default_factory=dict)
-    pad: Pad = "edge"
+    pad: Annotated[Pad, "'edge' or 'zero'"] = "edge"
     drop_incomplete: bool = False
     must_fit: tuple[int, int] | None = None
 
@@ -66,8 +67,7 @@ class Window:
         object.__setattr__(self, "action", _offsets("action", self.action))
         overrides = {name: _offsets(f"overrides[{name!r}]", steps) for name, steps in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
-        if self.pad not in ("edge", "zero"):
-            raise OptionError(f"Window.pad: {self.pad!r}, wanted 'edge' or 'zero'.")
+        check(self, "Window.")
         if self.must_fit is not None:
             object.__setattr__(self, "must_fit", tuple(self.must_fit))
         if self.must_fit is not None and not self.must_fit[0] <= 0 <= self.must_fit[1]:

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
-from epistream.errors import FormatError, OptionError
+from epistream.errors import FormatError
+from epistream.options import Range, check
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.resizing import resized
 
 Decode = Literal["auto", "once", "per_read"]
+Side = Annotated[int, Range(1, (1 << 15) - 1)]
+ImageSize = Annotated[tuple[Side, Side], "(height, width) in pixels, for example (224, 224)"]
 Int64 = NDArray[np.int64]
 # The frames of an episode by camera, each (T, H, W, C).
 Frames = Mapping[str, NDArray[Any]]
@@ -34,18 +37,13 @@ class FrameOptions:
         OptionError: sizes below 1, or an unknown `decode`.
     """
 
-    image_size: tuple[int, int] | None = None
+    image_size: ImageSize | None = None
     decode: Decode = "auto"
 
     def __post_init__(self) -> None:
-        if self.decode not in get_args(Decode):
-            raise OptionError(f"decode: {self.decode!r}, wanted one of {', '.join(get_args(Decode))}.")
-        size = self.image_size
-        if size is not None:
-            pair = isinstance(size, tuple | list) and len(size) == 2
-            if not pair or not all(isinstance(n, int) and 0 < n < 1 << 15 for n in size):
-                raise OptionError(f"image_size: {size!r}, wanted (height, width) in pixels, for example (224, 224).")
-            object.__setattr__(self, "image_size", tuple(size))
+        check(self)
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", tuple(self.image_size))
 
     def shown(self, feature: Feature) -> Feature:
         """The feature as batches hold it: the same, in another size if one was asked for."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from numpy.typing import NDArray
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from epistream.errors import OptionError
 from epistream.hints import did_you_mean
 from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
-from epistream.loader.order.instructions import Instruction, all_tasks, check_instruction
+from epistream.loader.order.instructions import Instruction, all_tasks
 from epistream.loader.order.window import Window
-from epistream.loader.reading.frames import FrameOptions
+from epistream.loader.reading.frames import FrameOptions, ImageSize
 from epistream.loader.samples.action_delta import ActionDelta, DeltaKind, delta_for
 from epistream.loader.samples.formats.base import FormatContext, SampleFormat
 from epistream.loader.samples.formats.names import WantedFormat, format_for
 from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for
+from epistream.options import Range, check
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -30,13 +31,16 @@ class SampleOptions:
     features: Sequence[str] | None = None
     window: Window | None = None
     delta_timestamps: Mapping[str, Sequence[float]] | None = None
-    tolerance_s: float = TOLERANCE_S
+    tolerance_s: Annotated[float, Range(0)] = TOLERANCE_S
     squeeze: bool = False
     action_delta: DeltaKind | ActionDelta | None = None
     normalize: Mode | Mapping[str, Mode] | Normalizer | None = None
     instruction: Instruction = "first"
     sample_format: WantedFormat | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: ImageSize | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 class Collator:
@@ -54,7 +58,6 @@ class Collator:
         Raises:
             OptionError: options that cannot work, alone, together or with this dataset.
         """
-        check_instruction(options.instruction)
         sample_format = format_for(options.sample_format)
         preset = sample_format if isinstance(sample_format, SampleFormat) else None
         if preset is not None and options.squeeze:

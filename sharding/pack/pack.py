@@ -11,6 +11,7 @@ from typing import Any
 
 from epistream._version import __version__
 from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, PackError, WorkerError
+from epistream.options import changed
 from epistream.sharding.files.hdf5_sources import AnyPath, find_sources, names_below_root
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
@@ -74,7 +75,7 @@ def pack(
     After an error nothing is published. What `KeyboardInterrupt`, a dead process or a crash leaves behind is not
     taken for a dataset, and ``resume`` can go on from it; other errors leave nothing.
     """
-    options = (options or PackOptions()).changed(**changes)
+    options = changed(options or PackOptions(), changes, "pack")
     paths = find_sources(sources)
     with Workspace(str(out), options, storage_options) as workspace, TaskPool(options.workers, str(out)) as pool:
         return _Job(paths, workspace, pool, options, progress).run()

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from epistream.errors import OptionError
 from epistream.loader.order.window import Pad, Window
 from epistream.loader.samples.formats.recycler import Recycler
+from epistream.options import check
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -38,11 +39,7 @@ class Padding:
     mask_true: MaskTrue = "pad"
 
     def __post_init__(self) -> None:
-        if self.value not in get_args(Pad) or self.mask_true not in get_args(MaskTrue):
-            raise OptionError(
-                f"Padding: value {self.value!r}, mask_true {self.mask_true!r}, wanted one of "
-                f"{', '.join(get_args(Pad))} and one of {', '.join(get_args(MaskTrue))}."
-            )
+        check(self, "Padding ")
 
     def of(self, is_pad: Tensor) -> Tensor:
         """The mask with the polarity asked for; the stream's own array where that is the one it has."""

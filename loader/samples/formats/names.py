@@ -32,6 +32,4 @@ def format_for(wanted: WantedFormat | None) -> SampleFormat | Callable[[Batch], 
             hint = did_you_mean(wanted, FORMATS, "Or give a function.")
             raise OptionError(f"sample_format: {wanted!r}, wanted one of {', '.join(FORMATS)}. {hint}")
         return FORMATS[wanted]()
-    if wanted is not None and not callable(wanted):
-        raise OptionError(f"sample_format: {wanted!r:.80}, wanted one of {', '.join(FORMATS)}, or a function.")
     return wanted

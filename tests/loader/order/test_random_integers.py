@@ -3,7 +3,8 @@
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.order.random_integers import Purpose, check_seed, draw, permutation
+from epistream.loader.order.plan import OrderOptions
+from epistream.loader.order.random_integers import Purpose, draw, permutation
 
 
 def test_permutation_of_known_numbers_is_the_one_written_here():
@@ -29,4 +30,4 @@ def test_neighbouring_numbers_give_unrelated_permutations():
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, "0", True, None])
 def test_seed_that_is_no_64_bit_integer_is_refused(seed):
     with pytest.raises(OptionError, match=r"seed: .* wanted an integer"):
-        check_seed(seed)
+        OrderOptions(seed=seed)

@@ -1,0 +1,42 @@
+"""Step offsets as a configuration writes them: START:STOP, a list, or one step."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+
+
+def _offsets(value: Any) -> Any:
+    if isinstance(value, range):
+        return list(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return [value]
+    if isinstance(value, str):
+        first, colon, last = value.partition(":")
+        try:
+            return list(range(int(first), int(last))) if colon else [int(first)]
+        except ValueError:
+            raise ValueError(f"{value!r}, wanted START:STOP, for example 0:100") from None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _ascending(steps: list[int]) -> list[int]:
+    if not steps:
+        raise ValueError("no step offsets, wanted at least one, for example 0:1")
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError(f"{steps[:8]} does not ascend, wanted each step offset once, oldest first")
+    return steps
+
+
+def _write_offsets(steps: Iterable[int]) -> str | list[int]:
+    """A run as START:STOP, anything else as it is."""
+    numbers = list(steps)
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]}:{numbers[-1] + 1}"
+    return numbers
+
+
+Offsets = Annotated[list[int], BeforeValidator(_offsets), AfterValidator(_ascending), PlainSerializer(_write_offsets)]

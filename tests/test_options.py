@@ -1,0 +1,295 @@
+"""Options are said once: class and configuration allow the same, by the same names and defaults."""
+
+import copy
+import dataclasses
+import inspect
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import numpy as np
+import pytest
+
+import epistream as es
+from epistream.configs.config import load_config
+from epistream.configs.keys import NAMES, nest
+from epistream.configs.yaml_text import dump_yaml
+from epistream.errors import OptionError
+from epistream.loader.reading.frames import FrameOptions
+from epistream.loader.samples.formats.act import ActFormat
+from epistream.options import options_of
+from epistream.sharding.pack.options import PackOptions
+
+WEEK_S = 604_800
+FLAG = ([True, False], [1, 0, "yes"])
+COUNT = [0, -1, 1.0, "1", True]
+WAIT = ([0, 0.5, WEEK_S], [-1, -0.001, WEEK_S + 1, float("inf"), float("nan"), "1", True])
+NUMBER = ([0, 1, 8], [-1, 1025, 1.0, True])
+SIZE = ([0, 1, "8GiB", "500MB", 1 << 50], [-1, "-1", 1.5, "8 parsec", "10%", True])
+SIDES = [[0, 1], [1], [1, 1, 1], 224, [1.0, 1], ["1", 1], "1x1"]
+
+# For each option of each class: values that it may have, and values that it may not, whoever says so.
+TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
+    es.StreamOptions: {
+        "batch_size": ([1, 1 << 20], [*COUNT, (1 << 20) + 1]),
+        "window": ([es.Window(), None], [16, "action"]),
+        "features": ([["action"], "action", None], [3]),
+        "split": (["auto", "val", None], [3, True]),
+        "shuffle": FLAG,
+        "seed": ([0, 2**64 - 1], [-1, 2**64, 1.0, "0", True]),
+        "remainder": (["drop", "pad", "uneven"], ["keep", 1]),
+        "image_size": ([[1, 32767], None], [*SIDES, [1, 32768]]),
+        "decode": (["auto", "once", "per_read"], ["twice", True]),
+        "channels_first": FLAG,
+        "squeeze": FLAG,
+        "sample_format": (["act", "diffusion_policy", "lerobot", "ilstudio", None], [3]),
+        "delta_timestamps": ([{"action": [0, 0.02]}, None], [3, [0.1]]),
+        "tolerance_s": ([0, 1e9], [-1e-9, float("inf"), float("nan"), "1", True]),
+        "action_delta": (["delta_step", "delta_first", None], ["delta", 1]),
+        "normalize": (["mean_std", "min_max", "quantiles", {"action": "min_max"}, None], ["zscore", 1, ["mean_std"]]),
+        "instruction": (["first", "random", "all"], ["some", 1]),
+        "on_bad": (["raise", "skip"], ["pass", True]),
+        "layout": (["robomimic", None], [3, True]),
+        "repetitions": ([[1, 0], None], [3]),
+        "order": ([es.OrderOptions(), None], [3, {}]),
+        "cache": (["auto", "shm", "disk", "off", es.CacheOptions()], ["ram", 3]),
+        "transform": ([len, None], [3]),
+    },
+    es.Window: {
+        "obs": ([[0], [-1, 0]], [[], [0, 0], [1, 0], None]),
+        "action": ([[0], [0, 1]], [[], [0, 0], [1, 0], None]),
+        "overrides": ([{}, {"action": [0]}], [{"action": [1, 0]}, {"action": []}]),
+        "pad": (["edge", "zero"], ["wrap", 0]),
+        "drop_incomplete": FLAG,
+        "must_fit": ([[0, 0], [-1, 2], None], [[1, 2], [-1], 3, [0.0, 1]]),
+    },
+    es.OrderOptions: {
+        "shuffle": FLAG,
+        "seed": ([0, 2**64 - 1], [-1, 2**64, 1.0, "0", True]),
+        "lanes": ([1, 1 << 16], [*COUNT, (1 << 16) + 1, None]),
+        "resident_shards": ([16, 1 << 24, None], [*COUNT, (1 << 24) + 1]),
+        "reshuffle_lanes": FLAG,
+    },
+    es.CacheOptions: {
+        "mode": (["auto", "shm", "disk", "off"], ["ram", True]),
+        "budget_bytes": SIZE,
+        "directory": (["/dev/shm/mine", None], [3]),
+        "disk_directory": (["/scratch", None], [3]),
+        "disk_budget_bytes": SIZE,
+        "keep": FLAG,
+        "memory_fraction": ([1e-9, 0.5, 1], [0, 1.01, float("nan"), "0.5", True]),
+        "fill_timeout_s": WAIT,
+        "room_timeout_s": WAIT,
+        "fetch_timeout_s": WAIT,
+        "request_timeout_s": WAIT,
+        "attempts": ([1, 1000], [*COUNT, 1001]),
+        "parallel_requests": ([1, 1024], [*COUNT, 1025]),
+    },
+    es.MonitorOptions: {
+        "log_every_s": ([0.1, WEEK_S, None], [0, -1.0, WEEK_S + 1, float("nan"), float("inf"), True]),
+        "metrics_port": ([1, 65535, None], [0, 65536, 80.0, True]),
+        "metrics_host": (["0.0.0.0"], [3]),
+    },
+    es.StreamingLoader: {
+        "num_workers": NUMBER,
+        "num_threads": NUMBER,
+        "prefetch": ([1, 1024], [*COUNT, 1025]),
+        "start_method": (["fork", "spawn", "forkserver"], ["thread"]),
+        "device": (["cpu", None], []),
+        "timeout_s": ([0.1, WEEK_S], [0, -1, WEEK_S + 1, float("inf"), True]),
+    },
+    PackOptions: {
+        "layout": (["aloha", None], [3]),
+        "codec": (["jpeg", "png", "raw", None], ["h264", 1]),
+        "quality": ([1, 100], [0, 101, 95.0, "95", True]),
+        "shard_size": ([1 << 16, 1 << 39, "64KiB", "1MB"], [(1 << 16) - 1, (1 << 39) + 1, "10", "huge", 1e6, True]),
+        "cameras": ([["top"], "top"], [[3]]),
+        "drop": ([["*.x"], "x"], [[3]]),
+        "rename": ([{"a": "b"}, [["a", "b"]]], []),
+        "color_order": (["rgb", "bgr", None], ["grb"]),
+        "image_size": ([[1, 16384], None], [*SIDES, [1, 16385]]),
+        "fps": ([0.1, 50, None], [0, -1, 1e6, float("nan"), True]),
+        "val_fraction": ([0.1, 0.999, None], [0, 1, -0.1, True]),
+        "split_seed": ([0, 1 << 63], [-1, (1 << 63) + 1, 0.0]),
+        "workers": ([1, 1024], [0, 1025, 1.0]),
+        "resume": FLAG,
+        "overwrite": FLAG,
+        "skip_bad": FLAG,
+    },
+    FrameOptions: {
+        "image_size": ([[1, 32767], None], [*SIDES, [1, 32768]]),
+        "decode": (["auto", "once", "per_read"], ["twice", True]),
+    },
+}
+SECTIONS = {
+    es.StreamOptions: "stream",
+    es.Window: "stream.window",
+    es.OrderOptions: "order",
+    es.CacheOptions: "cache",
+    es.MonitorOptions: "monitor",
+    es.StreamingLoader: "loader",
+    PackOptions: "pack",
+}
+
+
+def key_of(owner: type, name: str) -> str:
+    return f"{SECTIONS[owner]}.{name}"
+
+
+def every_option(owners: Iterable[type], have: Callable[[type, str], bool] = lambda owner, name: True) -> list[Any]:
+    found = [(owner, name) for owner in owners for name in TABLE[owner] if have(owner, name)]
+    return [pytest.param(owner, name, id=f"{owner.__name__}.{name}") for owner, name in found]
+
+
+def each_value(owner: type, name: str) -> Iterator[tuple[Any, bool]]:
+    good, bad = TABLE[owner][name]
+    return chain(zip(good, repeat(True)), zip(bad, repeat(False)))
+
+
+def refused(make: Any) -> bool:
+    try:
+        make()
+    except OptionError:
+        return True
+    return False
+
+
+def test_table_has_every_option_of_every_class():
+    elsewhere = {es.StreamingLoader: {"stream", "monitor", "on_device"}}
+    for owner, options in TABLE.items():
+        assert set(options) | elsewhere.get(owner, set()) == set(options_of(owner))
+
+
+@pytest.fixture(scope="module")
+def stream(aloha_shards):
+    return es.EpisodeStream(aloha_shards, features=["action"])
+
+
+@pytest.mark.parametrize(("owner", "name"), every_option(TABLE))
+def test_class_refuses_what_it_cannot_use(owner, name, stream):
+    others = {"stream": stream} if owner is es.StreamingLoader else {}
+    if name == "num_threads":
+        others["num_workers"] = 0
+    for value, fits in each_value(owner, name):
+        assert refused(lambda value=value: owner(**others, **{name: value})) != fits, value
+        if not fits:
+            with pytest.raises(OptionError, match=rf"{name}\b.*(wanted|no step offsets|does not ascend)"):
+                owner(**others, **{name: value})
+
+
+@pytest.mark.parametrize(("owner", "name"), every_option(SECTIONS, lambda owner, name: key_of(owner, name) in NAMES))
+def test_configuration_refuses_the_same(tmp_path, owner, name):
+    file = tmp_path / "run.yaml"
+    for value, fits in each_value(owner, name):
+        plain = {} if isinstance(value, es.Window) else value
+        file.write_text(dump_yaml(nest({key_of(owner, name): plain})))
+        assert refused(lambda: load_config(file)) != fits, value
+
+
+@pytest.mark.parametrize("owner", TABLE)
+def test_every_option_has_a_sentence(owner):
+    assert [name for name, option in options_of(owner).items() if not option.sentence] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        es.StreamOptions(batch_size=4, image_size=(2, 3), cache=es.CacheOptions(mode="off"), sample_format=ActFormat()),
+        es.OrderOptions(False, 3, 4),
+        es.CacheOptions("shm", "8GiB"),
+        es.MonitorOptions(1.5),
+        PackOptions(cameras=("top",), rename=(("a", "b"),)),
+    ],
+)
+def test_options_are_frozen_values(options):
+    assert options == copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == dataclasses.replace(options)
+    assert hash(options) == hash(dataclasses.replace(options))
+    assert repr(options).startswith(f"{type(options).__name__}(")
+    name = dataclasses.fields(options)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(options, name, None)
+    with pytest.raises(OptionError):
+        dataclasses.replace(options, **{next(iter(TABLE[type(options)])): object()})
+
+
+def test_options_are_shown_as_they_were_given():
+    assert repr(es.CacheOptions("shm", "8GiB")).startswith(
+        "CacheOptions(mode='shm', budget_bytes='8GiB', directory=None"
+    )
+    assert repr(es.OrderOptions()) == (
+        "OrderOptions(shuffle=True, seed=0, lanes=8, resident_shards=None, reshuffle_lanes=False)"
+    )
+    assert "shard_size='128MiB', cameras=('top',)" in repr(PackOptions(cameras=["top"]))
+
+
+def test_signature_says_ranges():
+    signature = str(inspect.signature(es.CacheOptions))
+    assert "Annotated[int, at least 1, at most 1000] = 6" in signature
+
+
+def test_numbers_of_numpy_are_pythons():
+    order = es.OrderOptions(seed=np.uint64(2**64 - 1), lanes=np.int32(3), shuffle=np.bool_(True))
+    assert (type(order.seed), type(order.lanes), type(order.shuffle)) == (int, int, bool)
+    assert order == es.OrderOptions(seed=2**64 - 1, lanes=3)
+    assert es.CacheOptions(memory_fraction=np.float32(0.25)).memory_fraction == 0.25
+    with pytest.raises(OptionError, match="lanes"):
+        es.OrderOptions(lanes=np.int64(0))
+
+
+def test_sizes_of_the_cache_are_told_as_text():
+    options = es.CacheOptions(budget_bytes="8GiB", disk_budget_bytes="500MB")
+    assert (options.budget("shm"), options.budget("disk")) == (8 << 30, 500_000_000)
+    assert es.CacheOptions(budget_bytes=np.int64(5)).budget("shm") == 5
+    assert es.CacheOptions().budget("shm") is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: es.CacheOptions(attempts=0), "cache attempts: 0, wanted at least 1. The default is 6."),
+        (
+            lambda: es.MonitorOptions(metrics_port=0),
+            "metrics_port: 0, wanted 1 to 65535. Leave it out for the default.",
+        ),
+        (
+            lambda: es.StreamOptions(batch_size=4.0),
+            "batch_size: 4.0, wanted an integer of at least 1. The default is 1.",
+        ),
+        (
+            lambda: es.StreamOptions(batch_size=1 << 21),
+            "batch_size: 2097152, wanted at most 1048576. The default is 1.",
+        ),
+        (lambda: es.StreamOptions(order=3), "order: 3, wanted an OrderOptions. Leave it out for the default."),
+        (lambda: es.StreamOptions(shuffle=1), "shuffle: 1, wanted True or False. The default is True."),
+        (
+            lambda: es.StreamOptions(action_delta=3),
+            "action_delta: 3, wanted one of delta_step, delta_first, or an ActionDelta. Leave it out for the default.",
+        ),
+        (
+            lambda: es.CacheOptions(memory_fraction=2),
+            "cache memory_fraction: 2, wanted above 0 and at most 1. The default is 0.5.",
+        ),
+        (
+            lambda: FrameOptions(image_size=3),
+            "image_size: 3, wanted (height, width) in pixels, for example (224, 224). Leave it out for the default.",
+        ),
+        (
+            lambda: PackOptions(shard_size="10"),
+            "shard_size: '10', wanted 64 KiB to 512 GiB. The default is '128MiB'.",
+        ),
+    ],
+)
+def test_messages_say_where_what_was_found_what_is_wanted_and_what_works(make, message):
+    with pytest.raises(OptionError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_option_classes_do_not_import_pydantic():
+    # It takes 12 MB and 50 ms of processes that have nothing to validate but these.
+    modules = ("epistream.cache.options", "epistream.loader.order.plan", "epistream.sharding.pack.options")
+    code = f"import sys, {', '.join(modules)}; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
