@@ -22,7 +22,8 @@ import psutil
 import epistream
 from epistream.configs.config import Config, load_config
 from epistream.configs.prediction import Choice, Prediction, predict
-from epistream.configs.tuner import TuneOptions, Tuning, tune
+from epistream.configs.tune_options import TuneOptions
+from epistream.configs.tuner import Tuning, tune
 
 
 def endless(loader: epistream.StreamingLoader) -> Iterator[Any]:

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from epistream.configs.config import load_config
+from epistream.configs.tune_options import TuneOptions
 from epistream.configs.tuned_yaml import tuned_yaml
-from epistream.configs.tuner import TuneOptions, Tuning, tune
-from epistream.errors import OptionError
+from epistream.configs.tuner import Tuning, tune
 from epistream.loader.episodic.dataset import OptimizedEpisodicDataset, Sample
 from epistream.loader.episodic.episode_table import AnyPath, find_paths
 from epistream.loader.episodic.options import camera_features
@@ -132,8 +132,6 @@ class DatasetOptimizer:
         self._paths = find_paths(dataset_paths)
         self._dataset = open_dataset(self._paths)
         self._cameras = camera_features(self._dataset.features, camera_names)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size: {batch_size!r}, wanted at least 1.")
         arrays = [name for name, feature in self._dataset.features.items() if feature.kind == "array"]
         self._base = load_config(
             batch_size=batch_size,

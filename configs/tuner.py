@@ -12,7 +12,7 @@ from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
 from epistream.configs.repacking import WORTH, Alternative, is_hdf5, packed_survey
 from epistream.configs.survey import Survey, survey, survey_kept
-from epistream.errors import OptionError
+from epistream.configs.tune_options import TuneOptions
 from epistream.loader.measuring.rates import Kind
 from epistream.loader.order.plan import OrderOptions, Plan
 from epistream.loader.order.working_set import open_bytes
@@ -28,27 +28,6 @@ _WORTH_KEEPING = 1.2
 _MARGIN = 1.2
 # What may go to batches and caches together, of the memory that is free: the rest is the model's and the kernel's.
 _RING_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """What the user says.
-
-    Args:
-        ranks: training processes on this node.
-        nodes: nodes of the job.
-        target: windows/s that the node's training takes; None for as many as possible.
-        seconds: length of each measurement.
-    """
-
-    ranks: int = 1
-    nodes: int = 1
-    target: float | None = None
-    seconds: float = 1.5
-
-    def __post_init__(self) -> None:
-        if min(self.ranks, self.nodes) < 1 or self.seconds <= 0 or (self.target is not None and self.target <= 0):
-            raise OptionError(f"tune: {self}, wanted ranks, nodes, target and seconds above 0.")
 
 
 @dataclass(frozen=True)

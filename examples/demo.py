@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import epistream as es
-from epistream.loader.measuring.bench import BenchOptions, run_bench
+from epistream.loader.measuring.bench import run_bench
+from epistream.loader.measuring.bench_options import BenchOptions
 
 HERE = Path(__file__).resolve().parent
 NUM_RANKS, NUM_EPOCHS, BATCH_SIZE, TIMEOUT_S = 2, 2, 8, 120

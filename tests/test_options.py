@@ -1,4 +1,4 @@
-"""Options are said once: class and configuration allow the same, by the same names and defaults."""
+"""Options are said once: class, configuration and command line allow the same, by the same names and defaults."""
 
 import copy
 import dataclasses
@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import epistream as es
+from epistream.commands import cli
 from epistream.configs.config import load_config
 from epistream.configs.keys import NAMES, nest
+from epistream.configs.tune_options import TuneOptions
 from epistream.configs.yaml_text import dump_yaml
-from epistream.errors import OptionError
+from epistream.errors import EpistreamError, OptionError
+from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.samples.formats.act import ActFormat
 from epistream.options import options_of
@@ -123,6 +127,22 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "image_size": ([[1, 32767], None], [*SIDES, [1, 32768]]),
         "decode": (["auto", "once", "per_read"], ["twice", True]),
     },
+    BenchOptions: {
+        "batch_size": ([1], COUNT),
+        "obs": ([range(2)], [[0, 1], 2]),
+        "action": ([range(2)], [[0, 1], 2]),
+        "parallel": ([1, (1, 2)], [0, (1, 0), "2", True]),
+        "cache": (["auto", "shm", "disk", "off"], ["ram"]),
+        "rounds": ([1], COUNT),
+        "seconds": ([0.1, 5], [0, -1, float("inf"), True]),
+        "once": FLAG,
+    },
+    TuneOptions: {
+        "ranks": ([1], COUNT),
+        "nodes": ([1], COUNT),
+        "target": ([0.5, 3, None], [0, -1, float("nan"), True]),
+        "seconds": ([0.1, 5], [0, -1, float("inf"), True]),
+    },
 }
 SECTIONS = {
     es.StreamOptions: "stream",
@@ -132,6 +152,12 @@ SECTIONS = {
     es.MonitorOptions: "monitor",
     es.StreamingLoader: "loader",
     PackOptions: "pack",
+}
+COMMANDS = {
+    PackOptions: ["pack", "in", "out"],
+    BenchOptions: ["bench"],
+    TuneOptions: ["tune"],
+    es.OrderOptions: ["plan"],
 }
 
 
@@ -187,6 +213,73 @@ def test_configuration_refuses_the_same(tmp_path, owner, name):
         plain = {} if isinstance(value, es.Window) else value
         file.write_text(dump_yaml(nest({key_of(owner, name): plain})))
         assert refused(lambda: load_config(file)) != fits, value
+
+
+def words_for(name: str, value: Any, good: list[Any]) -> list[str] | None:
+    """How a command line says a value; None if it cannot: numbers as texts, nothing at all, a flag that is not set."""
+    flag = f"--{name.removesuffix('s') if name == 'cameras' else name}".replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value and good is FLAG[0] else None
+    if isinstance(value, float) and any(isinstance(one, str) for one in good):
+        return None  # as a text it is a size
+    if isinstance(value, int | float | range):
+        return [f"{flag}={value.start}:{value.stop}" if isinstance(value, range) else f"{flag}={value}"]
+    if isinstance(value, tuple):
+        return [f"{flag}={','.join(map(str, value))}"]
+    if isinstance(value, list) and name == "image_size" and "1" not in value:
+        return [f"{flag}={'x'.join(map(str, value))}"]
+    if isinstance(value, str) and any(isinstance(one, str) for one in good):
+        return [f"{flag}={value}"]
+    return None
+
+
+class Enough(EpistreamError):
+    """The command has read its options."""
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Commands end where their work would begin; the options with which it would."""
+    seen = []
+
+    def stop(*arguments, **options):
+        seen.append(arguments[1])
+        raise Enough
+
+    monkeypatch.setattr("epistream.commands.pack.pack", lambda *places, progress, **said: stop(0, PackOptions(**said)))
+    monkeypatch.setattr("epistream.commands.plan._plan", stop)
+    monkeypatch.setattr("epistream.loader.measuring.bench.run_bench", stop)
+    monkeypatch.setattr("epistream.configs.tuner.tune", stop)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), every_option(COMMANDS, lambda owner, name: name not in ("shuffle", "reshuffle_lanes", "layout"))
+)
+def test_command_line_refuses_the_same(stopped, aloha_shards, owner, name):
+    for value, fits in each_value(owner, name):
+        words = words_for(name, value, TABLE[owner][name][0])
+        if words is not None:
+            done = CliRunner().invoke(cli, [*COMMANDS[owner], str(aloha_shards), *words])
+            assert isinstance(done.exception, Enough) == fits, (value, done.output)
+            assert fits or isinstance(done.exception, OptionError) or done.exit_code == 2, value
+
+
+def test_commands_have_the_defaults_of_the_classes(stopped):
+    for command in ("pack in out", "tune in", "bench in"):
+        assert isinstance(CliRunner().invoke(cli, command.split()).exception, Enough)
+    packing, tuning, measuring = stopped
+    assert dataclasses.replace(packing, workers=1) == PackOptions()
+    assert tuning == TuneOptions()
+    assert dataclasses.replace(measuring, parallel=2) == BenchOptions()
+
+
+def test_help_of_a_command_says_what_the_class_says():
+    text = " ".join(CliRunner().invoke(cli, ["pack", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "--codec [jpeg|png|raw] Of cameras; as recorded, or jpeg, if not given. --quality" in text
+    assert "--quality INTEGER Of JPEG, 1 to 100. [default: 95] --shard-size" in text
+    assert "--shard-size SIZE Target bytes of a shard. [64 KiB to 512 GiB] [default: 128MiB] --camera" in text
+    assert "--workers INTEGER Processes. [1 to 1024] [default: (one a core)] --resume" in text
 
 
 @pytest.mark.parametrize("owner", TABLE)

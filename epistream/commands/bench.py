@@ -9,28 +9,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from epistream.commands.parameters import option
+from epistream.loader.measuring.bench_options import BenchOptions
+
 # Options that are keys of a configuration as well.
 _KEYS = {"batch_size": "batch_size", "obs": "obs", "action": "action", "cache": "mode"}
 
 
-def _offsets(text: str) -> range:
-    first, _, last = text.partition(":")
-    try:
-        return range(int(first), int(last))
-    except ValueError:
-        raise click.BadParameter(f"{text!r}, wanted START:STOP, for example 0:100") from None
-
-
 @click.command()
 @click.argument("url")
-@click.option("--batch-size", default=32, show_default=True, help="Windows per batch.")
-@click.option("--obs", default="0:1", show_default=True, help="Step offsets of observations, START:STOP.")
-@click.option("--action", default="0:100", show_default=True, help="Step offsets of actions, START:STOP.")
-@click.option("--parallel", default="2", show_default=True, help="Workers, or several numbers of them: 1,2,4.")
-@click.option("--cache", default="auto", show_default=True, type=click.Choice(["auto", "shm", "disk", "off"]))
-@click.option("--rounds", default=5, show_default=True, help="Interleaved rounds; medians are shown.")
-@click.option("--seconds", default=2.0, show_default=True, help="Length of each measurement.")
-@click.option("--once/--no-once", default=True, show_default=True, help="Also with all episodes decoded before.")
+@option(BenchOptions, "batch_size")
+@option(BenchOptions, "obs")
+@option(BenchOptions, "action")
+@option(BenchOptions, "parallel", type=str, metavar="N,N,...")
+@option(BenchOptions, "cache")
+@option(BenchOptions, "rounds")
+@option(BenchOptions, "seconds")
+@option(BenchOptions, "once", "--once/--no-once")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
 @click.option("--config", help="A configuration that says what is streamed; options given here win.")
 def command(as_json: bool, config: str | None, **options: Any) -> None:
@@ -41,12 +36,10 @@ def command(as_json: bool, config: str | None, **options: Any) -> None:
     decoded before, where all of them fit the cache's budget, against bare copying. "Of bound" is the median of the
     rounds' shares. CPU is in seconds per 1,000 windows, the first batch in ms, PSS of all processes in MiB.
     """
-    from epistream.loader.measuring.bench import BenchOptions, run_bench
+    from epistream.loader.measuring.bench import run_bench
 
     context = click.get_current_context()
     said = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    for name in ("obs", "action"):
-        options[name] = _offsets(options[name])
     options["parallel"] = _numbers(options["parallel"])
     url, stream = options.pop("url"), None
     if config is not None:

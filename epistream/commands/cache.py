@@ -124,11 +124,10 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
 
     dataset = open_source(source, **reached)
     place = str(directory) if directory else None
-    cap = parse_size(budget, "--budget") if budget else None
     options = (
-        CacheOptions(mode="disk", disk_directory=place, disk_budget_bytes=cap)
+        CacheOptions(mode="disk", disk_directory=place, disk_budget_bytes=budget)
         if mode == "disk"
-        else CacheOptions(mode="shm", directory=place, budget_bytes=cap)
+        else CacheOptions(mode="shm", directory=place, budget_bytes=budget)
     )
     entries = [shard_entry(dataset, shard) for shard in range(len(dataset.shard_url))]
     with NodeCache(options, dataset.storage_options) as cache:

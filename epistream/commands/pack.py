@@ -16,10 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, wanted_layout
 from epistream.errors import OptionError
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature
+from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
 from epistream.units import size_text
@@ -31,25 +33,21 @@ _MAX_FAULTS_SHOWN = 50
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("out")
 @layout_options
-@click.option(
-    "--codec",
-    type=click.Choice(list(CODECS)),
-    help="For raw cameras: jpeg (the default), or png and raw, which keep every bit.",
-)
-@click.option("--quality", type=int, default=95, show_default=True, help="Of encoded JPEG, 1 to 100.")
-@click.option("--shard-size", default="128MiB", show_default=True, help="Target size of a shard.")
-@click.option("--camera", "cameras", multiple=True, help="Pack this camera only; may be repeated.")
-@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave a feature out (patterns too); may be repeated.")
-@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a feature or camera; may be repeated.")
-@click.option("--color-order", type=click.Choice(["rgb", "bgr"]), help="Channel order in which JPEG is decoded.")
-@click.option("--image-size", metavar="WxH", help="Resize colour cameras.")
-@click.option("--fps", type=float, help="Steps per second, if the source does not say.")
-@click.option("--val-fraction", type=float, help="Share of the episodes for the split 'val'.")
-@click.option("--split-seed", type=int, default=0, show_default=True, help="Which episodes those are.")
-@click.option("--workers", type=int, help="Processes.  [default: one a core]")
-@click.option("--resume", is_flag=True, help="Finish an interrupted job.")
-@click.option("--overwrite", is_flag=True, help="Replace the dataset that is there.")
-@click.option("--skip-bad", is_flag=True, help="Leave bad episodes out and list them.")
+@option(PackOptions, "codec")
+@option(PackOptions, "quality")
+@option(PackOptions, "shard_size", metavar="SIZE")
+@option(PackOptions, "cameras", "--camera", multiple=True, metavar="NAME")
+@option(PackOptions, "drop", multiple=True, metavar="FEATURE")
+@option(PackOptions, "rename", multiple=True, metavar="OLD=NEW")
+@option(PackOptions, "color_order")
+@option(PackOptions, "image_size", metavar="WxH")
+@option(PackOptions, "fps")
+@option(PackOptions, "val_fraction")
+@option(PackOptions, "split_seed")
+@option(PackOptions, "workers", default=None, show_default="one a core")
+@option(PackOptions, "resume")
+@option(PackOptions, "overwrite")
+@option(PackOptions, "skip_bad")
 def command(sources: tuple[str, ...], out: str, workers: int | None, **options: Any) -> None:
     """Pack the HDF5 episodes in SRC... (files, folders, globs) into a dataset of tar shards at OUT (folder or URL)."""
     options["layout"] = wanted_layout(options["layout"], options.pop("layout_file"))

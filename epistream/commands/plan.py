@@ -8,13 +8,15 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import new_list, print_table
+from epistream.loader.order.plan import OrderOptions
 from epistream.units import parse_size, size_text
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
-    from epistream.loader.order.plan import OrderOptions, Plan
+    from epistream.loader.order.plan import Plan
     from epistream.loader.order.quality import OrderReport
 
 
@@ -40,9 +42,9 @@ class _Job:
 @click.option("--nodes", "num_nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the job.")
 @click.option("--ranks-per-node", type=click.IntRange(1), default=1, show_default=True, help="Ranks on each of them.")
 @click.option("--split", default="auto", show_default=True, help="A split; auto is train where there is one, else all.")
-@click.option("--lanes", type=click.IntRange(1), help="L, a multiple of the nodes.  [default: 8, fewer if need be]")
-@click.option("--resident-shards", type=click.IntRange(2), help="K.  [default: what the budget or the manifest says]")
-@click.option("--seed", default=0, show_default=True, help="Of the order.")
+@option(OrderOptions, "lanes", default=None, show_default="8, fewer if need be")
+@option(OrderOptions, "resident_shards", show_default="what the budget or the manifest says")
+@option(OrderOptions, "seed")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
@@ -52,7 +54,6 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     Reads the manifest only. Every step that the dataset allows is an anchor.
     """
     from epistream.loader.order.anchors import Anchors
-    from epistream.loader.order.plan import OrderOptions
     from epistream.loader.order.quality import report
     from epistream.loader.order.working_set import budget_advice
 
@@ -64,7 +65,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     job = _Job(options["batch_size"], options["num_nodes"], options["ranks_per_node"])
     lanes, resident_shards = options["lanes"], options["resident_shards"]
     if lanes is None:
-        lanes = 8 if resident_shards is None else min(8, resident_shards // 2)
+        lanes = 8 if resident_shards is None else max(1, min(8, resident_shards // 2))
     wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards)
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
     budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
@@ -79,7 +80,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     _show(dataset.url, found, budget, advice)
 
 
-def _plan(dataset: Any, anchors: "Anchors", wanted: "OrderOptions", budget: int | None, job: _Job) -> "Plan":
+def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | None, job: _Job) -> "Plan":
     """The plan of the options; where they leave K open, with the largest K that fits the budget."""
     from epistream.loader.order.plan import Plan
     from epistream.loader.order.working_set import largest_fit

@@ -8,8 +8,10 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, wanted_layout
 from epistream.commands.tables import new_table, print_table
+from epistream.configs.tune_options import TuneOptions
 
 if TYPE_CHECKING:
     from epistream.configs.tuner import Tuning
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 @click.option("--config", "base", help="What is streamed: a YAML file, whose choices of speed are replaced.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key of it; may be repeated.")
 @layout_options
-@click.option("--ranks", default=1, show_default=True, help="Training processes on this node.")
-@click.option("--nodes", default=1, show_default=True, help="Nodes of the job.")
-@click.option("--target", type=float, help="Windows/s that this node's training takes.")
-@click.option("--seconds", default=1.5, show_default=True, help="Length of each measurement.")
+@option(TuneOptions, "ranks")
+@option(TuneOptions, "nodes")
+@option(TuneOptions, "target")
+@option(TuneOptions, "seconds")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the configuration here.")
 @click.option("--json", "as_json", is_flag=True, help="Print choices, reasons and measurements as JSON.")
 def command(source: tuple[str, ...], base: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
@@ -38,7 +40,7 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
     from epistream.commands.config import parse_change
     from epistream.configs.config import load_config
     from epistream.configs.tuned_yaml import tuned_yaml
-    from epistream.configs.tuner import TuneOptions, tune
+    from epistream.configs.tuner import tune
 
     changes = dict(parse_change(change) for change in options.pop("changes"))
     for key in ("batch_size", "obs", "action"):

@@ -13,9 +13,8 @@ import simplejpeg
 import torch
 
 from epistream._version import __version__
-from epistream.cache.options import Mode
-from epistream.errors import OptionError
 from epistream.loader.loader import StreamingLoader
+from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.measuring.bound import Bound, measure_bound
 from epistream.loader.measuring.rates import run_steadily
 from epistream.loader.monitoring.memory_use import measure_memory
@@ -27,40 +26,6 @@ from epistream.units import size_text
 
 # Decoding every episode beforehand is given up after this.
 _WARM_S = 300.0
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure; the defaults are those of ``epistream bench``.
-
-    Args:
-        batch_size: windows per batch.
-        obs: step offsets of observations.
-        action: step offsets of actions.
-        parallel: numbers of worker processes and of threads.
-        cache: where shards are kept.
-        rounds: interleaved rounds.
-        seconds: length of each measurement.
-        once: also measure with all episodes decoded before, where they fit the cache's budget.
-    """
-
-    batch_size: int = 32
-    obs: range = range(1)
-    action: range = range(100)
-    parallel: int | tuple[int, ...] = 2
-    cache: Mode = "auto"
-    rounds: int = 5
-    seconds: float = 2.0
-    once: bool = True
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """`parallel` as a tuple."""
-        return self.parallel if isinstance(self.parallel, tuple) else (self.parallel,)
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.rounds, *self.numbers) < 1 or self.seconds <= 0:
-            raise OptionError(f"bench: {self}, wanted a batch size, parallelism, rounds and seconds above 0.")
 
 
 @dataclass

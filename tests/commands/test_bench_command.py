@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 import epistream as es
 from epistream.commands.bench import command
-from epistream.loader.measuring.bench import BenchOptions, BenchRow, run_bench
+from epistream.loader.measuring.bench import BenchRow, run_bench
+from epistream.loader.measuring.bench_options import BenchOptions
 
 QUICK = ["--rounds", "2", "--seconds", "0.02", "--batch-size", "8", "--action", "0:4", "--parallel", "1"]
 

@@ -12,8 +12,9 @@ import pytest
 import epistream as es
 from epistream.configs import survey as survey_module
 from epistream.configs.machine import Machine
+from epistream.configs.tune_options import TuneOptions
 from epistream.configs.tuned_yaml import tuned_yaml
-from epistream.configs.tuner import TuneOptions, tune
+from epistream.configs.tuner import tune
 from epistream.errors import EpistreamError, OptionError
 from epistream.loader.measuring.rates import measure_loading, unique_share
 
