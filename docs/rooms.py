@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures")
     out = parser.parse_args().out
     said = sentences()
+    leaves = [file for file in (ROOT / "epistream").glob("*.py") if not file.name.startswith("_")]
     graph = imports(set(said))
     corners = place(graph, set(said))
     width = max(x for x, _ in corners.values()) + WIDTH + 0.5
@@ -93,7 +94,7 @@ def main() -> None:
         axes,
         0.5,
         height - 0.8,
-        "Leaves that every room may use: errors, file_systems, units, lru, processes, cgroups, hints.",
+        "Leaves that every room may use: " + ", ".join(sorted(file.stem for file in leaves)) + ".",
         color=SOFT,
         fontsize=8,
     )
