@@ -11,6 +11,7 @@ from epistream.cache.node import NodeCache
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
 from epistream.loader.reading.kept_arrays import KeptArrays
+from epistream.loader.reading.shard_entry import OpenShard
 from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
@@ -23,6 +24,7 @@ _ASK_AGAIN = 16
 
 # One element per row, so that numpy moves a row as a whole instead of value by value.
 Table = NDArray[np.void]
+Int64 = NDArray[np.int64]
 
 
 class ArrayTables:
@@ -47,26 +49,20 @@ class ArrayTables:
         self._entries: Lru[int, Entry] = Lru(max_open)
         self._content = json.dumps(["columns", _VERSION, [feature.to_dict() for feature in features.values()]])
 
-    def take(self, shard: int, source: Entry, tar: Blob, index: ShardIndex) -> Mapping[str, Table]:
-        """The tables of a shard, until `release`: by feature (rows,); empty if there are none.
-
-        Args:
-            shard: the shard.
-            source: its entry, which the caller holds open.
-            tar: its bytes.
-            index: its index.
-        """
+    def take(self, opened: OpenShard) -> Mapping[str, Table]:
+        """The tables of a shard, until `release`: by feature (rows,); empty if there are none."""
+        shard = opened.number
         tables = self._tables.get(shard)
         if tables is not None:
             return tables
         # Over the network a few ranges are cheaper than the columns of a whole shard; in memory rows are at hand.
-        if tar.is_mapped or tar.has_ranges or not self._row_dtypes:
+        if opened.tar.is_mapped or opened.tar.has_ranges or not self._row_dtypes:
             return {}
         waits = self._waits.get(shard, 0)
         if waits:
             self._waits[shard] = waits - 1
             return {}
-        tables = self._open(shard, self._entry(shard, source), tar, index)
+        tables = self._open(opened)
         if tables is None:
             self._waits[shard] = _ASK_AGAIN - 1
             return {}
@@ -77,24 +73,31 @@ class ArrayTables:
         self._tables.release()
         self._waits.clear()
 
-    def _entry(self, shard: int, source: Entry) -> Entry:
-        entry = self._entries.get(shard)
-        if entry is None:
-            entry = Entry(source.parts, self._content)
-            self._entries.put(shard, entry)
-        return entry
+    def _open(self, opened: OpenShard) -> Mapping[str, Table] | None:
+        tar, index = opened.tar, opened.index
 
-    def _open(self, shard: int, entry: Entry, tar: Blob, index: ShardIndex) -> Mapping[str, Table] | None:
         def fill(tables: Mapping[str, Table]) -> None:
             for name, table in tables.items():
                 starts = index.array_offset[name].tolist()
                 for start, first, length in zip(starts, index.first_row.tolist(), index.length.tolist(), strict=True):
                     tar.read_into(start, table[first : first + length].view(np.uint8))
 
+        entry = self._entries.get(opened.number)
+        if entry is None:
+            entry = Entry(opened.source.parts, self._content)
+            self._entries.put(opened.number, entry)
         shapes = {name: (dtype, (index.num_rows,)) for name, dtype in self._row_dtypes.items()}
-        return self._tables.open(shard, entry, shapes, fill, may_evict=False)
+        return self._tables.open(opened.number, entry, shapes, fill, may_evict=False)
 
 
-def gather_rows(table: Table, rows: NDArray[np.int64], feature: Feature) -> NDArray[Any]:
+def gather_rows(table: Table, rows: Int64, feature: Feature) -> NDArray[Any]:
     """The values of a feature at rows of any shape, (*rows.shape, *shape of a step)."""
     return table.take(rows).view(feature.dtype).reshape(*rows.shape, *feature.shape)
+
+
+def gather_steps(tar: Blob, index: ShardIndex, feature: Feature, episodes: Int64, steps: Int64) -> NDArray[Any]:
+    """The same without a table: steps (R, n) of episodes (R,), from the shard itself."""
+    starts = index.array_offset[feature.name][episodes].astype(np.int64)[:, None] + steps * feature.step_bytes
+    raw = np.empty((starts.size, feature.step_bytes), dtype=np.uint8)
+    tar.gather(starts.reshape(-1), raw)
+    return raw.view(feature.dtype).reshape(*steps.shape, *feature.shape)

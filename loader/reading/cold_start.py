@@ -24,11 +24,13 @@ class ColdShard:
     """A shard to be read by ranges.
 
     Args:
+        number: of the shard in its dataset.
         source: what it is.
         entry: it, opened directly.
         index_url: for messages.
     """
 
+    number: int
     source: Entry
     entry: OpenEntry
     index_url: str

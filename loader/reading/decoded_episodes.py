@@ -15,6 +15,7 @@ from epistream.cache.source.entry import Entry
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.reading.frames import FrameDecoder, Frames
 from epistream.loader.reading.kept_arrays import KeptArrays
+from epistream.loader.reading.shard_entry import OpenShard
 from epistream.sharding.format.index import ShardIndex
 from epistream.units import size_text
 
@@ -78,30 +79,33 @@ class DecodedEpisodes:
         self._may_make = not self._is_first
         self._is_first = False
 
-    def take(self, source: Entry, tar: Blob, index: ShardIndex, key: tuple[int, int]) -> Frames | None:
-        """The decoded frames of an episode, made now if nobody has and it is time to.
+    def take(self, opened: OpenShard, episodes: NDArray[np.int64]) -> dict[int, Frames]:
+        """The decoded frames of episodes of a shard, made now where nobody has and it is time to.
 
         Args:
-            source: the entry of its shard, which the caller holds open.
-            tar: the shard's bytes.
-            index: the shard's index.
-            key: (shard, episode within the shard).
+            opened: the shard.
+            episodes: positions in it, of which some may be the same.
 
         Returns:
-            By camera, (T, H, W, C), read-only, until `release`; None if the episode is not there.
+            By episode and camera, (T, H, W, C), read-only, until `release`; without those that are not kept.
         """
+        frames = {episode: self._take_one(opened, episode) for episode in np.unique(episodes).tolist()}
+        return {episode: cameras for episode, cameras in frames.items() if cameras is not None}
+
+    def _take_one(self, opened: OpenShard, episode: int) -> Frames | None:
+        key = opened.number, episode
         frames = self._episodes.get(key)
         if frames is not None or not self._is_on():
             return frames
-        length = int(index.length[key[1]])
+        length = int(opened.index.length[episode])
         shapes = {name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()}
 
-        def fill(episode: Frames) -> None:
+        def fill(frames: Frames) -> None:
             self._may_make = False
             for name, decoder in self._decoders.items():
-                decode_episode(decoder, tar, index, key[1], episode[name])
+                decode_episode(decoder, opened.tar, opened.index, episode, frames[name])
 
-        entry = Entry(source.parts, f"decoded {key[1]} {self._content}")
+        entry = Entry(opened.source.parts, f"decoded {episode} {self._content}")
         make = fill if self._may_make and key not in self._torn else None
         try:
             return self._episodes.open(key, entry, shapes, make, may_evict=bool(self._fits))

@@ -97,13 +97,13 @@ class FrameDecoder:
 
 
 def copy_frames(
-    ready: Mapping[int, NDArray[Any]], episodes: Int64, steps: Int64, out: NDArray[Any], rows: Int64
+    decoded: Mapping[int, NDArray[Any]], episodes: Int64, steps: Int64, out: NDArray[Any], rows: Int64
 ) -> None:
     """Copy steps (R, n) of decoded episodes into `out[rows]`; neighbouring steps in one go.
 
     Args:
-        ready: frames (T, H, W, C) by episode.
-        episodes: (R,) keys of `ready`.
+        decoded: frames (T, H, W, C) by episode.
+        episodes: (R,) keys of `decoded`.
         steps: (R, n).
         out: (B, n, H, W, C).
         rows: (R,) rows of `out`.
@@ -113,7 +113,7 @@ def copy_frames(
     for row, episode, wanted, whole in zip(
         rows.tolist(), episodes.tolist(), steps.tolist(), adjacent.tolist(), strict=True
     ):
-        frames = ready[episode]
+        frames = decoded[episode]
         if whole:
             np.copyto(out[row], frames[wanted[0] : wanted[0] + num_steps])
         else:
@@ -139,8 +139,8 @@ def draw_frames(
     """
     name = decoder.feature.name
     if decoder.is_copy:
-        # Finding what is there twice would cost more than copying it twice. In the order of the file, because HDF5 may
-        # hold neighbours in one compressed chunk.
+        # Finding frames that are wanted twice would cost more than copying them twice. In the order of the file, since
+        # HDF5 may hold neighbours in one compressed chunk.
         order = np.argsort(needed)
         offsets = index.frame_offset[name][needed[order]].tolist()
         flat = out.reshape(len(out), -1).view(np.uint8)
@@ -151,8 +151,8 @@ def draw_frames(
     targets = places[first].tolist()
     num_done = 0
     try:
-        for packed, target in zip(tar.read_in_turn(offsets, sizes), targets, strict=True):
-            decoder.decode(packed, out[target], name)
+        for data, target in zip(tar.read_in_turn(offsets, sizes), targets, strict=True):
+            decoder.decode(data, out[target], name)
             num_done += 1
     except FormatError as error:
         tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
@@ -165,8 +165,3 @@ def draw_frames(
 def _where(index: ShardIndex, row: int) -> str:
     episode = int(np.searchsorted(index.first_row, row, side="right")) - 1
     return f"{index.shard_name}, {index.keys[episode]}, step {row - int(index.first_row[episode])}"
-
-
-def ready_frames(ready: Mapping[int, Frames], camera: str) -> dict[int, NDArray[Any]]:
-    """Of decoded episodes, the frames of one camera; empty if it is not kept decoded."""
-    return {episode: frames[camera] for episode, frames in ready.items() if camera in frames}

@@ -70,7 +70,7 @@ class KeptArrays(Generic[K]):
         if opened is None:
             return None
         blob = opened.blobs[0]
-        held = _Held(opened, views(memoryview(blob.read(0, blob.size))))
+        held = _Held(opened, views(blob.read(0, blob.size)))
         self._open.put(key, held)
         return held.arrays
 

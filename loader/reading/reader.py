@@ -8,29 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.cache.node import NodeCache, OpenEntry
-from epistream.cache.source.blob import Blob
-from epistream.cache.source.entry import Entry
+from epistream.cache.node import NodeCache
 from epistream.loader.order.window import Window
-from epistream.loader.reading.array_tables import ArrayTables, gather_rows
+from epistream.loader.reading.array_tables import ArrayTables, gather_rows, gather_steps
 from epistream.loader.reading.cold_start import ColdReads, ColdShard, Wanted
 from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPlan
-from epistream.loader.reading.frames import (
-    FrameDecoder,
-    FrameOptions,
-    Frames,
-    copy_frames,
-    draw_frames,
-    ready_frames,
-)
+from epistream.loader.reading.frames import FrameDecoder, FrameOptions, Frames, copy_frames, draw_frames
 from epistream.loader.reading.open_files import most_open
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.reading.shard_entry import OpenShard, shard_entry
 from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
 
 Int64 = NDArray[np.int64]
+Arrays = Mapping[str, NDArray[Any]]
+# The steps of all windows of a batch, (B, n), and where they are padding. Features of the same offsets share them.
+Steps = Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
@@ -43,18 +37,6 @@ class BatchWindows:
     step: NDArray[np.int64]
     is_repeat: NDArray[np.bool_]
     task_index: NDArray[np.int64]
-
-
-@dataclass
-class _OpenShard:
-    source: Entry
-    entry: OpenEntry
-    index: ShardIndex
-    is_cold: bool = False
-
-    @property
-    def tar(self) -> Blob:
-        return self.entry.blobs[0]
 
 
 @dataclass(frozen=True)
@@ -80,6 +62,15 @@ class EpisodeReader:
     It keeps the shards of its recent batches open, because mapping them afresh costs page faults. Whoever
     is about to wait for anything calls `release` first: a shard held while waiting cannot be evicted, and
     ranks that wait for each other would hold each other's shards out of the cache.
+
+    Args:
+        dataset: what to read.
+        features: of it.
+        window: about each anchor.
+        cache: where shards are kept on this node.
+        options: what may be kept, and how frames are made.
+        before_wait: gives up whatever this reader's thread holds, where other readers hold shards too; `release`
+            by default.
     """
 
     def __init__(
@@ -88,21 +79,9 @@ class EpisodeReader:
         features: Mapping[str, Feature],
         window: Window,
         cache: NodeCache,
-        options: ReaderOptions | None = None,
+        options: ReaderOptions,
         before_wait: Callable[[], None] | None = None,
     ) -> None:
-        """Open nothing yet.
-
-        Args:
-            dataset: what to read.
-            features: of it.
-            window: about each anchor.
-            cache: where shards are kept on this node.
-            options: what may be kept, and how frames are made.
-            before_wait: gives up whatever this reader's thread holds, where other readers hold shards too; `release`
-                by default.
-        """
-        options = options or ReaderOptions()
         self._before_wait = before_wait
         self._dataset = dataset
         self._features = dict(features)
@@ -110,7 +89,7 @@ class EpisodeReader:
         self._cache = cache
         most = most_open(options.num_readers)
         self._max_open_shards = min(options.max_open_shards, most)
-        self._open: Lru[int, _OpenShard | ColdShard] = Lru(self._max_open_shards, _close)
+        self._open: Lru[int, OpenShard | ColdShard] = Lru(self._max_open_shards, _close)
         # Shards never change once published, so an index is checked once per process and then only viewed.
         self._checked: set[int] = set()
         self._decoders = {
@@ -120,13 +99,13 @@ class EpisodeReader:
         }
         self._offsets = {name: window.offsets(name) for name in features}
         self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
-        self._columns = ArrayTables(self._arrays, cache, self._max_open_shards)
+        self._tables = ArrayTables(self._arrays, cache, self._max_open_shards)
         self._cold = ColdReads(self._features, self._max_open_shards)
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
         self._decoded = DecodedEpisodes(costly, cache, options.decoded, most) if costly and options.decoded else None
 
-    def read(self, windows: BatchWindows, out: Mapping[str, NDArray[Any]], *, wait: bool = True) -> int:
+    def read(self, windows: BatchWindows, out: Arrays, *, wait: bool = True) -> int:
         """Fill the arrays of one batch.
 
         Args:
@@ -171,7 +150,7 @@ class EpisodeReader:
         """
         if self._decoded is not None:
             self._decoded.release()
-        self._columns.release()
+        self._tables.release()
         self._open.drop_if(_is_leased)
 
     def close(self) -> None:
@@ -180,23 +159,16 @@ class EpisodeReader:
         self._open.clear()
 
     def _read_groups(
-        self,
-        windows: BatchWindows,
-        groups: Sequence[Int64],
-        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
-        out: Mapping[str, NDArray[Any]],
-        *,
-        wait: bool,
+        self, windows: BatchWindows, groups: Sequence[Int64], steps: Steps, out: Arrays, *, wait: bool
     ) -> int:
         """Read the rows (R,) of each shard, those of cold shards several shards at a time; the number of cold ones."""
         cold: list[tuple[ColdShard, Int64, Int64]] = []
         num_cold = 0
         try:
             for rows in groups:
-                shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
-                opened = self._shard(shard, wait=wait)
-                if isinstance(opened, _OpenShard):
-                    self._read_shard(opened, shard, rows, episodes, steps, out)
+                opened, episodes = self._shard(int(windows.shard[rows[0]]), wait=wait), windows.episode_in_shard[rows]
+                if isinstance(opened, OpenShard):
+                    self._read_shard(opened, rows, episodes, steps, out)
                     continue
                 num_cold += 1
                 cold.append((opened, rows, episodes))
@@ -216,59 +188,42 @@ class EpisodeReader:
                 one.entry.close()
         cold.clear()
 
-    def _read_shard(
-        self,
-        opened: _OpenShard,
-        shard: int,
-        rows: Int64,
-        episodes: Int64,
-        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
-        out: Mapping[str, NDArray[Any]],
-    ) -> None:
+    def _read_shard(self, opened: OpenShard, rows: Int64, episodes: Int64, steps: Steps, out: Arrays) -> None:
+        """Fill the rows (R,) of windows of a shard, with their episodes (R,)."""
         first_row = opened.index.first_row[episodes][:, None]
         # What is made from whole shards waits until they are there.
-        tables = {} if opened.is_cold else self._columns.take(shard, opened.source, opened.tar, opened.index)
+        tables = {} if opened.is_cold else self._tables.take(opened)
         for name, feature in self._arrays.items():
             wanted = steps[self._offsets[name]][0][rows]
             if name in tables:
                 # Assignment casts float64 to the float32 that a stream yields.
                 out[name][rows] = gather_rows(tables[name], wanted + first_row, feature)
             else:
-                out[name][rows] = _gather(opened, feature, episodes, wanted)
-        if self._decoders:
-            ready = self._ready(opened, shard, episodes)
-            for name in self._decoders:
-                wanted, is_pad = steps[self._offsets[name]]
-                self._read_frames(opened, name, ready, (episodes, wanted[rows], is_pad[rows], rows), out[name])
-
-    def _ready(self, opened: _OpenShard, shard: int, episodes: Int64) -> dict[int, Frames]:
-        """The decoded frames of those episodes that are kept so, by position in the shard."""
-        if self._decoded is None or opened.is_cold:
-            return {}
-        ready = {}
-        for episode in np.unique(episodes).tolist():
-            frames = self._decoded.take(opened.source, opened.tar, opened.index, (shard, episode))
-            if frames is not None:
-                ready[episode] = frames
-        return ready
+                out[name][rows] = gather_steps(opened.tar, opened.index, feature, episodes, wanted)
+        decoded: Mapping[int, Frames] = {}
+        if self._decoded is not None and not opened.is_cold:
+            decoded = self._decoded.take(opened, episodes)
+        for name in self._decoders:
+            wanted, is_pad = steps[self._offsets[name]]
+            self._read_frames(opened, name, decoded, (episodes, wanted[rows], is_pad[rows], rows), out[name])
 
     def _read_frames(
         self,
-        opened: _OpenShard,
+        opened: OpenShard,
         name: str,
-        ready: Mapping[int, Frames],
+        decoded: Mapping[int, Frames],
         wanted: tuple[Int64, Int64, NDArray[np.bool_], Int64],
         out: NDArray[Any],
     ) -> None:
         """Fill `out[rows]` with frames; `wanted` is episodes (R,), steps (R, n), padding (R, n) and rows (R,)."""
         episodes, steps, is_pad, rows = wanted
-        kept = ready_frames(ready, name)
-        if kept:
-            is_kept = np.array([episode in kept for episode in episodes.tolist()])
-            copy_frames(kept, episodes[is_kept], steps[is_kept], out, rows[is_kept])
-            if is_kept.all():
+        ready = {episode: frames[name] for episode, frames in decoded.items() if name in frames}
+        if ready:
+            is_ready = np.array([episode in ready for episode in episodes.tolist()])
+            copy_frames(ready, episodes[is_ready], steps[is_ready], out, rows[is_ready])
+            if is_ready.all():
                 return
-            episodes, steps, is_pad, rows = (part[~is_kept] for part in wanted)
+            episodes, steps, is_pad, rows = (part[~is_ready] for part in wanted)
         num_steps = steps.shape[1]
         needed = steps + opened.index.first_row[episodes][:, None]
         places = rows[:, None] * num_steps + np.arange(num_steps)
@@ -279,12 +234,7 @@ class EpisodeReader:
             decoder = self._decoders[name]
             draw_frames(opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1))
 
-    def _read_cold(
-        self,
-        cold: Sequence[tuple[ColdShard, Int64, Int64]],
-        steps: Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]],
-        out: Mapping[str, NDArray[Any]],
-    ) -> None:
+    def _read_cold(self, cold: Sequence[tuple[ColdShard, Int64, Int64]], steps: Steps, out: Arrays) -> None:
         """Read rows of cold shards, each with its rows (R,) and their episodes (R,)."""
         (self._before_wait or self.release)()  # ranges are waited for
         wanted = [
@@ -292,10 +242,10 @@ class EpisodeReader:
             for one, rows, episodes in cold
         ]
         for (one, rows, episodes), index in zip(cold, self._cold.bring(wanted), strict=True):
-            opened = _OpenShard(one.source, one.entry, index, is_cold=True)
-            self._read_shard(opened, -1, rows, episodes, steps, out)
+            opened = OpenShard(one.number, one.source, one.entry, index, is_cold=True)
+            self._read_shard(opened, rows, episodes, steps, out)
 
-    def _shard(self, shard: int, *, wait: bool) -> _OpenShard | ColdShard:
+    def _shard(self, shard: int, *, wait: bool) -> OpenShard | ColdShard:
         """A shard to read from at once; or one that others are read together with, by ranges, and closed."""
         opened = self._open.get(shard)
         if opened is not None:
@@ -307,7 +257,7 @@ class EpisodeReader:
         # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
         keep = not is_direct or (wait and not self._cache.keeps(source))
         if entry.blobs[0].has_ranges or not keep:
-            cold = ColdShard(source, entry, self._dataset.index_url[shard])
+            cold = ColdShard(shard, source, entry, self._dataset.index_url[shard])
             if keep:
                 self._open.put(shard, cold)
             return cold
@@ -320,7 +270,7 @@ class EpisodeReader:
             entry.close()
             raise
         self._checked.add(shard)
-        opened = _OpenShard(source, entry, index)
+        opened = OpenShard(shard, source, entry, index)
         self._open.put(shard, opened)
         return opened
 
@@ -338,18 +288,10 @@ def _rows_by_shard(shard: Int64) -> list[Int64]:
     return [order[start:stop] for start, stop in pairwise(cuts)]
 
 
-def _is_leased(opened: _OpenShard | ColdShard) -> bool:
+def _is_leased(opened: OpenShard | ColdShard) -> bool:
     return opened.entry.tier != "direct"
 
 
-def _close(opened: _OpenShard | ColdShard) -> None:
-    if isinstance(opened, _OpenShard):  # the other holds nothing, and the batch in hand may need it
+def _close(opened: OpenShard | ColdShard) -> None:
+    if isinstance(opened, OpenShard):  # a cold one holds nothing, and the batch in hand may need it
         opened.entry.close()
-
-
-def _gather(opened: _OpenShard, feature: Feature, episodes: Int64, steps: Int64) -> NDArray[Any]:
-    """Steps (R, n) of episodes (R,), from the shard itself."""
-    starts = opened.index.array_offset[feature.name][episodes].astype(np.int64)[:, None] + steps * feature.step_bytes
-    raw = np.empty((starts.size, feature.step_bytes), dtype=np.uint8)
-    opened.tar.gather(starts.reshape(-1), raw)
-    return raw.view(feature.dtype).reshape(*steps.shape, *feature.shape)
