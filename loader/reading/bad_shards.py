@@ -59,8 +59,8 @@ class PartFeed:
         """Read by ranges what is not in the cache, until the cache has caught up; somebody fills it meanwhile."""
         self._num_cold_batches = _MOST_COLD_BATCHES
 
-    def turn(self, epoch: int) -> None:
-        """A new pass begins at an epoch: bad shards get another chance, and earlier epochs are done with."""
+    def begin(self, epoch: int) -> None:
+        """A pass begins at an epoch: bad shards get another chance, and earlier epochs are done with."""
         self._bad.clear()
         self._orders = {number: order for number, order in self._orders.items() if number >= epoch}
 

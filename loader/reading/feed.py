@@ -37,7 +37,7 @@ class Feed:
         goes_on = (epoch, start) == (self._schedule.epoch + 1, 0)
         self._schedule = self._job.schedule(epoch, start)
         for part, own_epoch in zip(self._parts, self._order.own_epochs(epoch, start), strict=True):
-            part.turn(own_epoch)
+            part.begin(own_epoch)
         if not goes_on:
             self.close()
         self._is_starting = self._ahead is None and self._prefetch and self._job.keeps_shards()

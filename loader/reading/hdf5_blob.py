@@ -1,4 +1,7 @@
-"""The packed bytes of episodes in an HDF5 file, read where they lie: what a shard's tar is to a reader."""
+"""The packed bytes of episodes in an HDF5 file, read where they lie: what a shard's tar is to a reader.
+
+`epistream.sharding.hdf5.index` says what packed bytes are, and what the places of their extents mean.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,8 +124,8 @@ class Hdf5Blob(Blob):
         self._file.gather((place + inside)[in_file], rows)
         out[in_file] = rows
         out[place == ZEROS] = 0
-        made = np.flatnonzero(place <= FIRST_MADE)
-        self._make(extent[made], inside[made], width, out, made)
+        elsewhere = np.flatnonzero(place <= FIRST_MADE)
+        self._make(extent[elsewhere], inside[elsewhere], width, out, elsewhere)
 
     def close(self) -> None:
         """Close the file. Harmless when called twice."""
@@ -130,10 +133,10 @@ class Hdf5Blob(Blob):
         self._file.close()
 
     def _read_extents(self, extents: Int64, offset: int, target: memoryview) -> None:
-        """Whatever lies between: rows that are made are made together."""
+        """Fill `target`, which begins at `offset`, piece by piece; the rows that have to be made are made together."""
         stop = offset + len(target)
-        made = extents[self._place[extents] <= FIRST_MADE]
-        rows = self._maker.rows(FIRST_MADE - self._place[made])
+        places = self._place[extents]
+        rows = self._maker.rows(FIRST_MADE - places[places <= FIRST_MADE])
         for extent in extents.tolist():
             first, end = max(offset, int(self._start[extent])), min(stop, int(self._stop[extent]))
             piece = target[first - offset : end - offset]
@@ -145,9 +148,9 @@ class Hdf5Blob(Blob):
             else:
                 piece[:] = rows[FIRST_MADE - place][inside : inside + len(piece)]
 
-    def _make(self, extents: Int64, inside: Int64, width: int, out: NDArray[np.uint8], where: Int64) -> None:
+    def _make(self, extents: Int64, inside: Int64, width: int, out: NDArray[np.uint8], targets: Int64) -> None:
         rows = self._maker.rows(np.unique(FIRST_MADE - self._place[extents]))
-        for row, extent, begin in zip(where.tolist(), extents.tolist(), inside.tolist(), strict=True):
+        for row, extent, begin in zip(targets.tolist(), extents.tolist(), inside.tolist(), strict=True):
             data = rows[FIRST_MADE - int(self._place[extent])]
             out[row] = np.frombuffer(data, np.uint8)[begin : begin + width]
 

@@ -23,13 +23,13 @@ Row = bytes | memoryview
 
 
 class RowMaker:
-    """Makes rows of one file by their numbers, see `MadeRows`.
+    """Makes rows of one file by their numbers: those that do not lie in it as they are wanted, see `MadeRows`.
 
     h5py opens the file when it is first needed, in the process that needs it: its handles do not survive a fork.
 
     Args:
         url: The HDF5 file.
-        made: All rows that can be made, by number.
+        made: What each number means, in their order.
         file: The file's bytes.
         storage_options: For fsspec, if it is remote.
     """
@@ -61,8 +61,7 @@ class RowMaker:
                 continue
             rows = self._made[int(owner[run[0]])]
             first = rows.first_row + int(numbers[run[0]]) - rows.first
-            made = self._read(rows, first, len(run))
-            result.update(zip(numbers[run].tolist(), made, strict=True))
+            result.update(zip(numbers[run].tolist(), self._read(rows, first, len(run)), strict=True))
         return result
 
     def close(self) -> None:
