@@ -11,7 +11,7 @@ Every measurement is a fresh process, loaders by turns; times begin after import
 
 The calls that decide the order, as of the versions in PLAN_SCALE.md:
 
-    epistream  EpisodeStream(folder); Schedule and `ReadJob.windows` (the whole first batch: shard, episode, step)
+    epistream  EpisodeStream(folder); Schedule and `DatasetPart.windows` (the whole first batch: shard, episode, step)
     MosaicML   StreamingDataset(local=..., shuffle=True); `next(iter(...))`, `__getitem__` giving back the sample's id:
                `_get_work` makes the epoch (`generate_work`: partition, shuffle, resample), threads look for the shard
     LitData    StreamingDataset(folder, shuffle=True); `next(iter(...))`, `__getitem__` giving back the index:

@@ -135,6 +135,28 @@ def test_shards_of_a_mixture_come_in_the_order_of_need(lanes):
         assert {(use.dataset, use.shard) for use in uses} >= set(needed)
 
 
+def test_portions_of_batches_are_their_windows_by_dataset_and_its_epoch():
+    positions = np.arange(30, 65)  # two batches of 14, and a short one
+    located = MIXTURE.schedule.locate(positions, 1)
+    seen = []
+    for portion in MIXTURE.portions(1, positions, 14):
+        assert located[0][portion.rows].tolist() == [portion.dataset] * len(portion.positions)
+        assert located[1][portion.rows].tolist() == [portion.epoch] * len(portion.positions)
+        assert located[2][portion.rows].tolist() == portion.positions.tolist()
+        seen += [(row // 14, portion.dataset, portion.epoch, row) for row in portion.rows.tolist()]
+    assert seen == sorted(seen)
+    assert sorted(row for *_, row in seen) == list(range(len(positions)))
+    assert MIXTURE.own_epochs(1, 30) == [place.epoch for place in MIXTURE.schedule.consumed(30, 1)]
+
+
+def test_portion_of_one_dataset_is_all_of_it_where_it_was():
+    positions = np.array([5, 2, 9])
+    [portion] = PLANS[0].portions(3, positions, 2)
+    assert (portion.dataset, portion.epoch, portion.positions.tolist()) == (0, 3, [5, 2, 9])
+    assert positions[portion.rows].tolist() == [5, 2, 9]
+    assert PLANS[0].own_epochs(3, 7) == [3]
+
+
 def test_plans_of_different_lanes_are_refused_with_lanes_that_serve_all():
     with pytest.raises(OptionError, match=r"8, 3 lanes, wanted the same.*lanes=3\) for all of them \(dataset 1 has 3"):
         MixturePlan((plan_of([20]), plan_of([3])), (1, 1))
