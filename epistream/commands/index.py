@@ -47,6 +47,6 @@ def _summary(done: Reindexed) -> str:
         return f"{done.url}: wrote {len(done.names)} files: {', '.join(done.names[:5])}"
     columns = done.manifest.columns
     return (
-        f"{done.url}: {columns.num_shards} shards, {columns.num_episodes} episodes, {done.manifest.num_steps:,} steps; "
+        f"{done.url}: {columns.num_shards} shards, {columns.num_episodes} episodes, {columns.num_steps:,} steps; "
         f"wrote {len(done.names)} files. Fingerprint {done.manifest.fingerprint}"
     )

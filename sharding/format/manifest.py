@@ -66,11 +66,6 @@ class Manifest:
         """See `manifest_columns.fingerprint`."""
         return fingerprint(self.features, self.splits, self.columns)
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of all episodes."""
-        return int(self.columns.episode_length.sum())
-
     def check(self, where: str) -> None:
         """Compare everything with everything.
 

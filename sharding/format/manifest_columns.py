@@ -1,9 +1,9 @@
 """The long lists of a manifest as arrays: what is known of each shard and of each episode, and their fingerprint."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import xxhash
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from epistream.sharding.files.names import shard_name_problem
 from epistream.sharding.format.features import Feature
 
+T = TypeVar("T")
 Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
 # Limits that keep every sum below within 64 bits.
@@ -68,6 +69,11 @@ class ManifestColumns:
     def num_episodes(self) -> int:
         """Episodes."""
         return len(self.episode_length)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all episodes."""
+        return int(self.episode_length.sum())
 
     def select(self, shards: Sequence[int]) -> "ManifestColumns":
         """The columns of some shards, in the order given, and of their episodes, in the order of the dataset."""
@@ -243,26 +249,29 @@ def _range_problems(columns: ManifestColumns) -> Iterator[str]:
         )
 
 
-class HexRows(Sequence[str]):
-    """(S, 16) bytes as S texts of 32 hexadecimal digits, made when somebody looks."""
+class Mapped(Sequence[T]):
+    """What `make` gives for each of `items`, made when somebody looks: a manifest may name 1e5 shards."""
 
-    def __init__(self, rows: UInt8) -> None:
-        self._rows = rows
+    def __init__(self, make: Callable[[Any], T], items: Sequence[Any] | NDArray[Any]) -> None:
+        self._make, self._items = make, items
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._items)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> "HexRows": ...
-    def __getitem__(self, index: int | slice) -> "str | HexRows":
-        if isinstance(index, slice):
-            return HexRows(self._rows[index])
-        digest: str = self._rows[index].tobytes().hex()
-        return digest
+    def __getitem__(self, index: slice) -> "Mapped[T]": ...
+    def __getitem__(self, index: int | slice) -> "T | Mapped[T]":
+        found = self._items[index]
+        return Mapped(self._make, found) if isinstance(index, slice) else self._make(found)
+
+
+def row_hex(row: UInt8) -> str:
+    """16 bytes as 32 hexadecimal digits."""
+    return row.tobytes().hex()
 
 
 def hex_rows(digests: Sequence[str]) -> UInt8:
-    """The inverse of `HexRows`."""
+    """The inverse of `row_hex`, of many: (S, 16)."""
     return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), 16)

@@ -94,7 +94,7 @@ def write_manifest(manifest: Manifest, url: str, options: Options = None) -> Non
         "fingerprint": manifest.fingerprint,
         "num_shards": columns.num_shards,
         "num_episodes": columns.num_episodes,
-        "num_steps": manifest.num_steps,
+        "num_steps": columns.num_steps,
         "num_bytes": int(columns.shard_bytes.sum()),
         "features": [feature.to_dict() for feature in manifest.features.values()],
         "splits": list(manifest.splits),
@@ -199,9 +199,9 @@ def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Man
         writer=document.writer,
     )
     manifest.check(where)
-    if manifest.fingerprint != document.fingerprint or manifest.num_steps != document.num_steps:
+    if manifest.fingerprint != document.fingerprint or columns.num_steps != document.num_steps:
         raise FormatError(
-            f"{where}: fingerprint {manifest.fingerprint} of {manifest.num_steps} steps, the file says "
+            f"{where}: fingerprint {manifest.fingerprint} of {columns.num_steps} steps, the file says "
             f"{document.fingerprint:.40} of {document.num_steps}. {_REMEDY}"
         )
     return manifest

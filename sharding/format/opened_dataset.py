@@ -1,10 +1,10 @@
 """An opened dataset: one read-only table of shards and episodes, wherever they are; several of them as one."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, overload
+from functools import cached_property, partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import xxhash
@@ -15,8 +15,20 @@ from epistream.sharding.files.storage import join
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import HexRows, Int64, ManifestColumns, UInt8, join_columns
+from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
 from epistream.sharding.format.statistics_schema import merge_statistics
+
+T = TypeVar("T")
+
+
+class _Column(Generic[T]):
+    """An attribute of a dataset that its columns know, and what it is."""
+
+    def __init__(self, read: Callable[[ManifestColumns], T], doc: str) -> None:
+        self._read, self.__doc__ = read, doc
+
+    def __get__(self, dataset: "Dataset", owner: object) -> T:
+        return self._read(dataset.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,70 +63,29 @@ class Dataset:
     storage_options: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def num_shards(self) -> int:
-        """Shards."""
-        return self.columns.num_shards
-
-    @property
-    def num_episodes(self) -> int:
-        """Episodes."""
-        return self.columns.num_episodes
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all episodes."""
-        return int(self.columns.episode_length.sum())
-
-    @property
-    def shard_bytes(self) -> Int64:
-        """(S,) int64 sizes of the tars."""
-        return self.columns.shard_bytes
-
-    @property
-    def index_bytes(self) -> Int64:
-        """(S,) int64 sizes of the indexes."""
-        return self.columns.index_bytes
-
-    @property
-    def shard_checksum(self) -> Sequence[str]:
-        """(S,) XXH3-128 of the tars, hexadecimal."""
-        return HexRows(self.columns.shard_checksums)
-
-    @property
-    def index_checksum(self) -> Sequence[str]:
-        """(S,) XXH3-128 of the indexes, hexadecimal."""
-        return HexRows(self.columns.index_checksums)
-
-    @property
-    def episode_shard(self) -> Int64:
-        """(E,) int64 position of the episode's shard."""
-        return self.columns.episode_shard
-
-    @property
-    def episode_in_shard(self) -> Int64:
-        """(E,) int64 position of the episode in its shard's index."""
-        return self.columns.episode_in_shard
-
-    @property
-    def episode_length(self) -> Int64:
-        """(E,) int64 steps."""
-        return self.columns.episode_length
+    num_shards = _Column(lambda columns: columns.num_shards, "Shards, S.")
+    num_episodes = _Column(lambda columns: columns.num_episodes, "Episodes, E.")
+    num_steps = _Column(lambda columns: columns.num_steps, "Steps of all episodes.")
+    shard_bytes = _Column(lambda columns: columns.shard_bytes, "(S,) int64 sizes of the tars.")
+    index_bytes = _Column(lambda columns: columns.index_bytes, "(S,) int64 sizes of the indexes.")
+    shard_checksum = _Column(lambda columns: Mapped(row_hex, columns.shard_checksums), "(S,) XXH3-128, hexadecimal.")
+    index_checksum = _Column(lambda columns: Mapped(row_hex, columns.index_checksums), "(S,) XXH3-128, hexadecimal.")
+    episode_shard = _Column(lambda columns: columns.episode_shard, "(E,) int64 position of the episode's shard.")
+    episode_in_shard = _Column(lambda columns: columns.episode_in_shard, "(E,) int64 position in its shard's index.")
+    episode_length = _Column(lambda columns: columns.episode_length, "(E,) int64 steps.")
+    valid_ranges = _Column(
+        lambda columns: (columns.range_offsets, columns.ranges),
+        "Offsets (E + 1,) into half-open step ranges (R, 2), both int64: where anchors may be.",
+    )
+    episode_tasks = _Column(
+        lambda columns: (columns.task_offsets, columns.task_ids),
+        "Offsets (E + 1,) into flat positions in `tasks`, both int64.",
+    )
 
     @cached_property
     def episode_split(self) -> UInt8:
         """(E,) uint8 position in `splits`."""
         return self.columns.shard_split[self.columns.episode_shard]
-
-    @property
-    def valid_ranges(self) -> tuple[Int64, Int64]:
-        """Offsets (E + 1,) into half-open step ranges (R, 2), both int64: where anchors may be."""
-        return self.columns.range_offsets, self.columns.ranges
-
-    @property
-    def episode_tasks(self) -> tuple[Int64, Int64]:
-        """Offsets (E + 1,) into flat positions in `tasks`, both int64."""
-        return self.columns.task_offsets, self.columns.task_ids
 
 
 def dataset_of(
@@ -131,8 +102,8 @@ def dataset_of(
     return Dataset(
         url=url,
         features=manifest.features,
-        shard_url=_Urls(url, manifest.columns.names, index=False),
-        index_url=index_url or _Urls(url, manifest.columns.names, index=True),
+        shard_url=Mapped(partial(join, url), manifest.columns.names),
+        index_url=index_url or Mapped(partial(_index_url, url), manifest.columns.names),
         columns=manifest.columns,
         splits=manifest.splits,
         tasks=manifest.tasks,
@@ -142,24 +113,8 @@ def dataset_of(
     )
 
 
-class _Urls(Sequence[str]):
-    """Full URLs of files in one folder, joined when somebody looks: a manifest may name 1e5 shards."""
-
-    def __init__(self, url: str, names: Sequence[str], index: bool) -> None:
-        self._url, self._names, self._index = url, names, index
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Urls": ...
-    def __getitem__(self, index: int | slice) -> "str | _Urls":
-        if isinstance(index, slice):
-            return _Urls(self._url, self._names[index], self._index)
-        name = self._names[index]
-        return join(self._url, index_name(name) if self._index else name)
+def _index_url(url: str, shard_name: str) -> str:
+    return join(url, index_name(shard_name))
 
 
 def concatenate(parts: Sequence[Dataset]) -> Dataset:

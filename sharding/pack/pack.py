@@ -287,7 +287,7 @@ class _Job:
             features=manifest.features,
             splits={name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)},
             num_episodes=columns.num_episodes,
-            num_steps=manifest.num_steps,
+            num_steps=columns.num_steps,
             num_shards=columns.num_shards,
             num_resumed=columns.num_shards if results is None else results.num_resumed,
             source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
