@@ -9,8 +9,7 @@ import numpy as np
 from epistream.errors import EpistreamError, FormatError
 from epistream.sharding.check.verify_report import Fault, ShardReport, VerifyOptions
 from epistream.sharding.check.verify_statistics import sum_up
-from epistream.sharding.files.local_copy import local_copy
-from epistream.sharding.files.storage import parent_and_name, read_bytes
+from epistream.sharding.files.storage import local_copy, parent_and_name, read_bytes
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.codecs import CODECS, REMEDY
 from epistream.sharding.format.features import Feature, codec_of, describe_difference

@@ -1,13 +1,14 @@
-"""Small files of a dataset, wherever they are: read whole, written atomically, listed for error messages."""
+"""Files of a dataset, wherever they are: read whole or in part, written atomically, listed, lent as local paths."""
 
 import contextlib
 import os
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from epistream.errors import OptionError, SourceError
+from epistream.errors import EpistreamError, OptionError, SourceError
 from epistream.file_systems import ask, limit_of, local_path, open_file_system, protocol_of, retry
 
 Options = Mapping[str, Any] | None
@@ -40,20 +41,15 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
         SourceError: If it cannot be read, after three tries when remote.
     """
     path = local_path(url)
-    try:
-        if path is not None:
-            return path.read_bytes()
-        file_system, target = open_file_system(url, options)
-        data: bytes = _ask(file_system, "cat_file", target)
-        return data
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
-    except OptionError:
-        raise
-    except Exception as error:  # each file system of fsspec has errors of its own
-        raise SourceError(
-            f"{url}: {type(error).__name__}: {error}, wanted to read it. Check access and storage_options."
-        ) from error
+    with _errors_of(url, "wanted to read it. Check access and storage_options."):
+        try:
+            if path is not None:
+                return path.read_bytes()
+            file_system, target = open_file_system(url, options)
+            data: bytes = _ask(file_system, "cat_file", target)
+            return data
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
 
 
 def write_atomic(url: str, data: bytes, options: Options = None) -> None:
@@ -64,9 +60,10 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
         SourceError: If it cannot be written; nothing is left behind.
     """
     path = local_path(url)
-    try:
+    with _errors_of(url, f"wanted to write {len(data):,} bytes. Check room and permissions."):
         if path is not None:
-            _write_local(path, data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_local(path, data, sync=True)
             return
         file_system, target = open_file_system(url, options)
         if protocol_of(url) in _NEEDS_RENAME:
@@ -75,32 +72,27 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
             ask(file_system, "mv", temporary, target)
         else:
             _ask(file_system, "pipe_file", target, data, num_bytes=len(data))
-    except OptionError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"{url}: {type(error).__name__}: {error}, wanted to write {len(data):,} bytes. Check room and permissions."
-        ) from error
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def write_local(path: Path, data: bytes, *, sync: bool) -> None:
+    """Put a file in place whole; with `sync`, also for whoever reads it after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # The rename itself is only safe once the folder is on disk too.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if sync:  # the rename itself is only safe once the folder is on disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def list_names(url: str, options: Options = None) -> list[str] | None:
@@ -151,7 +143,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
         SourceError: If the file is missing, shorter, or cannot be read.
     """
     path = local_path(url)
-    try:
+    with _errors_of(url, f"wanted {size:,} bytes of it."):
         if path is not None:
             with path.open("rb") as file:
                 file.seek(start)
@@ -159,10 +151,6 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
         else:
             file_system, target = open_file_system(url, options)
             data = _ask(file_system, "cat_file", target, start=start, end=start + size)
-    except OptionError:
-        raise
-    except Exception as error:  # each file system of fsspec has errors of its own
-        raise SourceError(f"{url}: {type(error).__name__}: {error}, wanted {size:,} bytes of it.") from error
     if path is None and len(data) >= start + size > size:
         data = data[start : start + size]  # a server that knows no ranges sends the whole file
     if len(data) != size:
@@ -170,11 +158,41 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
     return bytes(data)
 
 
-def fetch(url: str, path: Path, options: Options = None) -> None:
-    """Copy a remote file to `path`; errors are those of its file system."""
-    file_system, source = open_file_system(url, options)
-    num_bytes = _ask(file_system, "info", source).get("size") or 0
-    _ask(file_system, "get_file", source, str(path), num_bytes=num_bytes)
+@contextlib.contextmanager
+def local_copy(url: str, options: Options = None) -> Iterator[Path]:
+    """The path of `url`, or of a temporary copy with the same file name.
+
+    Raises:
+        SourceError: If there is no such file, or it cannot be fetched.
+        OptionError: As `read_bytes`.
+    """
+    path = local_path(url)
+    if path is not None:
+        if not path.is_file():
+            raise SourceError(f"{url}: no such file.")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
+        copy = Path(folder) / parent_and_name(url)[1]
+        with _errors_of(url, "wanted to fetch it."):
+            try:
+                file_system, source = open_file_system(url, options)
+                num_bytes = _ask(file_system, "info", source).get("size") or 0
+                _ask(file_system, "get_file", source, str(copy), num_bytes=num_bytes)
+            except FileNotFoundError as error:
+                raise SourceError(f"{url}: no such file.") from error
+        yield copy
+
+
+@contextlib.contextmanager
+def _errors_of(url: str, wanted: str) -> Iterator[None]:
+    """Whatever a file system raises, as an error of ours that names the URL."""
+    try:
+        yield
+    except EpistreamError:
+        raise
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise SourceError(f"{url}: {type(error).__name__}: {error}, {wanted}") from error
 
 
 def _ask(file_system: Any, question: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:

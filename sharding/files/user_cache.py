@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from epistream.errors import CacheError, DeadlineError, SourceChangedError
 from epistream.sharding.files.locks import locked
+from epistream.sharding.files.storage import write_local
 
 T = TypeVar("T")
 
@@ -63,7 +64,8 @@ def make_once(
             raise SourceChangedError(f"{source}: changed while it was indexed. Try again when it is complete.")
         with _errors_in_words(lock, source, deadline_s, otherwise):
             for name, data in files:
-                _write(lock.with_name(name), data)
+                # Without fsync, which takes 5 ms a file and more: what a crash leaves torn, its checksum finds out.
+                write_local(lock.with_name(name), data, sync=False)
         kept = read()
     if kept is None:
         raise CacheError(f"{lock.parent}: what was kept there cannot be read back, of {source}. Check the disk.")
@@ -84,17 +86,3 @@ def _errors_in_words(lock: Path, source: str, deadline_s: float, otherwise: str)
             f"{lock.parent}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be "
             f"written{otherwise}"
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put a file in place whole.
-
-    Without fsync, which takes 5 ms a file and more: what a crash leaves torn is found out by its checksum.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

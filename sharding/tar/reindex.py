@@ -8,7 +8,6 @@ from pathlib import Path
 import natsort
 
 from epistream.errors import DatasetExistsError, OptionError, SourceError
-from epistream.sharding.files.local_copy import local_copy
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.sources import AnySource, Tars, resolve
 from epistream.sharding.files.storage import (
@@ -16,6 +15,7 @@ from epistream.sharding.files.storage import (
     file_bytes,
     join,
     list_names,
+    local_copy,
     read_bytes,
     remove_quietly,
     write_atomic,

@@ -9,8 +9,7 @@ from faulty_server import serve
 
 from epistream import file_systems
 from epistream.errors import EpistreamError, PackError, SourceError
-from epistream.sharding.files.local_copy import local_copy
-from epistream.sharding.files.storage import read_bytes, read_range, write_atomic
+from epistream.sharding.files.storage import local_copy, read_bytes, read_range, write_atomic
 from epistream.sharding.hdf5.file import open_hdf5
 from epistream.sharding.pack.workspace import upload
 
