@@ -16,9 +16,9 @@ from epistream.sharding.files.user_cache import default_folder, make_once
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.left_out import BAD_FILE, leave_out, oddity, open_good, sentence, usual_features
+from epistream.sharding.format.manifest_builder import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.manifest_columns import fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
-from epistream.sharding.format.shard_summary import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
 from epistream.sharding.format.statistics_schema import statistics_problem
 from epistream.sharding.hdf5.file import open_hdf5, version_and_bytes

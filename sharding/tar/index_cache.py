@@ -9,7 +9,8 @@ import xxhash
 from epistream.errors import FormatError, SourceError
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest, ManifestBuilder
+from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.tar.index_tar import index_tar
 
 _log = logging.getLogger(__name__)
@@ -33,13 +34,10 @@ def index_local_tars(paths: Sequence[str], deadline_s: float = DEADLINE_S) -> tu
     """
     folder = default_folder()
     kept: dict[str, str] = {}
-    builder: ManifestBuilder | None = None
+    builder = ManifestBuilder()
     for path in map(Path, paths):
         index, data, kept[path.name] = _index(path, folder, deadline_s)
-        builder = builder or ManifestBuilder(index.features, None)
         builder.add_shard(index, data)
-    if builder is None:
-        raise SourceError("no tars, wanted at least one.")
     manifest = builder.build(renumber=True)
     return manifest, tuple(kept[name] for name in manifest.columns.names)
 

@@ -21,7 +21,8 @@ from epistream.sharding.files.storage import (
     write_atomic,
 )
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.manifest import Manifest, ManifestBuilder
+from epistream.sharding.format.manifest import Manifest
+from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest, write_manifest
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.tar.index_tar import index_tar
@@ -138,7 +139,7 @@ def _write_all(
 ) -> Reindexed:
     statistics: dict[str, list[dict[str, Summary]]] = {}
     members: list[ShardMembers] = []
-    builder: ManifestBuilder | None = None
+    builder = ManifestBuilder()
     with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
         for name in names:
             with local_copy(join(url, name), storage_options) as path:
@@ -149,12 +150,9 @@ def _write_all(
                     members.append(read_members(path, split))
             data = index.to_bytes()
             (Path(folder) / index_name(name)).write_bytes(data)
-            builder = builder or ManifestBuilder(index.features, None)
             builder.add_shard(index, data)
             if advance:
                 advance(name)
-        if builder is None:
-            raise SourceError(f"{url}: no tars, wanted at least one.")
         manifest = _with_statistics(builder.build(renumber=True), statistics)
         _publish_indexes(url, [Path(folder) / index_name(name) for name in names], storage_options)
     written = [index_name(name) for name in names]

@@ -19,7 +19,8 @@ from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest, ManifestBuilder, Source
+from epistream.sharding.format.manifest import Manifest, Source
+from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges, fingerprint
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 

@@ -1,0 +1,203 @@
+"""How a job puts a manifest together from the indexes of its shards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import natsort
+import numpy as np
+
+from epistream.errors import FormatError
+from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.episode_meta import EpisodeMeta
+from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.manifest import Manifest, Source
+from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, default_ranges, hex_rows
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSummary:
+    """One shard with E episodes: its index is a thousand times larger, and there may be 1e5 of them.
+
+    Args:
+        name: File name of the tar, or of the HDF5 file.
+        split: Of all its episodes.
+        num_bytes: Size of the tar.
+        checksum: XXH3-128 of the tar, hexadecimal.
+        index_bytes: Size of the index.
+        index_checksum: XXH3-128 of the index, hexadecimal.
+        episodes: Their descriptions.
+        numbers: (E,) where they stand in the dataset, but for gaps.
+    """
+
+    name: str
+    split: str
+    num_bytes: int
+    checksum: str
+    index_bytes: int
+    index_checksum: str
+    episodes: tuple[EpisodeMeta, ...]
+    numbers: Int64
+
+    @staticmethod
+    def of(index: ShardIndex, index_data: bytes) -> "ShardSummary":
+        """The summary of an index and its file."""
+        return ShardSummary(
+            name=index.shard_name,
+            split=index.episodes[0].split,
+            num_bytes=index.shard_bytes,
+            checksum=index.shard_checksum,
+            index_bytes=len(index_data),
+            index_checksum=checksum(index_data),
+            episodes=tuple(index.episodes),
+            numbers=np.array([meta.episode_index for meta in index.episodes], np.int64),
+        )
+
+
+def splits_of(shards: Sequence[ShardSummary]) -> tuple[str, ...]:
+    """The splits that there are, ``train`` first."""
+    names = natsort.natsorted({shard.split for shard in shards})
+    return tuple(sorted(names, key=lambda name: name != "train"))
+
+
+def join_shards(
+    shards: Sequence[ShardSummary], splits: Sequence[str]
+) -> tuple[ManifestColumns, tuple[str, ...], list[EpisodeMeta]]:
+    """The columns, the instructions in the order of first use, and the episodes in the order of the dataset."""
+    metas = [meta for shard in shards for meta in shard.episodes]
+    counts = [len(shard.episodes) for shard in shards]
+    order = np.argsort(np.concatenate([shard.numbers for shard in shards]), kind="stable")
+    ordered = [metas[row] for row in order]
+    length = np.array([meta.length for meta in ordered], np.int64)
+    task_number: dict[str, int] = {}
+    task_ids = [task_number.setdefault(task, len(task_number)) for meta in ordered for task in meta.tasks]
+    if all(meta.valid_ranges is None for meta in ordered):
+        range_offsets, ranges = default_ranges(length)
+    else:
+        lists = [((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges for meta in ordered]
+        range_offsets = _offsets([len(one) for one in lists])
+        ranges = np.array([pair for one in lists for pair in one], np.int64).reshape(-1, 2)
+    columns = ManifestColumns(
+        names=tuple(shard.name for shard in shards),
+        shard_bytes=np.array([shard.num_bytes for shard in shards], np.int64),
+        shard_checksums=hex_rows([shard.checksum for shard in shards]),
+        index_bytes=np.array([shard.index_bytes for shard in shards], np.int64),
+        index_checksums=hex_rows([shard.index_checksum for shard in shards]),
+        shard_split=np.array([splits.index(shard.split) for shard in shards], np.uint8),
+        episode_shard=np.repeat(np.arange(len(shards)), counts)[order],
+        episode_in_shard=np.concatenate([np.arange(count) for count in counts])[order],
+        episode_length=length,
+        range_offsets=range_offsets,
+        ranges=ranges,
+        task_offsets=_offsets([len(meta.tasks) for meta in ordered]),
+        task_ids=np.array(task_ids, np.int64),
+    )
+    return columns, tuple(task_number), ordered
+
+
+def _offsets(counts: Sequence[int]) -> Int64:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+class ManifestBuilder:
+    """Collects the shards of a dataset, in any order, and makes the manifest. Single-threaded; does no I/O.
+
+    Everything comes from the shards' indexes, so a job that resumes adds the shards it finds complete just as it
+    adds those that it writes::
+
+        builder = ManifestBuilder(features, splits=("train", "val"))
+        for path in folder.glob("shard-*.index"):
+            data = path.read_bytes()
+            builder.add_shard(ShardIndex.parse(data, path.name), data)
+        manifest = builder.build(statistics=statistics, statistics_split="train", sources=sources, provenance={...})
+        write_manifest(manifest, "out/")
+    """
+
+    def __init__(self, features: Mapping[str, Feature] | None = None, splits: Sequence[str] | None = None) -> None:
+        """Start without shards.
+
+        Args:
+            features: That every shard must have; None for those of the first one.
+            splits: Their names in order; None for those of the shards, ``train`` first.
+        """
+        self._features, self._splits = dict(features or {}), None if splits is None else tuple(splits)
+        self._shards: dict[str, ShardSummary] = {}
+
+    def add_shard(self, index: ShardIndex, index_data: bytes) -> None:
+        """Take a shard that is complete. Keeps nothing of the index but its episodes' descriptions.
+
+        Args:
+            index: Its index.
+            index_data: The same as written to disk.
+
+        Raises:
+            FormatError: If its features are not the dataset's, its split is unknown, or its name was added before.
+        """
+        self._features = self._features or index.features
+        difference = describe_difference(self._features, index.features)
+        if difference:
+            raise FormatError(f"{index.shard_name}: {difference} in the dataset. Pack both with the same options.")
+        split = index.episodes[0].split
+        if self._splits is not None and split not in self._splits:
+            raise FormatError(f"{index.shard_name}: split {split!r}, wanted one of {', '.join(self._splits)}.")
+        if index.shard_name in self._shards:
+            raise FormatError(f"{index.shard_name}: added twice, wanted each shard once.")
+        self._shards[index.shard_name] = ShardSummary.of(index, index_data)
+
+    def build(
+        self,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
+        statistics_split: str | None = None,
+        sources: Sequence[Source] = (),
+        provenance: Mapping[str, Any] | None = None,
+        *,
+        renumber: bool = False,
+    ) -> Manifest:
+        """The manifest of all shards added. Episodes are ordered by `EpisodeMeta.episode_index`.
+
+        Args:
+            statistics: Of each array feature.
+            statistics_split: The split they were computed on; wanted with `statistics`.
+            sources: Files that episodes came from, linked by `EpisodeMeta.source`.
+            provenance: Whatever else is worth keeping, as JSON can hold it.
+            renumber: If indexes of episodes collide, take the order in which shards were added.
+
+        Raises:
+            FormatError: If there is no shard, two episodes have one index, or the statistics do not fit.
+        """
+        if not self._shards:
+            raise FormatError("manifest: no shards, wanted at least one.")
+        numbered = _numbered(list(self._shards.values()), renumber)
+        shards = natsort.natsorted(numbered, key=lambda shard: shard.name)
+        splits = self._splits or splits_of(shards)
+        columns, tasks, ordered = join_shards(shards, splits)
+        source_number = {source.path: number for number, source in enumerate(sources)}
+        manifest = Manifest(
+            features=self._features,
+            splits=splits,
+            columns=columns,
+            episode_source=np.array([source_number.get(meta.source, -1) for meta in ordered], np.int64),
+            tasks=tasks,
+            statistics={name: dict(values) for name, values in (statistics or {}).items()},
+            statistics_split=statistics_split,
+            sources=tuple(sources),
+            provenance=dict(provenance or {}),
+        )
+        manifest.check("manifest")
+        return manifest
+
+
+def _numbered(shards: Sequence[ShardSummary], renumber: bool) -> Sequence[ShardSummary]:
+    """The shards with every number of an episode once."""
+    everything = np.sort(np.concatenate([shard.numbers for shard in shards]))
+    twice = np.flatnonzero(np.diff(everything) == 0)
+    if not len(twice):
+        return shards
+    if not renumber:
+        raise FormatError(f"manifest: episode_index {everything[twice[0]]} in two episodes, wanted it once.")
+    starts = np.cumsum([0] + [len(shard.episodes) for shard in shards])
+    return [
+        replace(shard, numbers=start + np.arange(len(shard.episodes)))
+        for shard, start in zip(shards, starts[:-1], strict=True)
+    ]
