@@ -1,7 +1,7 @@
 """The index of one shard: where every step of every feature lies in its tar, as arrays that ranks can map."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import Feature, features_from_list
-from epistream.sharding.format.tables import Names, Tables, parse_tables, write_tables
+from epistream.sharding.format.tables import Names, Parsed, Tables, parse_tables, write_tables
 
 KIND = "epistream.shard-index"
 _FIXED = {"block_checksums": "<u8", "length": "<i8", "keys": "<u1", "episodes": "<u1"}
@@ -135,23 +135,12 @@ class ShardIndex:
         return index
 
 
-class _Episodes(Sequence[EpisodeMeta]):
-    """The short descriptions of episodes, parsed when somebody looks."""
-
-    def __init__(self, blob: NDArray[Any], count: int, where: str) -> None:
-        self._blob, self._count, self._where = blob, count, where
-        self._items: tuple[EpisodeMeta, ...] | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        if self._items is None:
-            values = parse_json(self._blob.tobytes(), self._where)
-            if not isinstance(values, list) or len(values) != self._count:
-                raise FormatError(f"{self._where}: 'episodes' is no list of {self._count}. {_REMEDY}")
-            self._items = tuple(episode_meta_from_dict(value, self._where) for value in values)
-        return self._items[index]
+class _Episodes(Parsed[EpisodeMeta]):
+    def _parse(self) -> tuple[EpisodeMeta, ...]:
+        values = parse_json(self._blob.tobytes(), self._where)
+        if not isinstance(values, list) or len(values) != self._count:
+            raise FormatError(f"{self._where}: 'episodes' is no list of {self._count}. {_REMEDY}")
+        return tuple(episode_meta_from_dict(value, self._where) for value in values)
 
 
 def build_index(tables: Tables, where: str) -> ShardIndex:
@@ -213,59 +202,60 @@ def check(index: ShardIndex, where: str) -> None:
     Raises:
         FormatError: At the first that cannot be; the message names feature, episode or step.
     """
-    # Episodes of an HDF5 file have no tar: nothing has read all their bytes, so there are no checksums of blocks.
-    is_tar = not index.shard_name.endswith(HDF5_SUFFIXES)
-    problem = (shard_name_problem(index.shard_name) if is_tar else None) or _shape_problem(index)
-    problem = problem or _block_problem(index, is_tar)
-    if problem is None:
-        problem = next(filter(None, (_range_problem(index, feature) for feature in index.features.values())), None)
+    problem = next(_problems(index), None)
     if problem:
         raise FormatError(f"{where}: {problem}. {_REMEDY}")
 
 
-def _shape_problem(index: ShardIndex) -> str | None:
+def _problems(index: ShardIndex) -> Iterator[str]:
+    """What cannot be; later checks rely on the earlier ones."""
+    # Episodes of an HDF5 file have no tar: nothing has read all their bytes, so there are no checksums of blocks.
+    is_tar = not index.shard_name.endswith(HDF5_SUFFIXES)
+    if is_tar and (problem := shard_name_problem(index.shard_name)):
+        yield problem
+    yield from _episode_problems(index)
+    size = index.block_bytes
+    if not 512 <= size <= _MAX_BLOCK_BYTES or size & (size - 1):
+        yield f"blocks of {size} bytes, wanted a power of two from 512 to 1 GiB"
+    wanted = -(-index.shard_bytes // size) if is_tar else 0
+    if len(index.block_checksums) != wanted:
+        yield f"{len(index.block_checksums)} block checksums, wanted {wanted} for {index.shard_bytes} bytes"
+    digest = index.shard_checksum
+    if is_tar and (len(digest) != 32 or set(digest) - set("0123456789abcdef")):
+        yield f"shard checksum {digest!r:.80}, wanted 32 hexadecimal digits"
+    for feature in index.features.values():
+        yield from _range_problems(index, feature)
+
+
+def _episode_problems(index: ShardIndex) -> Iterator[str]:
     num_episodes = index.num_episodes
     if not num_episodes or not index.features:
-        return f"{num_episodes} episodes and {len(index.features)} features, wanted at least one of each"
+        yield f"{num_episodes} episodes and {len(index.features)} features, wanted at least one of each"
     shortest, longest = int(index.length.min()), int(index.length.max())
     # Every step takes at least a byte; together the limits keep the sum of the lengths within 62 bits.
     limits = longest <= index.shard_bytes <= 1 << 40 and num_episodes <= 1 << 22
     if shortest < 1 or not limits:
-        return (
+        yield (
             f"{num_episodes} episodes of {shortest} to {longest} steps in {index.shard_bytes} bytes, "
             "wanted at most 4,194,304 episodes in 1 TiB"
         )
     keys, described = tuple(index.keys), list(index.episodes)
     if len(keys) != num_episodes or len(set(keys)) != num_episodes or not all(map(str.isascii, keys)):
-        return f"{len(set(keys))} different keys, wanted {num_episodes}, all ASCII"
+        yield f"{len(set(keys))} different keys, wanted {num_episodes}, all ASCII"
     if [episode.length for episode in described] != index.length.tolist():
-        return "lengths in 'episodes' that are not those of the table 'length'"
+        yield "lengths in 'episodes' that are not those of the table 'length'"
     if len({episode.split for episode in described}) != 1:
-        return "episodes of several splits in one shard, wanted one"
-    return None
+        yield "episodes of several splits in one shard, wanted one"
 
 
-def _block_problem(index: ShardIndex, is_tar: bool) -> str | None:
-    size = index.block_bytes
-    if not 512 <= size <= _MAX_BLOCK_BYTES or size & (size - 1):
-        return f"blocks of {size} bytes, wanted a power of two from 512 to 1 GiB"
-    wanted = -(-index.shard_bytes // size) if is_tar else 0
-    if len(index.block_checksums) != wanted:
-        return f"{len(index.block_checksums)} block checksums, wanted {wanted} for {index.shard_bytes} bytes"
-    digest = index.shard_checksum
-    if is_tar and (len(digest) != 32 or set(digest) - set("0123456789abcdef")):
-        return f"shard checksum {digest!r:.80}, wanted 32 hexadecimal digits"
-    return None
-
-
-def _range_problem(index: ShardIndex, feature: Feature) -> str | None:
-    """The first range of `feature` that is not inside the shard. Nothing here can overflow 64 bits."""
+def _range_problems(index: ShardIndex, feature: Feature) -> Iterator[str]:
+    """Ranges of `feature` that are not inside the shard. Nothing here can overflow 64 bits."""
     shard_bytes = np.uint64(index.shard_bytes)
     if feature.kind == "array":
         offset = index.array_offset[feature.name]
         rows = len(index.length)
         if int(index.length.max()) > index.shard_bytes // feature.step_bytes:
-            return f"{feature.name}: {index.length.max()} steps of {feature.step_bytes} bytes, more than the tar"
+            yield f"{feature.name}: {index.length.max()} steps of {feature.step_bytes} bytes, more than the tar"
         size = index.length.astype(np.uint64) * np.uint64(feature.step_bytes)
         unit = "episode"
     else:
@@ -275,14 +265,13 @@ def _range_problem(index: ShardIndex, feature: Feature) -> str | None:
         is_pixels = CODECS[feature.codec].storage == "array"
         if len(size) == rows and is_pixels and (size != feature.step_bytes).any():
             row = int(np.argmax(size != feature.step_bytes))
-            return f"{feature.name}, row {row}: {size[row]} bytes, wanted {feature.step_bytes}"
+            yield f"{feature.name}, row {row}: {size[row]} bytes, wanted {feature.step_bytes}"
     if len(offset) != rows or len(size) != rows:
-        return f"{feature.name}: {len(offset)} offsets and {len(size)} sizes, wanted {rows}"
+        yield f"{feature.name}: {len(offset)} offsets and {len(size)} sizes, wanted {rows}"
     bad = (size == 0) | (offset > shard_bytes) | (size > shard_bytes - np.minimum(offset, shard_bytes))
     if bad.any():
         row = int(np.argmax(bad))
-        return (
+        yield (
             f"{feature.name}, {unit} {row}: {size[row]} bytes at {offset[row]}, wanted at least one byte, "
             f"all within the shard's {index.shard_bytes}"
         )
-    return None

@@ -238,7 +238,7 @@ def _read_columns(
         values |= {"task_offsets": np.zeros(num_episodes + 1, np.int64), "task_ids": np.zeros(0, np.int64)}
     if "names" not in arrays:
         raise FormatError(f"{where}: table 'names' is missing. {_REMEDY}")
-    columns = ManifestColumns(names=Names(arrays["names"], num_shards, where).all(), **values)
+    columns = ManifestColumns(names=Names(arrays["names"], num_shards, where)[:], **values)
     return columns, table("episode_source")
 
 

@@ -18,7 +18,8 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from functools import cached_property
+from typing import Any, TypeVar, overload
 
 import msgpack
 import numpy as np
@@ -40,6 +41,7 @@ _DTYPES = {name: np.dtype(name) for name in ("<i1", "<i2", "<i4", "<i8", "<u1", 
 # numpy drops the byte order of single bytes ("|u1"), so names are made here.
 _DTYPE_NAMES = {dtype.newbyteorder("<"): name for name, dtype in _DTYPES.items()}
 
+T = TypeVar("T")
 Array = NDArray[Any]
 
 
@@ -183,15 +185,36 @@ def _refuse(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code}")
 
 
-class Names(Sequence[str]):
-    """Texts without control characters, stored newline-joined as one table and split on first use.
-
-    One blob costs 10 times less to read than a msgpack list, and nothing at all until somebody looks.
-    """
+class Parsed(Sequence[T]):
+    """What one table holds in `count` pieces, parsed when somebody looks for the first time."""
 
     def __init__(self, blob: Array, count: int, where: str) -> None:
         self._blob, self._count, self._where = blob, count, where
-        self._items: tuple[str, ...] | None = None
+
+    @cached_property
+    def _items(self) -> tuple[T, ...]:
+        return self._parse()
+
+    def _parse(self) -> tuple[T, ...]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return self._items[index]
+
+
+class Names(Parsed[str]):
+    """Texts without control characters, stored newline-joined as one table.
+
+    One blob costs 10 times less to read than a msgpack list, and nothing at all until somebody looks; then it is a
+    FormatError if the table is no UTF-8, or holds another number of names than announced.
+    """
 
     @staticmethod
     def pack(names: Sequence[str]) -> Array:
@@ -205,38 +228,18 @@ class Names(Sequence[str]):
                 raise FormatError(f"{name!r}: wanted a name that is not empty and has no control characters.")
         return np.frombuffer("\n".join(names).encode(), np.uint8)
 
-    def all(self) -> tuple[str, ...]:
-        """All names.
-
-        Raises:
-            FormatError: If the table is no UTF-8, or holds another number of names than announced.
-        """
-        if self._items is None:
-            try:
-                text = self._blob.tobytes().decode()
-            except UnicodeDecodeError as error:
-                raise FormatError(f"{self._where}: names that are no UTF-8 ({error}).") from error
-            items = tuple(text.split("\n")) if text else ()
-            if len(items) != self._count:
-                raise FormatError(f"{self._where}: {len(items)} names, wanted {self._count}.")
-            self._items = items
-        return self._items
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        return self.all()[index]
+    def _parse(self) -> tuple[str, ...]:
+        try:
+            text = self._blob.tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self._where}: names that are no UTF-8 ({error}).") from error
+        items = tuple(text.split("\n")) if text else ()
+        if len(items) != self._count:
+            raise FormatError(f"{self._where}: {len(items)} names, wanted {self._count}.")
+        return items
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self.all() == tuple(other)
+        return isinstance(other, Sequence) and self[:] == tuple(other)
 
     def __hash__(self) -> int:
-        return hash(self.all())
-
-    def __repr__(self) -> str:
-        return f"Names({self._count})"
+        return hash(self[:])

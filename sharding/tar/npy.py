@@ -21,11 +21,6 @@ class NpyHeader:
     shape: tuple[int, ...]
     data_offset: int
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the data."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
 
 def read_npy_header(start: bytes, size: int, where: str) -> NpyHeader:
     """The header of a ``.npy`` file of `size` bytes that begins with `start`.
@@ -48,10 +43,9 @@ def read_npy_header(start: bytes, size: int, where: str) -> NpyHeader:
     if is_fortran and sum(axis > 1 for axis in shape) > 1:
         raise FormatError(f"{where}: in Fortran order, wanted C order. Save np.ascontiguousarray(x).")
     header = NpyHeader(dtype.name, tuple(int(axis) for axis in shape), file.tell())
-    if min(header.shape, default=0) < 0 or header.data_offset + header.num_bytes != size:
-        raise FormatError(
-            f"{where}: {size:,} bytes, wanted {header.data_offset + header.num_bytes:,} for {dtype.name} {shape}."
-        )
+    wanted = header.data_offset + math.prod(header.shape) * dtype.itemsize
+    if min(header.shape, default=0) < 0 or size != wanted:
+        raise FormatError(f"{where}: {size:,} bytes, wanted {wanted:,} for {dtype.name} {shape}.")
     return header
 
 

@@ -94,14 +94,14 @@ class ShardWriter:
             LayoutError: If a feature is missing, has another shape or another number of steps than the episode.
             PackError: If the disk is full or fails.
         """
-        mark = self._tar.mark()
+        num_bytes = self._tar.num_bytes
         try:
             self._write(meta, arrays, frames)
         except PackError:
             # The disk refuses: the whole shard goes.
             raise
         except BaseException:
-            self._forget(mark)
+            self._forget(num_bytes)
             raise
         self._episodes.append(meta)
 
@@ -158,7 +158,9 @@ class ShardWriter:
         for name, feature in self.features.items():
             if feature.kind == "frames":
                 add = self._add_members if CODECS[feature.codec].storage == "members" else self._add_pixels
-                add(key, feature, frames[name], meta)
+                num_frames = add(key, feature, frames[name], meta)
+                if num_frames != meta.length:
+                    raise LayoutError(f"{feature.source_path}: {num_frames} frames, wanted {meta.length}, one a step")
 
     def _add_array(self, key: str, feature: Feature, values: NDArray[Any], meta: EpisodeMeta) -> None:
         wanted = (meta.length, *feature.shape)
@@ -171,16 +173,16 @@ class ShardWriter:
         self._tar.write(data.reshape(-1).view(np.uint8).data)
         self._array_offset[feature.name].append(offset + len(header))
 
-    def _add_members(self, key: str, feature: Feature, frames: Iterable[bytes], meta: EpisodeMeta) -> None:
+    def _add_members(self, key: str, feature: Feature, frames: Iterable[bytes], meta: EpisodeMeta) -> int:
         offsets, sizes = self._frame_offset[feature.name], self._frame_size[feature.name]
         suffix = CODECS[feature.codec].suffixes[0]
         step = 0
         for step, data in enumerate(frames, 1):
             offsets.append(self._tar.add(f"{key}.{feature.name}.{step - 1:06d}{suffix}", data))
             sizes.append(len(data))
-        self._check_count(step, feature, meta)
+        return step
 
-    def _add_pixels(self, key: str, feature: Feature, frames: Iterable[NDArray[Any]], meta: EpisodeMeta) -> None:
+    def _add_pixels(self, key: str, feature: Feature, frames: Iterable[NDArray[Any]], meta: EpisodeMeta) -> int:
         """One member for the whole episode, or several of as many steps as a member can hold."""
         steps_each = max(1, (MAX_MEMBER_BYTES - 4096) // feature.step_bytes)
         is_split = meta.length > steps_each
@@ -203,15 +205,11 @@ class ShardWriter:
             self._frame_size[feature.name].append(feature.step_bytes)
             data = np.ascontiguousarray(frame, frame.dtype.newbyteorder("<"))
             self._tar.write(data.reshape(-1).view(np.uint8).data)
-        self._check_count(step, feature, meta)
+        return step
 
-    def _check_count(self, num_frames: int, feature: Feature, meta: EpisodeMeta) -> None:
-        if num_frames != meta.length:
-            raise LayoutError(f"{feature.source_path}: {num_frames} frames, wanted {meta.length}, one a step")
-
-    def _forget(self, mark: int) -> None:
-        """Take the episode that began at `mark` out again."""
-        self._tar.roll_back(mark)
+    def _forget(self, num_bytes: int) -> None:
+        """Take the episode out again that comes after `num_bytes` bytes."""
+        self._tar.roll_back(num_bytes)
         num_rows = sum(meta.length for meta in self._episodes)
         for offsets in self._array_offset.values():
             del offsets[len(self._episodes) :]

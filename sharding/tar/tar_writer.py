@@ -118,14 +118,10 @@ class TarWriter:
         if not self._open_bytes and self._padding:
             self._put(bytes(self._padding))
 
-    def mark(self) -> int:
-        """Where the next member will begin, for `roll_back`."""
-        return self.num_bytes
-
-    def roll_back(self, mark: int) -> None:
-        """Take everything after `mark` out again. Reads the file once more; for the rare bad episode."""
+    def roll_back(self, num_bytes: int) -> None:
+        """Take all but the first `num_bytes` out again. Reads the file once more; for the rare bad episode."""
         self._file.flush()
-        self._file.seek(mark)
+        self._file.seek(num_bytes)
         self._file.truncate()
         self._file.seek(0)
         self.hasher = ShardHasher()
