@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from epistream.errors import OptionError, SourceError
@@ -51,10 +50,11 @@ def open_dataset(
         LayoutError: If an HDF5 file fits no known layout.
     """
     options = dict(storage_options or {})
-    hdf5 = partial(_open_hdf5, options=options, skip_bad=on_bad == "skip", layout=layout)
 
     def open_part(part: Part) -> Dataset:
-        return hdf5(part) if isinstance(part, Hdf5Files) else _open(part, options)
+        if isinstance(part, Hdf5Files):
+            return _open_hdf5(part, options, on_bad == "skip", layout)
+        return _open(part, options)
 
     parts = resolve(source)
     skipped: dict[str, str] = {}
@@ -106,6 +106,9 @@ def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
     url = _absolute(part.url)
     if isinstance(part, Folder):
         return dataset_of(read_manifest(url, options), url, options)
+    twice = [name for name, times in Counter(part.names).items() if times > 1]
+    if twice:  # its episodes would be read twice an epoch
+        raise SourceError(f"{join(url, twice[0])}: given twice, wanted each tar once. Correct the pattern.")
     if read_bytes(join(url, FILE_NAME), options) is not None:
         manifest = read_manifest(url, options)
         position = {name: shard for shard, name in enumerate(manifest.columns.names)}
@@ -115,7 +118,7 @@ def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
                 f"{join(url, missing[0])}: not one of the {len(position)} shards that {FILE_NAME} in its folder "
                 f"names ({len(missing)} of {len(part.names)} are not). Correct the pattern."
             )
-        return dataset_of(manifest.select([position[name] for name in _once(part, url)]), url, options)
+        return dataset_of(manifest.select([position[name] for name in part.names]), url, options)
     if local_path(url) is None:
         raise SourceError(
             f"{join(url, part.names[0])}: a remote tar without {FILE_NAME} beside it, wanted one, since a plan needs "
@@ -123,16 +126,8 @@ def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
         )
     from epistream.sharding.tar.index_cache import index_local_tars
 
-    manifest, index_urls = index_local_tars([join(url, name) for name in _once(part, url)])
+    manifest, index_urls = index_local_tars([join(url, name) for name in part.names])
     return dataset_of(manifest, url, options, index_urls)
-
-
-def _once(part: Tars, url: str) -> tuple[str, ...]:
-    """The names, none of which may come twice: its episodes would be read twice an epoch."""
-    twice = [name for name, times in Counter(part.names).items() if times > 1]
-    if twice:
-        raise SourceError(f"{join(url, twice[0])}: given twice, wanted each tar once. Correct the pattern.")
-    return part.names
 
 
 def _absolute(url: str) -> str:

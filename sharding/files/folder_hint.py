@@ -54,6 +54,6 @@ def _advice(kinds: Counter[str], url: str) -> str:
 def _advice_for_file(name: str, url: str) -> str:
     if name.endswith(HDF5_SUFFIXES):
         return f"Pack it first: epistream pack {url} OUT"
-    if name.endswith(".tar.gz") or name.endswith(".tgz"):
+    if name.endswith((".tar.gz", ".tgz")):
         return "Compressed tars cannot be read at random: decompress it first."
     return "Give the dataset's folder, or tars by a brace pattern or glob."

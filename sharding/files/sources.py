@@ -13,7 +13,7 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import find_sources, matches
-from epistream.sharding.files.names import HDF5_SUFFIXES
+from epistream.sharding.files.names import HDF5_SUFFIXES, is_tar
 from epistream.sharding.files.storage import parent_and_name
 
 AnySource = str | os.PathLike[str]
@@ -59,27 +59,26 @@ def resolve(source: AnySource | Sequence[AnySource]) -> list[Part]:
     given = [source] if isinstance(source, str | os.PathLike) else source
     if not isinstance(given, Sequence) or not given or not all(isinstance(one, str | os.PathLike) for one in given):
         raise OptionError(f"source: {source!r:.200}, wanted a path, a URL, a pattern, or a list of these.")
-    urls = [url for one in given for url in _expand(os.fspath(one))]
-    parts: list[Part] = []
-    for url in urls:
-        files = _hdf5_files(url)
-        if files:
-            parts.append(Hdf5Files(url, files))
-            continue
-        if not url.partition("::")[0].endswith(".tar"):
-            parts.append(Folder(url.removesuffix("/dataset.json") if url.endswith("/dataset.json") else url))
-            continue
-        folder, name = parent_and_name(url)
-        last = parts[-1] if parts else None
-        if isinstance(last, Tars) and last.url == folder:
-            parts[-1] = Tars(folder, (*last.names, name))
-        else:
-            parts.append(Tars(folder, (name,)))
-    return [joined for _, group in itertools.groupby(parts, type) for joined in _join(list(group))]
+    parts = [_part(url) for one in given for url in _expand(os.fspath(one))]
+    neighbours = itertools.groupby(parts, lambda part: (type(part), part.url if isinstance(part, Tars) else ""))
+    return [joined for _, group in neighbours for joined in _join(list(group))]
+
+
+def _part(url: str) -> Part:
+    files = _hdf5_files(url)
+    if files:
+        return Hdf5Files(url, files)
+    if not is_tar(url):
+        return Folder(url.removesuffix("/dataset.json"))
+    folder, name = parent_and_name(url)
+    return Tars(folder, (name,))
 
 
 def _join(parts: list[Part]) -> list[Part]:
-    """Parts of one kind, HDF5 files as one."""
+    """Tars of one folder, or HDF5 files, as one part."""
+    tars = [name for part in parts if isinstance(part, Tars) for name in part.names]
+    if tars:
+        return [Tars(parts[0].url, tuple(tars))]
     files = [part for part in parts if isinstance(part, Hdf5Files)]
     if len(files) < 2:
         return parts

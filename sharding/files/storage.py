@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from epistream.errors import EpistreamError, OptionError, SourceError
+from epistream.errors import EpistreamError, SourceError
 from epistream.file_systems import ask, limit_of, local_path, open_file_system, protocol_of, retry
 
 Options = Mapping[str, Any] | None
@@ -114,25 +114,6 @@ def remove_quietly(url: str, options: Options = None) -> None:
     with contextlib.suppress(Exception):
         file_system, target = open_file_system(url, options)
         ask(file_system, "rm_file", target)
-
-
-def file_bytes(url: str, options: Options = None) -> int | None:
-    """Size of a file; None when there is none, or it cannot be told.
-
-    Raises:
-        OptionError: As `read_bytes`.
-    """
-    path = local_path(url)
-    try:
-        if path is not None:
-            return path.stat().st_size
-        file_system, target = open_file_system(url, options)
-        size = ask(file_system, "info", target).get("size")
-        return int(size) if size is not None else None
-    except OptionError:
-        raise
-    except Exception:
-        return None
 
 
 def read_range(url: str, start: int, size: int, options: Options = None) -> bytes:

@@ -13,7 +13,7 @@ from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest, Source
-from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, default_ranges, hex_rows
+from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, default_ranges, hex_rows, offsets_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def join_shards(
         range_offsets, ranges = default_ranges(length)
     else:
         lists = [((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges for meta in ordered]
-        range_offsets = _offsets([len(one) for one in lists])
+        range_offsets = offsets_of([len(one) for one in lists])
         ranges = np.array([pair for one in lists for pair in one], np.int64).reshape(-1, 2)
     columns = ManifestColumns(
         names=tuple(shard.name for shard in shards),
@@ -90,14 +90,10 @@ def join_shards(
         episode_length=length,
         range_offsets=range_offsets,
         ranges=ranges,
-        task_offsets=_offsets([len(meta.tasks) for meta in ordered]),
+        task_offsets=offsets_of([len(meta.tasks) for meta in ordered]),
         task_ids=np.array(task_ids, np.int64),
     )
     return columns, tuple(task_number), ordered
-
-
-def _offsets(counts: Sequence[int]) -> Int64:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 class ManifestBuilder:

@@ -93,9 +93,14 @@ class ManifestColumns:
 def _select_lists(offsets: Int64, keep: Int64) -> tuple[Int64, Int64]:
     """New offsets, and the flat rows of the kept lists."""
     counts = np.diff(offsets)[keep]
-    new = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    new = offsets_of(counts)
     rows = np.repeat(offsets[keep] - new[:-1], counts) + np.arange(new[-1])
     return new, rows
+
+
+def offsets_of(counts: Sequence[int] | Int64) -> Int64:
+    """Where lists of so many values begin and end in their flat values."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def join_columns(

@@ -131,7 +131,9 @@ def concatenate(parts: Sequence[Dataset]) -> Dataset:
                 f"{first.url} and {part.url}: {difference}, wanted the same features. Pack both alike, or open them "
                 "one by one."
             )
-    named = [_train_beside_splits(part.splits, parts) for part in parts]
+    # A part without a split is for training where another part says what is not.
+    has_train = any("train" in part.splits for part in parts)
+    named = [("train",) if has_train and part.splits == (NO_SPLIT,) else part.splits for part in parts]
     splits = tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
     tasks = {task: number for number, task in enumerate(dict.fromkeys(t for p in parts for t in p.tasks))}
     return Dataset(
@@ -151,9 +153,3 @@ def concatenate(parts: Sequence[Dataset]) -> Dataset:
         storage_options=first.storage_options,
         skipped={url: reason for part in parts for url, reason in part.skipped.items()},
     )
-
-
-def _train_beside_splits(splits: tuple[str, ...], parts: Sequence[Dataset]) -> tuple[str, ...]:
-    """A part without a split is for training where another part says what is not."""
-    others = {name for part in parts for name in part.splits}
-    return ("train",) if splits == (NO_SPLIT,) and "train" in others else splits

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,6 @@ class Summary:
 
 def summarize(values: NDArray[Any]) -> Summary:
     """The summary of (T, ...) values. NaN and infinities are not counted."""
-    shape = tuple(values.shape[1:])
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     finite = np.isfinite(flat)
     count = finite.sum(axis=0)
@@ -59,7 +59,7 @@ def summarize(values: NDArray[Any]) -> Summary:
     if flat.shape[1] <= _MAX_QUANTILE_DIMS:
         levels = _thin((np.where(finite, flat, np.nan),))
     return Summary(
-        shape=shape,
+        shape=values.shape[1:],
         count=count.astype(np.int64),
         num_steps=len(flat),
         mean=mean,
@@ -74,17 +74,12 @@ def merge(left: Summary, right: Summary) -> Summary:
     """The summary of both. Merging in the same order gives the same bits."""
     count = left.count + right.count
     divisor = np.maximum(count, 1)
-    delta = np.where(right.count > 0, right.mean, left.mean) - np.where(left.count > 0, left.mean, right.mean)
     # Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances".
     base = np.where(left.count > 0, left.mean, right.mean)
+    delta = np.where(right.count > 0, right.mean, left.mean) - base
     mean = base + delta * right.count / divisor
     squares = left.squares + right.squares + delta**2 * left.count * right.count / divisor
-    depth = max(len(left.levels), len(right.levels))
-    empty = np.empty((0, len(count)))
-    levels = tuple(
-        np.concatenate([side.levels[i] if i < len(side.levels) else empty for side in (left, right)])
-        for i in range(depth)
-    )
+    levels = zip_longest(left.levels, right.levels, fillvalue=np.empty((0, len(count))))
     return Summary(
         shape=left.shape,
         count=count,
@@ -93,7 +88,7 @@ def merge(left: Summary, right: Summary) -> Summary:
         squares=squares,
         minimum=np.minimum(left.minimum, right.minimum),
         maximum=np.maximum(left.maximum, right.maximum),
-        levels=_thin(levels),
+        levels=_thin(map(np.concatenate, levels)),
     )
 
 
@@ -124,7 +119,7 @@ def to_plain(summary: Summary) -> dict[str, Any]:
     return plain
 
 
-def _thin(levels: tuple[Float, ...]) -> tuple[Float, ...]:
+def _thin(levels: Iterable[Float]) -> tuple[Float, ...]:
     """Halve every level that is too long into the next: of each sorted pair one value stands for both."""
     result = list(levels)
     for i, points in enumerate(result):

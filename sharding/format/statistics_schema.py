@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.statistics import QUANTILES
 
 Array = NDArray[np.float64]
 
@@ -14,8 +15,7 @@ Array = NDArray[np.float64]
 # (a feature with very many dimensions has none), and `finite`, the finite values of each dimension, when it is
 # `count` everywhere.
 _REQUIRED = ("mean", "std", "min", "max")
-_QUANTILES = ("q01", "q99")
-_KNOWN = frozenset({"count", "finite", *_REQUIRED, *_QUANTILES})
+_KNOWN = frozenset({"count", "finite", *_REQUIRED, *QUANTILES})
 
 
 def statistics_problem(statistics: Mapping[str, Mapping[str, Any]], features: Mapping[str, Feature]) -> str | None:
@@ -56,7 +56,7 @@ def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return np.array([part[key] for part in parts], np.float64)
 
     columns = {key: stack(key) for key in _REQUIRED}
-    columns |= {key: stack(key) for key in _QUANTILES if all(key in part for part in parts)}
+    columns |= {key: stack(key) for key in QUANTILES if all(key in part for part in parts)}
     shape = columns["mean"].shape[1:]
     count = sum(part["count"] for part in parts)
     finite = np.array([np.broadcast_to(part.get("finite", part["count"]), shape) for part in parts], np.float64)
@@ -75,7 +75,7 @@ def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "std": np.sqrt(pooled(columns["std"] ** 2 + (columns["mean"] - mean) ** 2)),
         "min": np.where(finite > 0, columns["min"], np.inf).min(axis=0),
         "max": np.where(finite > 0, columns["max"], -np.inf).max(axis=0),
-        **{key: pooled(columns[key]) for key in _QUANTILES if key in columns},
+        **{key: pooled(columns[key]) for key in QUANTILES if key in columns},
     }
     result: dict[str, Any] = {"count": count}
     if (known != count).any():

@@ -15,6 +15,7 @@ from epistream.sharding.format.checksums import ShardHasher, hash_file
 from epistream.sharding.format.codecs import CODECS, Codec
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import (
+    IMAGES,
     Feature,
     describe_difference,
     feature_from_dict,
@@ -98,20 +99,18 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
     )
 
 
-def split_key(name: str) -> tuple[str, str] | None:
-    """Key of the sample and name of the field; None for members that belong to no sample."""
+def split_key(name: str) -> tuple[str, str]:
+    """Key of the sample and name of the field; both empty for members that belong to no sample."""
     matched = _KEY.fullmatch(name)
-    return (matched[1], matched[2]) if matched else None
+    return (matched[1], matched[2]) if matched else ("", "")
 
 
 def _samples(members: list[Member], where: str) -> list[_Sample]:
     samples: dict[str, _Sample] = {}
     for member in members:
-        split = split_key(member.name)
-        if not split:
-            continue
-        key, name = split
-        _sort_in(samples.setdefault(key, _Sample(key)), member, name.lower(), where)
+        key, name = split_key(member.name)
+        if key:
+            _sort_in(samples.setdefault(key, _Sample(key)), member, name.lower(), where)
     whole = [sample for sample in samples.values() if sample.arrays or sample.numbered]
     if not whole:
         first = ", ".join(member.name for member in members[:4])
@@ -208,7 +207,7 @@ def _array_feature(name: str, header: NpyHeader, declared: Mapping[str, Feature]
         raise FormatError(f"{where}.{name}.npy: a single number, wanted steps as the first axis.")
     feature = declared.get(name)
     if feature is None:
-        is_camera = name.startswith("observation.images.") and len(header.shape) == 4
+        is_camera = name.startswith(IMAGES) and len(header.shape) == 4
         return _inferred(where, name, header.dtype, header.shape[1:], _codec_of_suffix(".npy") if is_camera else None)
     is_array = feature.kind == "array" or CODECS[feature.codec].storage == "array"
     if (feature.dtype, feature.shape) != (header.dtype, header.shape[1:]) or not is_array:
@@ -276,17 +275,16 @@ def _join_pixels(
     file: BinaryIO, name: str, parts: Mapping[int, Member], declared: Mapping[str, Feature], where: str
 ) -> tuple[Feature, NDArray[np.uint64], NDArray[np.uint32]]:
     """A camera of plain pixels that was split by time: each part is numbered by its first step."""
-    offsets, sizes, feature, step = [], [], None, 0
+    offsets, sizes, features, step = [], [], [], 0
     for number, member in sorted(parts.items()):
         part = f"{where}.{name}.{number:06d}.npy"
         header = read_npy_header(read_member(file, member, HEADER_LIMIT), member.size, part)
-        found = _array_feature(name, header, declared, where)
-        if number != step or found.kind != "frames" or feature not in (None, found):
+        feature = _array_feature(name, header, declared, where)
+        features.append(feature)
+        if number != step or feature.kind != "frames" or feature != features[0]:
             raise FormatError(f"{part}: {header.dtype} {header.shape}, wanted raw frames that go on at step {step}.")
-        feature, step = found, step + header.shape[0]
-        offset, size = _strided(member.offset + header.data_offset, header.shape[0], found)
+        step += header.shape[0]
+        offset, size = _strided(member.offset + header.data_offset, header.shape[0], feature)
         offsets.append(offset)
         sizes.append(size)
-    if feature is None:
-        raise FormatError(f"{where}.{name}: no frames, wanted at least one.")
-    return feature, np.concatenate(offsets), np.concatenate(sizes)
+    return features[0], np.concatenate(offsets), np.concatenate(sizes)

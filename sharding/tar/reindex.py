@@ -12,7 +12,6 @@ from epistream.sharding.files.names import index_name
 from epistream.sharding.files.sources import AnySource, Tars, resolve
 from epistream.sharding.files.storage import (
     Options,
-    file_bytes,
     join,
     list_names,
     local_copy,
@@ -91,8 +90,15 @@ def reindex(
             "with --overwrite, or write other sidecars with --emit."
         )
     if has_manifest and not options.overwrite:
-        splits = _known_splits(read_manifest(url, storage_options))
-        members = [_members(url, name, splits.get(name, NO_SPLIT), storage_options, advance) for name in names]
+        manifest = read_manifest(url, storage_options)
+        split_of = dict(zip(manifest.columns.names, manifest.columns.shard_split, strict=True))
+        members = []
+        for name in names:
+            split = manifest.splits[split_of[name]] if name in split_of else NO_SPLIT
+            with local_copy(join(url, name), storage_options) as path:
+                members.append(read_members(path, split))
+            if advance:
+                advance(name)
         return Reindexed(url, None, _emit(url, options, members, storage_options))
     return _write_all(url, names, options, storage_options, advance)
 
@@ -113,21 +119,6 @@ def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, 
             "its files a brace pattern such as URL/shard-{000000..000003}.tar."
         )
     return part.url, tuple(natsort.natsorted(names))
-
-
-def _known_splits(manifest: Manifest) -> dict[str, str]:
-    columns = manifest.columns
-    return {name: manifest.splits[split] for name, split in zip(columns.names, columns.shard_split, strict=True)}
-
-
-def _members(
-    url: str, name: str, split: str, storage_options: Options, advance: Callable[[str], None] | None
-) -> ShardMembers:
-    with local_copy(join(url, name), storage_options) as path:
-        members = read_members(path, split)
-    if advance:
-        advance(name)
-    return members
 
 
 def _write_all(
@@ -153,18 +144,15 @@ def _write_all(
             builder.add_shard(index, data)
             if advance:
                 advance(name)
-        manifest = _with_statistics(builder.build(renumber=True), statistics)
+        manifest = builder.build(renumber=True)
+        split = "train" if "train" in manifest.splits else manifest.splits[0]
+        plain = {name: to_plain(summary) for name, summary in merge_all(statistics[split]).items()}
+        manifest = replace(manifest, statistics=plain, statistics_split=split)
         _publish_indexes(url, [Path(folder) / index_name(name) for name in names], storage_options)
     written = [index_name(name) for name in names]
     written += _emit(url, options, members, storage_options)
     write_manifest(manifest, url, storage_options)
     return Reindexed(url, manifest, (*written, FILE_NAME))
-
-
-def _with_statistics(manifest: Manifest, statistics: dict[str, list[dict[str, Summary]]]) -> Manifest:
-    split = "train" if "train" in manifest.splits else manifest.splits[0]
-    plain = {name: to_plain(summary) for name, summary in merge_all(statistics[split]).items()}
-    return replace(manifest, statistics=plain, statistics_split=split)
 
 
 def _publish_indexes(url: str, paths: Sequence[Path], storage_options: Options) -> None:
@@ -175,7 +163,7 @@ def _publish_indexes(url: str, paths: Sequence[Path], storage_options: Options) 
     has_removed = False
     for path in paths:
         data, there = path.read_bytes(), join(url, path.name)
-        if file_bytes(there, storage_options) == len(data) and read_bytes(there, storage_options) == data:
+        if read_bytes(there, storage_options) == data:
             continue
         if not has_removed:
             remove_quietly(join(url, FILE_NAME), storage_options)

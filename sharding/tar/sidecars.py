@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from epistream.errors import FormatError, OptionError
+from epistream.errors import FormatError
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.tar.index_tar import split_key
 from epistream.sharding.tar.tar_reader import Member, walk
@@ -40,8 +40,8 @@ def read_members(path: Path, split: str) -> ShardMembers:
         FormatError: If it is no whole tar.
     """
     with path.open("rb") as file:
-        members = [member for member in walk(file, path.name) if split_key(member.name)]
-    grouped = groupby(members, key=lambda member: (split_key(member.name) or ("", ""))[0])
+        members = [member for member in walk(file, path.name) if split_key(member.name)[0]]
+    grouped = groupby(members, key=lambda member: split_key(member.name)[0])
     samples = tuple(tuple(group) for _, group in grouped)
     return ShardMembers(path.name, path.stat().st_size, split, samples)
 
@@ -57,7 +57,6 @@ def sidecars(
         existing: Names that are there and must not be replaced, because people edit them.
 
     Raises:
-        OptionError: If there is no such neighbour.
         FormatError: If a member's name cannot be written in its format.
     """
     if neighbour == "wids":
@@ -68,10 +67,8 @@ def sidecars(
         yield ".nv-meta/split.yaml", _yaml({"exclude": [], "split_parts": _energon_splits(shards)})
         if ".nv-meta/dataset.yaml" not in existing:
             yield ".nv-meta/dataset.yaml", _yaml(_CRUDE)
-    elif neighbour == "dali":
-        yield from ((Path(shard.name).stem + ".idx", _dali(shard)) for shard in shards)
     else:
-        raise OptionError(f"--emit {neighbour}: wanted one of {', '.join(NEIGHBOURS)}.")
+        yield from ((Path(shard.name).stem + ".idx", _dali(shard)) for shard in shards)
 
 
 def _wids(shards: Sequence[ShardMembers]) -> bytes:
@@ -109,8 +106,7 @@ def _dali(shard: ShardMembers) -> bytes:
         bad = next((member.name for member in sample if any(sign.isspace() for sign in member.name)), None)
         if bad:
             raise FormatError(f"{shard.name}, {bad!r}: a name with spaces, which DALI's index cannot hold.")
-        fields = ((split_key(member.name) or ("", ""))[1] for member in sample)
-        lines.append(" ".join(f"{f} {m.offset} {m.size} {m.name}" for f, m in zip(fields, sample, strict=True)))
+        lines.append(" ".join(f"{split_key(m.name)[1]} {m.offset} {m.size} {m.name}" for m in sample))
     return ("\n".join(lines) + "\n").encode()
 
 
