@@ -17,7 +17,6 @@ from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import Names, Parsed, Tables, parse_tables, write_tables
 
 KIND = "epistream.shard-index"
-_FIXED = {"block_checksums": "<u8", "length": "<i8", "keys": "<u1", "episodes": "<u1"}
 _MAX_BLOCK_BYTES = 1 << 30
 
 Int64 = NDArray[np.int64]
@@ -145,36 +144,36 @@ class _Episodes(Parsed[EpisodeMeta]):
 
 def build_index(tables: Tables, where: str) -> ShardIndex:
     """An unchecked index of views. KeyError and TypeError mean that something is missing or of another type."""
-    meta, arrays = tables.meta, tables.arrays
+    meta = tables.meta
     features = features_from_list(meta["features"], where)
     num_episodes, num_rows = _count(meta, "num_episodes"), _count(meta, "num_rows")
-    fixed = {
-        name: _table(arrays, name, dtype, num_episodes if name == "length" else None, where)
-        for name, dtype in _FIXED.items()
-    }
-    array_offset, frame_offset, frame_size = {}, {}, {}
-    for name, feature in features.items():
-        if feature.kind == "array":
-            array_offset[name] = _table(arrays, f"offset:{name}", "<u8", num_episodes, where)
-        else:
-            frame_offset[name] = _table(arrays, f"offset:{name}", "<u8", num_rows, where)
-            frame_size[name] = _table(arrays, f"size:{name}", "<u4", num_rows, where)
-    shard = meta["shard"]
-    name, digest = shard["name"], shard["checksum"]
+
+    def table(name: str, dtype: str, rows: int | None = None) -> NDArray[Any]:
+        array = tables.arrays[name]
+        wanted = array.shape if rows is None else (rows,)
+        if array.dtype != np.dtype(dtype) or array.shape != wanted or array.ndim != 1:
+            raise FormatError(
+                f"{where}: table {name!r} is {array.dtype} {array.shape}, wanted {np.dtype(dtype)} {wanted}. {_REMEDY}"
+            )
+        return array
+
+    arrays = [name for name, feature in features.items() if feature.kind == "array"]
+    cameras = [name for name, feature in features.items() if feature.kind == "frames"]
+    name, digest = meta["shard"]["name"], meta["shard"]["checksum"]
     if not isinstance(name, str) or not isinstance(digest, str):
         raise TypeError("the shard's name and checksum as texts")
     return ShardIndex(
         shard_name=name,
-        shard_bytes=_count(shard, "bytes"),
+        shard_bytes=_count(meta["shard"], "bytes"),
         shard_checksum=digest,
         features=features,
-        keys=Names(fixed["keys"], num_episodes, where),
-        length=fixed["length"],
-        array_offset=array_offset,
-        frame_offset=frame_offset,
-        frame_size=frame_size,
-        episodes=_Episodes(fixed["episodes"], num_episodes, where),
-        block_checksums=fixed["block_checksums"],
+        keys=Names(table("keys", "<u1"), num_episodes, where),
+        length=table("length", "<i8", num_episodes),
+        array_offset={name: table(f"offset:{name}", "<u8", num_episodes) for name in arrays},
+        frame_offset={name: table(f"offset:{name}", "<u8", num_rows) for name in cameras},
+        frame_size={name: table(f"size:{name}", "<u4", num_rows) for name in cameras},
+        episodes=_Episodes(table("episodes", "<u1"), num_episodes, where),
+        block_checksums=table("block_checksums", "<u8"),
         block_bytes=_count(meta, "block_bytes"),
     )
 
@@ -184,16 +183,6 @@ def _count(meta: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
         raise TypeError(f"{name} as a count (found {value!r:.40})")
     return value
-
-
-def _table(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, rows: int | None, where: str) -> NDArray[Any]:
-    array = arrays[name]
-    wanted = array.shape if rows is None else (rows,)
-    if array.dtype != np.dtype(dtype) or array.shape != wanted or array.ndim != 1:
-        raise FormatError(
-            f"{where}: table {name!r} is {array.dtype} {array.shape}, wanted {np.dtype(dtype)} {wanted}. {_REMEDY}"
-        )
-    return array
 
 
 def check(index: ShardIndex, where: str) -> None:

@@ -157,16 +157,13 @@ def _episode(file: BinaryIO, sample: _Sample, where: str) -> _Episode:
     """One sample as an episode. Everything that says a length must say the same one."""
     said = _read_meta(file, sample, where)
     declared = features_from_list(said.get("features", []), where)
-    headers = {
-        name: read_npy_header(read_member(file, member, HEADER_LIMIT), member.size, f"{where}.{name}.npy")
-        for name, member in sample.arrays.items()
-    }
     features, array_offset, lengths = {}, {}, {}
     frame_offset: dict[str, NDArray[np.uint64]] = {}
     frame_size: dict[str, NDArray[np.uint32]] = {}
-    for name, header in headers.items():
+    for name, member in sample.arrays.items():
+        header = read_npy_header(read_member(file, member, HEADER_LIMIT), member.size, f"{where}.{name}.npy")
         feature = _array_feature(name, header, declared, where)
-        start = sample.arrays[name].offset + header.data_offset
+        start = member.offset + header.data_offset
         lengths[name], features[name] = header.shape[0], feature
         if feature.kind == "array":
             array_offset[name] = start
