@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import xxhash
@@ -18,17 +18,18 @@ from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
 from epistream.sharding.format.statistics_schema import merge_statistics
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class _Column(Generic[T]):
-    """An attribute of a dataset that its columns know, and what it is."""
+class _Property(Protocol[T_co]):
+    """What a type checker should know of a property: what it gives."""
 
-    def __init__(self, read: Callable[[ManifestColumns], T], doc: str) -> None:
-        self._read, self.__doc__ = read, doc
+    def __get__(self, dataset: object, owner: type | None = None, /) -> T_co: ...
 
-    def __get__(self, dataset: "Dataset", owner: object) -> T:
-        return self._read(dataset.columns)
+
+def _column(read: Callable[[ManifestColumns], T_co], doc: str) -> _Property[T_co]:
+    """A property of a dataset that its columns answer."""
+    return property(lambda dataset: read(dataset.columns), doc=doc)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +64,21 @@ class Dataset:
     storage_options: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    num_shards = _Column(lambda columns: columns.num_shards, "Shards, S.")
-    num_episodes = _Column(lambda columns: columns.num_episodes, "Episodes, E.")
-    num_steps = _Column(lambda columns: columns.num_steps, "Steps of all episodes.")
-    shard_bytes = _Column(lambda columns: columns.shard_bytes, "(S,) int64 sizes of the tars.")
-    index_bytes = _Column(lambda columns: columns.index_bytes, "(S,) int64 sizes of the indexes.")
-    shard_checksum = _Column(lambda columns: Mapped(row_hex, columns.shard_checksums), "(S,) XXH3-128, hexadecimal.")
-    index_checksum = _Column(lambda columns: Mapped(row_hex, columns.index_checksums), "(S,) XXH3-128, hexadecimal.")
-    episode_shard = _Column(lambda columns: columns.episode_shard, "(E,) int64 position of the episode's shard.")
-    episode_in_shard = _Column(lambda columns: columns.episode_in_shard, "(E,) int64 position in its shard's index.")
-    episode_length = _Column(lambda columns: columns.episode_length, "(E,) int64 steps.")
-    valid_ranges = _Column(
+    num_shards = _column(lambda columns: columns.num_shards, "Shards, S.")
+    num_episodes = _column(lambda columns: columns.num_episodes, "Episodes, E.")
+    num_steps = _column(lambda columns: columns.num_steps, "Steps of all episodes.")
+    shard_bytes = _column(lambda columns: columns.shard_bytes, "(S,) int64 sizes of the tars.")
+    index_bytes = _column(lambda columns: columns.index_bytes, "(S,) int64 sizes of the indexes.")
+    shard_checksum = _column(lambda columns: Mapped(row_hex, columns.shard_checksums), "(S,) XXH3-128, hexadecimal.")
+    index_checksum = _column(lambda columns: Mapped(row_hex, columns.index_checksums), "(S,) XXH3-128, hexadecimal.")
+    episode_shard = _column(lambda columns: columns.episode_shard, "(E,) int64 position of the episode's shard.")
+    episode_in_shard = _column(lambda columns: columns.episode_in_shard, "(E,) int64 position in its shard's index.")
+    episode_length = _column(lambda columns: columns.episode_length, "(E,) int64 steps.")
+    valid_ranges = _column(
         lambda columns: (columns.range_offsets, columns.ranges),
         "Offsets (E + 1,) into half-open step ranges (R, 2), both int64: where anchors may be.",
     )
-    episode_tasks = _Column(
+    episode_tasks = _column(
         lambda columns: (columns.task_offsets, columns.task_ids),
         "Offsets (E + 1,) into flat positions in `tasks`, both int64.",
     )
