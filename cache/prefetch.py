@@ -16,7 +16,7 @@ from epistream.cache.source.entry import Entry
 from epistream.cache.store.directory import USERS
 from epistream.cache.store.eviction import charge
 from epistream.cache.store.lease import Lease
-from epistream.cache.store.locks import LockFile, inode_holders
+from epistream.cache.store.locks import LockFile, lock_holders
 from epistream.cache.store.store import ShardStore
 from epistream.errors import EpistreamError
 
@@ -64,7 +64,7 @@ class Prefetcher:
         self._ahead = ahead
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._closed = False
+        self.is_closed = False
         self._passed = 0
         # Keys of what is in use or nearly so, also where another process fills: not to be evicted by this one.
         self.upcoming: frozenset[str] = frozenset()
@@ -88,17 +88,12 @@ class Prefetcher:
             self._passed = max(self._passed, num_passed)
             self._changed.notify()
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
     def close(self) -> None:
         """End the thread and give up its leases; a fill that takes longer than some seconds is left to itself."""
         if self._pid != os.getpid():
             return
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify()
         self.upcoming = frozenset()
         if self._thread is not None:
@@ -111,7 +106,7 @@ class Prefetcher:
         try:
             while True:
                 with self._changed:
-                    if self._closed:
+                    if self.is_closed:
                         return
                     passed = self._passed
                 try:
@@ -124,7 +119,7 @@ class Prefetcher:
                     return
                 if not worked:
                     with self._changed:
-                        if not self._closed and self._passed == passed:
+                        if not self.is_closed and self._passed == passed:
                             self._changed.wait(_PAUSE_S * random.uniform(0.5, 1.5))
         finally:
             self._drop_all()
@@ -224,7 +219,8 @@ class Prefetcher:
         size = charge(entry.size)
         mine = sum(charge(held.size) for held, _ in self._leases.values()) + size
         with store.directory.locked(store.options.lock_timeout_s):
-            readers = _num_processes(store)
+            # Where /proc/locks cannot be read, there may be as many as processors.
+            readers = len(lock_holders(USERS, store.directory.dir_fd)) or os.cpu_count() or 1
             allowed = store.budget().bytes - (readers + 1) * size
             if mine + self._held_by_others(store) > allowed:
                 return False
@@ -253,10 +249,3 @@ class Prefetcher:
                 self._lock.write_text("0")
             self._lock.close()
             self._lock = None
-
-
-def _num_processes(store: ShardStore) -> int:
-    """Users of the directory, from /proc/locks; where that cannot be read, as many as there are processors."""
-    status = os.stat(USERS, dir_fd=store.directory.dir_fd)
-    holders = inode_holders().get((status.st_dev, status.st_ino), [])
-    return len(holders) or os.cpu_count() or 1

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -50,15 +51,22 @@ class DescriptorRegistry:
                 self._open.discard(fd)
                 os.close(fd)
 
+    @contextlib.contextmanager
+    def opened(self, name: str | Path, flags: int, dir_fd: int | None = None) -> Iterator[int]:
+        """As `open`, closed at the end of the block."""
+        fd = self.open(name, flags, dir_fd=dir_fd)
+        try:
+            yield fd
+        finally:
+            self.close(fd)
+
     def close_slowly(self, fd: int) -> None:
         """As `close`, where closing frees many pages (37 ms for 256 MiB): no other thread waits for it."""
         with self._mutex:
             if fd not in self._open:
                 return
             self._open.discard(fd)
-            status = os.fstat(fd)
-            inode = (status.st_dev, status.st_ino)
-            self._closing[fd] = inode
+            inode = self._closing[fd] = inode_of(fd)
         os.close(fd)
         with self._mutex:
             if self._closing.get(fd) is inode:
@@ -99,14 +107,19 @@ class DescriptorRegistry:
         for fd, inode in closing.items():
             # The parent may have closed it already, and another thread may own the number now.
             with contextlib.suppress(OSError):
-                status = os.fstat(fd)
-                if (status.st_dev, status.st_ino) == inode:
+                if inode_of(fd) == inode:
                     os.close(fd)
         for ref in self._aware:
             aware = ref()
             if aware is not None:
                 aware.after_fork_in_child()
         self._aware = []
+
+
+def inode_of(file: int | str | Path, dir_fd: int | None = None) -> tuple[int, int]:
+    """(device, inode) of an open file, or of what a name stands for."""
+    status = os.stat(file, dir_fd=dir_fd, follow_symlinks=isinstance(file, int))
+    return status.st_dev, status.st_ino
 
 
 # The one global of the cache: descriptors belong to the process, and so does the hook.

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.locks import LockFile, lock_holders, pauses, poll
+from epistream.cache.store.locks import LockFile, leads_to, lock_holders, poll
 from epistream.cache.store.markers import drop_unkept
-from epistream.errors import CacheError, DeadlineError
+from epistream.errors import CacheError
 
 logger = logging.getLogger(__name__)
 
@@ -62,31 +62,30 @@ class CacheDirectory:
             CacheError: Not a directory, not ours, open to others, or it cannot be made.
             DeadlineError: Another process held ``.users`` exclusively for `timeout_s`.
         """
-        deadline = time.monotonic() + timeout_s
-        for _ in pauses(deadline):
-            entered = cls._try_enter(path, observe)
-            if entered is not None:
-                return entered
-        raise DeadlineError(
-            f"{path}/{USERS}: held exclusively by process {holders_of(path / USERS)} for {timeout_s:g} s, wanted it "
-            "shared. End that process, or run 'epistream cache clear'."
+        return poll(
+            lambda: cls._try_enter(path, observe),
+            time.monotonic() + timeout_s,
+            lambda: (
+                f"{path}/{USERS}: held exclusively by process {lock_holders(path / USERS)} for {timeout_s:g} s, wanted "
+                "it shared. End that process, or run 'epistream cache clear'."
+            ),
         )
 
     @classmethod
     def _try_enter(cls, path: Path, observe: Observer) -> "tuple[CacheDirectory, bool] | None":
         with contextlib.ExitStack() as undo:
             try:
-                make_private(path)
+                _make_private(path)
                 dir_fd = open_private(path)
                 undo.callback(DESCRIPTORS.close, dir_fd)
                 observe("enter.opened")
                 users = LockFile(USERS, dir_fd)
             except FileNotFoundError:  # removed by the last one out, just now
                 return None
+            except CacheError:
+                raise
             except OSError as error:
-                if isinstance(error, CacheError):
-                    raise
-                raise refused(path, error) from error
+                raise _refused(path, error) from error
             undo.callback(users.close)
             sole = users.try_exclusive()
             if not sole and not users.try_shared():
@@ -135,8 +134,7 @@ class CacheDirectory:
         Raises:
             DeadlineError: Somebody else held it for `timeout_s`.
         """
-        lock = LockFile(LOCK, self.dir_fd)
-        try:
+        with contextlib.closing(LockFile(LOCK, self.dir_fd)) as lock:
             poll(
                 lambda: lock.try_exclusive() or None,
                 time.monotonic() + timeout_s,
@@ -146,8 +144,6 @@ class CacheDirectory:
                 ),
             )
             yield
-        finally:
-            lock.close()
 
     def exists(self, name: str) -> bool:
         """Whether a file of this name is in it."""
@@ -159,14 +155,7 @@ class CacheDirectory:
 
     def is_current(self) -> bool:
         """Whether its path still leads to it, and to the ``.users`` that is open here."""
-        try:
-            named = self.path.lstat()
-        except FileNotFoundError:
-            return False
-        mine = os.fstat(self.dir_fd)
-        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev) and (
-            self._users is not None and self._users.is_named()
-        )
+        return leads_to(self.path, self.dir_fd) and self._users is not None and self._users.is_named()
 
     def _close(self) -> None:
         if self._users is not None:
@@ -175,28 +164,22 @@ class CacheDirectory:
         self.dir_fd = -1
 
 
-def make_private(path: Path) -> None:
-    """Make a directory for this user alone; one that is there already is left as it is.
-
-    Raises:
-        CacheError: It cannot be made.
-    """
+def _make_private(path: Path) -> None:
+    """Make a directory for this user alone; one that is there already is left as it is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700)
     except FileNotFoundError as error:
         # The parent was removed just now, or it is of a kind in which nothing can be made, such as /proc.
         if path.parent.is_dir():
-            raise refused(path, error) from error
+            raise _refused(path, error) from error
         raise
     except FileExistsError:
         if not path.parent.is_dir():
             raise CacheError(f"{path.parent}: not a directory. Choose another cache directory.") from None
-    except OSError as error:
-        raise refused(path, error) from error
 
 
-def refused(path: Path, error: OSError) -> CacheError:
+def _refused(path: Path, error: OSError) -> CacheError:
     """The error of a directory that cannot be used because the system says no."""
     return CacheError(f"{path}: {error.strerror}, wanted a directory to keep shards in. Choose another one.")
 
@@ -220,7 +203,7 @@ def open_private(path: Path) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise refused(path, error) from error
+        raise _refused(path, error) from error
     status = os.fstat(dir_fd)
     problem = ""
     if status.st_uid != os.geteuid():
@@ -231,18 +214,6 @@ def open_private(path: Path) -> int:
         DESCRIPTORS.close(dir_fd)
         raise CacheError(f"{path}: {problem}")
     return dir_fd
-
-
-def holders_of(path: Path) -> list[int]:
-    """Ids of the processes with a lock on the file at a path; [] if it is not there."""
-    try:
-        fd = DESCRIPTORS.open(path, os.O_RDONLY)
-    except OSError:
-        return []
-    try:
-        return lock_holders(fd)
-    finally:
-        DESCRIPTORS.close(fd)
 
 
 def bury(path: Path) -> Path:

@@ -48,11 +48,8 @@ class Lease:
         if self.size == 0:
             return
         # The name cannot lead elsewhere: a leased shard is neither unlinked nor replaced.
-        fd = DESCRIPTORS.open(self.name, os.O_RDONLY, dir_fd=dir_fd)
-        try:
+        with DESCRIPTORS.opened(self.name, os.O_RDONLY, dir_fd) as fd:
             self._mapping = mmap.mmap(fd, self.size, prot=mmap.PROT_READ)
-        finally:
-            DESCRIPTORS.close(fd)
 
     def view(self, offset: int, size: int) -> memoryview:
         """Read-only bytes of the mapping, no copy; valid until `close`."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.errors import DeadlineError
 
 T = TypeVar("T")
@@ -85,12 +85,7 @@ class LockFile:
 
     def is_named(self) -> bool:
         """Whether the name still leads to the file that is open here: a lock on an unlinked file protects nothing."""
-        try:
-            named = os.stat(self.name, dir_fd=self._dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        mine = os.fstat(self.fd)
-        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev)
+        return leads_to(self.name, self.fd, self._dir_fd)
 
     def read_text(self) -> str:
         """What the file holds, up to 4 KiB."""
@@ -122,10 +117,20 @@ def try_flock(fd: int, kind: int) -> bool:
     return True
 
 
-def lock_holders(fd: int) -> list[int]:
-    """Ids of the processes that hold a lock on an open file, as /proc/locks knows them; [] where it cannot be read."""
-    status = os.fstat(fd)
-    return inode_holders().get((status.st_dev, status.st_ino), [])
+def leads_to(name: str | Path, fd: int, dir_fd: int | None = None) -> bool:
+    """Whether a name leads to a file that is open."""
+    try:
+        return inode_of(name, dir_fd) == inode_of(fd)
+    except FileNotFoundError:
+        return False
+
+
+def lock_holders(file: int | str | Path, dir_fd: int | None = None) -> list[int]:
+    """Ids of the processes that hold a lock on a file, as /proc/locks knows them; [] where that cannot be read."""
+    try:
+        return inode_holders().get(inode_of(file, dir_fd), [])
+    except OSError:
+        return []
 
 
 def inode_holders() -> dict[tuple[int, int], list[int]]:

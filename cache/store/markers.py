@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +25,7 @@ KEEP = ".keep"
 _NEW_KEEP = ".keep.new"
 # Errors that are carried to the waiters; any other is worth another try by the next process.
 CARRIED: dict[str, type[OSError]] = {
-    "FetchError": FetchError,
-    "ChecksumError": ChecksumError,
-    "SourceChangedError": SourceChangedError,
-    "SourceError": SourceError,
+    error.__name__: error for error in (FetchError, ChecksumError, SourceChangedError, SourceError)
 }
 _URL_ATTRIBUTE = "user.epistream.url"
 
@@ -44,12 +41,9 @@ def read_cap(dir_fd: int) -> int | None:
 
 def write_cap(dir_fd: int, cap: int | None) -> None:
     """Set the directory's cap. Under ``.lock``."""
-    fd = DESCRIPTORS.open(_BUDGET, os.O_RDWR | os.O_CREAT, dir_fd=dir_fd)
-    try:
+    with DESCRIPTORS.opened(_BUDGET, os.O_RDWR | os.O_CREAT, dir_fd) as fd:
         os.ftruncate(fd, 0)
         os.pwrite(fd, (_NO_CAP if cap is None else str(cap)).encode(), 0)
-    finally:
-        DESCRIPTORS.close(fd)
 
 
 def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> None:
@@ -80,14 +74,16 @@ def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> N
 
 
 def _cap_text(dir_fd: int) -> str:
+    return (_read(dir_fd, _BUDGET) or "").strip()
+
+
+def _read(dir_fd: int, name: str) -> str | None:
+    """What a file of a directory holds; None if it is not there."""
     try:
-        fd = DESCRIPTORS.open(_BUDGET, os.O_RDONLY, dir_fd=dir_fd)
+        with DESCRIPTORS.opened(name, os.O_RDONLY, dir_fd) as fd:
+            return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
     except FileNotFoundError:
-        return ""
-    try:
-        return os.pread(fd, 64, 0).decode(errors="replace").strip()
-    finally:
-        DESCRIPTORS.close(fd)
+        return None
 
 
 # --- what outlives the last user: everything, or chosen keys ---------------------------------------------
@@ -108,17 +104,15 @@ def mark_kept(dir_fd: int, keys: Collection[str] | None = None) -> None:
     if wanted == kept:
         return
     # As a whole or not at all: one that was made and not written would stand for all.
-    fd = DESCRIPTORS.open(_NEW_KEEP, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd=dir_fd)
-    try:
-        text = memoryview("".join(f"{key}\n" for key in sorted(wanted)).encode())
-        while text:
-            text = text[os.write(fd, text) :]
-        os.rename(_NEW_KEEP, KEEP, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except OSError:
-        os.unlink(_NEW_KEEP, dir_fd=dir_fd)
-        raise
-    finally:
-        DESCRIPTORS.close(fd)
+    with DESCRIPTORS.opened(_NEW_KEEP, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd) as fd:
+        try:
+            text = memoryview("".join(f"{key}\n" for key in sorted(wanted)).encode())
+            while text:
+                text = text[os.write(fd, text) :]
+            os.rename(_NEW_KEEP, KEEP, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except OSError:
+            os.unlink(_NEW_KEEP, dir_fd=dir_fd)
+            raise
 
 
 def drop_unkept(dir_fd: int) -> bool:
@@ -136,14 +130,8 @@ def drop_unkept(dir_fd: int) -> bool:
 
 def _kept(dir_fd: int) -> set[str] | None:
     """The keys that are kept, none of them for all; None if the directory does not outlive its last user."""
-    try:
-        fd = DESCRIPTORS.open(KEEP, os.O_RDONLY, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return None
-    try:
-        return set(os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace").split())
-    finally:
-        DESCRIPTORS.close(fd)
+    text = _read(dir_fd, KEEP)
+    return None if text is None else set(text.split())
 
 
 # --- what a process writes into a key's .fill file for those who come after it ---------------------------
@@ -181,8 +169,7 @@ def boot_time_s() -> float:
 
 def write_note(note: Note) -> str:
     """Text of a note, below the 4 KiB that are read back."""
-    fields = {"kind": note.kind, "error": note.error, "text": note.text[:600], "time_s": note.time_s}
-    return json.dumps(fields)
+    return json.dumps({**asdict(note), "text": note.text[:600]})
 
 
 def read_note(text: str) -> Note | None:
@@ -195,6 +182,12 @@ def read_note(text: str) -> Note | None:
         return Note(kind, str(fields["error"]), str(fields["text"]), float(fields["time_s"]))
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def fresh_note(text: str, lifetime_s: float) -> Note | None:
+    """The note in a text, if it still counts."""
+    note = read_note(text)
+    return note if note is not None and note.is_fresh(lifetime_s, boot_time_s()) else None
 
 
 # --- where an entry came from, for people who look at the cache ------------------------------------------

@@ -18,7 +18,6 @@ from epistream.cache.store.directory import (
 from epistream.cache.store.locks import LockFile
 from epistream.cache.store.markers import KEEP
 from epistream.cache.store.places import is_of_family
-from epistream.errors import CacheError
 
 
 def sweep(path: Path, family: str | None, observe: Observer = ignore) -> list[Path]:
@@ -52,7 +51,7 @@ def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
     """Remove a directory that nobody uses and nobody asked to keep; True if it is gone."""
     try:
         dir_fd = open_private(path)
-    except (CacheError, OSError):
+    except OSError:
         return False
     try:
         try:
@@ -66,7 +65,7 @@ def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
                 path.rmdir()
                 return True
             return False
-        try:
+        with contextlib.closing(users):
             directory = CacheDirectory(path, dir_fd, users, observe)
             if not users.try_exclusive() or directory.exists(KEEP) or not directory.is_current():
                 return False
@@ -75,7 +74,5 @@ def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
             users.unlock()
             remove_dead(grave, observe)
             return True
-        finally:
-            users.close()
     finally:
         DESCRIPTORS.close(dir_fd)
