@@ -1,18 +1,17 @@
 """Looking at caches from outside, and tending them: what `epistream cache` does, without the printing."""
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from epistream.cache.store import places
 from epistream.cache.store.budget import Limits
-from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.cache.store.directory import USERS, CacheDirectory, open_private
-from epistream.cache.store.eviction import FILL, PART, SHARD, Item, in_leaving_order, survey, unlink
+from epistream.cache.store.eviction import FILL, PART, SHARD, Item, charged_bytes, in_leaving_order, survey, unlink
 from epistream.cache.store.locks import LockFile, inode_holders
-from epistream.cache.store.markers import KEEP, Note, boot_time_s, read_note, read_origin, write_cap
+from epistream.cache.store.markers import KEEP, Note, fresh_note, read_origin, write_cap
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
 from epistream.cache.store.sweep import sweep
@@ -100,7 +99,7 @@ def look(path: Path) -> CacheView:
             path=path,
             budget=str(budget),
             budget_bytes=budget.bytes,
-            held_bytes=sum(item.charge_bytes for item in items if item.kind != FILL),
+            held_bytes=charged_bytes(items),
             pids=_holders(directory, USERS, locks),
             kept=directory.exists(KEEP),
             entries=tuple(_rows(directory, items, locks)),
@@ -170,10 +169,9 @@ _Locks = dict[tuple[int, int], list[int]]
 
 def _holders(directory: CacheDirectory, name: str, locks: _Locks) -> tuple[int, ...]:
     try:
-        status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
+        return tuple(sorted(set(locks.get(inode_of(name, directory.dir_fd), []))))
     except FileNotFoundError:
         return ()
-    return tuple(sorted(set(locks.get((status.st_dev, status.st_ino), []))))
 
 
 def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[EntryRow]:
@@ -198,10 +196,11 @@ def _notes(directory: CacheDirectory, items: list[Item]) -> dict[str, Note]:
     notes = {}
     for item in items:
         if item.kind == FILL and item.size:
-            with contextlib.suppress(OSError):
-                lock = LockFile(item.name, directory.dir_fd, create=False)
-                note = read_note(lock.read_text())
-                lock.close()
-                if note is not None and note.is_fresh(60.0, boot_time_s()):
+            with (
+                contextlib.suppress(OSError),
+                contextlib.closing(LockFile(item.name, directory.dir_fd, create=False)) as lock,
+            ):
+                note = fresh_note(lock.read_text(), 60.0)
+                if note is not None:
                     notes[item.key] = note
     return notes

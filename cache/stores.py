@@ -12,7 +12,7 @@ from epistream.cache.store import places
 from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory, Observer, ignore
-from epistream.cache.store.eviction import held_bytes, survey
+from epistream.cache.store.eviction import allocated_bytes, survey
 from epistream.cache.store.markers import read_cap
 from epistream.cache.store.places import file_system_type, is_memory
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
@@ -105,14 +105,11 @@ class Stores:
             path = self._path(tier)
             exists = path.is_dir()
             nearest = path if exists else next(parent for parent in path.parents if parent.is_dir()).resolve()
-            dir_fd = DESCRIPTORS.open(nearest, os.O_RDONLY | os.O_DIRECTORY)
-            try:
+            with DESCRIPTORS.opened(nearest, os.O_RDONLY | os.O_DIRECTORY) as dir_fd:
                 wish, agreed = self._options.budget(tier), read_cap(dir_fd) if exists else None
                 caps = [cap for cap in (wish, agreed) if cap is not None]
-                held = held_bytes(survey(CacheDirectory(path, dir_fd, None))) if exists else 0
+                held = allocated_bytes(survey(CacheDirectory(path, dir_fd, None))) if exists else 0
                 return measure(dir_fd, min(caps, default=None), held, self._limits(path))
-            finally:
-                DESCRIPTORS.close(dir_fd)
         except OSError:
             return None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
 from epistream.cache.store.locks import LockFile, try_flock
-from epistream.cache.store.markers import boot_time_s, read_note
+from epistream.cache.store.markers import fresh_note
 
 SHARD = ".shard"
 PART = ".part"
@@ -65,9 +65,14 @@ def survey(directory: CacheDirectory) -> list[Item]:
     return items
 
 
-def held_bytes(items: list[Item]) -> int:
+def allocated_bytes(items: list[Item]) -> int:
     """Bytes that the file system has given to shards and fills."""
     return sum(item.allocated_bytes for item in items if item.kind != FILL)
+
+
+def charged_bytes(items: list[Item]) -> int:
+    """Bytes that shards and fills count for."""
+    return sum(item.charge_bytes for item in items if item.kind != FILL)
 
 
 def remove_remains(directory: CacheDirectory, items: list[Item], own_key: str, note_s: float) -> list[Item]:
@@ -100,28 +105,20 @@ def _is_dead(directory: CacheDirectory, key: str, own_key: str) -> bool:
     if key == own_key:
         return True
     try:
-        lock = LockFile(key + FILL, directory.dir_fd, create=False)
+        with contextlib.closing(LockFile(key + FILL, directory.dir_fd, create=False)) as lock:
+            return lock.try_exclusive()
     except FileNotFoundError:
         return True
-    try:
-        return lock.try_exclusive()
-    finally:
-        lock.close()
 
 
 def drop_fill(directory: CacheDirectory, key: str, note_s: float = 0.0) -> None:
     """Unlink a key's ``.fill`` if nobody holds it and it has no fresh note; its data must be gone."""
-    try:
-        lock = LockFile(key + FILL, directory.dir_fd, create=False)
-    except FileNotFoundError:
-        return
-    try:
-        if lock.try_exclusive() and lock.is_named():
-            note = read_note(lock.read_text())
-            if note is None or not note.is_fresh(note_s, boot_time_s()):
-                unlink(directory, lock.name)
-    finally:
-        lock.close()
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(LockFile(key + FILL, directory.dir_fd, create=False)) as lock,
+    ):
+        if lock.try_exclusive() and lock.is_named() and fresh_note(lock.read_text(), note_s) is None:
+            unlink(directory, lock.name)
 
 
 class Stamps:
@@ -151,43 +148,27 @@ def rebase_stamps(directory: CacheDirectory, items: Iterable[Item]) -> None:
 
 
 def evict(
-    directory: CacheDirectory, items: list[Item], wanted_bytes: int, upcoming: Collection[str] = ()
-) -> list[int] | None:
-    """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed; none unless that suffices.
+    directory: CacheDirectory,
+    items: list[Item],
+    wanted_bytes: float,
+    upcoming: Collection[str] = (),
+    *,
+    least_bytes: int = 0,
+) -> tuple[list[int], int]:
+    """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed; none if leases leave too few.
+
+    Args:
+        directory: Locked by the caller.
+        items: From `survey`.
+        wanted_bytes: Where to stop; may be infinite.
+        upcoming: Keys that leave last.
+        least_bytes: How few are too few.
 
     Returns:
         Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
-        long and is done by the caller outside ``.lock``. None if leases stand in the way.
+        long and is done by the caller outside ``.lock``. And the bytes that they free.
     """
-    victims, freed = _lock_victims(directory, items, wanted_bytes, upcoming)
-    if freed < wanted_bytes:
-        for _, fd in victims:
-            DESCRIPTORS.close(fd)
-        return None
-    return _unlink_victims(directory, victims)
-
-
-def evict_some(
-    directory: CacheDirectory, items: list[Item], wanted_bytes: int | None, upcoming: Collection[str] = ()
-) -> tuple[list[int], int]:
-    """As `evict`, but what there is if that does not suffice; None for all that nobody leases.
-
-    Returns:
-        The descriptors, and the bytes that they free.
-    """
-    all_bytes = sum(item.charge_bytes for item in items)
-    victims, freed = _lock_victims(directory, items, all_bytes if wanted_bytes is None else wanted_bytes, upcoming)
-    return _unlink_victims(directory, victims), freed
-
-
-_Victim = tuple[Item, int]
-
-
-def _lock_victims(
-    directory: CacheDirectory, items: list[Item], wanted_bytes: int, upcoming: Collection[str]
-) -> tuple[list[_Victim], int]:
-    """Unleased shards with their descriptors, exclusively locked, and the bytes of all of them."""
-    victims: list[_Victim] = []
+    victims: list[tuple[Item, int]] = []
     freed = 0
     for item in in_leaving_order((item for item in items if item.kind == SHARD), upcoming):
         if freed >= wanted_bytes:
@@ -196,16 +177,16 @@ def _lock_victims(
         if fd is not None:
             victims.append((item, fd))
             freed += item.charge_bytes
-    return victims, freed
-
-
-def _unlink_victims(directory: CacheDirectory, victims: list[_Victim]) -> list[int]:
+    if freed < least_bytes:
+        for _, fd in victims:
+            DESCRIPTORS.close(fd)
+        return [], 0
     for item, _ in victims:
         directory.observe("evict.locked")
         unlink(directory, item.name)
         directory.observe("evict.unlinked")
         drop_fill(directory, item.key)
-    return [fd for _, fd in victims]
+    return [fd for _, fd in victims], freed
 
 
 def _lock_unleased(directory: CacheDirectory, name: str) -> int | None:

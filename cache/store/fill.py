@@ -14,15 +14,15 @@ from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
 from epistream.cache.store.eviction import (
-    FILL,
     PART,
     SHARD,
     Item,
     Stamps,
+    allocated_bytes,
     charge,
+    charged_bytes,
     evict,
     free,
-    held_bytes,
     remove_remains,
     survey,
     unlink,
@@ -198,10 +198,11 @@ class Filling:
                 raise TooLargeError(
                     f"{directory.path}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
                 )
-            used = sum(item.charge_bytes for item in items if item.kind != FILL)
-            missing_bytes = used + wanted - budget.bytes
-            evicted = evict(directory, items if may_evict else [], missing_bytes, self.options.upcoming())
-            if evicted is None:
+            used = charged_bytes(items)
+            missing = used + wanted - budget.bytes
+            others = items if may_evict else []
+            evicted, freed = evict(directory, others, missing, self.options.upcoming(), least_bytes=missing)
+            if freed < missing:
                 raise NoRoomError(
                     f"{directory.path}: a budget of {budget}, {size_text(used)} held and too much of it leased, wanted "
                     f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
@@ -221,7 +222,8 @@ class Filling:
 
     def measure(self, items: list[Item]) -> Budget:
         """The budget now, given a survey."""
-        return measure(self.directory.dir_fd, read_cap(self.directory.dir_fd), held_bytes(items), self.options.limits)
+        dir_fd = self.directory.dir_fd
+        return measure(dir_fd, read_cap(dir_fd), allocated_bytes(items), self.options.limits)
 
     def _discard_damaged(self, items: list[Item], key: str, size: int) -> None:
         """Remove a ``.shard`` of a wrong size, which `lookup` refused: it stands where the new one goes."""

@@ -9,7 +9,9 @@ State of a key, as its files tell it (``.fill`` is only ever a lock and a note):
 No wait holds a lock: `acquire` polls for the fill right, and gives it back before it waits for room.
 """
 
+import contextlib
 import fcntl
+import math
 import os
 import time
 from collections.abc import Callable, Collection
@@ -22,7 +24,8 @@ from epistream.cache.store.eviction import (
     FILL,
     SHARD,
     Stamps,
-    evict_some,
+    charged_bytes,
+    evict,
     free,
     rebase_stamps,
     remove_remains,
@@ -40,7 +43,7 @@ from epistream.cache.store.fill import (
 )
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, lock_holders, pauses, try_flock
-from epistream.cache.store.markers import Note, agree_on_cap, boot_time_s, mark_kept, read_note, write_note
+from epistream.cache.store.markers import Note, agree_on_cap, boot_time_s, fresh_note, mark_kept, write_note
 from epistream.cache.store.places import default_name, is_of_family
 from epistream.cache.store.sweep import sweep
 from epistream.errors import CacheError, DeadlineError
@@ -173,22 +176,20 @@ class ShardStore:
             outcome.hit = True
         if lease is not None or fill is None:
             return lease
-        fill_lock = LockFile(key + FILL, self.directory.dir_fd)
-        try:
+        with (
+            contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as fill_lock,
+            contextlib.suppress(NoRoomError, TooLargeError, PresentError),
+        ):
             # A lock whose file was just removed belongs to nobody; the next try opens the new one.
             if not fill_lock.try_exclusive() or not fill_lock.is_named():
                 return None
-            if self._fresh_note(fill_lock) is not None:
+            if fresh_note(fill_lock.read_text(), self.options.note_s) is not None:
                 return None
             # Who had the lock just before may have completed it.
             lease = self.lookup(key, size)
             if lease is None:
                 lease = self._filling.run(fill_lock, key, size, fill, outcome, may_evict=may_evict)
-            return lease
-        except (NoRoomError, TooLargeError, PresentError):
-            return None
-        finally:
-            fill_lock.close()
+        return lease
 
     def _wait_fill_lock(self, key: str, size: int) -> Lease | LockFile:
         """The entry, if somebody else completes it; else the right to fill it."""
@@ -212,7 +213,9 @@ class ShardStore:
                 lease = self.lookup(key, size)
                 if lease is not None:
                     return lease
-                self._follow_note(lock)
+                note = fresh_note(lock.read_text(), self.options.note_s)
+                if note is not None:
+                    raise NoRoomError(note.text) if note.kind == "bypass" else note.to_error()
                 keep = True
                 return lock
             raise DeadlineError(
@@ -224,18 +227,6 @@ class ShardStore:
             if not keep:
                 lock.close()
 
-    def _follow_note(self, fill_lock: LockFile) -> None:
-        note = self._fresh_note(fill_lock)
-        if note is None:
-            return
-        if note.kind == "bypass":
-            raise NoRoomError(note.text)
-        raise note.to_error()
-
-    def _fresh_note(self, fill_lock: LockFile) -> Note | None:
-        note = read_note(fill_lock.read_text())
-        return note if note is not None and note.is_fresh(self.options.note_s, boot_time_s()) else None
-
     def _wait_room(self, key: str, reason: str, deadline: float) -> None:
         """Wait a little, with no lock held; at the deadline, tell the others of the decision and give up."""
         self._observe("room.wait")
@@ -243,13 +234,10 @@ class ShardStore:
             for _ in pauses(min(deadline, time.monotonic() + 0.02)):
                 pass
             return
-        lock = LockFile(key + FILL, self.directory.dir_fd)
-        try:
+        with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as lock:
             if lock.try_exclusive() and lock.is_named():
                 lock.write_text(write_note(Note("bypass", "", reason, boot_time_s())))
                 self._observe("room.noted")
-        finally:
-            lock.close()
         raise NoRoomError(reason)
 
     # --- the whole ---------------------------------------------------------------------------------------
@@ -260,7 +248,7 @@ class ShardStore:
 
     def held_bytes(self) -> int:
         """Bytes of entries and fills, in whole pages, as they are now."""
-        return sum(item.charge_bytes for item in survey(self.directory) if item.kind != FILL)
+        return charged_bytes(survey(self.directory))
 
     def discard(self, key: str) -> None:
         """Remove an entry that turned out to be damaged; those who lease it keep their mapping."""
@@ -283,7 +271,8 @@ class ShardStore:
         """
         with self.directory.locked(self.options.lock_timeout_s):
             items = remove_remains(self.directory, survey(self.directory), "", 0.0)
-            fds, freed = evict_some(self.directory, items, wanted_bytes, self.options.upcoming())
+            wanted = math.inf if wanted_bytes is None else wanted_bytes
+            fds, freed = evict(self.directory, items, wanted, self.options.upcoming())
         free(fds)
         return freed
 
