@@ -1,7 +1,10 @@
 """Where caches lie unless somebody says otherwise, and whether a path is on a disk, in memory or on a network."""
 
+import contextlib
 import os
 from pathlib import Path
+
+from epistream.cgroups import System, mounts
 
 # Parents of caches that nobody gave a directory; looked up here at each use, never imported by value.
 SHM_PARENT = Path("/dev/shm")
@@ -32,30 +35,16 @@ def is_of_family(name: str, family: str) -> bool:
     return name == family or name.startswith(family + "-")
 
 
-def _mounts() -> tuple[tuple[str, str], ...]:
-    """(mount point, type) of every mounted file system, later ones over earlier ones."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return ()
-    mounts = []
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        # Blanks and the like are written as octal numbers there.
-        point = before.split()[4].encode().decode("unicode_escape")
-        mounts.append((point, after.split()[0]))
-    return tuple(mounts)
-
-
 def file_system_type(path: Path) -> str:
     """The type of the file system that holds a path, "ext4" for example; "" if the kernel does not say."""
     real = os.path.realpath(path)
-    best, kind = "", ""
-    for point, mounted in _mounts():
-        inside = point in (real, "/") or real.startswith(point + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, mounted
-    return kind
+    best, best_kind = "", ""
+    with contextlib.suppress(OSError):
+        for point, _, kind, _ in mounts(System()):
+            inside = point in (real, "/") or real.startswith(point + "/")
+            if inside and len(point) >= len(best):
+                best, best_kind = point, kind
+    return best_kind
 
 
 def is_network(kind: str) -> bool:
