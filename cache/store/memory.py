@@ -1,16 +1,24 @@
 """How much memory this process may still use: the machine's, and what its control groups leave."""
 
+import re
 from pathlib import Path
 
 from epistream.cgroups import System, groups_above
 
 # cgroup v1 writes "no limit" as the largest multiple of the page size.
 _NO_LIMIT = 1 << 60
+# By version of the control groups: the files of limit and use, and how names in memory.stat begin that count the
+# groups below, too.
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: ("memory.max", "memory.current", ""),
+}
 
 
 def available_bytes(system: System) -> int | None:
     """MemAvailable of the machine in bytes; None where the kernel does not say."""
-    return _meminfo(system).get("MemAvailable")
+    kib = _numbers(system.proc / "meminfo").get("MemAvailable")
+    return None if kib is None else kib * 1024
 
 
 def cgroup_free_bytes(system: System) -> int | None:
@@ -21,7 +29,7 @@ def cgroup_free_bytes(system: System) -> int | None:
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.current, memory.stat) and
     https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
     """
-    left = [_left_v2(group) if version == 2 else _left_v1(group) for group, version in groups_above("memory", system)]
+    left = [_left(group, version) for group, version in groups_above("memory", system)]
     return min((each for each in left if each is not None), default=None)
 
 
@@ -40,39 +48,19 @@ def pressure_percent(system: System) -> float | None:
 
 def _some_avg10(file: Path) -> float | None:
     try:
-        for line in file.read_text().splitlines():
-            if line.startswith("some "):
-                return float(line.split("avg10=")[1].split()[0])
-    except (OSError, IndexError, ValueError):
-        pass
-    return None
-
-
-def _meminfo(system: System) -> dict[str, int]:
-    try:
-        lines = (system.proc / "meminfo").read_text().splitlines()
+        found = re.search(r"^some avg10=([\d.]+)", file.read_text(), re.MULTILINE)
     except OSError:
-        return {}
-    fields = (line.split() for line in lines)
-    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) >= 2}
-
-
-def _left_v2(group: Path) -> int | None:
-    limit = _number(group / "memory.max")
-    usage = _number(group / "memory.current")
-    if limit is None or usage is None:
         return None
-    stat = _stat(group)
-    return limit - (usage - stat.get("active_file", 0) - stat.get("inactive_file", 0))
+    return float(found[1]) if found else None
 
 
-def _left_v1(group: Path) -> int | None:
-    limit = _number(group / "memory.limit_in_bytes")
-    usage = _number(group / "memory.usage_in_bytes")
+def _left(group: Path, version: int) -> int | None:
+    limit_name, usage_name, prefix = _MEMORY_FILES[version]
+    limit, usage = _number(group / limit_name), _number(group / usage_name)
     if limit is None or usage is None or limit >= _NO_LIMIT:
         return None
-    stat = _stat(group)
-    return limit - (usage - stat.get("total_active_file", 0) - stat.get("total_inactive_file", 0))
+    stat = _numbers(group / "memory.stat")
+    return limit - (usage - stat.get(f"{prefix}active_file", 0) - stat.get(f"{prefix}inactive_file", 0))
 
 
 def _number(path: Path) -> int | None:
@@ -82,9 +70,10 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _stat(group: Path) -> dict[str, int]:
+def _numbers(path: Path) -> dict[str, int]:
+    """What a file tells as "name number" or "name: number kB", a line each; nothing where it cannot be read."""
     try:
-        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+        lines = (line.split() for line in path.read_text().splitlines())
+        return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) >= 2}
     except OSError:
         return {}
