@@ -9,7 +9,7 @@ from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
 from epistream.cache.routes import KEEPING_TIERS, Routes
 from epistream.cache.source.entry import Entry
-from epistream.cache.source.fetch import Fetcher, checksum_of, write_all
+from epistream.cache.source.fetch import Fetcher, mismatch, write_all
 from epistream.cache.source.local import MappedBlob
 from epistream.cache.stats import Counters
 from epistream.cache.store.fill import write_mapped
@@ -174,8 +174,9 @@ class Tiers:
         return fill
 
     def _fetch(self, entry: Entry, fd: int) -> None:
-        fetched = self._fetcher.fetch(entry, fd)
-        self._counters.add(bytes_fetched=fetched.num_bytes, refetches=fetched.num_refetches)
+        again = self._fetcher.fetch(entry, fd)
+        num_bytes = sum(part.size for part in (*entry.parts, *again))
+        self._counters.add(bytes_fetched=num_bytes, refetches=len(again))
 
     @property
     def _disk_is_tier(self) -> bool:
@@ -199,7 +200,7 @@ class Tiers:
         finally:
             lease.close()
         for part, offset in zip(entry.parts, entry.offsets, strict=True):
-            if part.checksum is not None and checksum_of(fd, offset, part.size) != part.checksum:
+            if mismatch(part, offset, fd):
                 logger.warning("%s: damaged on disk in %s; fetched again.", part.url, store.directory.path)
                 store.discard(entry.key)
                 return False

@@ -3,11 +3,9 @@
 import logging
 import mmap
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -31,20 +29,6 @@ SUPPLY_BYTES = 16 << 20
 Place = tuple[Part, int]
 
 
-@dataclass
-class Fetched:
-    """Counters of one fetch."""
-
-    num_bytes: int = 0
-    num_refetches: int = 0
-    mutex: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, num_bytes: int) -> None:
-        """Count bytes; called from several threads."""
-        with self.mutex:
-            self.num_bytes += num_bytes
-
-
 class Fetcher:
     """Brings entries. Memory: `parallel` chunks, never a whole shard.
 
@@ -61,8 +45,11 @@ class Fetcher:
         # Whether a part of an object was ever had; one that then sends everything is read through, later than could be.
         self._knows_ranges = False
 
-    def fetch(self, entry: Entry, fd: int) -> Fetched:
+    def fetch(self, entry: Entry, fd: int) -> list[Part]:
         """Write every part of an entry to its offset in `fd`, and verify each.
+
+        Returns:
+            The parts that had to be fetched twice.
 
         Raises:
             FetchError: A part could not be had in time.
@@ -70,31 +57,22 @@ class Fetcher:
             SourceError: A part is not there, or may not be read.
         """
         deadline = time.monotonic() + self._timeout_s
-        fetched = Fetched()
         places = list(zip(entry.parts, entry.offsets, strict=True))
-        self._fetch_parts(places, fd, deadline, fetched)
-        wrong = [place for place in places if self._mismatch(*place, fd) is not None]
+        self._fetch_parts(places, fd, deadline)
+        wrong = [place for place in places if mismatch(*place, fd)]
         for part, _ in wrong:
             logger.warning("%s: not of checksum %s; fetched once more.", part.url, part.checksum)
-        fetched.num_refetches = len(wrong)
-        self._fetch_parts(wrong, fd, deadline, fetched)
+        self._fetch_parts(wrong, fd, deadline)
         for part, offset in wrong:
-            found = self._mismatch(part, offset, fd)
-            if found is not None:
+            found = mismatch(part, offset, fd)
+            if found:
                 raise ChecksumError(
                     f"{part.url}: checksum {found} twice, wanted {part.checksum}. Upload the file again, or re-create "
                     "the index with 'epistream index URL' if it was changed on purpose."
                 )
-        return fetched
+        return [part for part, _ in wrong]
 
-    def _mismatch(self, part: Part, offset: int, fd: int) -> str | None:
-        """The checksum of what lies in the file, if it is not the promised one."""
-        if part.checksum is None:
-            return None
-        found = checksum_of(fd, offset, part.size)
-        return None if found == part.checksum else found
-
-    def _fetch_parts(self, places: Sequence[Place], fd: int, deadline: float, fetched: Fetched) -> None:
+    def _fetch_parts(self, places: Sequence[Place], fd: int, deadline: float) -> None:
         remote: list[Place] = []
         for part, offset in places:
             path = local_path(part.url)
@@ -104,21 +82,17 @@ class Fetcher:
                 self._remote.retry(partial(_copy_file, path, part, fd, offset), str(path), deadline)
             else:
                 remote.append((part, offset))
-                continue
-            fetched.add(part.size)
         try:
-            self._fetch_ranges(remote, fd, deadline, fetched)
+            self._fetch_ranges(remote, fd, deadline)
         except WholeBodyError:
             for part, offset in remote:
-                self._remote.retry(partial(self._stream, part, fd, offset, deadline, fetched), part.url, deadline)
+                self._remote.retry(partial(self._stream, part, fd, offset, deadline), part.url, deadline)
 
-    def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float, fetched: Fetched) -> None:
+    def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float) -> None:
         """Several ranges at a time; each is tried again by itself, so a dropped connection costs one chunk."""
 
         def bring(part: Part, offset: int, start: int, stop: int) -> None:
-            data = self._remote.read_range(part.url, start, stop, deadline)
-            write_all(fd, data, offset + start)
-            fetched.add(len(data))
+            write_all(fd, self._remote.read_range(part.url, start, stop, deadline), offset + start)
 
         pieces = [(part, offset, *piece) for part, offset in places for piece in chunks(part.size)]
         if pieces and not self._knows_ranges:
@@ -135,7 +109,7 @@ class Fetcher:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _stream(self, part: Part, fd: int, offset: int, deadline: float, fetched: Fetched) -> None:
+    def _stream(self, part: Part, fd: int, offset: int, deadline: float) -> None:
         """From the beginning to the end, for servers without ranges."""
         position = 0
         with self._remote.open_stream(part.url, part.size, deadline) as stream:
@@ -145,7 +119,6 @@ class Fetcher:
                     raise OSError(f"a body of {position} bytes instead of {part.size}")
                 write_all(fd, data, offset + position)
                 position += len(data)
-                fetched.add(len(data))
 
 
 def chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
@@ -158,7 +131,13 @@ def chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int
         yield start, min(size, start + chunk_bytes)
 
 
-def checksum_of(fd: int, offset: int, size: int) -> str:
+def mismatch(part: Part, offset: int, fd: int) -> str:
+    """The checksum of what lies in a file, if another one was promised; else ""."""
+    found = "" if part.checksum is None else _checksum_of(fd, offset, part.size)
+    return "" if found == part.checksum else found
+
+
+def _checksum_of(fd: int, offset: int, size: int) -> str:
     """XXH3-128 of a part of a file, as 32 hex digits, read through a mapping: no copy in Python's memory."""
     if size == 0:
         return xxhash.xxh3_128_hexdigest(b"")

@@ -52,7 +52,6 @@ class Remote:
         self._storage_options = dict(storage_options or {})
         self._mutex = threading.Lock()
         self.num_retries = 0
-        self.num_bytes = 0
 
     def read_range(self, url: str, start: int, stop: int, deadline: float | None = None) -> bytes:
         """Bytes [start, stop) of a URL.
@@ -142,8 +141,6 @@ class Remote:
             raise WholeBodyError(url)
         if len(data) < stop - start:
             raise OSError(f"a body of {len(data)} bytes instead of {stop - start}")
-        with self._mutex:
-            self.num_bytes += len(data)
         return bytes(data) if not isinstance(data, bytes) else data
 
     def _file_system(self, url: str) -> tuple[Any, str]:
