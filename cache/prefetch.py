@@ -10,7 +10,6 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 from epistream.cache.source.entry import Entry
 from epistream.cache.store.directory import USERS
@@ -18,6 +17,7 @@ from epistream.cache.store.eviction import charge
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, lock_holders
 from epistream.cache.store.store import ShardStore
+from epistream.cache.tiers import Tiers
 from epistream.errors import EpistreamError
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,6 @@ _PREFIX = "prefetch-"
 _SUFFIX = ".lock"
 
 
-class Source(Protocol):
-    """Where entries are brought from and to."""
-
-    def store_of(self, entry: Entry) -> ShardStore | None:
-        """The store that keeps an entry; None if it is read in place, or cannot be kept."""
-
-    def try_lease(self, entry: Entry) -> Lease | None:
-        """Lease an identified entry of such a store, filling it if that needs no waiting for others."""
-
-
 class Prefetcher:
     """A thread that keeps the next entries of a plan in the cache.
 
@@ -47,7 +37,7 @@ class Prefetcher:
     it, and all prefetchers of a directory together leave room for one entry per process, and one more.
 
     Args:
-        source: The node's cache.
+        tiers: Where entries are brought to.
         identify: Gives an entry the key that it is kept by, which may take a request to its source.
         plan: Names the order, the same on all ranks: letters, digits, "-" and "_".
         entries: In the order of use; read lazily, only in this object's thread.
@@ -55,9 +45,9 @@ class Prefetcher:
     """
 
     def __init__(
-        self, source: Source, identify: Callable[[Entry], Entry], plan: str, entries: Iterable[Entry], ahead: int
+        self, tiers: Tiers, identify: Callable[[Entry], Entry], plan: str, entries: Iterable[Entry], ahead: int
     ) -> None:
-        self._source = source
+        self._tiers = tiers
         self._identify = identify
         self._name = f"{_PREFIX}{plan}{_SUFFIX}"
         self._entries: Iterator[Entry] = iter(entries)
@@ -71,7 +61,7 @@ class Prefetcher:
         # What lies ahead: (position, entry), and the leases of those that are there.
         self._next_position = 0
         self._window: deque[tuple[int, Entry]] = deque()
-        self._leases: dict[int, tuple[Entry, Lease]] = {}
+        self._leases: dict[int, Lease] = {}
         self._failed: set[int] = set()
         self._lock: LockFile | None = None
         self._store: ShardStore | None = None
@@ -127,7 +117,7 @@ class Prefetcher:
     def _step(self, passed: int) -> bool:
         """Bring one entry, or learn its key; False if there is nothing to do now."""
         for position in [position for position in self._leases if position < passed]:
-            self._leases.pop(position)[1].close()
+            self._leases.pop(position).close()
         self._failed = {position for position in self._failed if position >= passed}
         self._look_ahead(passed)
         return self._bring_one(passed) or self._identify_one(passed)
@@ -157,7 +147,7 @@ class Prefetcher:
         for index, (position, entry) in enumerate(tuple(self._window)):
             if position in self._leases or position in self._failed:
                 continue
-            store = self._source.store_of(entry)
+            store = self._tiers.store_of(entry)
             if store is None or not self._may_fill(store) or not self._may_hold(store, entry):
                 return False
             # Before the fill, which may take long: nobody else in this process is to evict it meanwhile.
@@ -165,14 +155,14 @@ class Prefetcher:
             if identified is None:
                 return True
             try:
-                lease = self._source.try_lease(identified)
+                lease = self._tiers.try_lease(identified)
             except EpistreamError as error:
                 # The reader that needs the entry meets the error itself, and reports it.
                 logger.info("prefetch: %s", error)
                 self._failed.add(position)
                 return True
             if lease is not None:
-                self._leases[position] = (identified, lease)
+                self._leases[position] = lease
                 return True
             # A reader is filling it, or found no room: the ones after it may do.
         return False
@@ -180,7 +170,7 @@ class Prefetcher:
     def _identify_one(self, passed: int) -> bool:
         """Learn the key of an upcoming entry; when there is nothing to bring, because it may take a request each."""
         for index, (position, entry) in enumerate(self._window):
-            if position >= self._near(passed) or self._source.store_of(entry) is None:
+            if position >= self._near(passed) or self._tiers.store_of(entry) is None:
                 return False
             if not entry.is_identified and position not in self._failed:
                 self._identify_at(index, passed)
@@ -217,7 +207,7 @@ class Prefetcher:
     def _may_hold(self, store: ShardStore, entry: Entry) -> bool:
         """Whether one more lease leaves the readers their share; what is held is written down for the others."""
         size = charge(entry.size)
-        mine = sum(charge(held.size) for held, _ in self._leases.values()) + size
+        mine = sum(charge(lease.size) for lease in self._leases.values()) + size
         with store.directory.locked(store.options.lock_timeout_s):
             # Where /proc/locks cannot be read, there may be as many as processors.
             readers = len(lock_holders(USERS, store.directory.dir_fd)) or os.cpu_count() or 1
@@ -243,7 +233,7 @@ class Prefetcher:
 
     def _drop_all(self) -> None:
         while self._leases:
-            self._leases.popitem()[1][1].close()
+            self._leases.popitem()[1].close()
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 self._lock.write_text("0")
