@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from multiprocessing import util
-from types import TracebackType
 from typing import Any
 
 from epistream.cache.direct import Direct
@@ -190,9 +189,7 @@ class NodeCache:
     def __enter__(self) -> "NodeCache":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -1,7 +1,5 @@
 """What `NodeCache.open` gives: the blobs of an entry, and the lease that keeps them."""
 
-from types import TracebackType
-
 from epistream.cache.source.blob import Blob
 from epistream.cache.store.lease import Lease
 
@@ -37,7 +35,5 @@ class OpenEntry:
     def __enter__(self) -> "OpenEntry":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -1,7 +1,7 @@
 """What a process's cache did, counted."""
 
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from epistream.cache.store.store import Outcome
 
@@ -68,8 +68,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._amounts: dict[str, float] = {field.name: field.default for field in fields(CacheStats)}  # type: ignore[misc]
-        self._tier = ("", "")
+        self._amounts = asdict(CacheStats())
 
     def add(self, **amounts: float) -> None:
         """Add to counters by name."""
@@ -82,10 +81,9 @@ class Counters:
         if outcome.hit:  # a hundred times as often as anything else
             self.add(hits=1)
             return
-        waited = not outcome.filled
         self.add(
-            fills=int(outcome.filled),
-            waits=int(waited),
+            fills=outcome.filled,
+            waits=not outcome.filled,
             evictions=outcome.num_evicted,
             fill_seconds=outcome.fill_s,
             wait_seconds=outcome.wait_s,
@@ -93,9 +91,10 @@ class Counters:
 
     def tell_tier(self, tier: str, reason: str) -> None:
         """Note where the last entry came from."""
-        self._tier = (tier, reason)
+        with self._mutex:
+            self._amounts.update(tier=tier, reason=reason)
 
     def snapshot(self) -> CacheStats:
         """The counters now."""
         with self._mutex:
-            return CacheStats(**{**self._amounts, "tier": self._tier[0], "reason": self._tier[1]})  # type: ignore[arg-type]
+            return CacheStats(**self._amounts)

@@ -14,6 +14,8 @@ _CURES = {
     "cgroup": "raise the job's memory limit (--memory, Slurm --mem)",
     "memory": "raise memory_fraction, or use a machine with more memory",
 }
+# Share of a disk's free space that a directory may take.
+_DISK_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,12 @@ class Limits:
 
     Args:
         memory_fraction: Share of the free memory (machine and control group) that the cache may take.
-        disk_fraction: The same for the free space of a disk directory.
         reserved_bytes: Memory that the caller needs besides: the batch rings of this node.
         in_memory: Whether the directory is on tmpfs, so that its bytes are memory.
         system: Where the kernel's numbers are read.
     """
 
     memory_fraction: float = 0.5
-    disk_fraction: float = 0.5
     reserved_bytes: int = 0
     in_memory: bool = True
     system: System = field(default_factory=System)
@@ -84,6 +84,6 @@ def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Bu
                 unreserved = measured + held_bytes - limits.reserved_bytes
                 terms[name] = int(unreserved * limits.memory_fraction)
     else:
-        terms["filesystem"] = int(free * limits.disk_fraction)
+        terms["filesystem"] = int(free * _DISK_FRACTION)
     terms = {name: max(0, value) for name, value in terms.items()}
     return Budget(min(terms.values(), default=0), terms)

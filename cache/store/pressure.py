@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 _FILE = ".pressure"
 # The kernel's figure is a mean of ten seconds: what was given back is not seen at once.
 _BETWEEN_S = 5.0
+# Share of time in which something waited for memory, from which on bytes are given back.
+_LIMIT_PERCENT = 10.0
+# Part of the held bytes that is given back at a time.
+_SHARE = 0.25
 
 
 class Relief:
@@ -24,14 +28,10 @@ class Relief:
 
     Args:
         system: Where the kernel's numbers are read.
-        limit_percent: Share of time in which something waited for memory, from which on bytes are given back.
-        share: Part of the held bytes that is given back at a time.
     """
 
-    def __init__(self, system: System, limit_percent: float = 10.0, share: float = 0.25) -> None:
+    def __init__(self, system: System) -> None:
         self._system = system
-        self._limit_percent = limit_percent
-        self._share = share
         self._next_look = 0.0
 
     def look(self, store: ShardStore) -> int:
@@ -45,12 +45,12 @@ class Relief:
             return 0
         self._next_look = now + random.uniform(1.0, 3.0)
         pressure = pressure_percent(self._system)
-        if pressure is None or pressure < self._limit_percent:
+        if pressure is None or pressure < _LIMIT_PERCENT:
             return 0
         with contextlib.closing(LockFile(_FILE, store.directory.dir_fd)) as lock:
             if not lock.try_exclusive() or not self._is_due(lock):
                 return 0
-            given = store.give_back(int(store.held_bytes() * self._share))
+            given = store.give_back(int(store.held_bytes() * _SHARE))
             # Unrounded: a time that was rounded up would lie in the future of the next one to look.
             lock.write_text(repr(boot_time_s()))
         if given:
@@ -58,7 +58,7 @@ class Relief:
                 "%s: memory pressure %.0f%%, wanted below %.0f%%: %s given back. Lower memory_fraction.",
                 store.directory.path,
                 pressure,
-                self._limit_percent,
+                _LIMIT_PERCENT,
                 size_text(given),
             )
         return given
