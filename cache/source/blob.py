@@ -7,6 +7,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.cache.source.rows import check_range
+
 
 class Blob(Protocol):
     """Random access to the bytes of one part. Safe to use from several threads.
@@ -16,21 +18,26 @@ class Blob(Protocol):
 
     Attributes:
         size: Bytes of the part.
+        url: For messages.
         is_mapped: Whether the bytes lie in memory already, and reading a few costs next to nothing.
         has_ranges: Whether reads are requests over a network, of which `requests` tells many at a time.
     """
 
     size: int
+    url: str
     is_mapped: ClassVar[bool] = False
     has_ranges: ClassVar[bool] = False
 
-    @abstractmethod
     def read(self, offset: int, size: int) -> memoryview:
         """Bytes [offset, offset + size); from a mapping without copying, valid until its entry is closed.
 
         Raises:
             FormatError: Some of them are not the part's; so for every other read.
         """
+        check_range(self.url, self.size, offset, size)
+        buffer = memoryview(bytearray(size))
+        self.read_into(offset, buffer)
+        return buffer
 
     @abstractmethod
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
@@ -66,7 +73,7 @@ class Blob(Protocol):
         """
         return
 
-    def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], None]]:
+    def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], object]]:
         """Requests after which reads of these ranges wait no more; made in any threads, at the same time.
 
         Args:

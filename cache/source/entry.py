@@ -95,10 +95,6 @@ class Entry:
         """Whether its key tells its content: a checksum or a version of each part is known."""
         return all(part.checksum is not None or part.version is not None for part in self.parts)
 
-    def offset(self, part_index: int) -> int:
-        """Where a part begins, in bytes from the entry's beginning."""
-        return self.offsets[part_index]
-
     def with_versions(self, versions: Sequence[str | None]) -> "Entry":
         """The same entry with these versions in its parts, where they have none."""
         parts = tuple(

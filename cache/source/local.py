@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
-from epistream.cache.source.rows import as_bytes, check_range, check_starts, rows, runs
+from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs, rows
 from epistream.errors import SourceChangedError, SourceError
 
 
@@ -24,18 +24,18 @@ class MappedBlob(Blob):
 
     def __init__(self, view: memoryview, url: str) -> None:
         self._view = view
-        self._url = url
+        self.url = url
         self.size = len(view)
 
     def read(self, offset: int, size: int) -> memoryview:
         """Bytes of the mapping itself, no copy."""
-        check_range(self._url, self.size, offset, size)
+        check_range(self.url, self.size, offset, size)
         return self._view[offset : offset + size]
 
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` from `offset`."""
         target = as_bytes(out)
-        check_range(self._url, self.size, offset, len(target))
+        check_range(self.url, self.size, offset, len(target))
         # By numpy, which lets other threads run meanwhile; a memoryview copies under the interpreter's lock.
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(self._view, np.uint8, len(target), offset))
 
@@ -43,7 +43,7 @@ class MappedBlob(Blob):
         """Row i of `out` becomes bytes [starts[i], starts[i] + width)."""
         if out.size == 0:
             return
-        check_starts(self._url, self.size, starts, out.shape[1])
+        check_starts(self.url, self.size, starts, out.shape[1])
         rows(out, out.shape[1], out.shape[1])[...] = rows(self._view, out.shape[1], 1)[starts]
 
 
@@ -67,6 +67,7 @@ class FileBlob(Blob):
         self.size = size
         # It is looked at after each read, wherever the process has gone meanwhile.
         self._path = path.absolute()
+        self.url = str(self._path)
         self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -91,17 +92,10 @@ class FileBlob(Blob):
         """Of the file that is open, as it is now."""
         return os.fstat(self._fd)
 
-    def read(self, offset: int, size: int) -> memoryview:
-        """A copy of the bytes."""
-        check_range(str(self._path), self.size, offset, size)
-        buffer = memoryview(bytearray(size))
-        self.read_into(offset, buffer)
-        return buffer
-
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` from `offset`."""
         target = as_bytes(out)
-        check_range(str(self._path), self.size, offset, len(target))
+        check_range(self.url, self.size, offset, len(target))
         self._fill(offset, target)
         self.check_unchanged()
 
@@ -127,13 +121,8 @@ class FileBlob(Blob):
         """Row i of `out` becomes bytes [starts[i], starts[i] + width); near rows are read together."""
         if out.size == 0:
             return
-        width = out.shape[1]
-        check_starts(str(self._path), self.size, starts, width)
-        targets = rows(out, width, width)
-        for chosen, first, span in runs(starts, width):
-            buffer = bytearray(span)
-            self._fill(first, memoryview(buffer))
-            targets[chosen] = rows(buffer, width, 1)[starts[chosen] - first]
+        check_starts(self.url, self.size, starts, out.shape[1])
+        gather_runs(self._fill, starts, out)
         self.check_unchanged()
 
     def close(self) -> None:
@@ -156,7 +145,7 @@ class FileBlob(Blob):
     def _read_at(self, offset: int, target: memoryview) -> None:
         size = len(target)
         if not 0 <= offset <= self.size - size:
-            check_range(str(self._path), self.size, offset, size)
+            check_range(self.url, self.size, offset, size)
         # Mostly there is nothing left to do after this one call.
         got = os.preadv(self._fd, [target], offset)
         if got < size:

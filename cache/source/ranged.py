@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Part
 from epistream.cache.source.remote import Remote, WholeBodyError
-from epistream.cache.source.rows import as_bytes, check_range, check_starts, rows, runs
+from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs
 from epistream.errors import ChecksumError, FetchError
 
 # Parts up to this size are checked as a whole when they are read as a whole: indexes are.
@@ -42,6 +42,7 @@ class RangeBlob(Blob):
 
     def __init__(self, part: Part, remote: Remote, count: Callable[[int], None]) -> None:
         self.size = part.size
+        self.url = part.url
         self._count = count
         self._part = part
         self._remote = remote
@@ -51,29 +52,26 @@ class RangeBlob(Blob):
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes; checked as a whole if all are asked for and the blocks have no checksums."""
-        check_range(self._part.url, self.size, offset, size)
-        if size == self.size and size <= _WHOLE_BYTES and self._part.block_checksums is None:
-            return memoryview(self.read_whole())
-        buffer = memoryview(bytearray(size))
-        self.read_into(offset, buffer)
-        return buffer
+        if offset == 0 and size == self.size and size <= _WHOLE_BYTES and self._part.block_checksums is None:
+            return memoryview(self._read_whole())
+        return super().read(offset, size)
 
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` from `offset`."""
         target = as_bytes(out)
-        check_range(self._part.url, self.size, offset, len(target))
+        check_range(self.url, self.size, offset, len(target))
         block_bytes = self._part.block_bytes
         done = 0
         while done < len(target):
             first = (offset + done) // block_bytes
             last = min((offset + len(target) - 1) // block_bytes, first + _KEPT_BLOCKS - 1)
-            for index, block in zip(range(first, last + 1), self._load(first, last), strict=True):
+            for index, block in zip(range(first, last + 1), self.bring(first, last), strict=True):
                 inside = offset + done - index * block_bytes
                 piece = memoryview(block)[inside : inside + len(target) - done]
                 target[done : done + len(piece)] = piece
                 done += len(piece)
 
-    def read_whole(self) -> bytes:
+    def _read_whole(self) -> bytes:
         """All bytes, checked against the part's checksum where it has one; for indexes, not for shards.
 
         Raises:
@@ -81,26 +79,19 @@ class RangeBlob(Blob):
         """
         found = ""
         for _ in range(2):
-            data = self._remote.read_range(self._part.url, 0, self.size) if self.size else b""
+            data = self._remote.read_range(self.url, 0, self.size) if self.size else b""
             self._count(len(data))
             found = xxhash.xxh3_128_hexdigest(data)
             if self._part.checksum is None or found == self._part.checksum:
                 return data
-        raise ChecksumError(
-            f"{self._part.url}: checksum {found} twice, wanted {self._part.checksum}. Upload the file again."
-        )
+        raise ChecksumError(f"{self.url}: checksum {found} twice, wanted {self._part.checksum}. Upload the file again.")
 
     def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Row i of `out` becomes bytes [starts[i], starts[i] + width); near rows are read together."""
         if out.size == 0:
             return
-        width = out.shape[1]
-        check_starts(self._part.url, self.size, starts, width)
-        targets = rows(out, width, width)
-        for chosen, first, span in runs(starts, width):
-            buffer = bytearray(span)
-            self.read_into(first, memoryview(buffer))
-            targets[chosen] = rows(buffer, width, 1)[starts[chosen] - first]
+        check_starts(self.url, self.size, starts, out.shape[1])
+        gather_runs(self.read_into, starts, out)
 
     def check_with(self, block_checksums: NDArray[np.uint64], block_bytes: int) -> None:
         """Check every block that is brought from now on."""
@@ -110,7 +101,7 @@ class RangeBlob(Blob):
                 self._blocks.clear()
             self._part = part
 
-    def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], None]]:
+    def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], object]]:
         """One request for each of `runs_of`."""
         return [partial(self.bring, first, last) for first, last in self.runs_of(starts, sizes)]
 
@@ -128,8 +119,8 @@ class RangeBlob(Blob):
         """
         if len(starts) == 0:
             return []
-        check_range(self._part.url, self.size, int(starts.min()), 0)
-        check_range(self._part.url, self.size, 0, int((starts + sizes).max()))
+        check_range(self.url, self.size, int(starts.min()), 0)
+        check_range(self.url, self.size, 0, int((starts + sizes).max()))
         block_bytes = self._part.block_bytes
         first, last = starts // block_bytes, (starts + np.maximum(sizes, 1) - 1) // block_bytes
         wanted = sorted({block for low, high in zip(first, last, strict=True) for block in range(low, high + 1)})
@@ -145,12 +136,8 @@ class RangeBlob(Blob):
             self._kept_blocks = max(_KEPT_BLOCKS, sum(last - first + 1 for first, last in runs))
         return runs
 
-    def bring(self, first: int, last: int) -> None:
-        """Have blocks `first` to `last` at hand; from any thread, several at a time."""
-        self._load(first, last)
-
-    def _load(self, first: int, last: int) -> Sequence[bytes]:
-        """Blocks first..last, from those kept and in as few requests as the rest needs."""
+    def bring(self, first: int, last: int) -> Sequence[bytes]:
+        """Blocks `first` to `last`, from those kept and in as few requests as the rest needs; from any thread."""
         with self._mutex:
             found = {index: self._blocks[index] for index in range(first, last + 1) if index in self._blocks}
         missing = [index for index in range(first, last + 1) if index not in found]
@@ -172,12 +159,12 @@ class RangeBlob(Blob):
         """Blocks in one request; once more if a checksum is wrong."""
         block_bytes = self._part.block_bytes
         start, stop = first * block_bytes, min(self.size, (first + num_blocks) * block_bytes)
-        for attempt in range(2):
+        for _ in range(2):
             try:
-                data = memoryview(self._remote.read_range(self._part.url, start, stop))
+                data = memoryview(self._remote.read_range(self.url, start, stop))
             except WholeBodyError:
                 raise FetchError(
-                    f"{self._part.url}: the server ignores ranges, wanted bytes {start}-{stop}. Let the cache fetch "
+                    f"{self.url}: the server ignores ranges, wanted bytes {start}-{stop}. Let the cache fetch "
                     "whole shards (cache='auto'), with a budget that holds them."
                 ) from None
             self._count(len(data))
@@ -185,12 +172,10 @@ class RangeBlob(Blob):
             bad = [index for index, block in blocks.items() if not self._is_good(index, block)]
             if not bad:
                 return blocks
-            if attempt == 1:
-                raise ChecksumError(
-                    f"{self._part.url}: block {bad[0]} (bytes from {bad[0] * block_bytes}) has the wrong checksum "
-                    "twice, wanted the index's. Upload the file again, or re-create its index."
-                )
-        raise AssertionError("unreachable")
+        raise ChecksumError(
+            f"{self.url}: block {bad[0]} (bytes from {bad[0] * block_bytes}) has the wrong checksum twice, wanted the "
+            "index's. Upload the file again, or re-create its index."
+        )
 
     def _is_good(self, index: int, block: bytes) -> bool:
         sums = self._part.block_checksums

@@ -1,6 +1,6 @@
 """Rows of bytes at any offsets, moved by numpy as single elements; and checks of offsets from an index."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,16 @@ def runs(starts: NDArray[np.int64], width: int) -> Iterator[tuple[NDArray[np.int
         for piece in np.split(group, np.flatnonzero(np.diff(offsets)) + 1):
             first = int(ordered[piece[0]])
             yield order[piece], first, int(ordered[piece[-1]]) + width - first
+
+
+def gather_runs(read: Callable[[int, memoryview], None], starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    """Row i of `out` becomes the bytes from starts[i] on; `read` fills a buffer from an offset, once for near rows."""
+    width = out.shape[1]
+    targets = rows(out, width, width)
+    for chosen, first, span in runs(starts, width):
+        buffer = bytearray(span)
+        read(first, memoryview(buffer))
+        targets[chosen] = rows(buffer, width, 1)[starts[chosen] - first]
 
 
 def check_range(where: str, total: int, offset: int, size: int) -> None:

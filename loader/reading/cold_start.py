@@ -94,7 +94,7 @@ class ColdReads:
 
     def _bring_one(
         self, wanted: Wanted, index: ShardIndex | None, pool: ThreadPoolExecutor
-    ) -> tuple[ShardIndex, list[Future[None]]]:
+    ) -> tuple[ShardIndex, list[Future[object]]]:
         """The index of one shard, read if it is not known, and the requests for its blocks, which are under way."""
         cold = wanted.cold
         tar, index_blob = cold.entry.blobs

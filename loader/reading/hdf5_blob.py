@@ -63,7 +63,7 @@ class Hdf5Blob(Blob):
 
     def __init__(self, url: str, extents: Extents, storage_options: Mapping[str, Any]) -> None:
         self.size = extents.packed_bytes
-        self._url = url
+        self.url = url
         self._start = extents.start.astype(np.int64)
         self._stop = np.append(self._start[1:], self.size)
         self._place = extents.place
@@ -71,17 +71,10 @@ class Hdf5Blob(Blob):
         self._file = _open_file(url, extents, storage_options)
         self._maker = RowMaker(url, extents.made, self._file, storage_options)
 
-    def read(self, offset: int, size: int) -> memoryview:
-        """A copy of the bytes."""
-        check_range(self._url, self.size, offset, size)
-        buffer = memoryview(bytearray(size))
-        self.read_into(offset, buffer)
-        return buffer
-
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` (contiguous bytes) from `offset`."""
         target = as_bytes(out)
-        check_range(self._url, self.size, offset, len(target))
+        check_range(self.url, self.size, offset, len(target))
         first = int(np.searchsorted(self._start, offset, side="right")) - 1
         stop = offset + len(target)
         end = int(self._stop[first])
@@ -113,7 +106,7 @@ class Hdf5Blob(Blob):
         if out.size == 0:
             return
         width = out.shape[1]
-        check_starts(self._url, self.size, starts, width)
+        check_starts(self.url, self.size, starts, width)
         extent = np.searchsorted(self._start, starts, side="right") - 1
         place, inside = self._place[extent], starts - self._start[extent]
         if self._is_simple:

@@ -217,7 +217,7 @@ def test_file_that_is_missing_is_a_named_error(tmp_path: Path) -> None:
 def test_offsets_are_multiples_of_64() -> None:
     assert part_offsets([1, 64, 0, 65, 3]) == (0, 64, 128, 128, 256)
     entry = Entry((Part("a", 100, "0"), Part("b", 7, "1")))
-    assert (entry.offset(0), entry.offset(1), entry.size) == (0, 128, 135)
+    assert (*entry.offsets, entry.size) == (0, 128, 135)
 
 
 def test_key_differs_with_every_fact() -> None:
