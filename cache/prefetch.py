@@ -10,6 +10,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from epistream.cache.source.entry import Entry
 from epistream.cache.store.directory import USERS
@@ -27,6 +28,21 @@ _PAUSE_S = 0.25
 _CLOSE_S = 5.0
 _PREFIX = "prefetch-"
 _SUFFIX = ".lock"
+
+
+@dataclass
+class _Ahead:
+    """An entry that lies ahead: its lease if it is there, and whether it cannot be brought."""
+
+    position: int
+    entry: Entry
+    lease: Lease | None = None
+    has_failed: bool = False
+
+    def drop(self) -> None:
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
 
 
 class Prefetcher:
@@ -58,11 +74,8 @@ class Prefetcher:
         self._passed = 0
         # Keys of what is in use or nearly so, also where another process fills: not to be evicted by this one.
         self.upcoming: frozenset[str] = frozenset()
-        # What lies ahead: (position, entry), and the leases of those that are there.
         self._next_position = 0
-        self._window: deque[tuple[int, Entry]] = deque()
-        self._leases: dict[int, Lease] = {}
-        self._failed: set[int] = set()
+        self._window: deque[_Ahead] = deque()
         self._lock: LockFile | None = None
         self._store: ShardStore | None = None
         self._thread: threading.Thread | None = None
@@ -116,27 +129,26 @@ class Prefetcher:
 
     def _step(self, passed: int) -> bool:
         """Bring one entry, or learn its key; False if there is nothing to do now."""
-        for position in [position for position in self._leases if position < passed]:
-            self._leases.pop(position).close()
-        self._failed = {position for position in self._failed if position >= passed}
         self._look_ahead(passed)
         return self._bring_one(passed) or self._identify_one(passed)
 
     def _look_ahead(self, passed: int) -> None:
-        while self._window and self._window[0][0] < passed:
-            self._window.popleft()
+        while self._window and self._window[0].position < passed:
+            self._window.popleft().drop()
         while self._next_position < passed + self._ahead:
             entry = next(self._entries, None)
             if entry is None:
                 break
             if self._next_position >= passed:
-                self._window.append((self._next_position, entry))
+                self._window.append(_Ahead(self._next_position, entry))
             self._next_position += 1
         self._tell_upcoming(passed)
 
     def _tell_upcoming(self, passed: int) -> None:
         self.upcoming = frozenset(
-            entry.key for position, entry in self._window if position < self._near(passed) and entry.is_identified
+            ahead.entry.key
+            for ahead in self._window
+            if ahead.position < self._near(passed) and ahead.entry.is_identified
         )
 
     def _near(self, passed: int) -> int:
@@ -144,52 +156,48 @@ class Prefetcher:
         return passed + self._ahead // 2
 
     def _bring_one(self, passed: int) -> bool:
-        for index, (position, entry) in enumerate(tuple(self._window)):
-            if position in self._leases or position in self._failed:
+        for ahead in self._window:
+            if ahead.lease is not None or ahead.has_failed:
                 continue
-            store = self._tiers.store_of(entry)
-            if store is None or not self._may_fill(store) or not self._may_hold(store, entry):
+            store = self._tiers.store_of(ahead.entry)
+            if store is None or not self._may_fill(store) or not self._may_hold(store, ahead.entry):
                 return False
             # Before the fill, which may take long: nobody else in this process is to evict it meanwhile.
-            identified = self._identify_at(index, passed)
-            if identified is None:
+            if not self._learn_key(ahead, passed):
                 return True
             try:
-                lease = self._tiers.try_lease(identified)
+                ahead.lease = self._tiers.try_lease(ahead.entry)
             except EpistreamError as error:
                 # The reader that needs the entry meets the error itself, and reports it.
                 logger.info("prefetch: %s", error)
-                self._failed.add(position)
+                ahead.has_failed = True
                 return True
-            if lease is not None:
-                self._leases[position] = lease
+            if ahead.lease is not None:
                 return True
             # A reader is filling it, or found no room: the ones after it may do.
         return False
 
     def _identify_one(self, passed: int) -> bool:
         """Learn the key of an upcoming entry; when there is nothing to bring, because it may take a request each."""
-        for index, (position, entry) in enumerate(self._window):
-            if position >= self._near(passed) or self._tiers.store_of(entry) is None:
+        for ahead in self._window:
+            if ahead.position >= self._near(passed) or self._tiers.store_of(ahead.entry) is None:
                 return False
-            if not entry.is_identified and position not in self._failed:
-                self._identify_at(index, passed)
+            if not ahead.entry.is_identified and not ahead.has_failed:
+                self._learn_key(ahead, passed)
                 return True
         return False
 
-    def _identify_at(self, index: int, passed: int) -> Entry | None:
-        """The entry at an index of the window, with the key that it is kept by; None if its source does not tell."""
-        position, entry = self._window[index]
-        if entry.is_identified:
-            return entry
-        try:
-            self._window[index] = position, self._identify(entry)
-        except (EpistreamError, OSError) as error:
-            logger.info("prefetch: %s", error)
-            self._failed.add(position)
-            return None
-        self._tell_upcoming(passed)
-        return self._window[index][1]
+    def _learn_key(self, ahead: _Ahead, passed: int) -> bool:
+        """Give the entry the key that it is kept by; False if its source does not tell."""
+        if not ahead.entry.is_identified:
+            try:
+                ahead.entry = self._identify(ahead.entry)
+            except (EpistreamError, OSError) as error:
+                logger.info("prefetch: %s", error)
+                ahead.has_failed = True
+                return False
+            self._tell_upcoming(passed)
+        return True
 
     def _may_fill(self, store: ShardStore) -> bool:
         """Whether this is the node's filler for the plan."""
@@ -207,7 +215,7 @@ class Prefetcher:
     def _may_hold(self, store: ShardStore, entry: Entry) -> bool:
         """Whether one more lease leaves the readers their share; what is held is written down for the others."""
         size = charge(entry.size)
-        mine = sum(charge(lease.size) for lease in self._leases.values()) + size
+        mine = sum(charge(ahead.lease.size) for ahead in self._window if ahead.lease is not None) + size
         with store.directory.locked(store.options.lock_timeout_s):
             # Where /proc/locks cannot be read, there may be as many as processors.
             readers = len(lock_holders(USERS, store.directory.dir_fd)) or os.cpu_count() or 1
@@ -223,17 +231,18 @@ class Prefetcher:
         total = 0
         for name in os.listdir(store.directory.dir_fd):  # noqa: PTH208, an open directory
             if name.startswith(_PREFIX) and name.endswith(_SUFFIX) and name != self._name:
-                with contextlib.suppress(FileNotFoundError):
-                    other = LockFile(name, store.directory.dir_fd, create=False)
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    contextlib.closing(LockFile(name, store.directory.dir_fd, create=False)) as other,
+                ):
                     text = other.read_text().strip()
                     if not other.try_exclusive():
                         total += int(text) if text.isdecimal() else 0
-                    other.close()
         return total
 
     def _drop_all(self) -> None:
-        while self._leases:
-            self._leases.popitem()[1].close()
+        for ahead in self._window:
+            ahead.drop()
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 self._lock.write_text("0")
