@@ -11,7 +11,7 @@ from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.cache.store.directory import USERS, CacheDirectory, open_private
 from epistream.cache.store.eviction import FILL, PART, SHARD, Item, charged_bytes, in_leaving_order, survey, unlink
 from epistream.cache.store.locks import LockFile, inode_holders
-from epistream.cache.store.markers import KEEP, Note, fresh_note, read_origin, write_cap
+from epistream.cache.store.markers import KEEP, Note, fresh_note, is_kept, read_origin, write_cap
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
 from epistream.cache.store.sweep import sweep
@@ -75,7 +75,6 @@ def find_caches() -> list[Path]:
     return [
         path
         for parent in (places.SHM_PARENT, places.DISK_PARENT)
-        if parent.is_dir()
         for path in sorted(parent.glob(f"{name}*"))
         if is_of_family(path.name, name)
     ]
@@ -101,7 +100,7 @@ def look(path: Path) -> CacheView:
             budget_bytes=budget.bytes,
             held_bytes=charged_bytes(items),
             pids=_holders(directory, USERS, locks),
-            kept=directory.exists(KEEP),
+            kept=is_kept(dir_fd),
             entries=tuple(_rows(directory, items, locks)),
             notes=_notes(directory, items),
         )

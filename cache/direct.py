@@ -13,12 +13,7 @@ from epistream.file_systems import local_path
 
 
 class Direct:
-    """Reads sources without the cache.
-
-    Args:
-        remote: Reads ranges of URLs.
-        counters: Told the bytes that ranges brought.
-    """
+    """Reads sources without the cache."""
 
     def __init__(self, remote: Remote, counters: Counters) -> None:
         self._remote = remote

@@ -27,15 +27,7 @@ _COPY_BYTES = 4 << 20
 
 
 class Tiers:
-    """Steps down from tier to tier, in one process.
-
-    Args:
-        options: What the user said.
-        stores: The tiers that keep entries.
-        direct: The sources themselves.
-        fetcher: Brings entries into a store.
-        counters: Told what happens.
-    """
+    """Steps down from tier to tier, in one process: stores that keep what the fetcher brings, and the source itself."""
 
     def __init__(
         self, options: CacheOptions, stores: Stores, direct: Direct, fetcher: Fetcher, counters: Counters

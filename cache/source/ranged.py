@@ -30,12 +30,7 @@ class RangeBlob(Blob):
     """A part that is read over the network, block by block, without the cache.
 
     Every block is checked where the index gave its checksum. A few blocks are kept, because the frames of a
-    window lie side by side.
-
-    Args:
-        part: What to read.
-        remote: Reads ranges, with retries.
-        count: Told the bytes of every request.
+    window lie side by side. `count` is told the bytes of every request.
     """
 
     has_ranges = True
@@ -109,10 +104,6 @@ class RangeBlob(Blob):
         """What to `bring` so that reads of these ranges wait no more, each in one request.
 
         What is brought stays until the next call, whose blocks take its place; a batch's worth is meant.
-
-        Args:
-            starts: int64 (n,) first bytes.
-            sizes: int64 (n,) bytes of each.
 
         Returns:
             (first block, last block) of each request.

@@ -145,14 +145,6 @@ class CacheDirectory:
             )
             yield
 
-    def exists(self, name: str) -> bool:
-        """Whether a file of this name is in it."""
-        try:
-            os.stat(name, dir_fd=self.dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
     def is_current(self) -> bool:
         """Whether its path still leads to it, and to the ``.users`` that is open here."""
         return leads_to(self.path, self.dir_fd) and self._users is not None and self._users.is_named()

@@ -173,10 +173,15 @@ def evict(
     for item in in_leaving_order((item for item in items if item.kind == SHARD), upcoming):
         if freed >= wanted_bytes:
             break
-        fd = _lock_unleased(directory, item.name)
-        if fd is not None:
+        try:
+            fd = DESCRIPTORS.open(item.name, os.O_RDONLY, dir_fd=directory.dir_fd)
+        except FileNotFoundError:
+            continue
+        if try_flock(fd, fcntl.LOCK_EX):
             victims.append((item, fd))
             freed += item.charge_bytes
+        else:
+            DESCRIPTORS.close(fd)
     if freed < least_bytes:
         for _, fd in victims:
             DESCRIPTORS.close(fd)
@@ -187,18 +192,6 @@ def evict(
         directory.observe("evict.unlinked")
         drop_fill(directory, item.key)
     return [fd for _, fd in victims], freed
-
-
-def _lock_unleased(directory: CacheDirectory, name: str) -> int | None:
-    """The file's descriptor with an exclusive lock, if nobody has a lock on it."""
-    try:
-        fd = DESCRIPTORS.open(name, os.O_RDONLY, dir_fd=directory.dir_fd)
-    except FileNotFoundError:
-        return None
-    if try_flock(fd, fcntl.LOCK_EX):
-        return fd
-    DESCRIPTORS.close(fd)
-    return None
 
 
 def unlink(directory: CacheDirectory, name: str) -> None:

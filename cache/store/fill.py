@@ -100,15 +100,7 @@ class Filling:
     def run(
         self, fill_lock: LockFile, key: str, size: int, fill: Filler, outcome: Outcome, *, may_evict: bool = True
     ) -> Lease:
-        """Make room, write, verify and publish.
-
-        Args:
-            fill_lock: The exclusive lock on the key's ``.fill``; the caller closes it.
-            key: The entry's key.
-            size: Its bytes.
-            fill: Writes them.
-            outcome: Filled in.
-            may_evict: Whether others may have to leave for it; else it only takes what is free.
+        """Make room, write, verify and publish, as `ShardStore.try_acquire` for who holds the key's ``.fill``.
 
         Returns:
             The filler's own lease.
@@ -149,7 +141,9 @@ class Filling:
         except BaseException as error:
             if not published:
                 unlink(self.directory, key + PART)
-            self._note_failure(fill_lock, error)
+            name = type(error).__name__
+            note = Note("failed", name, str(error), boot_time_s())
+            fill_lock.write_text(write_note(note) if name in CARRIED else "")
             DESCRIPTORS.close(part)
             raise
         fill_lock.write_text("")
@@ -158,11 +152,6 @@ class Filling:
         outcome.fill_s += time.monotonic() - started
         return Lease(part, key + SHARD, self.directory.dir_fd, size)
 
-    def _note_failure(self, fill_lock: LockFile, error: BaseException) -> None:
-        name = type(error).__name__
-        text = write_note(Note("failed", name, str(error), boot_time_s())) if name in CARRIED else ""
-        fill_lock.write_text(text)
-
     def _allocate(self, part: int, size: int) -> None:
         """Get every page now: later, a full tmpfs would be SIGBUS instead of an error."""
         if size == 0:
@@ -170,16 +159,13 @@ class Filling:
         try:
             os.posix_fallocate(part, 0, size)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoRoomError(self._full(size)) from error
-            raise
-
-    def _full(self, size: int) -> str:
-        space = os.statvfs(self.directory.dir_fd)
-        return (
-            f"{self.directory.path}: file system full with {size_text(space.f_bavail * space.f_frsize)} free, wanted "
-            f"{size_text(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
-        )
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            space = os.statvfs(self.directory.dir_fd)
+            raise NoRoomError(
+                f"{self.directory.path}: file system full with {size_text(space.f_bavail * space.f_frsize)} free, "
+                f"wanted {size_text(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
+            ) from error
 
     def _reserve(self, key: str, size: int, may_evict: bool) -> tuple[int, list[int]]:
         """Make room and take it: a ``.part`` of the full size, which counts from now on.

@@ -47,15 +47,9 @@ def write_cap(dir_fd: int, cap: int | None) -> None:
 
 
 def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> None:
-    """Settle the cap on entering. Under ``.lock``.
+    """Settle the cap on entering, in bytes or None for no wish. Under ``.lock``.
 
-    The first who enters decides, and so does whoever finds nobody else; others are told that they differ.
-
-    Args:
-        dir_fd: The directory, entered.
-        wish: Bytes, or None for no wish.
-        sole: Whether nobody else uses the directory.
-        where: Its path, for the message.
+    The first who enters decides, and so does a sole user, who finds nobody else; others are told that they differ.
     """
     text = _cap_text(dir_fd)
     if not (text == _NO_CAP or text.isdecimal()):  # none yet, or torn
@@ -113,6 +107,11 @@ def mark_kept(dir_fd: int, keys: Collection[str] | None = None) -> None:
         except OSError:
             os.unlink(_NEW_KEEP, dir_fd=dir_fd)
             raise
+
+
+def is_kept(dir_fd: int) -> bool:
+    """Whether a directory outlives its last user."""
+    return _kept(dir_fd) is not None
 
 
 def drop_unkept(dir_fd: int) -> bool:

@@ -64,12 +64,7 @@ class ShardStore:
     # --- hit ---------------------------------------------------------------------------------------------
 
     def lookup(self, key: str, size: int) -> Lease | None:
-        """Lease a complete entry, without waiting; None if it is not there.
-
-        Args:
-            key: The entry's key.
-            size: Its bytes. A file of another size is damaged and is not leased.
-        """
+        """Lease a complete entry, without waiting; None if it is not there, or damaged: of another size in bytes."""
         name = key + SHARD
         while True:
             try:
@@ -230,9 +225,9 @@ class ShardStore:
     def _wait_room(self, key: str, reason: str, deadline: float) -> None:
         """Wait a little, with no lock held; at the deadline, tell the others of the decision and give up."""
         self._observe("room.wait")
-        if time.monotonic() < deadline:
-            for _ in pauses(min(deadline, time.monotonic() + 0.02)):
-                pass
+        left_s = deadline - time.monotonic()
+        if left_s > 0:
+            time.sleep(min(left_s, 0.02))
             return
         with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as lock:
             if lock.try_exclusive() and lock.is_named():

@@ -16,7 +16,7 @@ from epistream.cache.store.directory import (
     remove_dead,
 )
 from epistream.cache.store.locks import LockFile
-from epistream.cache.store.markers import KEEP
+from epistream.cache.store.markers import is_kept
 from epistream.cache.store.places import is_of_family
 
 
@@ -67,7 +67,7 @@ def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
             return False
         with contextlib.closing(users):
             directory = CacheDirectory(path, dir_fd, users, observe)
-            if not users.try_exclusive() or directory.exists(KEEP) or not directory.is_current():
+            if not users.try_exclusive() or is_kept(dir_fd) or not directory.is_current():
                 return False
             grave = path if dead else bury(path)
             observe("sweep.buried")
