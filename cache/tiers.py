@@ -23,8 +23,6 @@ from epistream.errors import DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
 
-_COPY_BYTES = 4 << 20
-
 
 class Tiers:
     """Steps down from tier to tier, in one process: stores that keep what the fetcher brings, and the source itself."""
@@ -187,8 +185,7 @@ class Tiers:
             self._stores.step_down("disk", error)
             return False
         try:
-            for start in range(0, entry.size, _COPY_BYTES):
-                write_all(fd, lease.view(start, min(_COPY_BYTES, entry.size - start)), start)
+            write_all(fd, lease.view(0, entry.size), 0)
         finally:
             lease.close()
         for part, offset in zip(entry.parts, entry.offsets, strict=True):

@@ -13,8 +13,9 @@ import xxhash
 
 from epistream.cache.source.blob import Supply
 from epistream.cache.source.entry import Entry, Part
+from epistream.cache.source.local import open_source
 from epistream.cache.source.remote import Remote, WholeBodyError
-from epistream.errors import ChecksumError, SourceChangedError, SourceError
+from epistream.errors import ChecksumError, SourceChangedError
 from epistream.file_systems import local_path
 
 logger = logging.getLogger(__name__)
@@ -172,19 +173,8 @@ def _copy_supply(supply: Supply, part: Part, fd: int, offset: int) -> None:
 
 def _copy_file(path: Path, part: Part, fd: int, offset: int) -> None:
     """Copy a local file (a network mount, mostly) in chunks."""
+    source = open_source(path, part.size)
     try:
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SourceError(
-            f"{path}: {error.strerror}, wanted to read it. Check the path and its permissions."
-        ) from error
-    try:
-        found = os.fstat(source).st_size
-        if found != part.size:
-            raise SourceChangedError(
-                f"{path}: {found} bytes, wanted {part.size}. Re-create the index with 'epistream index URL' if it "
-                "was changed on purpose."
-            )
         buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, part.size))))
         position = 0
         while position < part.size:

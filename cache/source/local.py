@@ -68,20 +68,9 @@ class FileBlob(Blob):
         # It is looked at after each read, wherever the process has gone meanwhile.
         self._path = path.absolute()
         self.url = str(self._path)
-        self._fd = -1
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SourceError(
-                f"{path}: {error.strerror}, wanted to read it. Check the path and its permissions."
-            ) from error
+        self._fd = -1  # also for `close`, should it not open
+        self._fd = open_source(path, size)
         self._identity = _identity(os.fstat(self._fd))
-        if self._identity[2] != size:
-            self.close()
-            raise SourceChangedError(
-                f"{path}: {self._identity[2]} bytes, wanted {size}. Re-create the index with 'epistream index URL' "
-                "if it was changed on purpose."
-            )
         # The whole shard: windows are drawn from all over it, and soon.
         first, stop = ahead or (0, size)
         if stop > first and not (self._is_at_hand(first) and self._is_at_hand(stop - 1)):
@@ -176,6 +165,29 @@ class FileBlob(Blob):
                 f"{self._path}: (device, size, inode, mtime) {now}, wanted {self._identity}: it was replaced or "
                 "written to while in use. Start again, after 'epistream index URL' if the change is meant."
             )
+
+
+def open_source(path: Path, size: int) -> int:
+    """Open a file that must have a size; the caller closes the descriptor.
+
+    Raises:
+        SourceError: It cannot be opened.
+        SourceChangedError: It has another size.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(
+            f"{path}: {error.strerror}, wanted to read it. Check the path and its permissions."
+        ) from error
+    found = os.fstat(fd).st_size
+    if found != size:
+        os.close(fd)
+        raise SourceChangedError(
+            f"{path}: {found} bytes, wanted {size}. Re-create the index with 'epistream index URL' if it was changed "
+            "on purpose."
+        )
+    return fd
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

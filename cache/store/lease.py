@@ -29,7 +29,6 @@ class Lease:
             dir_fd: Its directory.
             size: Its bytes.
         """
-        self.name = name
         self.size = size
         self._fd = fd
         self._pid = os.getpid()
@@ -38,18 +37,14 @@ class Lease:
         try:
             # No child is born with a mapping that it does not know of.
             with DESCRIPTORS.unforked():
-                self._map(dir_fd)
+                if size:
+                    # The name cannot lead elsewhere: a leased shard is neither unlinked nor replaced.
+                    with DESCRIPTORS.opened(name, os.O_RDONLY, dir_fd) as again:
+                        self._mapping = mmap.mmap(again, size, prot=mmap.PROT_READ)
                 DESCRIPTORS.watch(self)
         except BaseException:
             self.close()
             raise
-
-    def _map(self, dir_fd: int) -> None:
-        if self.size == 0:
-            return
-        # The name cannot lead elsewhere: a leased shard is neither unlinked nor replaced.
-        with DESCRIPTORS.opened(self.name, os.O_RDONLY, dir_fd) as fd:
-            self._mapping = mmap.mmap(fd, self.size, prot=mmap.PROT_READ)
 
     def view(self, offset: int, size: int) -> memoryview:
         """Read-only bytes of the mapping, no copy; valid until `close`."""

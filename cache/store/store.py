@@ -255,19 +255,18 @@ class ShardStore:
         with self.directory.locked(self.options.lock_timeout_s):
             mark_kept(self.directory.dir_fd, keys)
 
-    def give_back(self, wanted_bytes: int | None = None) -> int:
+    def give_back(self, wanted_bytes: float = math.inf) -> int:
         """Evict unleased entries, the least recently used first and what this process is about to use last.
 
         Args:
-            wanted_bytes: Stop when so much is free; None for all that nobody leases.
+            wanted_bytes: Stop when so much is free; infinite for all that nobody leases.
 
         Returns:
             Bytes given back.
         """
         with self.directory.locked(self.options.lock_timeout_s):
             items = remove_remains(self.directory, survey(self.directory), "", 0.0)
-            wanted = math.inf if wanted_bytes is None else wanted_bytes
-            fds, freed = evict(self.directory, items, wanted, self.options.upcoming())
+            fds, freed = evict(self.directory, items, wanted_bytes, self.options.upcoming())
         free(fds)
         return freed
 
@@ -290,7 +289,11 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
         try:
             with directory.locked(options.lock_timeout_s):
                 observe("open.locked")
-                _set_right(directory, options, keep=keep, sole=sole)
+                agree_on_cap(directory.dir_fd, options.cap, sole=sole, where=path)
+                if keep:
+                    mark_kept(directory.dir_fd)
+                if sole:
+                    rebase_stamps(directory, remove_remains(directory, survey(directory), "", 0.0))
         except OSError as error:
             directory.leave()
             if isinstance(error, CacheError | DeadlineError):
@@ -302,11 +305,3 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
     family = default_name()
     sweep(path, family if is_of_family(path.name, family) else None, observe)
     return ShardStore(directory, options)
-
-
-def _set_right(directory: CacheDirectory, options: StoreOptions, *, keep: bool, sole: bool) -> None:
-    agree_on_cap(directory.dir_fd, options.cap, sole=sole, where=directory.path)
-    if keep:
-        mark_kept(directory.dir_fd)
-    if sole:
-        rebase_stamps(directory, remove_remains(directory, survey(directory), "", 0.0))
