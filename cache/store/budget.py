@@ -58,17 +58,11 @@ class Budget:
 
 
 def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Budget:
-    """Compute the budget now.
+    """Compute the budget of a directory now, with its own cap in bytes, or None for none.
 
-    Every measured term is what is free plus what the cache holds already, so that the budget does not shrink
-    as the cache fills. The fractions are taken of that sum: a fraction of what is free, plus what is held,
-    would grow with each fill until everything is taken.
-
-    Args:
-        dir_fd: The directory.
-        cap: The directory's own cap in bytes; None for none.
-        held_bytes: Bytes that the file system has given to the cache so far.
-        limits: The rest.
+    Every measured term is what is free plus what the file system has given to the cache already, so that the budget
+    does not shrink as the cache fills. The fractions are taken of that sum: a fraction of what is free, plus what is
+    held, would grow with each fill until everything is taken.
     """
     terms = {} if cap is None else {"cap": cap}
     space = os.statvfs(dir_fd)

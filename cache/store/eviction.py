@@ -76,13 +76,9 @@ def charged_bytes(items: list[Item]) -> int:
 
 
 def remove_remains(directory: CacheDirectory, items: list[Item], own_key: str, note_s: float) -> list[Item]:
-    """Delete what dead fillers left: their ``.part`` files, and fill locks that mark nothing.
+    """Delete what dead fillers left: their ``.part`` files, and fill locks that mark nothing and hold no fresh note.
 
-    Args:
-        directory: Locked by the caller.
-        items: From `survey`.
-        own_key: The key whose ``.fill`` the caller holds ("" for none): its ``.part`` is a remain by definition.
-        note_s: Lifetime of notes.
+    The caller holds the ``.fill`` of `own_key` ("" for none), whose ``.part`` is a remain by definition.
 
     Returns:
         The items that are left.
@@ -155,14 +151,9 @@ def evict(
     *,
     least_bytes: int = 0,
 ) -> tuple[list[int], int]:
-    """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed; none if leases leave too few.
+    """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed.
 
-    Args:
-        directory: Locked by the caller.
-        items: From `survey`.
-        wanted_bytes: Where to stop; may be infinite.
-        upcoming: Keys that leave last.
-        least_bytes: How few are too few.
+    None are unlinked if leases stand in the way of `least_bytes`.
 
     Returns:
         Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes

@@ -21,14 +21,7 @@ class Lease:
     """
 
     def __init__(self, fd: int, name: str, dir_fd: int, size: int) -> None:
-        """Take over `fd`, which is open and holds a shared flock, and map the file.
-
-        Args:
-            fd: From DESCRIPTORS; closed if the mapping fails.
-            name: The file's name.
-            dir_fd: Its directory.
-            size: Its bytes.
-        """
+        """Take over `fd` of DESCRIPTORS, which holds a shared flock, and map the file; it is closed if that fails."""
         self.size = size
         self._fd = fd
         self._pid = os.getpid()

@@ -24,11 +24,7 @@ _SHARE = 0.25
 
 
 class Relief:
-    """Looks at the memory pressure now and then, and evicts a part of what nobody leases.
-
-    Args:
-        system: Where the kernel's numbers are read.
-    """
+    """Looks at the memory pressure now and then, and evicts a part of what nobody leases."""
 
     def __init__(self, system: System) -> None:
         self._system = system

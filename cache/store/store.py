@@ -274,11 +274,7 @@ class ShardStore:
 def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe: Observer = ignore) -> ShardStore:
     """Enter a directory, made if need be, and return its store; end it with ``store.directory.leave()``.
 
-    Args:
-        path: The directory.
-        options: Budget and deadlines.
-        keep: Let the directory outlive its last user.
-        observe: Told each step of the protocol.
+    With `keep` the directory outlives its last user, with all that it holds.
 
     Raises:
         CacheError: The directory cannot be used.
