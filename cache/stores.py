@@ -22,14 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stores:
-    """Opens the stores, remembers which cannot be used, and says so once.
-
-    Args:
-        options: What the user said.
-        reserved_bytes: Memory that the budget leaves for others.
-        observe: Told each step of the protocol.
-        upcoming: Tells the keys that this process is about to use again.
-    """
+    """Opens the stores, remembers which cannot be used, and says so once."""
 
     def __init__(
         self,
