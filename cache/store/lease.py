@@ -32,8 +32,11 @@ class Lease:
             with DESCRIPTORS.unforked():
                 if size:
                     # The name cannot lead elsewhere: a leased shard is neither unlinked nor replaced.
-                    with DESCRIPTORS.opened(name, os.O_RDONLY, dir_fd) as again:
+                    again = DESCRIPTORS.open(name, os.O_RDONLY, dir_fd=dir_fd)
+                    try:
                         self._mapping = mmap.mmap(again, size, prot=mmap.PROT_READ)
+                    finally:
+                        DESCRIPTORS.close(again)
                 DESCRIPTORS.watch(self)
         except BaseException:
             self.close()
