@@ -103,7 +103,7 @@ def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: flo
         run = run_steadily(loader, number * warm_up, seconds)
         own_bytes = max((_own_bytes(pid) for pid in loader.worker_pids), default=0)
     # What others do on this machine is not the loader's: its workers' time in the run queue is left out.
-    crowded = run.stats.effort.queue_s / max(1e-9, run.stats.worker_busy_s + run.stats.worker_idle_s)
+    crowded = run.stats.effort.queue_s / max(1e-9, run.stats.worker_s)
     return LoadRate(number, run.windows_per_s / (1 - min(crowded, _MOST_CROWDED)), own_bytes)
 
 

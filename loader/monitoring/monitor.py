@@ -141,41 +141,32 @@ class Metrics:
 
     def collect(self) -> "Iterable[Metric]":
         """The figures now."""
+        from prometheus_client.core import CounterMetricFamily as Counter
+        from prometheus_client.core import GaugeMetricFamily as Gauge
+
         report = self._report()
         stats, cache, memory = report.stats, report.stats.cache, report.memory
-        yield self._counter("windows", "Windows handed out", {(): stats.num_windows})
-        yield self._counter("batches", "Batches handed out", {(): stats.num_batches})
-        yield self._counter("copied_batches", "Batches copied out of the ring", {(): stats.num_copied_batches})
-        yield self._counter("loop_seconds", "Time inside the training loop", {(): stats.elapsed_s})
-        yield self._counter("data_wait_seconds", "Time the loop waited for data", {(): stats.data_wait_s})
-        seconds = {
-            ("cpu",): stats.effort.cpu_s,
-            ("queue",): stats.effort.queue_s,
-            ("blocked",): stats.worker_blocked_s,
-            ("idle",): stats.worker_idle_s,
-        }
-        yield self._counter("worker_seconds", "Time of all workers", seconds, ("state",))
-        events = {(name,): getattr(cache, name) for name in _CACHE_EVENTS}
-        yield self._counter("cache_events", "What the cache did", events, ("event",))
-        yield self._counter("cache_fetched_bytes", "Bytes that fills brought", {(): cache.bytes_fetched})
-        yield self._gauge("cache_bytes", "Bytes in the node's shared-memory cache", {(): memory.cache_bytes})
-        yield self._gauge("ring_bytes", "Size of the batch ring", {(): memory.ring_bytes})
-        pss = {(process.name,): process.pss_bytes for process in memory.processes}
-        yield self._gauge("process_pss_bytes", "Proportional set size", pss, ("process",))
+        yield self._metric(Counter, "windows", "Windows handed out", stats.num_windows)
+        yield self._metric(Counter, "batches", "Batches handed out", stats.num_batches)
+        yield self._metric(Counter, "copied_batches", "Batches copied out of the ring", stats.num_copied_batches)
+        yield self._metric(Counter, "loop_seconds", "Time inside the training loop", stats.elapsed_s)
+        yield self._metric(Counter, "data_wait_seconds", "Time the loop waited for data", stats.data_wait_s)
+        yield self._metric(Counter, "worker_seconds", "Time of all workers", stats.worker_seconds, "state")
+        events = {name: getattr(cache, name) for name in _CACHE_EVENTS}
+        yield self._metric(Counter, "cache_events", "What the cache did", events, "event")
+        yield self._metric(Counter, "cache_fetched_bytes", "Bytes that fills brought", cache.bytes_fetched)
+        yield self._metric(Gauge, "cache_bytes", "Bytes in the node's shared-memory cache", memory.cache_bytes)
+        yield self._metric(Gauge, "ring_bytes", "Size of the batch ring", memory.ring_bytes)
+        pss = {process.name: process.pss_bytes for process in memory.processes}
+        yield self._metric(Gauge, "process_pss_bytes", "Proportional set size", pss, "process")
 
-    def _counter(self, name: str, text: str, values: Mapping[Any, float], labels: tuple[str, ...] = ()) -> "Metric":
-        from prometheus_client.core import CounterMetricFamily
-
-        return self._filled(CounterMetricFamily(f"epistream_{name}", text, labels=("rank", *labels)), values)
-
-    def _gauge(self, name: str, text: str, values: Mapping[Any, float], labels: tuple[str, ...] = ()) -> "Metric":
-        from prometheus_client.core import GaugeMetricFamily
-
-        return self._filled(GaugeMetricFamily(f"epistream_{name}", text, labels=("rank", *labels)), values)
-
-    def _filled(self, family: Any, values: Mapping[Any, float]) -> "Metric":
-        for labels, value in values.items():
-            family.add_metric((self._rank, *labels), value)
+    def _metric(self, kind: Any, name: str, text: str, values: float | Mapping[str, float], *label: str) -> "Metric":
+        family = kind(f"epistream_{name}", text, labels=("rank", *label))
+        if isinstance(values, Mapping):
+            for key, value in values.items():
+                family.add_metric((self._rank, key), value)
+        else:
+            family.add_metric((self._rank,), values)
         metric: Metric = family
         return metric
 

@@ -65,16 +65,11 @@ class PerformanceReport:
 
 def worker_shares(stats: LoaderStats) -> str:
     """Where the workers' time went, as text."""
-    total_s = stats.worker_busy_s + stats.worker_idle_s
-    if not total_s:
+    if not stats.worker_s:
         return "no batch yet"
-    parts = (
-        ("decode and copy", stats.effort.cpu_s),
-        ("wait for a core", stats.effort.queue_s),
-        ("wait for bytes or locks", stats.worker_blocked_s),
-        ("wait for a free batch", stats.worker_idle_s),
-    )
-    return ", ".join(f"{name} {seconds / total_s * 100:.0f} %" for name, seconds in parts)
+    names = ("decode and copy", "wait for a core", "wait for bytes or locks", "wait for a free batch")
+    shares = zip(names, stats.worker_seconds.values(), strict=True)
+    return ", ".join(f"{name} {seconds / stats.worker_s * 100:.0f} %" for name, seconds in shares)
 
 
 def _speed(stats: LoaderStats) -> str:

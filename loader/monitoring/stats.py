@@ -52,24 +52,25 @@ class LoaderStats:
         """Busy time in which workers neither ran nor wanted a core: waits for bytes, or for each other's locks."""
         return max(0.0, self.worker_busy_s - self.effort.cpu_s - self.effort.queue_s)
 
+    @property
+    def worker_s(self) -> float:
+        """Time of all workers, busy or idle."""
+        return self.worker_busy_s + self.worker_idle_s
+
+    @property
+    def worker_seconds(self) -> dict[str, float]:
+        """What `worker_s` went to: ``cpu``, ``queue`` (for a core), ``blocked``, ``idle``."""
+        return {
+            "cpu": self.effort.cpu_s,
+            "queue": self.effort.queue_s,
+            "blocked": self.worker_blocked_s,
+            "idle": self.worker_idle_s,
+        }
+
     def since(self, earlier: "LoaderStats") -> "LoaderStats":
         """What was added after an earlier snapshot of the same loader."""
-        added = {
-            item.name: getattr(self, item.name) - getattr(earlier, item.name)
-            for item in fields(self)
-            if item.name not in ("first_batch_s", "cache", "bad_shards")
-        }
-        cache = {
-            item.name: getattr(self.cache, item.name) - getattr(earlier.cache, item.name)
-            for item in fields(self.cache)
-            if item.name not in ("tier", "reason")
-        }
-        return LoaderStats(
-            **added,
-            first_batch_s=self.first_batch_s,
-            bad_shards=self.bad_shards,
-            cache=CacheStats(**cache, tier=self.cache.tier, reason=self.cache.reason),
-        )
+        cache = replace(self.cache, **_added(self.cache, earlier.cache, "tier", "reason"))
+        return replace(self, **_added(self, earlier, "first_batch_s", "bad_shards", "cache"), cache=cache)
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""
@@ -79,6 +80,12 @@ class LoaderStats:
             "data_wait_share": self.data_wait_share,
             "worker_blocked_s": self.worker_blocked_s,
         }
+
+
+def _added(now: Any, before: Any, *but: str) -> dict[str, Any]:
+    """By how much each counter has grown."""
+    names = [item.name for item in fields(now) if item.name not in but]
+    return {name: getattr(now, name) - getattr(before, name) for name in names}
 
 
 class StatsRecorder:
