@@ -43,36 +43,27 @@ class Mover(Protocol):
         """Let the loop's stream wait for `event`, and keep the batch's memory until that stream is done with it."""
 
 
-class CudaMover:
-    """Copies on a CUDA stream of its own. Nothing of it is touched unless a CUDA device was asked for.
-
-    Raises:
-        OptionError: torch cannot use this device.
-    """
+class _CudaMover:
+    """Copies on a CUDA stream of its own. Nothing of it is touched unless a CUDA device was asked for."""
 
     def __init__(self, device: torch.device) -> None:
-        if not torch.cuda.is_available():
-            raise OptionError(f"device: {device}, but torch finds no CUDA here. Use device='cpu', or leave it out.")
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def aside(self) -> AbstractContextManager[Any]:
-        """As `Mover.aside`."""
         context: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
         return context
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `Mover.copy`; begins at once and goes on by itself if the memory is page-locked."""
+        # It begins at once and goes on by itself if the memory is page-locked.
         return tensor.to(self._device, non_blocking=True)
 
     def mark(self) -> Event:
-        """As `Mover.mark`."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return cast(Event, event)
 
     def adopt(self, event: Event, batch: Any) -> None:
-        """As `Mover.adopt`."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(cast(torch.cuda.Event, event))
         # The allocator knows the stream that a tensor was made on only, and would reuse its memory too early.
@@ -143,10 +134,9 @@ def move_ahead(
     if device is None or device.type != "cuda":
         yield batches if hook is None else map(hook, batches)
         return
-    mover = CudaMover(device)
+    moved = DeviceFeed(batches, _CudaMover(device), hook)
     if ring is not None:
-        lock_pages(ring)
-    moved = DeviceFeed(batches, mover, hook)
+        _lock_pages(ring)
     try:
         yield moved
     finally:
@@ -165,24 +155,20 @@ def check_device(device: str | torch.device | None) -> torch.device | None:
         found = torch.device(device)
     except RuntimeError as error:
         raise OptionError(f"device: {device!r}, wanted 'cpu' or a CUDA device such as 'cuda:0'.") from error
-    if found.type == "cuda":
-        if not torch.cuda.is_available():
-            raise OptionError(f"device: {device}, but torch finds no CUDA here. Use device='cpu', or leave it out.")
-        return found
-    if found.type != "cpu":
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"device: {device}, but torch finds no CUDA here. Use device='cpu', or leave it out.")
+    if found.type not in ("cpu", "cuda"):
         raise OptionError(f"device: {device!r}, wanted 'cpu' or a CUDA device. Move batches in the loop instead.")
     return found
 
 
-def lock_pages(ring: Ring) -> bool:
-    """Page-lock a ring, so that copies to a CUDA device need no staging; False if the driver declines."""
+def _lock_pages(ring: Ring) -> None:
+    """Page-lock a ring, so that copies to a CUDA device need no staging."""
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    locked = ring.lock_pages(
+    if not ring.lock_pages(
         lambda address, size: int(cudart.cudaHostRegister(address, size, 0)),
         lambda address: int(cudart.cudaHostUnregister(address)),
-    )
-    if not locked:
+    ):
         logger.warning(
             "%d bytes of batches not page-locked: copies to the device are staged, and slower.", ring.num_bytes
         )
-    return locked

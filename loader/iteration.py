@@ -40,7 +40,8 @@ class Iteration:
         self._has_run_out = False
         self.serial: int = NO_EPOCH + 2
         if before is not None:
-            self.serial = before.serial + (1 if before._leads_to(schedule) else 2)
+            follows = before._has_run_out and (schedule.epoch, schedule.start) == (before._schedule.epoch + 1, 0)
+            self.serial = before.serial + (1 if follows else 2)
 
     def count(self) -> None:
         """The training loop takes another batch."""
@@ -90,22 +91,11 @@ class Iteration:
             if views is None:
                 return
             busy_s, effort = time.perf_counter() - began, read_thread_time() - before
-            cache, num_windows = job.cache.stats(), len(views["step_index"])
-            message = Message(
-                self.serial,
-                0,
-                num_windows=num_windows,
-                busy_s=busy_s,
-                cache=cache,
-                effort=effort,
-                replaced=batches.replaced,
-            )
+            cache, replaced = job.cache.stats(), batches.replaced
+            message = Message(self.serial, 0, busy_s=busy_s, cache=cache, effort=effort, replaced=replaced)
             self._recorder.receive(0, message, busy_s)
-            self._recorder.hand_out(num_windows, copied=False)
+            self._recorder.hand_out(len(views["step_index"]), copied=False)
             yield views
-
-    def _leads_to(self, schedule: Schedule) -> bool:
-        return self._has_run_out and (schedule.epoch, schedule.start) == (self._schedule.epoch + 1, 0)
 
     def _receive(
         self, pool: WorkerPool, worker_index: int, timeout_s: float, on_failure: Callable[[], None]

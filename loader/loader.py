@@ -12,7 +12,7 @@ import torch
 from epistream.errors import OptionError
 from epistream.loader.device import Hook, check_device, move_ahead
 from epistream.loader.iteration import Iteration, Views
-from epistream.loader.monitoring.diagnosis import Situation
+from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_remarks
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
 from epistream.loader.monitoring.report import PerformanceReport
@@ -168,7 +168,9 @@ class StreamingLoader:
         job, pool = self.stream.job, self._pool
         title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._kind_of_workers()}"
         memory = measure_memory(self.worker_pids, pool.ring.num_bytes if pool else 0, job.cache.options)
-        return PerformanceReport.make(title, self.stats(), self._situation(), memory, job.left_out)
+        stats = self.stats()
+        limit, also = find_limit(stats, self._situation(stats)), tuple(find_remarks(stats))
+        return PerformanceReport(title, stats, limit, also, memory, job.left_out)
 
     def print_performance_report(self, file: TextIO | None = None) -> None:
         """Write `report` as text, to standard output by default."""
@@ -220,11 +222,11 @@ class StreamingLoader:
         plural = ("" if kind == "thread" else "e") + "s" if self._num_workers > 1 else ""
         return f"{self._num_workers} {kind}{plural}"
 
-    def _situation(self) -> Situation:
+    def _situation(self, stats: LoaderStats) -> Situation:
         job, prefetch = self.stream.job, self._slots_per_worker - 2
         in_flight = max(1, self._num_workers * self._slots_per_worker * self._slots.batches_per_slot)
         # Looking at the budget enters the cache's directory, so only when shards had to leave it.
-        budget = job.cache.budget() if self.stats().cache.evictions else None
+        budget = job.cache.budget() if stats.cache.evictions else None
         return Situation(
             num_workers=self._num_workers,
             are_threads=self._start_method is None,

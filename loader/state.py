@@ -70,13 +70,10 @@ def check_agreement(job: ReadJob) -> None:
     ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder, "world": job.world.layout}
     # An empty expectation sets the value if there is none, and returns what stands there.
     first = json.loads(store.compare_set(f"epistream/plan/{number}", "", json.dumps(ours, sort_keys=True)))
-    different = [name for name in ours if ours[name] != first.get(name)]
-    if different:
-        raise OptionError(_explain(job, number, different[0], ours, first))
-
-
-def _explain(job: ReadJob, number: int, name: str, ours: dict[str, Any], first: dict[str, Any]) -> str:
-    return (
-        f"stream {number} of rank {job.world.rank}: {name} is {ours[name]!r}, another rank has {first.get(name)!r}. "
-        "Give every rank the same arguments; a stream for one rank alone takes world=World()."
-    )
+    for name, value in ours.items():
+        if value != first.get(name):
+            raise OptionError(
+                f"stream {number} of rank {job.world.rank}: {name} is {value!r}, another rank has "
+                f"{first.get(name)!r}. Give every rank the same arguments; a stream for one rank alone takes "
+                "world=World()."
+            )

@@ -117,7 +117,8 @@ class EpisodeStream(Stream):
         cache = NodeCache(options.cache_options, dataset.storage_options)
         self._job = ReadJob((part,), world or World.detect(), options.batch_size, options.remainder, cache)
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
-        self._transform = InOrder.of([ChannelsFirst(cameras) if options.channels_first else None, options.transform])
+        steps = (ChannelsFirst(cameras) if options.channels_first else None, options.transform)
+        self._transform = InOrder(tuple(step for step in steps if step is not None))
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
         self._check_budget(options.cache_options.budget("shm"))
 

@@ -1,10 +1,10 @@
 """A loader's report: how fast it runs, what limits it, what to change, and what memory it takes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from epistream.loader.monitoring.diagnosis import Finding, Situation, find_limit, find_remarks
+from epistream.loader.monitoring.diagnosis import Finding
 from epistream.loader.monitoring.memory_use import MemoryUse
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.units import size_text
@@ -28,19 +28,7 @@ class PerformanceReport:
     limit: Finding
     also: tuple[Finding, ...]
     memory: MemoryUse
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def make(
-        cls,
-        title: str,
-        stats: LoaderStats,
-        situation: Situation,
-        memory: MemoryUse,
-        left_out: Mapping[str, str] | None = None,
-    ) -> "PerformanceReport":
-        """The report that follows from a loader's counters and its situation."""
-        return cls(title, stats, find_limit(stats, situation), tuple(find_remarks(stats)), memory, dict(left_out or {}))
+    left_out: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """All figures as values that ``json.dumps`` takes."""

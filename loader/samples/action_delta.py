@@ -105,11 +105,6 @@ def _take(values: Tensor, have: tuple[int, ...], wanted: tuple[int, ...]) -> Ten
     return values[:, [have.index(offset) for offset in wanted]]
 
 
-def delta_for(wanted: DeltaKind | ActionDelta | None) -> ActionDelta | None:
-    """What the argument `action_delta` of a stream means."""
-    return ActionDelta(wanted) if isinstance(wanted, str) else wanted
-
-
 def delta_statistics(stream: Iterable[dict[str, Any]], action: str = "action") -> dict[str, dict[str, Any]]:
     """Statistics of an action as a stream gives it, for a `Normalizer`: those of the manifest are of absolute actions.
 

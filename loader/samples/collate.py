@@ -13,7 +13,7 @@ from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_secon
 from epistream.loader.order.instructions import Instruction, all_tasks
 from epistream.loader.order.window import Window
 from epistream.loader.reading.frames import FrameOptions, ImageSize
-from epistream.loader.samples.action_delta import ActionDelta, DeltaKind, delta_for
+from epistream.loader.samples.action_delta import ActionDelta, DeltaKind
 from epistream.loader.samples.formats.base import FormatContext, SampleFormat
 from epistream.loader.samples.formats.names import WantedFormat, format_for
 from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for
@@ -81,7 +81,8 @@ class Collator:
         if preset is not None:
             preset.check(self._context)
         self._format = sample_format
-        self._delta = delta_for(options.action_delta)
+        delta = options.action_delta
+        self._delta = ActionDelta(delta) if isinstance(delta, str) else delta
         if self._delta is not None:
             self._delta.check(self.features)
         self.window = window if self._delta is None else self._delta.read(window)

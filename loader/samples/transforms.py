@@ -1,6 +1,6 @@
 """Cheap changes to whole batches: pictures channel-first without a copy, and pictures as floats."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,6 @@ class InOrder:
     """Several transforms, one after the other. Picklable if they are."""
 
     steps: tuple[Transform, ...]
-
-    @classmethod
-    def of(cls, steps: Iterable[Transform | None]) -> "InOrder":
-        """All of `steps` but None."""
-        return cls(tuple(step for step in steps if step is not None))
 
     def __call__(self, batch: Any) -> Any:
         """The batch after all of them."""
