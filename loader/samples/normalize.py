@@ -84,9 +84,7 @@ class Normalizer:
     def normalize(self, name: str, values: Tensor) -> Tensor:
         """`values` (..., *shape of a step) of a feature, normalised; in place where they are float32."""
         shift, scale = self._tensors(name, values.device)
-        if values.dtype != torch.float32:
-            values = values.to(torch.float32)
-        return values.sub_(shift).div_(scale)
+        return values.to(torch.float32).sub_(shift).div_(scale)
 
     def unnormalize(self, name: str, values: Tensor) -> Tensor:
         """The inverse, as a new tensor on the device of `values`: what a policy returned, in the units of the data."""

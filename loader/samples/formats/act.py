@@ -1,7 +1,7 @@
 """The batches of ACT and ACT++: a tuple, pictures as floats, zeros after the end of the episode."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -11,10 +11,14 @@ from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.loader.samples.formats.base import Batch, FormatContext, Padding, as_tuple, one_step
 from epistream.loader.samples.formats.chunk import ChunkFormat
-from epistream.loader.samples.formats.mobile_base import beside, smoothed, widened
 from epistream.loader.samples.formats.pictures import stacked_scaled
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
+
+# Steps on either side of one that a base's smoothed value is the mean of.
+_REACH = 2
+# What ACT++ fills in for recordings without a base: its linear and its angular velocity.
+_BASE_WIDTH = 2
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,20 @@ class ActFormat(ChunkFormat):
         chosen = super().window(window, dataset)
         if self.base_action not in dataset.features or self.base_action is None:
             return chosen
-        return widened(chosen, self.base_action, as_tuple(self.action)[0])
+        offsets = chosen.offsets(as_tuple(self.action)[0])
+        if offsets != tuple(range(offsets[0], offsets[-1] + 1)):
+            raise OptionError(
+                f"base_action: actions at the offsets {list(offsets)[:8]}, wanted steps that follow each other, since "
+                "the base's are smoothed."
+            )
+        reached = range(offsets[0] - _REACH, offsets[-1] + _REACH + 1)
+        return replace(chosen, overrides={**chosen.overrides, self.base_action: reached})
 
     def check(self, context: FormatContext) -> None:
         """Cameras of one size, state at one step; actions from the step before the anchor on if they lag."""
         super().check(context)
         offsets = context.window.offsets(as_tuple(self.action)[0])
-        if self.lag_one_step and (
-            offsets[0] != -1 or offsets != tuple(range(-1, len(offsets) - 1)) or len(offsets) < 2
-        ):
+        if self.lag_one_step and (offsets != tuple(range(-1, len(offsets) - 1)) or len(offsets) < 2):
             raise OptionError(
                 f"sample_format 'act', lag_one_step: actions at the offsets {list(offsets)[:8]}, wanted "
                 "range(-1, chunk_size), of which the first or the last is left out."
@@ -88,13 +97,32 @@ class ActFormat(ChunkFormat):
         """The batch as the tuple above."""
         action, is_pad = self.chunk_of(batch)
         if self.base_action is not None:
-            base = batch.get(self.base_action)
-            action = beside(action, None if base is None else smoothed(base, is_pad))
+            if self.base_action in batch:
+                base = _smoothed(batch[self.base_action], is_pad)
+            else:
+                base = action.new_zeros((*action.shape[:2], _BASE_WIDTH))
+            action = torch.cat([action, base.to(action.dtype)], dim=-1)
         if self.lag_one_step:
             at_start = batch["step_index"] == 0
             action, is_pad = _lagged(action, at_start), _lagged(is_pad, at_start)
         image = stacked_scaled([one_step(batch[name]) for name in context.cameras], context.recycler)
         return image, self.state_of(batch), action, self.padding.of(is_pad)
+
+
+def _smoothed(values: Tensor, is_pad: Tensor) -> Tensor:
+    """A mobile base's actions at the steps of the arms' actions.
+
+    Entries that are padded stay what they are, so that they are zeros, or what normalisation made of zeros.
+
+    Source: ACT++'s data set convolves the whole episode's base actions with a box of five steps and zeros beyond its
+    ends.
+
+    Args:
+        values: (B, n + 4, 2), read two steps more on either side, zeros where padded.
+        is_pad: (B, n) of the arms' actions.
+    """
+    windows = values.to(torch.float64).unfold(1, 2 * _REACH + 1, 1)  # (B, n, 2, 5)
+    return torch.where(is_pad[..., None], values[:, _REACH:-_REACH], windows.mean(dim=-1).to(values.dtype))
 
 
 def _lagged(values: Tensor, at_start: Tensor) -> Tensor:
