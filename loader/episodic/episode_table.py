@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.file_systems import local_path
-from epistream.sharding.dataset import open_dataset
 from epistream.sharding.files.hdf5_sources import find_sources
 from epistream.sharding.format.manifest_file import FILE_NAME
 from epistream.sharding.format.opened_dataset import Dataset
@@ -35,18 +34,6 @@ def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
         is_folder = local is not None and local.is_dir() and not (local / FILE_NAME).exists()
         found += map(str, find_sources(path)) if is_folder else [path]
     return found
-
-
-def open_readable(paths: Sequence[str], layout: AnyPath | None = None) -> tuple[Dataset, list[str], dict[str, str]]:
-    """The dataset of those paths that can be opened, these paths, and why each of the others cannot.
-
-    Raises:
-        EpistreamError: that of the first path, if none can be opened.
-    """
-    dataset = open_dataset(paths, on_bad="skip", layout=layout)
-    given = {str(local.absolute()): path for path in paths if (local := local_path(path)) is not None}
-    skipped = {given.get(name, name): reason for name, reason in dataset.skipped.items()}
-    return dataset, [path for path in paths if path not in skipped], skipped
 
 
 class EpisodeTable:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
 from epistream.errors import OptionError
-from epistream.loader.episodic.episode_table import AnyPath, EpisodeTable, find_paths, open_readable
+from epistream.file_systems import local_path
+from epistream.loader.episodic.episode_table import AnyPath, EpisodeTable, find_paths
 from epistream.loader.episodic.options import (
     CTRL_TYPES,
     camera_features,
@@ -20,15 +21,17 @@ from epistream.loader.episodic.options import (
     takes_argument,
 )
 from epistream.loader.episodic.reasoning import Reasoning
-from epistream.loader.episodic.statistics import episodic_statistics
 from epistream.loader.order.window import Window
 from epistream.loader.random_access import RandomAccess
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
-from epistream.loader.samples.action_delta import ActionDelta
+from epistream.loader.samples.action_delta import ActionDelta, DeltaKind
 from epistream.loader.samples.collate import Collator, SampleOptions, choose_features
 from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 from epistream.sharding.dataset import open_dataset
+from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
+
+_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
 class EpisodicFiles:
@@ -56,12 +59,11 @@ class EpisodicFiles:
     def _open(self, paths: AnyPath | Sequence[AnyPath], skip_bad: bool) -> None:
         """Open the paths and list their episodes. All other attributes of the class must be set before."""
         check_choices(self.chunk_size, self.ctrl_type)
-        self.dataset_path_list = find_paths(paths)
-        self.skipped: dict[str, str] = {}
-        if skip_bad:
-            self._dataset, self.dataset_path_list, self.skipped = open_readable(self.dataset_path_list, self.layout)
-        else:
-            self._dataset = open_dataset(self.dataset_path_list, layout=self.layout)
+        found = find_paths(paths)
+        self._dataset = open_dataset(found, on_bad="skip" if skip_bad else "raise", layout=self.layout)
+        given = {str(local.absolute()): path for path in found if (local := local_path(path)) is not None}
+        self.skipped = {given.get(name, name): reason for name, reason in self._dataset.skipped.items()}
+        self.dataset_path_list = [path for path in found if path not in self.skipped]
         self._table = EpisodeTable(self._dataset)
         self._reasoning = Reasoning(self._dataset)
         if self._uses("use_reasoning"):
@@ -181,9 +183,16 @@ class EpisodicFiles:
             ``action`` and ``state``: {mean, std, min, max, q01, q99} as float32 arrays; ``num_transitions`` and
             ``num_trajectories``.
         """
-        delta = CTRL_TYPES[self.ctrl_type]
-        episodes = (self._state_and_action(number) for number in range(self.num_episodes))
-        return episodic_statistics(episodes, delta, self.chunk_size)
+        summaries: list[dict[str, Summary]] = []
+        for path in self.episode_paths:
+            whole = self.load_feat_from_episode(path, ("state", "action"))
+            action = _trained_on(whole["state"], whole["action"], CTRL_TYPES[self.ctrl_type], self.chunk_size)
+            summaries.append({"state": summarize(whole["state"]), "action": summarize(action)})
+        result: dict[str, Any] = {"num_transitions": int(self.cumulative_len[-1]), "num_trajectories": len(summaries)}
+        for name, summary in merge_all(summaries).items():
+            plain = to_plain(summary)
+            result[name] = {key: np.asarray(plain[key], np.float32) for key in _STATISTICS}
+        return result
 
     def clear_cache(self) -> None:
         """Leave the node's cache; the last process out removes it. Reading goes on and enters it again."""
@@ -244,7 +253,12 @@ class EpisodicFiles:
         views = access.read(np.full(length, episode), np.arange(length))
         return {name: views[name][:, 0] for name in names}
 
-    def _state_and_action(self, episode: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """State and action of a whole episode."""
-        whole = self.load_feat_from_episode(self.episode_paths[episode], ("state", "action"))
-        return whole["state"], whole["action"]
+
+def _trained_on(state: NDArray[Any], action: NDArray[Any], delta: DeltaKind | None, chunk_size: int) -> NDArray[Any]:
+    """Actions (T, A) as `delta` makes them of all places that they have in chunks."""
+    if delta == "delta_step":
+        return np.asarray(action - state)
+    if delta == "delta_first":
+        length = len(action)
+        return np.concatenate([action[i:] - state[: length - i] for i in range(min(chunk_size, length))])
+    return action
