@@ -3,7 +3,6 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Annotated, Any, Protocol, TextIO, TypeVar
 
 import numpy as np
@@ -205,9 +204,7 @@ class StreamingLoader:
     def __enter__(self) -> "StreamingLoader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _forget_place(self) -> None:

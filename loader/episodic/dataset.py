@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,13 @@ from epistream.errors import EpistreamError
 from epistream.file_systems import local_path
 from epistream.loader.episodic.episode_table import AnyPath
 from epistream.loader.episodic.files import EpisodicFiles
-from epistream.loader.episodic.options import is_overridden, short_form
+from epistream.loader.episodic.options import short_form
 from epistream.loader.episodic.sample import assemble, find_normalizer, normalized
 from epistream.loader.reading.frames import FrameOptions
 
 _log = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
-
-
-@dataclass
-class _Counters:
-    """What one process has read."""
-
-    num_samples: int = 0
-    num_fallbacks: int = 0
-    read_s: float = 0.0
 
 
 class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
@@ -134,7 +124,9 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         frames = FrameOptions(None if image_size is None else (image_size[1], image_size[0]), "per_read")
         cache = cache or CacheOptions(mode="auto" if use_shared_memory else "off")
         self._prepare_reading(frames, cache, max(memory_map_cache_size, 1))
-        self._counters = _Counters()
+        # What this process has read.
+        self._num_samples = self._num_fallbacks = 0
+        self._read_s = 0.0
         self._enable_monitoring = enable_monitoring
         if preload_data:
             self._preload()
@@ -158,13 +150,15 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         if not places:
             return []
         started = time.perf_counter()
-        if is_overridden(self, OptimizedEpisodicDataset, "load_onestep_from_episode"):
+        # A subclass, or this instance, may have one of its own.
+        hook = getattr(self.load_onestep_from_episode, "__func__", None)
+        if hook is not OptimizedEpisodicDataset.load_onestep_from_episode:
             samples = [self._from_onestep(episode, step) for episode, step in places]
         else:
             samples = self._read(places)
-        self._counters.read_s += time.perf_counter() - started
-        before, self._counters.num_samples = self._counters.num_samples, self._counters.num_samples + len(samples)
-        if self._enable_monitoring and before // 1000 != self._counters.num_samples // 1000:
+        self._read_s += time.perf_counter() - started
+        before, self._num_samples = self._num_samples, self._num_samples + len(samples)
+        if self._enable_monitoring and before // 1000 != self._num_samples // 1000:
             _log.info("%s", self.performance_report())
         return samples
 
@@ -189,11 +183,11 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
 
     def performance_report(self) -> str:
         """What this process has read, and where the bytes came from, in a few lines."""
-        counters, stats = self._counters, self._access.stats()
-        rate = counters.num_samples / counters.read_s if counters.read_s else 0.0
+        stats = self._access.stats()
+        rate = self._num_samples / self._read_s if self._read_s else 0.0
         return (
-            f"OptimizedEpisodicDataset, process {os.getpid()}: {counters.num_samples:,} samples in "
-            f"{counters.read_s:.1f} s of reading ({rate:,.0f}/s), {counters.num_fallbacks:,} by the fallback\n"
+            f"OptimizedEpisodicDataset, process {os.getpid()}: {self._num_samples:,} samples in "
+            f"{self._read_s:.1f} s of reading ({rate:,.0f}/s), {self._num_fallbacks:,} by the fallback\n"
             f"cache: {stats.tier or 'not used'} ({stats.reason or 'nothing was read'}); {stats.hits:,} hits, "
             f"{stats.fills:,} fills, {stats.direct:,} direct reads, {stats.wait_seconds:.1f} s of waiting for others"
         )
@@ -234,9 +228,9 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         onestep = self._fallback_load_onestep(path, step)
         if onestep is None:
             raise error
-        if self._counters.num_fallbacks == 0:
+        if self._num_fallbacks == 0:
             _log.warning("%s, step %d: read by the fallback, and others may be, because of: %s", path, step, error)
-        self._counters.num_fallbacks += 1
+        self._num_fallbacks += 1
         sample = assemble(onestep, self.camera_names, self.chunk_size, path)
         if not sample["raw_lang"]:
             sample["raw_lang"] = self._instruction(episode)

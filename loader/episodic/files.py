@@ -25,7 +25,7 @@ from epistream.loader.order.window import Window
 from epistream.loader.random_access import RandomAccess
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
-from epistream.loader.samples.action_delta import ActionDelta, DeltaKind
+from epistream.loader.samples.action_delta import ActionDelta
 from epistream.loader.samples.collate import Collator, SampleOptions, choose_features
 from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 from epistream.sharding.dataset import open_dataset
@@ -183,13 +183,11 @@ class EpisodicFiles:
             ``action`` and ``state``: {mean, std, min, max, q01, q99} as float32 arrays; ``num_transitions`` and
             ``num_trajectories``.
         """
-        summaries: list[dict[str, Summary]] = []
-        for path in self.episode_paths:
-            whole = self.load_feat_from_episode(path, ("state", "action"))
-            action = _trained_on(whole["state"], whole["action"], CTRL_TYPES[self.ctrl_type], self.chunk_size)
-            summaries.append({"state": summarize(whole["state"]), "action": summarize(action)})
-        result: dict[str, Any] = {"num_transitions": int(self.cumulative_len[-1]), "num_trajectories": len(summaries)}
-        for name, summary in merge_all(summaries).items():
+        result: dict[str, Any] = {
+            "num_transitions": int(self.cumulative_len[-1]),
+            "num_trajectories": self.num_episodes,
+        }
+        for name, summary in merge_all(map(self._summaries, self.episode_paths)).items():
             plain = to_plain(summary)
             result[name] = {key: np.asarray(plain[key], np.float32) for key in _STATISTICS}
         return result
@@ -253,12 +251,15 @@ class EpisodicFiles:
         views = access.read(np.full(length, episode), np.arange(length))
         return {name: views[name][:, 0] for name in names}
 
-
-def _trained_on(state: NDArray[Any], action: NDArray[Any], delta: DeltaKind | None, chunk_size: int) -> NDArray[Any]:
-    """Actions (T, A) as `delta` makes them of all places that they have in chunks."""
-    if delta == "delta_step":
-        return np.asarray(action - state)
-    if delta == "delta_first":
-        length = len(action)
-        return np.concatenate([action[i:] - state[: length - i] for i in range(min(chunk_size, length))])
-    return action
+    def _summaries(self, path: str) -> dict[str, Summary]:
+        """Of the states of an episode, and of its actions as they are trained on, at every place of a chunk."""
+        whole = self.load_feat_from_episode(path, ("state", "action"))
+        state, action = whole["state"], whole["action"]
+        delta = CTRL_TYPES[self.ctrl_type]
+        if delta == "delta_step":
+            action = action - state
+        if delta == "delta_first":
+            length = len(action)
+            places = range(min(self.chunk_size, length))
+            action = np.concatenate([action[place:] - state[: length - place] for place in places])
+        return {"state": summarize(state), "action": summarize(action)}

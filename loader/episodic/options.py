@@ -99,11 +99,6 @@ def motion_features(
     )
 
 
-def is_overridden(instance: object, base: type, name: str) -> bool:
-    """Whether the class of `instance`, or `instance` itself, has a method of its own in place of `base`'s."""
-    return getattr(getattr(instance, name), "__func__", None) is not getattr(base, name)
-
-
 def takes_argument(method: Callable[..., Any]) -> bool:
     """Whether a bound method can be called with one argument by position."""
     kinds = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.statistics import Summary, merge, summarize, to_plain
+from epistream.sharding.format.statistics import merge_all, summarize, to_plain
 
 DeltaKind = Literal["delta_step", "delta_first"]
 
@@ -118,10 +118,7 @@ def delta_statistics(stream: Iterable[dict[str, Any]], action: str = "action") -
     Raises:
         OptionError: the stream gave no batch.
     """
-    total: Summary | None = None
-    for batch in stream:
-        part = summarize(batch[action][~batch[f"{action}_is_pad"]].numpy())
-        total = part if total is None else merge(total, part)
-    if total is None:
+    merged = merge_all({action: summarize(batch[action][~batch[f"{action}_is_pad"]].numpy())} for batch in stream)
+    if not merged:
         raise OptionError("delta_statistics: a stream without batches, wanted at least one. Use a smaller batch_size.")
-    return {action: to_plain(total)}
+    return {action: to_plain(merged[action])}
