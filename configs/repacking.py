@@ -13,7 +13,6 @@ from epistream.configs.survey import PLAIN, Survey
 from epistream.errors import EpistreamError
 from epistream.loader.measuring.rates import Kind, measure_loading
 from epistream.loader.stream import EpisodeStream
-from epistream.sharding.files.names import is_tar
 from epistream.sharding.layouts.layout_file import chosen_layout
 from epistream.sharding.pack.pack import pack
 
@@ -37,11 +36,6 @@ class Alternative:
     dataset_bytes: int
     prediction: Prediction
     pays: bool
-
-
-def is_hdf5(stream: EpisodeStream) -> bool:
-    """Whether the stream reads HDF5 files as they are."""
-    return not is_tar(stream.job.dataset.shard_url[0])
 
 
 def packed_survey(

@@ -2,8 +2,9 @@
 
 import itertools
 import os
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from epistream.configs.config import Config
 from epistream.file_systems import local_path
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
 from epistream.loader.order.world import World
-from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.shard_entry import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
+from epistream.loader.stream_base import StreamIterator
 from epistream.loader.workers.cores import num_usable_cores
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
@@ -149,19 +150,16 @@ def survey_kept(
     options = CacheOptions()
     few = EpisodeStream.from_config(
         base,
-        _once(job.dataset.shard_url),
+        list(dict.fromkeys(job.dataset.shard_url)),  # several shards may lie in one HDF5 file
         **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": options},
     )
     # Stays in the cache from the first measurement to the last, so that no episode is decoded twice.
-    holder = NodeCache(options)
-    try:
+    with NodeCache(options) as holder:
         budget = holder.budget()
         if budget is None or budget.bytes < 1.5 * sizes[number - 1]:
             return None
         # A reader makes one episode a batch, and looks for all of them at first.
         alone, together = _rates(few, found.num_cores, seconds, WARM_UP + 2 * number, say)
-    finally:
-        holder.close()
     # Mapped episodes would count as a worker's own memory; the cache's bytes have them.
     workers = found.together["processes"].worker_bytes
     return replace(
@@ -198,13 +196,8 @@ def _sample(base: Config, source: Source | None, whole: EpisodeStream) -> Episod
     if number >= len(used):
         return EpisodeStream.from_config(base, source, **PLAIN)
     chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
-    urls = [dataset.shard_url[int(shard)] for shard in chosen]
-    return EpisodeStream.from_config(base, _once(urls), **{**PLAIN, "split": None})
-
-
-def _once(urls: Sequence[str]) -> list[str]:
-    """Without repeats: several shards may lie in one HDF5 file."""
-    return list(dict.fromkeys(urls))
+    urls = dict.fromkeys(dataset.shard_url[int(shard)] for shard in chosen)  # several may lie in one HDF5 file
+    return EpisodeStream.from_config(base, list(urls), **{**PLAIN, "split": None})
 
 
 def _place(job: ReadJob) -> Place:
@@ -252,16 +245,11 @@ def _measure_disk(path: Path) -> float:
 
 def _measure_finish(sample: EpisodeStream) -> float:
     """Seconds in which the training process makes of a batch what the training loop gets."""
-    feed, views = Feed(sample.job), sample.job.layout.allocate()
-    feed.begin(0, 0)
-    try:
-        feed.read(range(1), views)
-    finally:
-        feed.close()
+    views = next(StreamIterator(sample.job, lambda views: views, (0, 0), 0, 1))
     sample.finish(views)
     times = []
     for _ in range(5):
         began = time.perf_counter()
         sample.finish(views)
         times.append(time.perf_counter() - began)
-    return sorted(times)[2]
+    return statistics.median(times)

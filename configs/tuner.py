@@ -10,13 +10,14 @@ from epistream.configs.config import Config, load_config
 from epistream.configs.machine import Machine
 from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
-from epistream.configs.repacking import WORTH, Alternative, is_hdf5, packed_survey
+from epistream.configs.repacking import WORTH, Alternative, packed_survey
 from epistream.configs.survey import Survey, survey, survey_kept
 from epistream.configs.tune_options import TuneOptions
 from epistream.loader.measuring.rates import Kind
 from epistream.loader.order.plan import OrderOptions, Plan
 from epistream.loader.order.working_set import open_bytes
 from epistream.loader.stream import EpisodeStream, Source
+from epistream.sharding.files.names import is_tar
 from epistream.units import size_text
 
 _MAX_WORKERS = 16
@@ -51,8 +52,8 @@ class Tuning:
     survey: Survey
     machine: Machine
     options: TuneOptions
-    repacking: tuple[Alternative, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    repacking: tuple[Alternative, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -82,32 +83,29 @@ def tune(
     options, base = options or TuneOptions(), base or load_config()
     machine = Machine.look()
     found, whole, sample = survey(base, source, options.seconds, say)
-    return _Chooser(machine, options, base, found, whole, sample).choose(source, say)
+    return _Chooser(machine, options, base, found, whole, sample, say).choose(source)
 
 
+@dataclass
 class _Chooser:
     """Decides key by key; each decision leaves its reason."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        options: TuneOptions,
-        base: Config,
-        found: Survey,
-        whole: EpisodeStream,
-        sample: EpisodeStream,
-    ) -> None:
-        self._machine, self._options, self._base = machine, options, base
-        self._found, self._whole, self._sample = found, whole, sample
-        self._values: dict[str, Any] = {}
-        self._reasons: dict[str, str] = {}
-        self._notes: list[str] = []
-        self._kept_bytes = 0
-        self._open = 0  # bytes of the shards that the order draws from at a time
+    machine: Machine
+    options: TuneOptions
+    base: Config
+    found: Survey
+    whole: EpisodeStream
+    sample: EpisodeStream
+    say: Callable[[str], None]
+    values: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    kept_bytes: int = 0
+    open_bytes: int = 0  # of the shards that the order draws from at a time
 
-    def choose(self, source: Source | None, say: Callable[[str], None]) -> Tuning:
-        preset = preset_for(self._found.dataset_bytes)
-        said = f"preset {preset}: {size_text(self._found.dataset_bytes)}"
+    def choose(self, source: Source | None) -> Tuning:
+        preset = preset_for(self.found.dataset_bytes)
+        said = f"preset {preset}: {size_text(self.found.dataset_bytes)}"
         for section, keys in preset_values(preset).items():
             for key, value in keys.items():
                 self._set(f"{section}.{key}", value, said)
@@ -115,58 +113,58 @@ class _Chooser:
             self._set("source", source, "given")
         cache_bytes = self._choose_cache()
         self._choose_order(cache_bytes)
-        kept = self._choose_decode(say)
+        kept = self._choose_decode()
         choice = self._choose_workers(kept, cache_bytes)
-        prediction = predict(kept, choice, self._options.ranks, cache_bytes)
-        at_first = predict(self._found, choice, self._options.ranks, cache_bytes)
+        prediction = predict(kept, choice, self.options.ranks, cache_bytes)
+        at_first = predict(self.found, choice, self.options.ranks, cache_bytes)
         prediction = replace(
             prediction,
             first_epoch_windows_per_s=at_first.first_epoch_windows_per_s,
-            decoded_bytes=self._kept_bytes,
+            decoded_bytes=self.kept_bytes,
         )
-        repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes, say)
-        if self._options.target and prediction.windows_per_s < self._options.target:
-            self._notes.append(
-                f"the target of {self._options.target:,.0f} windows/s is out of reach: {prediction.limit} allows "
+        repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes)
+        if self.options.target and prediction.windows_per_s < self.options.target:
+            self.notes.append(
+                f"the target of {self.options.target:,.0f} windows/s is out of reach: {prediction.limit} allows "
                 f"{prediction.windows_per_s:,.0f}"
             )
-        if self._machine.load > self._machine.num_cores:
-            self._notes.append(
-                f"this machine is busy (load {self._machine.load:.1f} on {self._machine.num_cores} cores): the "
+        if self.machine.load > self.machine.num_cores:
+            self.notes.append(
+                f"this machine is busy (load {self.machine.load:.1f} on {self.machine.num_cores} cores): the "
                 "prediction is for a quiet one"
             )
-        changes = {**_said(self._base), **self._values}
+        given = {name: value for name, value, origin, _ in self.base.rows() if origin != "default"}
         return Tuning(
-            config=load_config(**changes),
-            reasons=self._reasons,
+            config=load_config(**{**given, **self.values}),
+            reasons=self.reasons,
             prediction=prediction,
-            survey=self._found,
-            machine=self._machine,
-            options=self._options,
+            survey=self.found,
+            machine=self.machine,
+            options=self.options,
             repacking=tuple(repacking),
-            notes=tuple(self._notes),
+            notes=tuple(self.notes),
         )
 
     def _set(self, key: str, value: Any, reason: str) -> None:
-        self._values[key], self._reasons[key] = value, reason
+        self.values[key], self.reasons[key] = value, reason
 
     def _choose_cache(self) -> int:
         """Where shards are kept; returns the bytes that stay in memory from one epoch to the next."""
-        found, machine = self._found, self._machine
-        share = float(self._values["cache.memory_fraction"])
-        mode = self._base.settings.cache.mode
+        found, machine = self.found, self.machine
+        share = float(self.values["cache.memory_fraction"])
+        mode = self.base.settings.cache.mode
         if found.place.shared_by_pages:
             self._set("cache.mode", mode, f"on {found.place.name}: the page cache is one copy for all ranks already")
             return int(machine.free_bytes * share)
         room = int(min(machine.free_bytes * share, machine.shm_free_bytes))
-        wanted = int(found.dataset_bytes / self._options.nodes * 1.05)
+        wanted = int(found.dataset_bytes / self.options.nodes * 1.05)
         self._set("cache.mode", mode, f"on {found.place.name}: one copy in shared memory for all ranks")
         if wanted <= room:
             # A little more than the data, so that fills of the next shard never wait for room.
             self._set("cache.budget_bytes", wanted, f"all shards of this node fit ({size_text(room)} could be had)")
             return room
         self._set("cache.budget_bytes", room, f"{share:.0%} of the free memory, and no more than /dev/shm has")
-        self._notes.append(
+        self.notes.append(
             f"{size_text(wanted)} of shards do not fit {size_text(room)} of memory: "
             "name a cache.disk_directory on a local disk, or each epoch fetches them again"
         )
@@ -174,49 +172,49 @@ class _Chooser:
 
     def _choose_order(self, cache_bytes: int) -> None:
         """Lanes for the nodes, and K within the budget."""
-        job, nodes = self._whole.job, self._options.nodes
+        job, nodes = self.whole.job, self.options.nodes
         num_shards = int(np.count_nonzero(job.part.plan.per_shard))
-        lanes = int(self._values["order.lanes"])
+        lanes = int(self.values["order.lanes"])
         if lanes % nodes:
             lanes = -(-lanes // nodes) * nodes
             self._set("order.lanes", lanes, f"a multiple of {nodes} nodes, so that each fetches its own share only")
         while lanes > nodes and 2 * lanes > max(2, num_shards):
             lanes = max(nodes, lanes // 2 if (lanes // 2) % nodes == 0 else nodes)
             self._set("order.lanes", lanes, f"only {num_shards} {_shards(num_shards)}")
-        resident = max(2 * lanes, int(self._values["order.resident_shards"]))
-        if not self._base.settings.stream.shuffle:
-            self._open = int(job.dataset.shard_bytes.max())
+        resident = max(2 * lanes, int(self.values["order.resident_shards"]))
+        if not self.base.settings.stream.shuffle:
+            self.open_bytes = int(job.dataset.shard_bytes.max())
             return
-        in_flight = job.batch_size * self._options.ranks * self._options.nodes * 4
+        in_flight = job.batch_size * self.options.ranks * self.options.nodes * 4
         fitting = resident
-        while fitting > 2 * lanes and self._open_bytes(lanes, fitting, in_flight) > cache_bytes:
+        while fitting > 2 * lanes and self._bytes_of_order(lanes, fitting, in_flight) > cache_bytes:
             fitting = max(2 * lanes, fitting - lanes)
         reason = f"draws from {min(fitting, num_shards)} of {num_shards} {_shards(num_shards)} at a time"
         if fitting < resident:
             reason += f"; more would not fit {size_text(cache_bytes)}"
-        self._open = self._open_bytes(lanes, fitting, in_flight)
+        self.open_bytes = self._bytes_of_order(lanes, fitting, in_flight)
         self._set("order.resident_shards", fitting, reason)
 
-    def _open_bytes(self, lanes: int, resident: int, in_flight: int) -> int:
-        job = self._whole.job
+    def _bytes_of_order(self, lanes: int, resident: int, in_flight: int) -> int:
+        job = self.whole.job
         options = OrderOptions(seed=job.part.plan.options.seed, lanes=lanes, resident_shards=resident)
         return open_bytes(Plan.of(job.part.anchors, job.dataset, options), in_flight)
 
-    def _choose_decode(self, say: Callable[[str], None]) -> Survey:
+    def _choose_decode(self) -> Survey:
         """Whether decoded episodes are kept; returns the survey as it is then."""
-        found, nodes = self._found, self._options.nodes
+        found, nodes = self.found, self.options.nodes
         kept = survey_kept(
-            found, self._base, self._sample, self._options.seconds, lambda text: say(f"{text}, decoded before")
+            found, self.base, self.sample, self.options.seconds, lambda text: self.say(f"{text}, decoded before")
         )
         if kept is None:
             self._set("stream.decode", "per_read", "no frames to decode, or no memory to keep a few episodes decoded")
             return found
-        room = int(min(self._machine.shm_free_bytes, self._machine.free_bytes * self._values["cache.memory_fraction"]))
+        room = int(min(self.machine.shm_free_bytes, self.machine.free_bytes * self.values["cache.memory_fraction"]))
         gain = kept.together["processes"].windows_per_s / found.together["processes"].windows_per_s * found.more_frames
         times = f"gathering decoded frames is {gain:.1f} times as fast"
         # The reader wants room for the shards that it decodes from, wherever they are kept.
         needed = found.decoded_bytes // nodes + (
-            self._open if found.place.shared_by_pages else found.dataset_bytes // nodes
+            self.open_bytes if found.place.shared_by_pages else found.dataset_bytes // nodes
         )
         if needed > room or gain < _WORTH_KEEPING:
             too_large = f"but {size_text(needed)} do not fit {size_text(room)} of memory"
@@ -225,11 +223,11 @@ class _Chooser:
             return found
         self._set("stream.decode", "once", f"{times}, and {size_text(needed)} fit {size_text(room)} of memory")
         self._set("cache.budget_bytes", int(needed * 1.05), "decoded episodes, and the shards they come from")
-        self._kept_bytes = found.decoded_bytes // nodes
+        self.kept_bytes = found.decoded_bytes // nodes
         return kept
 
     def _choose_workers(self, found: Survey, cache_bytes: int) -> Choice:
-        ranks, machine = self._options.ranks, self._machine
+        ranks, machine = self.options.ranks, self.machine
         most = max(1, min(_MAX_WORKERS, machine.num_cores // ranks))
         if machine.gpus and most > 2:
             most -= 1  # a core for the process that drives the card
@@ -244,8 +242,8 @@ class _Chooser:
         }
         best = max(rate.values())
         goal = best * _ENOUGH
-        if self._options.target is not None:
-            goal = min(goal, self._options.target * _MARGIN)
+        if self.options.target is not None:
+            goal = min(goal, self.options.target * _MARGIN)
         enough = [choice for choice in rate if rate[choice] >= goal]
         choice = min(enough, key=lambda each: (each.number, each.kind == "threads"))
         kind = choice.kind if choice.number > 1 else {"processes": "process", "threads": "thread"}[choice.kind]
@@ -259,34 +257,27 @@ class _Chooser:
         return choice
 
     def _prefetch(self, workers: int) -> int:
-        found, wanted = self._found, int(self._values["loader.prefetch"])
-        room = self._machine.free_bytes * _RING_SHARE
+        found, wanted = self.found, int(self.values["loader.prefetch"])
+        room = self.machine.free_bytes * _RING_SHARE
         reason = f"batches of {size_text(found.batch_bytes)}"
-        while wanted > 1 and ring_bytes(found, Choice("processes", workers, wanted), self._options.ranks) > room:
+        while wanted > 1 and ring_bytes(found, Choice("processes", workers, wanted), self.options.ranks) > room:
             wanted -= 1
             reason = f"batches of {size_text(found.batch_bytes)}: more would take over {size_text(room)}"
         self._set("loader.prefetch", wanted, reason)
         return wanted
 
-    def _look_at_packing(
-        self, choice: Choice, now: float, cache_bytes: int, say: Callable[[str], None]
-    ) -> list[Alternative]:
-        if not is_hdf5(self._whole):
+    def _look_at_packing(self, choice: Choice, now: float, cache_bytes: int) -> list[Alternative]:
+        if is_tar(self.whole.job.dataset.shard_url[0]):
             return []
-        packed = packed_survey(self._found, self._base, self._sample, self._options.seconds, say)
+        packed = packed_survey(self.found, self.base, self.sample, self.options.seconds, self.say)
         if packed is None:
             return []
-        prediction = predict(packed, choice, self._options.ranks, cache_bytes)
+        prediction = predict(packed, choice, self.options.ranks, cache_bytes)
         pays = prediction.windows_per_s > WORTH * now
         if not pays:
-            self._notes.append("packing the data does not pay")
+            self.notes.append("packing the data does not pay")
         return [Alternative("packed with the defaults", packed.dataset_bytes, prediction, pays)]
 
 
 def _shards(number: int) -> str:
     return "shard" if number == 1 else "shards"
-
-
-def _said(base: Config) -> dict[str, Any]:
-    """What the user's own configuration says, by dotted key."""
-    return {name: value for name, value, origin, _ in base.rows() if origin != "default"}

@@ -68,11 +68,6 @@ class BenchResult:
     binding: str
     rows: list[BenchRow]
 
-    @property
-    def bound(self) -> BenchRow:
-        """The first bound's row."""
-        return self.rows[0]
-
     def bound_of(self, row: BenchRow) -> BenchRow:
         """The row that another one is compared with: itself, for a bound."""
         return next((other for other in self.rows if other.name == row.bound), row)
@@ -124,13 +119,10 @@ class _Plan:
         middle = sorted(self._bounds, key=lambda bound: bound.windows_per_s)[len(self._bounds) // 2]
         term = "copy" if self.suffix else middle.binding
         name = f"bare {term} x {self._number}"
-        if term == "copy":
-            figures = [bound.copy for bound in self._bounds], [bound.copy_cpu_s for bound in self._bounds]
-        else:
-            figures = [bound.decode for bound in self._bounds], [bound.decode_cpu_s for bound in self._bounds]
+        rates, cpu_s = ([getattr(bound, figure) for bound in self._bounds] for figure in (term, f"{term}_cpu_s"))
         for row in self._loaded:
             row.bound = name
-        return [BenchRow(name, *figures, bound=name), *self._loaded]
+        return [BenchRow(name, rates, cpu_s, bound=name), *self._loaded]
 
     def run(self, seconds: float) -> None:
         """One round. Workers of one configuration never compete with those of the next."""

@@ -42,7 +42,7 @@ class Bound:
     decode: float
     copy: float
     decode_cpu_s: float
-    copy_cpu_s: float = 0.0
+    copy_cpu_s: float
 
     @property
     def windows_per_s(self) -> float:
