@@ -130,7 +130,13 @@ class _Plan:
         kinds = ((self._number, 0), (0, self._number))
         for row, (num_workers, num_threads) in zip(self._loaded, kinds, strict=True):
             with StreamingLoader(self._stream, num_workers=num_workers, num_threads=num_threads) as loader:
-                _measure(loader, row, self._number, seconds)
+                run = run_steadily(loader, 4 * self._number + 8, seconds)
+                row.first_batch_s.append(run.first_batch_s)
+                row.windows_per_s.append(run.windows_per_s)
+                row.cpu_s.append(run.cpu_s / run.stats.num_windows * 1000)
+                memory = measure_memory(loader.worker_pids, 0, self._stream.job.cache.options)
+                row.pss_bytes = max(row.pss_bytes, memory.pss_bytes)
+                row.shm_bytes = max(row.shm_bytes, memory.cache_bytes)
 
     def warm(self) -> None:
         """Let every episode be decoded."""
@@ -164,16 +170,6 @@ def _stream(url: str, options: BenchOptions, decode: Decode) -> EpisodeStream:
         split=None,
         decode=decode,
     )
-
-
-def _measure(loader: StreamingLoader, row: BenchRow, num_workers: int, seconds: float) -> None:
-    run = run_steadily(loader, 4 * num_workers + 8, seconds)
-    row.first_batch_s.append(run.first_batch_s)
-    row.windows_per_s.append(run.windows_per_s)
-    row.cpu_s.append(run.cpu_s / run.stats.num_windows * 1000)
-    memory = measure_memory(loader.worker_pids, 0, loader.stream.job.cache.options)
-    row.pss_bytes = max(row.pss_bytes, memory.pss_bytes)
-    row.shm_bytes = max(row.shm_bytes, memory.cache_bytes)
 
 
 def _short(rate: float) -> str:

@@ -144,18 +144,15 @@ def _decode_process(sample: Frames, batch_size: int, seconds: float, pipe: Conne
     """Decode frames round and round; answers with frames per second and CPU seconds per frame."""
     codecs = {name: codec_of(feature) for name, feature in {f.name: f for f, _ in sample}.items()}
     buffers = {name: np.zeros((batch_size, *codec.shape), codec.dtype) for name, codec in codecs.items()}
-    count = 0
 
-    def step() -> None:
-        nonlocal count
-        feature, data = sample[count % len(sample)]
-        codecs[feature.name].decode_into(data, buffers[feature.name][count % batch_size], feature.name)
-        count += 1
+    def step(number: int) -> None:
+        feature, data = sample[number % len(sample)]
+        codecs[feature.name].decode_into(data, buffers[feature.name][number % batch_size], feature.name)
 
     pipe.send((0.0, 0.0))
     pipe.recv()
     before_s = time.process_time()
-    rate = _rate(step, seconds)
+    rate, count = _rate(step, seconds)
     pipe.send((rate, (time.process_time() - before_s) / count))
 
 
@@ -165,16 +162,13 @@ def _measure_copy(job: ReadJob, num_threads: int, seconds: float) -> tuple[float
     num_sources = max(1, _COPY_BYTES // num_bytes)
     source: NDArray[np.uint8] = np.ones((num_sources, num_bytes), np.uint8)
 
-    def run(number: int) -> tuple[float, int]:
+    def run(thread: int) -> tuple[float, int]:
         slots: NDArray[np.uint8] = np.ones((4, num_bytes), np.uint8)
-        count = 0
 
-        def step() -> None:
-            nonlocal count
-            slots[count % 4] = source[(count + number) % num_sources]
-            count += 1
+        def step(number: int) -> None:
+            slots[number % 4] = source[(number + thread) % num_sources]
 
-        return _rate(step, seconds), count
+        return _rate(step, seconds)
 
     before_s = time.process_time()
     with ThreadPoolExecutor(num_threads) as pool:
@@ -183,11 +177,11 @@ def _measure_copy(job: ReadJob, num_threads: int, seconds: float) -> tuple[float
     return sum(rate for rate, _ in results) * job.batch_size, (time.process_time() - before_s) / num_windows * 1000
 
 
-def _rate(step: Callable[[], None], seconds: float) -> float:
-    """Calls of `step` per second, over at least `seconds` and after one call to warm up."""
-    step()
-    count, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds or count == 0:
-        step()
+def _rate(step: Callable[[int], None], seconds: float) -> tuple[float, int]:
+    """Calls of `step`, which counts them, per second over at least `seconds`, after one to warm up; and all calls."""
+    step(0)
+    count, began = 1, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds or count == 1:
+        step(count)
         count += 1
-    return count / max(elapsed, 1e-9)
+    return (count - 1) / max(elapsed, 1e-9), count
