@@ -107,7 +107,9 @@ class DeviceFeed(Iterator[Any]):
         self._ready.clear()
 
     def _begin(self) -> None:
-        self._forget_done()
+        # Two at most: waiting for an old copy costs nothing, holding on to slots would stop the workers.
+        while self._in_copy and (len(self._in_copy) > 1 or self._in_copy[0][1].query()):
+            self._in_copy.popleft()[1].synchronize()
         host = next(self._batches, None)
         if host is None:
             return
@@ -116,11 +118,6 @@ class DeviceFeed(Iterator[Any]):
         event = self._mover.mark()
         self._in_copy.append((host, event))
         self._ready.append((moved, event))
-
-    def _forget_done(self) -> None:
-        # Two at most: waiting for an old copy costs nothing, holding on to slots would stop the workers.
-        while self._in_copy and (len(self._in_copy) > 1 or self._in_copy[0][1].query()):
-            self._in_copy.popleft()[1].synchronize()
 
 
 @contextmanager

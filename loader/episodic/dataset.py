@@ -18,6 +18,7 @@ from epistream.loader.episodic.files import EpisodicFiles
 from epistream.loader.episodic.options import short_form
 from epistream.loader.episodic.sample import assemble, find_normalizer, normalized
 from epistream.loader.reading.frames import FrameOptions
+from epistream.loader.reading.reader import ReaderOptions
 
 _log = logging.getLogger(__name__)
 
@@ -120,10 +121,9 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         self.ctrl_type = ctrl_type
         self.set_action_normalizers(action_normalizers)
         self.set_state_normalizers(state_normalizers)
-        self._open(dataset_path_list, skip_bad)
         frames = FrameOptions(None if image_size is None else (image_size[1], image_size[0]), "per_read")
         cache = cache or CacheOptions(mode="auto" if use_shared_memory else "off")
-        self._prepare_reading(frames, cache, max(memory_map_cache_size, 1))
+        self._open(dataset_path_list, skip_bad, cache, ReaderOptions(max(memory_map_cache_size, 1), frames))
         # What this process has read.
         self._num_samples = self._num_fallbacks = 0
         self._read_s = 0.0

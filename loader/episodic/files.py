@@ -23,7 +23,6 @@ from epistream.loader.episodic.options import (
 from epistream.loader.episodic.reasoning import Reasoning
 from epistream.loader.order.window import Window
 from epistream.loader.random_access import RandomAccess
-from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
 from epistream.loader.samples.action_delta import ActionDelta
 from epistream.loader.samples.collate import Collator, SampleOptions, choose_features
@@ -56,8 +55,10 @@ class EpisodicFiles:
     ctrl_type: str
     _hook_takes_path: bool | None = None
 
-    def _open(self, paths: AnyPath | Sequence[AnyPath], skip_bad: bool) -> None:
-        """Open the paths and list their episodes. All other attributes of the class must be set before."""
+    def _open(
+        self, paths: AnyPath | Sequence[AnyPath], skip_bad: bool, cache: CacheOptions, options: ReaderOptions
+    ) -> None:
+        """Open the paths, list their episodes, and decide what is read. All other attributes must be set before."""
         check_choices(self.chunk_size, self.ctrl_type)
         found = find_paths(paths)
         self._dataset = open_dataset(found, on_bad="skip" if skip_bad else "raise", layout=self.layout)
@@ -73,18 +74,11 @@ class EpisodicFiles:
         self.episode_len = self._table.length
         self.cumulative_len = self._table.cumulative
         self.max_episode_len = int(self.episode_len.max())
-
-    def _prepare_reading(self, frames: FrameOptions, cache: CacheOptions, max_open_shards: int) -> None:
-        """Decide which features are read of the episodes, and make what reads them."""
-        self._frames = frames
+        self._frames = options.frames
         self._collator = self._make_collator()
-        self._access = RandomAccess(
-            self._dataset,
-            self._collator.features,
-            self._collator.window,
-            NodeCache(cache, self._dataset.storage_options),
-            ReaderOptions(max_open_shards, frames),
-        )
+        node_cache = NodeCache(cache, self._dataset.storage_options)
+        features, window = self._collator.features, self._collator.window
+        self._access = RandomAccess(self._dataset, features, window, node_cache, options)
 
     @property
     def num_episodes(self) -> int:

@@ -88,13 +88,8 @@ def normalized(values: Tensor, normalizer: Any, features: Sequence[str], datatyp
             raise OptionError(f"normalizers: {list(features)} are joined, wanted a normalizer of the joined values.")
         return normalizer.normalize(features[0], values)
     function = getattr(normalizer, "normalize", normalizer)
-    options = {"datatype": datatype} if _takes(function, "datatype") else {}
-    return torch.as_tensor(function(values.numpy(), **options), dtype=torch.float32)
-
-
-def _takes(function: Callable[..., Any], name: str) -> bool:
     try:
-        parameters = inspect.signature(function).parameters
+        options = {"datatype": datatype} if "datatype" in inspect.signature(function).parameters else {}
     except (TypeError, ValueError):  # some builtins do not say
-        return False
-    return name in parameters
+        options = {}
+    return torch.as_tensor(function(values.numpy(), **options), dtype=torch.float32)

@@ -10,6 +10,7 @@ from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.loader.samples.formats.base import Batch, FormatContext, Padding, SampleFormat, one_step
 from epistream.loader.samples.formats.pictures import channels_first, scaled
+from epistream.options import check
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -40,8 +41,7 @@ class LeRobotFormat(SampleFormat):
     padding: Padding = field(default_factory=lambda: Padding("edge", "{key}_is_pad"))
 
     def __post_init__(self) -> None:
-        if self.images not in ("float32", "uint8"):
-            raise OptionError(f"LeRobotFormat: images {self.images!r}, wanted 'float32' or 'uint8'.")
+        check(self, "LeRobotFormat ")
 
     def select(self, available: Mapping[str, Feature]) -> list[str]:
         """Every feature."""
