@@ -64,11 +64,6 @@ class Mixture(Stream):
         self._job = ReadJob(parts, world or jobs[0].world, batch_size, remainder, cache, self._plan)
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 
-    @property
-    def job(self) -> ReadJob:
-        """What is read, in which order, for which rank."""
-        return self._job
-
     def positions(self, epoch: int, position: int) -> list[DatasetPosition]:
         """Where each dataset stands (its epoch, and windows consumed in it) at a position of a mixture epoch."""
         return self._plan.schedule.consumed(position, epoch)

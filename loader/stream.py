@@ -152,11 +152,6 @@ class EpisodeStream(Stream):
         return cls(source, **{**config.stream_arguments(), **changes})
 
     @property
-    def job(self) -> ReadJob:
-        """What is read, in which order, for which rank."""
-        return self._job
-
-    @property
     def normalizer(self) -> Normalizer | None:
         """What `normalize` does, for ``unnormalize`` of a policy's actions and for the checkpoint; None without it."""
         return self._collator.normalizer

@@ -24,15 +24,17 @@ class Stream(IterableDataset[Batch], ABC):
     and `num_windows`.
     """
 
+    _job: ReadJob
+
     def __init__(self) -> None:
         # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
         # stay alive over epochs have copies of everything else.
         self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
-    @abstractmethod
     def job(self) -> ReadJob:
         """What is read, in which order, for which rank."""
+        return self._job
 
     @abstractmethod
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
