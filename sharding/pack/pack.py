@@ -149,13 +149,14 @@ class _Job:
 
     def _scan(self) -> list[ScannedFile]:
         """Look into every file, in the order given."""
-        scans: dict[int, ScannedFile] = {}
+        scans: list[ScannedFile] = []
+        num_faults = 0
         tasks = [(str(path), self._options) for path in self._paths]
-        for position, scan in self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
-            scans[position] = scan
-            num_faults = sum(len(one.faults) for one in scans.values())
+        for scan in self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
+            scans.append(scan)
+            num_faults += len(scan.faults)
             self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
-        return [scans[position] for position in sorted(scans)]
+        return scans
 
     def _stop_at_faults(self, *, any_good: bool) -> None:
         if self._faults and not (self._options.skip_bad and any_good):
@@ -223,24 +224,20 @@ class _Job:
 
         results = _Results("train" if "train" in plan.splits else plan.splits[0])
         function = pack_or_resume if is_resumed else pack_shard
-        early: dict[int, ShardResult] = {}
-        position = 0
-        for finished, result in self._pool.map(function, self._tasks(plan, scans), tick):
+        # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at once,
+        # because those of 100,000 shards do not fit into memory.
+        for shard, result in zip(plan.shards, self._pool.map(function, self._tasks(plan, scans), tick), strict=True):
             self._note_faults(result.faults)
-            early[finished] = result
-            # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at
-            # once, because those of 100,000 shards do not fit into memory.
-            while position in early:
-                results.take(early.pop(position), plan.shards[position].split)
-                position += 1
+            results.take(result, shard.split)
         return results
 
     def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
-        checksums: dict[int, str] = {}
-        for position, checksum in self._pool.map(hash_source, [scan.path for scan in scans if scan.episodes]):
-            checksums[position] = checksum
-            self._tell(PackProgress("hashing", len(checksums), len(scans)))
-        return [checksums[position] for position in sorted(checksums)]
+        paths = [scan.path for scan in scans if scan.episodes]
+        checksums: list[str] = []
+        for checksum in self._pool.map(hash_source, paths):
+            checksums.append(checksum)
+            self._tell(PackProgress("hashing", len(checksums), len(paths)))
+        return checksums
 
     def _publish(
         self,

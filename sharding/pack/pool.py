@@ -7,6 +7,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from epistream.errors import DeadlineError, PackError, WorkerError
 from epistream.processes import end_with_parent, how_it_ended
 
@@ -15,19 +18,20 @@ Result = TypeVar("Result")
 
 _TICK_S = 0.2
 # No episode takes this long without a single frame; a network file system that hangs does.
-STALL_TIMEOUT_S = 900.0
+_STALL_TIMEOUT_S = 900.0
+# Episodes, bytes, and reports of either.
 _NUM_COUNTERS = 3
 
 
 class Pulse:
-    """Counters of one task, and the word to stop. In shared memory when tasks run in other processes.
+    """The counters of one task, and the word to stop. In shared memory when tasks run in other processes.
 
-    Each running task writes a slot of its own, so that no lock is needed that a killed process could keep.
+    Each running task writes a row of its own, so that no lock is needed that a killed process could keep.
     """
 
-    def __init__(self, cells: Any, slot: int, on_change: Callable[[], None] | None = None) -> None:
-        self._cells, self._row = cells, 1 + slot * _NUM_COUNTERS
-        self._on_change = on_change
+    def __init__(self, counters: NDArray[np.int64], row: int, on_change: Callable[[], None] = lambda: None) -> None:
+        self._stopped, self._row, self._on_change = counters[0], counters[row], on_change
+        self.num_bytes = 0  # that this task has reported
 
     def add(self, episodes: int = 0, num_bytes: int = 0) -> None:
         """Report progress; also the place where a task learns that the job is over.
@@ -35,12 +39,11 @@ class Pulse:
         Raises:
             PackError: If the job was stopped.
         """
-        if self._cells[0]:
+        if self._stopped[0]:
             raise PackError("packing: stopped because another part of the job failed.")
-        for column, amount in enumerate((episodes, num_bytes, 1)):
-            self._cells[self._row + column] += amount
-        if self._on_change:
-            self._on_change()
+        self._row += (episodes, num_bytes, 1)
+        self.num_bytes += num_bytes
+        self._on_change()
 
 
 class TaskPool:
@@ -51,14 +54,12 @@ class TaskPool:
     Args:
         workers: Processes; with 1 everything runs in the calling process.
         what: Names the job in messages.
-        stall_timeout_s: Without any progress for so long, the job fails.
     """
 
-    def __init__(self, workers: int, what: str, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
-        self._workers, self._what, self._stall_timeout_s = workers, what, stall_timeout_s
+    def __init__(self, workers: int, what: str) -> None:
+        self._workers, self._what = workers, what
         # Spawned, not forked: HDF5 and threads of the caller do not survive a fork.
         self._context = multiprocessing.get_context("spawn")
-        self._num_slots = 2 * workers
         self._cells: Any = None
         self._executor: ProcessPoolExecutor | None = None
         self._children: set[Any] = set()
@@ -80,10 +81,10 @@ class TaskPool:
         self,
         function: Callable[[Task, Pulse], Result],
         tasks: Sequence[Task],
-        on_tick: Callable[[int, int], None] | None = None,
+        on_tick: Callable[[int, int], None] = lambda num_episodes, num_bytes: None,
         min_parallel: int = 2,
-    ) -> Iterator[tuple[int, Result]]:
-        """Run `function` on every task; results come with their position, in any order.
+    ) -> Iterator[Result]:
+        """Run `function` on every task; results come in the order of the tasks.
 
         Args:
             function: Of a module, so that other processes can import it.
@@ -93,96 +94,74 @@ class TaskPool:
 
         Raises:
             WorkerError: If a process died.
-            DeadlineError: If nothing moved for `stall_timeout_s`.
+            DeadlineError: If nothing moved for 15 minutes.
         """
         if self._workers == 1 or len(tasks) < min_parallel:
             return self._map_in_this_process(function, tasks, on_tick)
         return self._map_in_processes(function, tasks, on_tick)
 
     def _map_in_this_process(
-        self,
-        function: Callable[[Task, Pulse], Result],
-        tasks: Sequence[Task],
-        on_tick: Callable[[int, int], None] | None,
-    ) -> Iterator[tuple[int, Result]]:
-        cells = [0] * (1 + _NUM_COUNTERS)
+        self, function: Callable[[Task, Pulse], Result], tasks: Sequence[Task], on_tick: Callable[[int, int], None]
+    ) -> Iterator[Result]:
+        counters = np.zeros((2, _NUM_COUNTERS), np.int64)
         last = time.monotonic()
 
         def tick() -> None:
             nonlocal last
-            if on_tick and time.monotonic() - last > _TICK_S:
+            if time.monotonic() - last > _TICK_S:
                 last = time.monotonic()
-                on_tick(*_totals(cells)[:2])
+                on_tick(*counters[1, :2].tolist())
 
-        for position, task in enumerate(tasks):
-            yield position, function(task, Pulse(cells, 0, tick))
-        if on_tick:
-            on_tick(*_totals(cells)[:2])
+        for task in tasks:
+            yield function(task, Pulse(counters, 1, tick))
+        on_tick(*counters[1, :2].tolist())
 
     def _map_in_processes(
-        self,
-        function: Callable[[Task, Pulse], Result],
-        tasks: Sequence[Task],
-        on_tick: Callable[[int, int], None] | None,
-    ) -> Iterator[tuple[int, Result]]:
-        executor = self._start()
-        # Every running task has a slot of its own in the counters; few wait, so that a job of 100,000 shards does
+        self, function: Callable[[Task, Pulse], Result], tasks: Sequence[Task], on_tick: Callable[[int, int], None]
+    ) -> Iterator[Result]:
+        # Every running task has a row of its own in the counters; few wait, so that a job of 100,000 shards does
         # not queue them all.
-        free = list(range(self._num_slots))
+        free = list(range(1, 1 + 2 * self._workers))
+        if self._executor is None:
+            self._cells = self._context.RawArray("q", (1 + len(free)) * _NUM_COUNTERS)
+            self._executor = ProcessPoolExecutor(self._workers, self._context, _set_up_process, (self._cells,))
+        executor, rows = self._executor, _counters(self._cells)[1:]
+        before = rows.sum(axis=0)
         pending: dict[Future[Result], tuple[int, int]] = {}
-        finished = [0] * _NUM_COUNTERS
+        # Results that wait for those of earlier tasks.
+        early: dict[int, Result] = {}
+        position = 0
         todo = iter(enumerate(tasks))
-        watch = _Watch(self._what, self._stall_timeout_s)
+        last, since = None, time.monotonic()
         try:
             while True:
                 while free and (item := next(todo, None)):
-                    slot = free.pop()
-                    pending[executor.submit(_run_task, function, item[1], slot)] = item[0], slot
+                    row = free.pop()
+                    pending[executor.submit(_run_task, function, item[1], row)] = item[0], row
                     # The pool starts its processes one by one as tasks come in.
                     self._children |= set(multiprocessing.active_children())
                 if not pending:
                     return
                 done, _ = wait(pending, _TICK_S, FIRST_COMPLETED)
-                totals = tuple(sum(pair) for pair in zip(finished, _totals(self._cells), strict=True))
-                watch.look(totals, bool(done))
-                if on_tick:
-                    on_tick(*totals[:2])
+                totals = (rows.sum(axis=0) - before).tolist()
+                if done or totals != last:
+                    last, since = totals, time.monotonic()
+                elif time.monotonic() - since > _STALL_TIMEOUT_S:
+                    raise DeadlineError(
+                        f"{self._what}: no progress for {_STALL_TIMEOUT_S:.0f} s while waiting for packing processes. "
+                        "Check the file system that holds the sources."
+                    )
+                on_tick(*totals[:2])
                 for future in done:
-                    position, slot = pending.pop(future)
-                    result = future.result()
-                    start = 1 + slot * _NUM_COUNTERS
-                    for column in range(_NUM_COUNTERS):
-                        finished[column] += self._cells[start + column]
-                        self._cells[start + column] = 0
-                    free.append(slot)
-                    yield position, result
+                    number, row = pending.pop(future)
+                    early[number] = future.result()
+                    free.append(row)
+                while position in early:
+                    yield early.pop(position)
+                    position += 1
         except BrokenProcessPool as error:
             executor.shutdown()
             raise WorkerError(_explain_death(self._what, self._children)) from error
-
-    def _start(self) -> ProcessPoolExecutor:
-        if self._executor is None:
-            self._cells = self._context.RawArray("q", 1 + self._num_slots * _NUM_COUNTERS)
-            self._executor = ProcessPoolExecutor(self._workers, self._context, _set_up_process, (self._cells,))
-        return self._executor
-
-
-class _Watch:
-    """Notices that nothing moves."""
-
-    def __init__(self, what: str, timeout_s: float) -> None:
-        self._what, self._timeout_s = what, timeout_s
-        self._last: tuple[int, ...] = ()
-        self._since = time.monotonic()
-
-    def look(self, totals: tuple[int, ...], is_done: bool) -> None:
-        if is_done or totals != self._last:
-            self._last, self._since = totals, time.monotonic()
-        elif time.monotonic() - self._since > self._timeout_s:
-            raise DeadlineError(
-                f"{self._what}: no progress for {self._timeout_s:.0f} s while waiting for packing processes. "
-                "Check the file system that holds the sources."
-            )
 
 
 # What this process was given when it was started as a worker. Shared memory can only be handed over at that moment.
@@ -196,12 +175,13 @@ def _set_up_process(cells: Any) -> None:
     end_with_parent()
 
 
-def _run_task(function: Callable[[Task, Pulse], Result], task: Task, slot: int) -> Result:
-    return function(task, Pulse(_cells, slot))
+def _run_task(function: Callable[[Task, Pulse], Result], task: Task, row: int) -> Result:
+    return function(task, Pulse(_counters(_cells), row))
 
 
-def _totals(cells: Any) -> tuple[int, ...]:
-    return tuple(sum(cells[1 + column :: _NUM_COUNTERS]) for column in range(_NUM_COUNTERS))
+def _counters(cells: Any) -> NDArray[np.int64]:
+    """(tasks + 1, counters): the first number is not 0 when the job is over, the other rows are those of `Pulse`."""
+    return np.frombuffer(cells, np.int64).reshape(-1, _NUM_COUNTERS)
 
 
 def _explain_death(what: str, children: set[Any]) -> str:

@@ -87,7 +87,6 @@ class _Work:
     statistics: list[Mapping[str, Summary]] = field(default_factory=list)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    reported_bytes: int = 0
 
 
 def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
@@ -98,6 +97,7 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
         SourceChangedError: If a source is not the file that was scanned.
     """
     work = _Work()
+    done_bytes = 0
     with ShardWriter(Path(task.folder), task.name, task.features) as writer:
         for episode in task.episodes:
             source = task.sources[episode.source_index]
@@ -106,8 +106,8 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
             except (LayoutError, FormatError, SourceError) as error:
                 work.faults.append(sentence(error))
             # What its frames have not reported: arrays, and all after a fault.
-            pulse.add(episodes=1, num_bytes=episode.source_bytes - work.reported_bytes)
-            work.reported_bytes = 0
+            done_bytes += episode.source_bytes
+            pulse.add(episodes=1, num_bytes=done_bytes - pulse.num_bytes)
         if not writer.num_episodes:
             return ShardResult(None, {}, {}, tuple(work.faults))
         shard = writer.finish()
@@ -182,7 +182,7 @@ def _pack_episode(
             for name, output in outputs.items()
             if output.feature.kind == "frames"
         }
-        frames = {name: _watched(camera, work, pulse) for name, camera in cameras.items()}
+        frames = {name: _watched(camera, pulse) for name, camera in cameras.items()}
         writer.add(_meta(episode, planned, source), arrays, frames)
     work.statistics.append({name: summarize(values) for name, values in arrays.items()})
     for name, camera in cameras.items():
@@ -190,11 +190,10 @@ def _pack_episode(
             work.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
 
 
-def _watched(camera: FrameSource, work: _Work, pulse: Pulse) -> Iterator[Any]:
+def _watched(camera: FrameSource, pulse: Pulse) -> Iterator[Any]:
     """The frames of `camera` as the writer wants them, each reported, until the job is stopped."""
     num_bytes = camera.output.source.num_bytes // camera.length
     for frame in camera.frames():
-        work.reported_bytes += num_bytes
         pulse.add(num_bytes=num_bytes)
         yield frame
 
