@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from epistream.sharding.format.manifest_file import read_manifest, write_manifes
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.pack.plan import PackPlan, ScannedFile, describe_faults, identity, make_plan, scan_file
+from epistream.sharding.pack.plan import (
+    PackPlan,
+    ScannedFile,
+    SourceFile,
+    describe_faults,
+    identity,
+    make_plan,
+    scan_file,
+)
 from epistream.sharding.pack.pool import Pulse, TaskPool
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport
-from epistream.sharding.pack.shard_task import (
-    ShardResult,
-    ShardTask,
-    TaskSource,
-    hash_source,
-    pack_or_resume,
-    pack_shard,
-)
+from epistream.sharding.pack.shard_task import ShardResult, ShardTask, hash_source, pack_or_resume, pack_shard
 from epistream.sharding.pack.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -93,11 +94,10 @@ class _Results:
     statistics: dict[str, Summary] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
 
-    def take(self, result: ShardResult, split: str) -> None:
+    def take(self, task: ShardTask, result: ShardResult) -> None:
         """Add the next result in the order of the plan."""
-        if result.shard is None:
-            return
-        self.shard_names.append(result.shard.name)
+        split = task.episodes[0].split
+        self.shard_names.append(task.name)
         self.splits.add(split)
         self.num_resumed += result.is_resumed
         if split == self.statistics_split:
@@ -119,7 +119,7 @@ class _Job:
     ) -> None:
         self._started = time.monotonic()
         self._paths, self._workspace, self._pool = paths, workspace, pool
-        self._options, self._progress = options, progress
+        self._options, self._tell = options, progress or (lambda now: None)
         self._faults: list[str] = []
 
     def run(self) -> PackReport:
@@ -151,7 +151,8 @@ class _Job:
         """Look into every file, in the order given."""
         scans: list[ScannedFile] = []
         num_faults = 0
-        tasks = [(str(path), self._options) for path in self._paths]
+        names = names_below_root(self._paths)
+        tasks = [(str(path), name, self._options) for path, name in zip(self._paths, names, strict=True)]
         for scan in self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
             scans.append(scan)
             num_faults += len(scan.faults)
@@ -178,7 +179,7 @@ class _Job:
             return None
         manifest = read_manifest(self._workspace.url)
         there = [(source.path, source.num_bytes) for source in manifest.sources]
-        wanted = [(name, scan.num_bytes) for name, scan in self._usable(scans)]
+        wanted = [(source.name, source.num_bytes) for source in _usable(scans)]
         about = manifest.provenance
         if there == wanted and about.get("options") == self._options.deciding() and about.get("versions") == versions:
             return manifest
@@ -187,32 +188,22 @@ class _Job:
             "Choose another folder, or replace it with --overwrite."
         )
 
-    def _usable(self, scans: Sequence[ScannedFile]) -> list[tuple[str, ScannedFile]]:
-        """Name and scan of the files with episodes."""
-        names = names_below_root(self._paths)
-        return [(name, scan) for name, scan in zip(names, scans, strict=True) if scan.episodes]
-
     def _tasks(self, plan: PackPlan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
-        names = names_below_root(self._paths)
-        sources = [
-            TaskSource(scan.path, name, scan.layout, scan.num_bytes, scan.mtime_ns)
-            for scan, name in zip(scans, names, strict=True)
-        ]
         return [
             ShardTask(
-                name=self._workspace.shard_name(shard.number),
+                name=self._workspace.shard_name(number),
                 folder=str(self._workspace.folder),
                 url=self._workspace.url,
-                episodes=shard.episodes,
-                sources={episode.source_index: sources[episode.source_index] for episode in shard.episodes},
+                episodes=episodes,
+                sources={episode.source_index: scans[episode.source_index].source for episode in episodes},
                 features=plan.features,
                 options=self._options,
                 storage_options=self._workspace.storage_options,
             )
-            for shard in plan.shards
+            for number, episodes in enumerate(plan.shards)
         ]
 
-    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> "_Results":
+    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> _Results:
         """Make every shard."""
 
         def tick(num_episodes: int, num_bytes: int) -> None:
@@ -226,13 +217,15 @@ class _Job:
         function = pack_or_resume if is_resumed else pack_shard
         # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at once,
         # because those of 100,000 shards do not fit into memory.
-        for shard, result in zip(plan.shards, self._pool.map(function, self._tasks(plan, scans), tick), strict=True):
+        tasks = self._tasks(plan, scans)
+        for task, result in zip(tasks, self._pool.map(function, tasks, tick), strict=True):
             self._note_faults(result.faults)
-            results.take(result, shard.split)
+            if result.is_packed:
+                results.take(task, result)
         return results
 
     def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
-        paths = [scan.path for scan in scans if scan.episodes]
+        paths = [source.path for source in _usable(scans)]
         checksums: list[str] = []
         for checksum in self._pool.map(hash_source, paths):
             checksums.append(checksum)
@@ -254,20 +247,21 @@ class _Job:
         for name in results.shard_names:
             path = self._workspace.folder / index_name(name)
             data = path.read_bytes()
-            builder.add_shard(_without_tables(ShardIndex.parse(data, path.name)), data)
-        usable = self._usable(scans)
-        names = {scan.path: name for name, scan in usable}
+            builder.add_shard(ShardIndex.parse(data, path.name), data)
+        sources = _usable(scans)
+        names = {source.path: source.name for source in sources}
         manifest = builder.build(
             statistics={name: to_plain(summary) for name, summary in results.statistics.items()},
             # Empty if every episode of that split was bad.
             statistics_split=results.statistics_split if results.statistics else None,
             sources=[
-                Source(name, scan.num_bytes, checksum) for (name, scan), checksum in zip(usable, checksums, strict=True)
+                Source(source.name, source.num_bytes, checksum)
+                for source, checksum in zip(sources, checksums, strict=True)
             ],
             provenance={
                 "versions": dict(versions),
                 "options": self._options.deciding(),
-                "layouts": dict(Counter(scan.layout for _, scan in usable)),
+                "layouts": dict(Counter(source.layout for source in sources)),
                 "left_out": [_rename_source(fault, names) for fault in self._faults],
             },
         )
@@ -281,7 +275,7 @@ class _Job:
         return PackReport(
             url=self._workspace.url,
             fingerprint=manifest.fingerprint,
-            layouts=dict(Counter(scan.layout for scan in scans if scan.episodes)),
+            layouts=dict(Counter(source.layout for source in _usable(scans))),
             features=manifest.features,
             splits={name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)},
             num_episodes=columns.num_episodes,
@@ -296,29 +290,16 @@ class _Job:
             fidelity={} if results is None else results.fidelity,
         )
 
-    def _tell(self, progress: PackProgress) -> None:
-        if self._progress:
-            self._progress(progress)
 
-
-def _scan_task(task: tuple[str, PackOptions], pulse: Pulse) -> ScannedFile:
+def _scan_task(task: tuple[str, str, PackOptions], pulse: Pulse) -> ScannedFile:
     scan = scan_file(*task)
     pulse.add()
     return scan
 
 
-def _without_tables(index: ShardIndex) -> ShardIndex:
-    """`index` with what a manifest takes from it only: the tables of 100,000 shards are 10 GB."""
-    return replace(
-        index,
-        keys=tuple(index.keys),
-        episodes=tuple(index.episodes),
-        length=index.length.copy(),
-        array_offset={},
-        frame_offset={},
-        frame_size={},
-        block_checksums=index.block_checksums[:0].copy(),
-    )
+def _usable(scans: Sequence[ScannedFile]) -> list[SourceFile]:
+    """The files with episodes."""
+    return [scan.source for scan in scans if scan.episodes]
 
 
 def _rename_source(fault: str, names: Mapping[str, str]) -> str:

@@ -32,16 +32,24 @@ class ScannedEpisode:
 
 
 @dataclass(frozen=True)
-class ScannedFile:
-    """A source file as the plan needs it.
-
-    `left_out` counts what is not packed, by its path without the episode; `applied` is that of `applied_options`.
-    """
+class SourceFile:
+    """A file as the job found it. `name` is what the dataset calls it: its path below the job's root."""
 
     path: str
+    name: str
     layout: str
     num_bytes: int
     mtime_ns: int
+
+
+@dataclass(frozen=True)
+class ScannedFile:
+    """A source file as the plan needs it.
+
+    `left_out` is what is not packed, by its path without the episode; `applied` is that of `applied_options`.
+    """
+
+    source: SourceFile
     episodes: tuple[ScannedEpisode, ...]
     faults: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -61,42 +69,33 @@ class PlannedEpisode:
 
 
 @dataclass(frozen=True)
-class PlannedShard:
-    """Episodes that share a shard, all of one split."""
-
-    number: int
-    split: str
-    episodes: tuple[PlannedEpisode, ...]
-
-
-@dataclass(frozen=True)
 class PackPlan:
     """What a job will do.
 
     Args:
         features: Of every episode, in the order of the manifest.
         splits: Their names.
-        shards: Numbered from 0 by their first episode.
+        shards: The episodes that share each, all of one split; in the order of their first ones.
         faults: Why episodes or files cannot be packed.
     """
 
     features: dict[str, Feature]
     splits: tuple[str, ...]
-    shards: tuple[PlannedShard, ...]
+    shards: tuple[tuple[PlannedEpisode, ...], ...]
     faults: tuple[str, ...]
 
     @property
     def num_episodes(self) -> int:
         """Episodes to be packed."""
-        return sum(len(shard.episodes) for shard in self.shards)
+        return sum(map(len, self.shards))
 
     @property
     def source_bytes(self) -> int:
         """What they take in the source."""
-        return sum(episode.source_bytes for shard in self.shards for episode in shard.episodes)
+        return sum(episode.source_bytes for shard in self.shards for episode in shard)
 
 
-def scan_file(path: str, options: PackOptions) -> ScannedFile:
+def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
     """Look into one source file; faults of its contents are reported, not raised."""
     scan = scan_source(path, options.layout)
     episodes: list[ScannedEpisode] = []
@@ -121,9 +120,8 @@ def scan_file(path: str, options: PackOptions) -> ScannedFile:
                 features=tuple(output.feature for output in outputs),
             )
         )
-    return ScannedFile(
-        path, scan.layout, scan.num_bytes, scan.mtime_ns, tuple(episodes), tuple(faults), tuple(left_out), applied
-    )
+    source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns)
+    return ScannedFile(source, tuple(episodes), tuple(faults), tuple(left_out), applied)
 
 
 def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
@@ -152,7 +150,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
             kept.append((index, episode))
         else:
             hint = " Give all cameras one order with --color-order." if "jpeg_channels" in odd else ""
-            faults.append(f"{scans[index].path}: {episode.group}: {odd}.{hint}")
+            faults.append(f"{scans[index].source.path}: {episode.group}: {odd}.{hint}")
     _check_renames(features, options)
     _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
     splits, names = _assign_splits(kept, options)
@@ -162,13 +160,12 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
     ]
     sizes = (episode.estimated_bytes for _, episode in kept)
     groups = fill_shards(zip(planned, names, sizes, strict=True), options.shard_bytes)
-    shards = tuple(PlannedShard(number, group[0].split, tuple(group)) for number, group in enumerate(groups))
-    return PackPlan(features, splits, shards, tuple(faults))
+    return PackPlan(features, splits, tuple(map(tuple, groups)), tuple(faults))
 
 
 def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[str, str]) -> dict[str, str]:
     """What a resumed job must have in common with the interrupted one: a hash each of sources, options, versions."""
-    sources = [(scan.path, scan.num_bytes, scan.mtime_ns, len(scan.episodes)) for scan in scans]
+    sources = [(scan.source.path, scan.source.num_bytes, scan.source.mtime_ns, len(scan.episodes)) for scan in scans]
     parts: dict[str, Any] = {"sources": sources, "options": options.deciding(), "versions": versions}
     return {
         name: xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()

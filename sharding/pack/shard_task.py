@@ -12,7 +12,7 @@ from epistream.errors import FormatError, LayoutError, SourceChangedError, Sourc
 from epistream.file_systems import local_path
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
-from epistream.sharding.format.checksums import checksum, hash_file
+from epistream.sharding.format.checksums import hash_file
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
@@ -24,24 +24,13 @@ from epistream.sharding.layouts.registry import layout_by_name
 from epistream.sharding.pack.encoding import Fidelity, FrameSource
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import outputs_of
-from epistream.sharding.pack.plan import PlannedEpisode
+from epistream.sharding.pack.plan import PlannedEpisode, SourceFile
 from epistream.sharding.pack.pool import Pulse
 from epistream.sharding.pack.workspace import upload
 from epistream.sharding.tar.shard_statistics import statistics_of
-from epistream.sharding.tar.shard_writer import FinishedShard, ShardWriter
+from epistream.sharding.tar.shard_writer import ShardWriter
 
 _HASH_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class TaskSource:
-    """A source file as a task needs it. `name` is what the dataset calls it: its path below the job's root."""
-
-    path: str
-    name: str
-    layout: str
-    num_bytes: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -63,28 +52,19 @@ class ShardTask:
     folder: str
     url: str
     episodes: tuple[PlannedEpisode, ...]
-    sources: Mapping[int, TaskSource]
+    sources: Mapping[int, SourceFile]
     features: Mapping[str, Feature]
     options: PackOptions
     storage_options: Options = None
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What became of a task. `shard` is None if all its episodes were bad; otherwise its index is in the folder."""
-
-    shard: FinishedShard | None
-    statistics: Mapping[str, Summary]
-    fidelity: Mapping[str, Fidelity]
-    faults: tuple[str, ...]
-    is_resumed: bool = False
-
-
 @dataclass
-class _Work:
-    """What a task collects while it goes through its episodes."""
+class ShardResult:
+    """What became of a task. If one of its episodes was good, it `is_packed`, and its index is in the folder."""
 
-    statistics: list[Mapping[str, Summary]] = field(default_factory=list)
+    is_packed: bool = False
+    is_resumed: bool = False
+    statistics: dict[str, Summary] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -96,26 +76,26 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
         PackError: If the disk is full, or the job was stopped; nothing of the shard is left then.
         SourceChangedError: If a source is not the file that was scanned.
     """
-    work = _Work()
+    result = ShardResult()
     done_bytes = 0
     with ShardWriter(Path(task.folder), task.name, task.features) as writer:
         for episode in task.episodes:
-            source = task.sources[episode.source_index]
             try:
-                _pack_episode(task, writer, episode, source, work, pulse)
+                _pack_episode(task, writer, episode, result, pulse)
             except (LayoutError, FormatError, SourceError) as error:
-                work.faults.append(sentence(error))
+                result.faults.append(sentence(error))
             # What its frames have not reported: arrays, and all after a fault.
             done_bytes += episode.source_bytes
             pulse.add(episodes=1, num_bytes=done_bytes - pulse.num_bytes)
         if not writer.num_episodes:
-            return ShardResult(None, {}, {}, tuple(work.faults))
-        shard = writer.finish()
+            return result
+        writer.finish()
     if local_path(task.url) is None:
         for name in (index_name(task.name), task.name):
             upload(Path(task.folder) / name, task.url, task.storage_options)
         (Path(task.folder) / task.name).unlink()
-    return ShardResult(shard, merge_all(work.statistics), work.fidelity, tuple(work.faults))
+    result.is_packed = True
+    return result
 
 
 def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
@@ -127,9 +107,8 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
     index_path = path.with_name(index_name(task.name))
     if not path.is_file() or not index_path.is_file():
         return None
-    data = index_path.read_bytes()
     try:
-        index = ShardIndex.parse(data, index_path.name)
+        index = ShardIndex.parse(index_path.read_bytes(), index_path.name)
     except FormatError:
         return None
     wanted = [(episode.episode_index, episode.length) for episode in task.episodes]
@@ -139,8 +118,7 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
     if path.stat().st_size != index.shard_bytes or hash_file(path).checksum != index.shard_checksum:
         return None
     pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
-    shard = FinishedShard(task.name, index.shard_bytes, len(data), checksum(data))
-    return ShardResult(shard, statistics_of(path, index), {}, (), is_resumed=True)
+    return ShardResult(is_packed=True, is_resumed=True, statistics=statistics_of(path, index))
 
 
 def pack_or_resume(task: ShardTask, pulse: Pulse) -> ShardResult:
@@ -166,8 +144,9 @@ def hash_source(path: str, pulse: Pulse) -> str:
 
 
 def _pack_episode(
-    task: ShardTask, writer: ShardWriter, planned: PlannedEpisode, source: TaskSource, work: _Work, pulse: Pulse
+    task: ShardTask, writer: ShardWriter, planned: PlannedEpisode, result: ShardResult, pulse: Pulse
 ) -> None:
+    source = task.sources[planned.source_index]
     _check_unchanged(source)
     with open_source(source.path) as file:
         episode = layout_by_name(task.options.layout or source.layout).episode(file, planned.group)
@@ -184,10 +163,10 @@ def _pack_episode(
         }
         frames = {name: _watched(camera, pulse) for name, camera in cameras.items()}
         writer.add(_meta(episode, planned, source), arrays, frames)
-    work.statistics.append({name: summarize(values) for name, values in arrays.items()})
+    result.statistics = merge_all((result.statistics, {name: summarize(values) for name, values in arrays.items()}))
     for name, camera in cameras.items():
         if camera.fidelity.num_frames:
-            work.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
+            result.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
 
 
 def _watched(camera: FrameSource, pulse: Pulse) -> Iterator[Any]:
@@ -198,7 +177,7 @@ def _watched(camera: FrameSource, pulse: Pulse) -> Iterator[Any]:
         yield frame
 
 
-def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: TaskSource) -> EpisodeMeta:
+def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: SourceFile) -> EpisodeMeta:
     return EpisodeMeta(
         length=episode.length,
         episode_index=planned.episode_index,
@@ -212,7 +191,7 @@ def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: TaskSource) -
     )
 
 
-def _check_unchanged(source: TaskSource) -> None:
+def _check_unchanged(source: SourceFile) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = Path(source.path).stat()
         if (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, PackError
 from epistream.sharding.files.names import index_name
-from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
@@ -23,23 +21,6 @@ from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write
 _BUFFER_BYTES = 1 << 20
 
 Frames = Iterable[Any]
-
-
-@dataclass(frozen=True)
-class FinishedShard:
-    """A shard that is complete.
-
-    Args:
-        name: File name of the tar; its index is beside it.
-        num_bytes: Of the tar.
-        index_bytes: Of the index.
-        index_checksum: XXH3-128 of the index, hexadecimal.
-    """
-
-    name: str
-    num_bytes: int
-    index_bytes: int
-    index_checksum: str
 
 
 def episode_key(episode_index: int) -> str:
@@ -76,11 +57,6 @@ class ShardWriter:
         """Episodes written so far."""
         return len(self._episodes)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes written so far."""
-        return self._tar.num_bytes
-
     def add(self, meta: EpisodeMeta, arrays: Mapping[str, NDArray[Any]], frames: Mapping[str, Frames]) -> None:
         """Write one episode. If it fails, the shard is as it was before.
 
@@ -105,7 +81,7 @@ class ShardWriter:
             raise
         self._episodes.append(meta)
 
-    def finish(self) -> FinishedShard:
+    def finish(self) -> None:
         """Publish the shard: index first, then the tar, each by a rename after its bytes are on disk.
 
         Raises:
@@ -118,9 +94,8 @@ class ShardWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            data = self._index().to_bytes()
             with index_temporary.open("wb") as file:
-                file.write(data)
+                file.write(self._index().to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -131,7 +106,6 @@ class ShardWriter:
             raise
         index_temporary.replace(index_path)
         self._temporary.replace(self._path)
-        return FinishedShard(self.name, self._tar.num_bytes, len(data), checksum(data))
 
     def abort(self) -> None:
         """Remove what was written; harmless after `finish`."""
