@@ -3,16 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from epistream.errors import EpistreamError, OptionError
-from epistream.sharding.check.verify_report import Fault, Moments, Report, VerifyOptions
-from epistream.sharding.check.verify_shard import check_shard
-from epistream.sharding.check.verify_statistics import statistics_faults
+from epistream.sharding.check.verify_report import Fault, Report, VerifyOptions
+from epistream.sharding.check.verify_shard import ShardCheck
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
 from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_file import read_manifest
+from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.format.statistics import Summary, merge_all
+
+# Sums in another order differ in the last digits; a wrong split or a stale manifest differs in the first.
+_RELATIVE = 1e-4
 
 
 def verify(
@@ -46,19 +51,21 @@ def verify(
             if report_fault:
                 report_fault(fault)
 
-    moments: list[tuple[int, dict[str, Moments]]] = []
+    manifest = _whole_manifest(dataset)
+    statistics: dict[str, Summary] = {}
     with ThreadPoolExecutor(options.num_threads, "verify") as pool:
-        checked = pool.map(lambda shard: check_shard(dataset, shard, options, advance), range(dataset.num_shards))
-        for shard, result in enumerate(checked):
+        checks = pool.map(lambda shard: ShardCheck(dataset, shard, options, advance).run(), range(dataset.num_shards))
+        for shard, check in enumerate(checks):
             report.num_shards += 1
             report.num_bytes += int(dataset.shard_bytes[shard])
-            report.num_frames += result.num_frames
-            moments.append((shard, result.moments))
-            take(result.faults)
-    manifest = _whole_manifest(dataset)
-    take(list(_strangers(dataset, manifest)))
-    if options.statistics and manifest is not None:
-        take(list(statistics_faults(dataset, manifest, moments)))
+            report.num_frames += check.num_frames
+            take(check.faults)
+            if manifest and dataset.splits[dataset.columns.shard_split[shard]] == manifest.statistics_split:
+                statistics = merge_all((statistics, check.statistics))
+    if manifest:
+        take(list(_strangers(dataset, manifest)))
+        if options.statistics:
+            take(list(_statistics_faults(dataset, manifest, statistics)))
     return report
 
 
@@ -87,11 +94,35 @@ def _whole_manifest(dataset: Dataset) -> Manifest | None:
     return manifest if manifest.fingerprint == dataset.fingerprint else None
 
 
-def _strangers(dataset: Dataset, manifest: Manifest | None) -> Iterator[Fault]:
+def _strangers(dataset: Dataset, manifest: Manifest) -> Iterator[Fault]:
     """Tars in a dataset's folder that its manifest does not name: a brace pattern would read them."""
-    if manifest is None:
-        return
     known = set(manifest.columns.names)
     for name in list_names(dataset.url, dataset.storage_options) or ():
         if name.endswith(".tar") and name not in known:
             yield Fault(name, "", "a tar that the manifest does not name", "no other tars in the dataset's folder")
+
+
+def _statistics_faults(dataset: Dataset, manifest: Manifest, statistics: dict[str, Summary]) -> Iterator[Fault]:
+    """Compare the manifest's statistics with those of the split they were computed on: means within rounding.
+
+    Only for all of a manifest: the statistics of a part are those of the whole, and those of a list are merged.
+    """
+    if manifest.statistics_split is None:
+        return
+    split = manifest.splits.index(manifest.statistics_split)
+    num_steps = int(dataset.episode_length[dataset.episode_split == split].sum())
+    for name, said in dataset.statistics.items():
+        if said["count"] != num_steps:
+            yield Fault(FILE_NAME, f"statistics of {name}", f"of {said['count']} steps", f"{num_steps}")
+            continue
+        real = statistics.get(name)
+        if real is None:
+            continue
+        scale = np.maximum(np.abs(real.minimum), np.abs(real.maximum))
+        for moment, values in (("mean", real.mean), ("min", real.minimum), ("max", real.maximum)):
+            claimed = np.asarray(said[moment], np.float64).reshape(-1)
+            bad = np.flatnonzero((real.count > 0) & ~(np.abs(claimed - values) <= _RELATIVE * scale + 1e-12))
+            if len(bad):
+                at = [int(axis) for axis in np.unravel_index(bad[0], real.shape or (1,))]
+                found, wanted = f"{moment}{at} {claimed[bad[0]]:g}", f"{values[bad[0]]:g}"
+                yield Fault(FILE_NAME, f"statistics of {name}", found, wanted)

@@ -1,9 +1,6 @@
 """How thoroughly to verify a dataset, and what was found."""
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 
@@ -49,22 +46,3 @@ class Report:
     num_episodes: int = 0
     num_frames: int = 0
     num_bytes: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Sums over the finite values of an array feature, per dimension (float64)."""
-
-    count: NDArray[Any]
-    total: NDArray[Any]
-    low: NDArray[Any]
-    high: NDArray[Any]
-
-
-@dataclass
-class ShardReport:
-    """The same of one shard, with sums of its arrays if they were asked for."""
-
-    faults: list[Fault]
-    num_frames: int = 0
-    moments: dict[str, Moments] = field(default_factory=dict)

@@ -7,61 +7,126 @@ from typing import BinaryIO
 import numpy as np
 
 from epistream.errors import EpistreamError, FormatError
-from epistream.sharding.check.verify_report import Fault, ShardReport, VerifyOptions
-from epistream.sharding.check.verify_statistics import sum_up
+from epistream.sharding.check.verify_report import Fault, VerifyOptions
 from epistream.sharding.files.storage import local_copy, parent_and_name, read_bytes
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.codecs import CODECS, REMEDY
 from epistream.sharding.format.features import Feature, codec_of, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.format.statistics import Summary
 from epistream.sharding.tar.index_tar import index_tar
+from epistream.sharding.tar.shard_statistics import statistics_of
 
 # One shard can be wrong in every frame; the first few say as much as all of them.
 MAX_FAULTS_A_SHARD = 50
 
 
-def check_shard(dataset: Dataset, shard: int, options: VerifyOptions, advance: Callable[[int], None]) -> ShardReport:
-    """Everything about one shard; `advance` is called with all its bytes, piece by piece."""
-    result = ShardReport([])
-    done = 0
+class ShardCheck:
+    """Everything about one shard: its faults, how many of its frames were decoded, and its statistics if asked for.
 
-    def decoded(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        advance(num_bytes)
+    Args:
+        dataset: Its dataset.
+        shard: Which one.
+        options: How thoroughly to look.
+        advance: Called with all its bytes, piece by piece.
+    """
 
-    for fault in _shard_faults(dataset, shard, options, decoded, result):
-        result.faults.append(fault)
-        if len(result.faults) == MAX_FAULTS_A_SHARD:
-            result.faults.append(Fault(fault.file, "", "more faults, not looked for", "none"))
-            break
-    advance(int(dataset.shard_bytes[shard]) - done)
-    return result
+    def __init__(self, dataset: Dataset, shard: int, options: VerifyOptions, advance: Callable[[int], None]) -> None:
+        self._dataset, self._shard, self._options, self._advance = dataset, shard, options, advance
+        self._name = parent_and_name(dataset.shard_url[shard])[1]
+        self._bytes_left = int(dataset.shard_bytes[shard])
+        self.faults: list[Fault] = []
+        self.num_frames = 0
+        self.statistics: dict[str, Summary] = {}
 
+    def run(self) -> "ShardCheck":
+        """Look at it; returns this object."""
+        for fault in self._find_faults():
+            self.faults.append(fault)
+            if len(self.faults) == MAX_FAULTS_A_SHARD:
+                self.faults.append(Fault(fault.file, "", "more faults, not looked for", "none"))
+                break
+        self._advance(self._bytes_left)
+        return self
 
-def _shard_faults(
-    dataset: Dataset,
-    shard: int,
-    options: VerifyOptions,
-    decoded: Callable[[int], None],
-    result: ShardReport,
-) -> Iterator[Fault]:
-    name = parent_and_name(dataset.shard_url[shard])[1]
-    index: ShardIndex | None = None
-    try:
-        index = yield from _read_index(dataset, shard)
-    except EpistreamError as error:
-        yield _from_error(parent_and_name(dataset.index_url[shard])[1], error)
-    try:
-        with local_copy(dataset.shard_url[shard], dataset.storage_options) as path:
-            hasher = hash_file(path, index.block_bytes if index else CHECKSUM_BLOCK_BYTES)
-            yield from _checksum_faults(dataset, shard, name, hasher, index)
-            yield from _index_against_tar(path, hasher, index)
-            if index is not None and hasher.num_bytes == index.shard_bytes:
-                yield from _content_faults(path, index, options, decoded, result)
-    except EpistreamError as error:
-        yield _from_error(name, error)
+    def _find_faults(self) -> Iterator[Fault]:
+        url, index_url = self._dataset.shard_url[self._shard], self._dataset.index_url[self._shard]
+        index: ShardIndex | None = None
+        try:
+            index = yield from self._read_index(index_url)
+        except EpistreamError as error:
+            yield _from_error(parent_and_name(index_url)[1], error)
+        try:
+            with local_copy(url, self._dataset.storage_options) as path:
+                hasher = hash_file(path, index.block_bytes if index else CHECKSUM_BLOCK_BYTES)
+                yield from self._checksum_faults(hasher, index)
+                yield from _index_against_tar(path, hasher, index)
+                if index is not None and hasher.num_bytes == index.shard_bytes:
+                    yield from self._content_faults(path, index)
+        except EpistreamError as error:
+            yield _from_error(self._name, error)
+
+    def _read_index(self, url: str) -> Generator[Fault, None, ShardIndex | None]:
+        """The index, after comparing it with the manifest."""
+        dataset, name = self._dataset, parent_and_name(url)[1]
+        data = read_bytes(url, dataset.storage_options)
+        if data is None:
+            yield Fault(name, "", "no such file", f"the index of {self._name}")
+            return None
+        found, wanted, size = checksum(data), dataset.index_checksum[self._shard], dataset.index_bytes[self._shard]
+        if found != wanted or len(data) != size:
+            yield Fault(name, "", f"{len(data):,} bytes with checksum {found}", f"{size:,} with {wanted}")
+        index = ShardIndex.parse(data, name)
+        yield from _manifest_faults(dataset, self._shard, index, name)
+        return index
+
+    def _checksum_faults(self, hasher: ShardHasher, index: ShardIndex | None) -> Iterator[Fault]:
+        size, wanted = int(self._dataset.shard_bytes[self._shard]), self._dataset.shard_checksum[self._shard]
+        if hasher.num_bytes != size:
+            yield Fault(self._name, "", f"{hasher.num_bytes:,} bytes", f"{size:,}")
+        elif hasher.checksum != wanted:
+            yield Fault(self._name, "", f"checksum {hasher.checksum}", wanted)
+        if index is None:
+            return
+        found, promised = hasher.block_checksums, index.block_checksums
+        both = min(len(found), len(promised))
+        for block in np.flatnonzero(found[:both] != promised[:both]).tolist():
+            start = block * hasher.block_bytes
+            yield Fault(
+                self._name,
+                f"bytes {start:,} to {min(start + hasher.block_bytes, hasher.num_bytes):,}",
+                f"block checksum {found[block]:016x}",
+                f"{promised[block]:016x}",
+            )
+
+    def _content_faults(self, path: Path, index: ShardIndex) -> Iterator[Fault]:
+        """Decode frames, and sum up arrays."""
+        if self._options.statistics:
+            self.statistics = statistics_of(path, index)
+        rows, sample = np.arange(index.num_rows), self._options.sample
+        if sample is not None and sample < len(rows):
+            rows = np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)
+        with path.open("rb") as file:  # read, not mapped: a file that shrinks meanwhile is a fault, not a SIGBUS
+            for feature in index.features.values():
+                if feature.kind == "frames":
+                    yield from self._frame_faults(file, index, feature, rows.tolist())
+
+    def _frame_faults(self, file: BinaryIO, index: ShardIndex, feature: Feature, rows: list[int]) -> Iterator[Fault]:
+        codec, out = codec_of(feature), np.empty(feature.shape, feature.dtype)
+        for row in rows:
+            start, size = index.frame_range(feature.name, row)
+            member = frame_name(index, feature, row)
+            where = f"{self._name}, {member}"
+            try:
+                file.seek(start)
+                codec.decode_into(file.read(size), out, where)
+            except EpistreamError as error:
+                found = str(error).removeprefix(f"{where}: ").removesuffix(f" {REMEDY}").rstrip(".")
+                yield Fault(self._name, member, found, "a frame that decodes")
+            self.num_frames += 1
+            self._bytes_left -= size
+            self._advance(size)
 
 
 def _from_error(file: str, error: EpistreamError) -> Fault:
@@ -71,24 +136,6 @@ def _from_error(file: str, error: EpistreamError) -> Fault:
     head, _, rest = found.rpartition("/")
     found = rest if head and rest.startswith(file) else found
     return Fault(file, "", found.removeprefix(file).lstrip(":, ").rstrip("."), (wanted or "it to be whole").rstrip("."))
-
-
-def _read_index(dataset: Dataset, shard: int) -> Generator[Fault, None, ShardIndex | None]:
-    """The index, after comparing it with the manifest."""
-    url = dataset.index_url[shard]
-    name = parent_and_name(url)[1]
-    data = read_bytes(url, dataset.storage_options)
-    if data is None:
-        yield Fault(name, "", "no such file", "the index of " + parent_and_name(dataset.shard_url[shard])[1])
-        return None
-    found, wanted = checksum(data), dataset.index_checksum[shard]
-    if found != wanted or len(data) != dataset.index_bytes[shard]:
-        yield Fault(
-            name, "", f"{len(data):,} bytes with checksum {found}", f"{dataset.index_bytes[shard]:,} with {wanted}"
-        )
-    index = ShardIndex.parse(data, name)
-    yield from _manifest_faults(dataset, shard, index, name)
-    return index
 
 
 def _manifest_faults(dataset: Dataset, shard: int, index: ShardIndex, name: str) -> Iterator[Fault]:
@@ -121,28 +168,6 @@ def _of_episode(dataset: Dataset, row: int) -> tuple[tuple[tuple[int, int], ...]
     pairs = ranges[offsets[row] : offsets[row + 1]].tolist()
     names = ids[task_offsets[row] : task_offsets[row + 1]].tolist()
     return tuple((start, stop) for start, stop in pairs), tuple(dataset.tasks[number] for number in names)
-
-
-def _checksum_faults(
-    dataset: Dataset, shard: int, name: str, hasher: ShardHasher, index: ShardIndex | None
-) -> Iterator[Fault]:
-    size, wanted = int(dataset.shard_bytes[shard]), dataset.shard_checksum[shard]
-    if hasher.num_bytes != size:
-        yield Fault(name, "", f"{hasher.num_bytes:,} bytes", f"{size:,}")
-    elif hasher.checksum != wanted:
-        yield Fault(name, "", f"checksum {hasher.checksum}", wanted)
-    if index is None:
-        return
-    found, promised = hasher.block_checksums, index.block_checksums
-    both = min(len(found), len(promised))
-    for block in np.flatnonzero(found[:both] != promised[:both]).tolist():
-        start = block * hasher.block_bytes
-        yield Fault(
-            name,
-            f"bytes {start:,} to {min(start + hasher.block_bytes, hasher.num_bytes):,}",
-            f"block checksum {found[block]:016x}",
-            f"{promised[block]:016x}",
-        )
 
 
 def _index_against_tar(path: Path, hasher: ShardHasher, index: ShardIndex | None) -> Iterator[Fault]:
@@ -193,41 +218,3 @@ def frame_name(index: ShardIndex, feature: Feature, row: int) -> str:
     if codec.storage == "members":
         return f"{member}.{step:06d}{codec.suffixes[0]}"
     return f"{member}{codec.suffixes[0]}, step {step}"
-
-
-def _content_faults(
-    path: Path, index: ShardIndex, options: VerifyOptions, decoded: Callable[[int], None], result: ShardReport
-) -> Iterator[Fault]:
-    """Decode frames, and sum up arrays."""
-    with path.open("rb") as file:  # read, not mapped: a file that shrinks meanwhile is a fault, not a SIGBUS
-        for feature in index.features.values():
-            if feature.kind == "frames":
-                yield from _frame_faults(file, path.name, index, feature, options.sample, decoded, result)
-            elif options.statistics:
-                result.moments[feature.name] = sum_up(file, index, feature)
-
-
-def _frame_faults(
-    file: BinaryIO,
-    name: str,
-    index: ShardIndex,
-    feature: Feature,
-    sample: int | None,
-    decoded: Callable[[int], None],
-    result: ShardReport,
-) -> Iterator[Fault]:
-    rows = np.arange(index.num_rows)
-    if sample is not None and sample < len(rows):
-        rows = np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)
-    codec, out = codec_of(feature), np.empty(feature.shape, feature.dtype)
-    for row in rows.tolist():
-        start, size = index.frame_range(feature.name, row)
-        member = frame_name(index, feature, row)
-        try:
-            file.seek(start)
-            codec.decode_into(file.read(size), out, f"{name}, {member}")
-        except EpistreamError as error:
-            found = str(error).removeprefix(f"{name}, {member}: ").removesuffix(f" {REMEDY}").rstrip(".")
-            yield Fault(name, member, found, "a frame that decodes")
-        result.num_frames += 1
-        decoded(size)
