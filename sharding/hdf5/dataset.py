@@ -40,9 +40,8 @@ class _Shard:
     url: str
     version: str
     path: str
-    split: str
-    groups: tuple[str, ...]
-    through_h5py: tuple[str, ...]
+    through_h5py: Sequence[str]
+    summary: ShardSummary
 
 
 def open_hdf5_files(
@@ -79,9 +78,9 @@ def open_hdf5_files(
     if skip_bad:
         keep_of = cache(keep_of)  # every file is looked at before any of them is taken
         urls, skipped = _usable(urls, keep_of)
+    summaries = partial(_summaries, options=options, layout=layout)
     while True:
         dataset, shards = _describe(urls, keep_of)
-        summaries = partial(_summaries, dataset.features, options=options, layout=layout)
         try:
             statistics = _statistics(dataset, shards, summaries, folder)
             break
@@ -129,7 +128,6 @@ class _ChangedError(Exception):
 def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[Dataset, list[_Shard]]:
     """All files as one dataset without statistics, and its shards."""
     shards: list[_Shard] = []
-    summaries: list[ShardSummary] = []
     features: dict[str, Feature] = {}
     num_episodes = 0
     for url in urls:
@@ -141,13 +139,17 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
                 f"{urls[0]} and {url}: {difference}, wanted the same features. Stream them one by one, or pack them "
                 "alike."
             )
-        own = [ShardSummary.of(one.index.rows, one.data) for one in kept]
-        summaries += [replace(summary, numbers=num_episodes + summary.numbers) for summary in own]
-        shards += [_shard(url, one) for one in kept]
-        num_episodes += sum(len(summary.episodes) for summary in own)
+        for one in kept:
+            summary = ShardSummary.of(one.index.rows, one.data)
+            summary = replace(summary, numbers=num_episodes + summary.numbers)
+            shards.append(_Shard(url, one.index.extents.version, one.path, one.index.needs_h5py, summary))
+        num_episodes += sum(one.index.rows.num_episodes for one in kept)
     if not shards:
         raise SourceError("HDF5 files: none, wanted at least one.")
-    summaries = _fold_splits(summaries)
+    summaries = [shard.summary for shard in shards]
+    if any(summary.split != NO_SPLIT for summary in summaries):
+        # A file without masks among files with them is training data.
+        summaries = [replace(one, split="train") if one.split == NO_SPLIT else one for one in summaries]
     splits = splits_of(summaries)
     columns, tasks, _ = join_shards(summaries, splits)
     dataset = Dataset(
@@ -162,20 +164,6 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
         fingerprint=fingerprint(features, splits, columns),
     )
     return dataset, shards
-
-
-def _shard(url: str, kept: KeptIndex) -> _Shard:
-    metas = kept.index.rows.episodes
-    groups = tuple(meta.source_path for meta in metas)
-    version = kept.index.extents.version
-    return _Shard(url, version, kept.path, metas[0].split, groups, tuple(kept.index.needs_h5py))
-
-
-def _fold_splits(shards: list[ShardSummary]) -> list[ShardSummary]:
-    """A file without masks among files with them is training data."""
-    if all(shard.split == NO_SPLIT for shard in shards):
-        return shards
-    return [replace(shard, split="train") if shard.split == NO_SPLIT else shard for shard in shards]
 
 
 def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
@@ -200,8 +188,8 @@ def _statistics(
     wanted = "train" if "train" in dataset.splits else dataset.splits[0]
 
     def make() -> list[tuple[str, bytes]]:
-        merged = merge_all(summaries(shard) for shard in shards if shard.split in (wanted, NO_SPLIT))
-        result = {name: to_plain(summary) for name, summary in merged.items()}
+        merged = merge_all(summaries(shard) for shard in shards if shard.summary.split in (wanted, NO_SPLIT))
+        result = {name: to_plain(merged[name]) for name in dataset.features if name in merged}
         return [(path.name, json.dumps(result).encode())]
 
     lock = path.with_suffix(".lock")
@@ -216,23 +204,22 @@ def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict
     return None
 
 
-def _summaries(
-    features: dict[str, Feature], shard: _Shard, options: Options, layout: str | MappingLayout | None
-) -> dict[str, Summary]:
+def _summaries(shard: _Shard, options: Options, layout: str | MappingLayout | None) -> dict[str, Summary]:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so.
 
     Raises:
         _ChangedError: If they cannot be read any more, or are no longer those of its index.
     """
-    arrays = [feature.name for feature in features.values() if feature.kind == "array"]
     try:
         with open_hdf5(shard.url, options) as (file, _):
             found = layout_of(file, layout)
-            episodes = [found.episode(file, group) for group in shard.groups]
-            fields = [({field.feature.name: field for field in one.fields}, one.length) for one in episodes]
             summaries = merge_all(
-                {name: summarize(read_array(file, by_name[name], length)) for name in arrays}
-                for by_name, length in fields
+                {
+                    field.feature.name: summarize(read_array(file, field, episode.length))
+                    for field in episode.fields
+                    if field.feature.kind == "array"
+                }
+                for episode in (found.episode(file, meta.source_path) for meta in shard.summary.episodes)
             )
         if version_and_bytes(shard.url, options)[0] != shard.version:
             raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")

@@ -12,8 +12,9 @@ feature of episode after episode, without padding or gaps, little endian. An ext
     ============  ==========================================================================
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ class Extents:
     @classmethod
     def _of(cls, tables: Tables, where: str) -> "Extents":
         arrays = tables.arrays
-        try:
+        with _nothing_lacking(where):
             said = tables.meta["hdf5"]
             extents = cls(
                 version=str(said["version"]),
@@ -96,8 +97,6 @@ class Extents:
                 place=arrays["hdf5:place"],
                 made=_made(json.loads(arrays["hdf5:made"].tobytes()), arrays["hdf5:chunks"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
         extents.check(where)
         return extents
 
@@ -177,29 +176,27 @@ class Hdf5Index:
         """
         tables = parse_tables(buffer, KIND, where, _REMEDY)
         extents = Extents._of(tables, where)
-        try:
+        with _nothing_lacking(where):
             rows, num_shards = build_index(tables, where), int(tables.meta["hdf5"]["num_shards"])
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, FormatError):
-                raise
-            raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
         check(rows, where)
         return cls(rows, extents, num_shards)
 
 
+@contextlib.contextmanager
+def _nothing_lacking(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
+
+
 def _describe(rows: MadeRows) -> dict[str, Any]:
-    stored = rows.stored
-    chunks = None
-    if stored:
-        chunks = {
-            "dtype": stored.dtype,
-            "shape": stored.shape,
-            "chunk": stored.chunk,
-            "table": stored.table.shape,
-            "fill": stored.fill.hex(),
-        }
-    names = ("path", "first_row", "first", "num_rows", "dtype")
-    return {**{name: getattr(rows, name) for name in names}, "chunks": chunks}
+    described = dict(vars(rows))
+    stored = described.pop("stored")
+    described["chunks"] = stored and {**vars(stored), "table": stored.table.shape, "fill": stored.fill.hex()}
+    return described
 
 
 def _made(described: Sequence[dict[str, Any]], flat: Int64) -> tuple[MadeRows, ...]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import h5py
@@ -34,14 +34,11 @@ SHARD_BYTES = 128 << 20
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """The rows of one feature of one episode: their sizes, and where they lie or how they are made."""
+    """The rows of one feature of one episode: their sizes, and where they lie or, if they do not, how they are made."""
 
     sizes: Int64
     places: Int64 | None
-    path: str
-    first_row: int
-    dtype: str
-    stored: Stored | None
+    made: MadeRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +116,7 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
         if stored and not _is_true(found, raw, stored, places, field.first_row):
             _log.warning("%s: its bytes are not where HDF5 says; it is read through h5py", field.path)
             stored = places = None
-        rows[feature.name] = _Rows(size, places, field.path, field.first_row, dtype, stored)
+        rows[feature.name] = _Rows(size, places, MadeRows(field.path, field.first_row, 0, source.length, dtype, stored))
     meta = EpisodeMeta(
         length=source.length,
         episode_index=number,
@@ -174,14 +171,12 @@ def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) 
             places = rows.places
             if places is None:
                 places = FIRST_MADE - num_made - np.arange(len(start))
-                stored = rows.stored
-                made.append(MadeRows(rows.path, rows.first_row, num_made, len(start), rows.dtype, stored))
+                made.append(replace(rows.made, first=num_made))
                 num_made += len(start)
             extents.append(_merge(start, places, rows.sizes))
     hasher = xxhash.xxh3_128(b"".join(episode.digest for episode in episodes))
     arrays = [feature for feature in features if features[feature].kind == "array"]
     cameras = [feature for feature in features if feature not in arrays]
-    sizes = {camera: np.concatenate([episode.rows[camera].sizes for episode in episodes]) for camera in cameras}
     rows_index = ShardIndex(
         shard_name=name,
         shard_bytes=position,
@@ -191,7 +186,7 @@ def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) 
         length=np.array([episode.meta.length for episode in episodes], np.int64),
         array_offset={a: np.array([start[0] for start in starts[a]], np.uint64) for a in arrays},
         frame_offset={camera: np.concatenate(starts[camera]).astype(np.uint64) for camera in cameras},
-        frame_size={camera: sizes[camera].astype(np.uint32) for camera in cameras},
+        frame_size={c: np.concatenate([e.rows[c].sizes for e in episodes]).astype(np.uint32) for c in cameras},
         episodes=[episode.meta for episode in episodes],
         block_checksums=np.empty(0, np.uint64),
     )
