@@ -110,6 +110,18 @@ def dataset(file: h5py.File, path: str) -> h5py.Dataset:
     return found
 
 
+def datasets_in(group: h5py.Group) -> list[str]:
+    """The paths of all datasets below `group`, in a fixed order."""
+    found: list[str] = []
+
+    def visit(path: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found.append(path)
+
+    group.visititems(visit)
+    return found
+
+
 def array_field(file: h5py.File, path: str, name: str, *, fps: float | None = None) -> Field | None:
     """A field for the numbers at `path`, or None if they are no numbers that an array feature can hold."""
     found = dataset(file, path)

@@ -24,13 +24,11 @@ from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout, Rule
 from epistream.sharding.layouts.registry import LAYOUTS
 
-_Path = pydantic.Field(min_length=1)
-
 
 class _Feature(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    path: str = _Path
+    path: str = pydantic.Field(min_length=1)
     name: str | None = None
     camera: str | None = None
     jpeg_channels: Channels = "rgb"

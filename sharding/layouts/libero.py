@@ -1,10 +1,8 @@
 """LIBERO: robomimic's tree, one task a file, pictures stored upside down."""
 
-from dataclasses import replace
-
 import h5py
 
-from epistream.sharding.layouts.base import Field, plain, text_attribute, texts
+from epistream.sharding.layouts.base import Field, plain, text_attribute, texts, turned
 from epistream.sharding.layouts.robomimic import RobomimicLayout, parse_json_map
 
 
@@ -30,4 +28,4 @@ class LiberoLayout(RobomimicLayout):
 
     def turn(self, field: Field) -> Field:
         """OpenGL's pictures begin at the bottom."""
-        return replace(field, feature=replace(field.feature, rotate=180))
+        return turned(field, 180)

@@ -18,6 +18,7 @@ from epistream.sharding.layouts.base import (
     SourceEpisode,
     array_field,
     check_lengths,
+    datasets_in,
     feature_name,
     finished,
     frames_field,
@@ -97,14 +98,14 @@ class MappingLayout:
         candidates = ["/"]
         if self.episodes:
             candidates = [
-                f"/{path}" for path in natsort.natsorted(_nodes(file)) if _match(self.episodes, path) is not None
+                f"/{path}" for path in natsort.natsorted(_names_in(file)) if _match(self.episodes, path) is not None
             ]
         return [path for path in candidates if self._fits(file[path])]
 
     def episode(self, file: h5py.File, group: str) -> SourceEpisode:
         """Describe one."""
         node = file[group]
-        paths = sorted(path for path, found in _nodes(node).items() if isinstance(found, h5py.Dataset))
+        paths = sorted(datasets_in(node))
         fields, used = self._fields(file, group, paths)
         if not fields:
             raise LayoutError(f"{group}: nothing in it that a rule names, wanted {self.looks_for}")
@@ -130,17 +131,16 @@ class MappingLayout:
     def _fits(self, node: h5py.Group) -> bool:
         if not isinstance(node, h5py.Group):
             return False
-        paths = list(_nodes(node)) if any("*" in path for path in (*self.needs, *self.lacks)) else None
+        paths = _names_in(node) if any("*" in path for path in (*self.needs, *self.lacks)) else None
 
         def has(pattern: str) -> bool:
             if "*" not in pattern or paths is None:
                 return pattern in node
             return any(_match(pattern, path) is not None for path in paths)
 
-        return all(map(has, self.needs)) and not any(map(has, self.lacks)) and self._has_task_file(node.file)
-
-    def _has_task_file(self, file: h5py.File) -> bool:
-        return not self.needs_task_file or any(path.is_file() for path in self._task_paths(file))
+        if self.needs_task_file and not any(path.is_file() for path in self._task_paths(node.file)):
+            return False
+        return all(map(has, self.needs)) and not any(map(has, self.lacks))
 
     def _fields(self, file: h5py.File, group: str, paths: list[str]) -> tuple[list[Field], set[str]]:
         plain = {rule.path for rule in self.rules if "*" not in rule.path}
@@ -193,10 +193,10 @@ class MappingLayout:
             yield source.parent / name.format(stem=source.stem, number=numbers[-1] if numbers else "")
 
 
-def _nodes(node: h5py.Group) -> dict[str, Any]:
-    """Everything below a group by its path."""
-    found: dict[str, Any] = {}
-    node.visititems(found.__setitem__)
+def _names_in(node: h5py.Group) -> list[str]:
+    """The paths of everything below a group that can be opened."""
+    found: list[str] = []
+    node.visititems(lambda path, _: found.append(path))
     return found
 
 

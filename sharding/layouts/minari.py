@@ -4,7 +4,6 @@ Source: Minari's HDF5 storage. The observation after the last action, and what `
 """
 
 import re
-from typing import Any
 
 import h5py
 import natsort
@@ -15,6 +14,7 @@ from epistream.sharding.layouts.base import (
     SourceEpisode,
     array_field,
     check_lengths,
+    datasets_in,
     feature_name,
     finished,
     frames_field,
@@ -50,7 +50,9 @@ class MinariLayout:
         observations: list[Field] = []
         others: list[Field] = []
         left_out = [f"{group}/{_LEFT_OUT}"] if _LEFT_OUT in episode else []
-        for path in _paths(episode):
+        for path in datasets_in(episode):
+            if path.split("/", maxsplit=1)[0] not in ("observations", *_NAMES):
+                continue  # not a step's
             item = _field(file, f"{group}/{path}", path)
             if item is None:
                 left_out.append(f"{group}/{path}")
@@ -79,18 +81,6 @@ class MinariLayout:
             attributes=attributes,
             left_out=(*left_out, *large),
         )
-
-
-def _paths(episode: h5py.Group) -> list[str]:
-    """Every dataset of an episode that is a step's, in a fixed order."""
-    found: list[str] = []
-
-    def visit(path: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and path.split("/", maxsplit=1)[0] in ("observations", *_NAMES):
-            found.append(path)
-
-    episode.visititems(visit)
-    return found
 
 
 def _field(file: h5py.File, path: str, inside: str) -> Field | None:

@@ -16,6 +16,7 @@ from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 
 # Frames are read at least one and at most this many bytes at a time: 18 raw 480x640 frames.
 SLAB_BYTES = 16 << 20
+_REMEDY = "Copy or record it again, or leave it out (a stream does so with on_bad='skip')."
 
 
 @contextmanager
@@ -39,8 +40,7 @@ def open_source(path: str | Path) -> Iterator[h5py.File]:
         raise
     except (OSError, RuntimeError, KeyError) as error:
         raise SourceError(
-            f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. "
-            "Copy or record it again, or leave it out (a stream does so with on_bad='skip')."
+            f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. {_REMEDY}"
         ) from error
 
 
@@ -97,7 +97,7 @@ def _read(found: h5py.Dataset, path: str, start: int, stop: int) -> Any:
     except (OSError, RuntimeError) as error:
         raise SourceError(
             f"{found.file.filename}: {path}, rows {start} to {stop - 1}: cannot be read ({_first_line(error)}). "
-            "Copy or record it again, or leave it out (a stream does so with on_bad='skip')."
+            f"{_REMEDY}"
         ) from error
 
 

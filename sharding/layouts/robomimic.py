@@ -12,6 +12,7 @@ from epistream.sharding.layouts.base import (
     SourceEpisode,
     array_field,
     check_lengths,
+    datasets_in,
     feature_name,
     finished,
     frames_field,
@@ -59,8 +60,11 @@ class RobomimicLayout:
         fps = _control_hz(file["data"])
         fields: list[Field] = []
         left_out = [f"{group}/{name}" for name in _LEFT_OUT if name in demo]
-        for path, name in _paths(demo, group):
-            item = self._field(file, path, name, fps)
+        for inside in datasets_in(demo):
+            if inside.split("/", maxsplit=1)[0] in _LEFT_OUT:
+                continue
+            path = f"{group}/{inside}"
+            item = self._field(file, path, _name(inside), fps)
             if item is None:
                 left_out.append(path)
             else:
@@ -102,18 +106,6 @@ class RobomimicLayout:
 def _is_demo(data: h5py.Group, name: str) -> bool:
     demo = data.get(name)
     return isinstance(demo, h5py.Group) and "obs" in demo and "actions" in demo
-
-
-def _paths(demo: h5py.Group, group: str) -> list[tuple[str, str]]:
-    """Path and feature name of every dataset of a demonstration that is not left out, in a fixed order."""
-    found: list[tuple[str, str]] = []
-
-    def visit(path: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and path.split("/", maxsplit=1)[0] not in _LEFT_OUT:
-            found.append((f"{group}/{path}", _name(path)))
-
-    demo.visititems(visit)
-    return found
 
 
 def _name(path: str) -> str:
