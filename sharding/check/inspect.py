@@ -62,25 +62,6 @@ def _tasks(dataset: Dataset) -> list[dict[str, Any]]:
     return [{"task": dataset.tasks[task], "num_episodes": count} for task, count in counts.most_common()]
 
 
-def shard_index(dataset: Dataset, shard: int) -> ShardIndex:
-    """The index of a shard, its checksum compared with the manifest's.
-
-    Raises:
-        SourceError: If it is missing.
-        FormatError: If it is not the one that the manifest names.
-    """
-    url = dataset.index_url[shard]
-    data = read_bytes(url, dataset.storage_options)
-    if data is None:
-        raise SourceError(f"{url}: no such file. Write it again with 'epistream index {dataset.url}'.")
-    if checksum(data) != dataset.index_checksum[shard]:
-        raise FormatError(
-            f"{url}: checksum {checksum(data)}, the manifest says {dataset.index_checksum[shard]}. Write it again "
-            f"with 'epistream index {dataset.url}'."
-        )
-    return ShardIndex.parse(data, url)
-
-
 class EpisodeFrames:
     """Single frames of one episode, read one by one: for looking at, not for training.
 
@@ -91,7 +72,7 @@ class EpisodeFrames:
     Raises:
         OptionError: If there is no such episode.
         SourceError: If the shard's index is missing.
-        FormatError: If the index is torn.
+        FormatError: If the index is not the one that the manifest names.
     """
 
     def __init__(self, dataset: Dataset, episode: int) -> None:
@@ -100,7 +81,16 @@ class EpisodeFrames:
                 f"{dataset.url}: episode {episode}, wanted 0 to {dataset.num_episodes - 1}. Choose one of these."
             )
         self._dataset, self._shard = dataset, int(dataset.episode_shard[episode])
-        self._index = shard_index(dataset, self._shard)
+        url, wanted = dataset.index_url[self._shard], dataset.index_checksum[self._shard]
+        data = read_bytes(url, dataset.storage_options)
+        if data is None:
+            raise SourceError(f"{url}: no such file. Write it again with 'epistream index {dataset.url}'.")
+        if checksum(data) != wanted:
+            raise FormatError(
+                f"{url}: checksum {checksum(data)}, the manifest says {wanted}. Write it again "
+                f"with 'epistream index {dataset.url}'."
+            )
+        self._index = ShardIndex.parse(data, url)
         position = int(dataset.episode_in_shard[episode])
         self.key = self._index.keys[position]
         self.meta = self._index.episodes[position]

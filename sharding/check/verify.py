@@ -1,6 +1,6 @@
 """Checking a dataset: every checksum, every index against its tar as tarfile reads it, every frame by decoding it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,8 +23,8 @@ _RELATIVE = 1e-4
 def verify(
     dataset: Dataset,
     options: VerifyOptions | None = None,
-    advance: Callable[[int], None] | None = None,
-    report_fault: Callable[[Fault], None] | None = None,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+    report_fault: Callable[[Fault], None] = lambda fault: None,
 ) -> Report:
     """Look at everything a dataset promises; go on after a fault.
 
@@ -42,14 +42,12 @@ def verify(
     other = next((url for url in dataset.shard_url if not is_tar(url)), None)
     if other:
         raise _no_tar(other)
-    advance = advance or (lambda num_bytes: None)
     report = Report(num_episodes=dataset.num_episodes)
 
-    def take(faults: list[Fault]) -> None:
-        report.faults += faults
+    def take(faults: Iterable[Fault]) -> None:
         for fault in faults:
-            if report_fault:
-                report_fault(fault)
+            report.faults.append(fault)
+            report_fault(fault)
 
     manifest = _whole_manifest(dataset)
     statistics: dict[str, Summary] = {}
@@ -63,9 +61,9 @@ def verify(
             if manifest and dataset.splits[dataset.columns.shard_split[shard]] == manifest.statistics_split:
                 statistics = merge_all((statistics, check.statistics))
     if manifest:
-        take(list(_strangers(dataset, manifest)))
+        take(_strangers(dataset, manifest))
         if options.statistics:
-            take(list(_statistics_faults(dataset, manifest, statistics)))
+            take(_statistics_faults(dataset, manifest, statistics))
     return report
 
 
