@@ -44,12 +44,11 @@ def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ..
         outputs = [_output(field, episode.length, options) for field in chosen]
     except FormatError as error:
         raise LayoutError(f"{episode.group}: {error}") from error
-    dropped = {
-        output.feature.name
+    outputs = [
+        output
         for output in outputs
-        if any(fnmatch.fnmatchcase(output.feature.name, pattern) for pattern in options.drop)
-    }
-    outputs = [output for output in outputs if output.feature.name not in dropped]
+        if not any(fnmatch.fnmatchcase(output.feature.name, pattern) for pattern in options.drop)
+    ]
     if not outputs:
         raise LayoutError(f"{episode.group}: no feature is left after --drop {' '.join(options.drop)}")
     names = [output.feature.name for output in outputs]

@@ -87,7 +87,7 @@ def pack(
 class _Results:
     """What came of the tasks so far, added up in the order of the plan: shards, and the statistics of one split."""
 
-    statistics_split: str
+    statistics_split: str = ""
     shard_names: list[str] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
     num_resumed: int = 0
@@ -133,7 +133,7 @@ class _Job:
         self._stop_at_faults(any_good=True)
         job = identity(scans, self._options, versions)
         if self._options.resume and (done := self._already_done(scans, versions)):
-            return self._report(done, scans, None)
+            return self._report(done, scans, _Results(num_resumed=done.columns.num_shards))
         is_resumed = self._workspace.begin(job)
         try:
             results = self._pack(plan, scans, is_resumed)
@@ -175,7 +175,7 @@ class _Job:
         Raises:
             DatasetExistsError: If it is another one.
         """
-        if not self._workspace.has_dataset or self._workspace.has_job:
+        if not self._workspace.was_complete:
             return None
         manifest = read_manifest(self._workspace.url)
         there = [(source.path, source.num_bytes) for source in manifest.sources]
@@ -268,8 +268,7 @@ class _Job:
         write_manifest(manifest, self._workspace.url, self._workspace.storage_options)
         return manifest
 
-    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results | None) -> PackReport:
-        """The report of a job; `results` is None if all had been done before."""
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results) -> PackReport:
         columns = manifest.columns
         split_of = columns.shard_split[columns.episode_shard]
         return PackReport(
@@ -281,13 +280,13 @@ class _Job:
             num_episodes=columns.num_episodes,
             num_steps=columns.num_steps,
             num_shards=columns.num_shards,
-            num_resumed=columns.num_shards if results is None else results.num_resumed,
+            num_resumed=results.num_resumed,
             source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
             num_bytes=int(columns.shard_bytes.sum()),
             seconds=time.monotonic() - self._started,
             faults=tuple(self._faults),
             left_out=tuple(dict.fromkeys(path for scan in scans for path in scan.left_out)),
-            fidelity={} if results is None else results.fidelity,
+            fidelity=results.fidelity,
         )
 
 

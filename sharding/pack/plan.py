@@ -133,13 +133,13 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
     faults = [fault for scan in scans for fault in scan.faults]
     # Episodes from other processes each bring features of their own; equal ones are made one, to save memory.
     shared: dict[tuple[Feature, ...], tuple[Feature, ...]] = {}
-    pairs = [(index, episode) for index, scan in enumerate(scans) for episode in scan.episodes]
-    if not pairs:
-        raise PackError(describe_faults(faults, any_good=False) if faults else "sources: no episodes, wanted one.")
     pairs = [
         (index, replace(episode, features=shared.setdefault(episode.features, episode.features)))
-        for index, episode in pairs
+        for index, scan in enumerate(scans)
+        for episode in scan.episodes
     ]
+    if not pairs:
+        raise PackError(describe_faults(faults, any_good=False) if faults else "sources: no episodes, wanted one.")
     votes = Counter(episode.features for _, episode in pairs)
     features = dict(usual_features((_by_name(mine), count) for mine, count in votes.items()))
     oddities = {mine: oddity(_by_name(mine), features) for mine in votes}
@@ -151,7 +151,6 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
         else:
             hint = " Give all cameras one order with --color-order." if "jpeg_channels" in odd else ""
             faults.append(f"{scans[index].source.path}: {episode.group}: {odd}.{hint}")
-    _check_renames(features, options)
     _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
     splits, names = _assign_splits(kept, options)
     planned = [
@@ -176,14 +175,11 @@ def _by_name(features: Sequence[Feature]) -> dict[str, Feature]:
     return {feature.name: feature for feature in features}
 
 
-def _check_renames(features: dict[str, Feature], options: PackOptions) -> None:
+def _check_applied(applied: frozenset[str], features: dict[str, Feature], options: PackOptions) -> None:
+    """Refuse options that no source has anything for, before hours of packing show it."""
     for old, new in options.rename:
         if not any(new in (name, name.rsplit(".", 1)[-1]) for name in features):
             raise OptionError(f"rename {old}={new}: nothing is called {old!r}, found {', '.join(features)}.")
-
-
-def _check_applied(applied: frozenset[str], features: dict[str, Feature], options: PackOptions) -> None:
-    """Refuse options that no source has anything for, before hours of packing show it."""
     for pattern in options.drop:
         if pattern not in applied:
             raise OptionError(f"drop {pattern!r}: no feature is called so, found {', '.join(features)}.")

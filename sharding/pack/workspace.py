@@ -46,7 +46,7 @@ class Workspace:
     storage_options: Options = None
     folder: Path = field(init=False)
     prefix: str = field(init=False, default="shard-")
-    _made: Path | None = field(init=False, default=None)
+    _made: list[Path] = field(init=False, default_factory=list)
     _lock: contextlib.ExitStack = field(init=False, default_factory=contextlib.ExitStack)
     _names: set[str] = field(init=False, default_factory=set)
 
@@ -56,14 +56,9 @@ class Workspace:
         return local_path(self.url) is None
 
     @property
-    def has_dataset(self) -> bool:
-        """Whether there was a dataset when the job began."""
-        return FILE_NAME in self._names
-
-    @property
-    def has_job(self) -> bool:
-        """Whether there was an unfinished job."""
-        return JOB_FILE in self._names
+    def was_complete(self) -> bool:
+        """Whether there was a dataset, and no unfinished job, when the job began."""
+        return FILE_NAME in self._names and JOB_FILE not in self._names
 
     def __enter__(self) -> "Workspace":
         local = local_path(self.url)
@@ -88,10 +83,10 @@ class Workspace:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         self._lock.close()
-        if self._made is not None:
-            # Only folders that this job made, and only if nothing is in them.
-            with contextlib.suppress(OSError):
-                self._remove_empty(self._made)
+        # Only folders that this job made, and only if nothing is in them.
+        with contextlib.suppress(OSError):
+            for path in self._made:
+                path.rmdir()
 
     def begin(self, identity: Mapping[str, str]) -> bool:
         """Clean up after an interrupted job, or take it up; True if shards of it may be complete.
@@ -138,8 +133,7 @@ class Workspace:
         for name in list_names(self.url, self.storage_options) or ():
             if TABLES_NAME.fullmatch(name) and name not in self._names:
                 remove_quietly(join(self.url, name), self.storage_options)
-        if not self.is_remote:
-            (self.folder / JOB_FILE).unlink(missing_ok=True)
+        (self.folder / JOB_FILE).unlink(missing_ok=True)
 
     def conclude(self, shard_names: Iterable[str]) -> None:
         """After the manifest is published: remove what an older dataset or an interrupted job left."""
@@ -148,8 +142,7 @@ class Workspace:
             for name in sorted(self._names - current):
                 if _OURS.fullmatch(name):
                     remove_quietly(join(self.url, name), self.storage_options)
-        if not self.is_remote:
-            (self.folder / JOB_FILE).unlink(missing_ok=True)
+        (self.folder / JOB_FILE).unlink(missing_ok=True)
 
     def _make_folder(self) -> None:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -159,13 +152,7 @@ class Workspace:
             raise PackError(
                 f"{self.folder}: cannot be made ({error.strerror}), wanted a folder. Choose another."
             ) from error
-        self._made = missing[-1] if missing else None
-
-    def _remove_empty(self, top: Path) -> None:
-        path = self.folder
-        while path.is_relative_to(top):
-            path.rmdir()
-            path = path.parent
+        self._made = missing
 
     def _take_lock(self) -> None:
         path = self.folder / LOCK_FILE
@@ -204,7 +191,7 @@ class Workspace:
             )
 
     def _choose_prefix(self) -> None:
-        taken = {match[1] for name in self._names if (match := _OURS.fullmatch(name))} | self._published_prefixes()
+        taken = _prefixes(self._names) | self._published_prefixes()
         number = 0
         while self.prefix in taken:
             number += 1
@@ -239,20 +226,22 @@ class Workspace:
             names = read_manifest(self.url, self.storage_options).columns.names
         except FormatError:
             names = sorted(self._names)
-        return {match[1] for name in names if (match := _OURS.fullmatch(name))}
-
-    def _listed(self, prefix: str) -> list[str]:
-        names = list_names(self.url, self.storage_options) or ()
-        return [name for name in names if (match := _OURS.fullmatch(name)) and match[1] == prefix]
+        return _prefixes(names)
 
     def _remove_shards(self, prefix: str) -> None:
-        for name in self._listed(prefix):
-            remove_quietly(join(self.url, name), self.storage_options)
+        for name in list_names(self.url, self.storage_options) or ():
+            if _prefixes([name]) == {prefix}:
+                remove_quietly(join(self.url, name), self.storage_options)
 
     def _remove_temporary(self) -> None:
         for name in list_names(self.url) or ():
             if _TEMPORARY.fullmatch(name) or name == f"{JOB_FILE}.tmp":
                 (self.folder / name).unlink(missing_ok=True)
+
+
+def _prefixes(names: Iterable[str]) -> set[str]:
+    """What shards and indexes of packing jobs begin with, of those among some files."""
+    return {match[1] for name in names if (match := _OURS.fullmatch(name))}
 
 
 def upload(path: Path, url: str, storage_options: Options) -> None:
