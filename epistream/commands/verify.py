@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from epistream.commands.sources import open_source
-from epistream.sharding.check.verify import refuse_hdf5, verify
-from epistream.sharding.check.verify_report import Fault, Report, VerifyOptions
+from epistream.sharding.check.verify import Report, refuse_hdf5, verify
+from epistream.sharding.check.verify_shard import Fault, VerifyOptions
 from epistream.units import size_text
 
 

@@ -18,8 +18,6 @@ _GAP, _MARGIN = 6, 14
 _TITLE_SIZE, _LABEL_SIZE = 18, 13
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
 
 def contact_sheet(dataset: Dataset, episode: int, num_columns: int = 8) -> Image.Image:
     """All cameras of an episode at evenly spaced steps, first and last included, upright.
@@ -110,7 +108,7 @@ def _step_label(step: int, fps: float | None) -> str:
     return f"step {step}" if fps is None else f"step {step}, {step / fps:.1f} s"
 
 
-def _fit(text: str, font: Font, width: float) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """`text`, cut so that it fits. Control characters would break the line."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from epistream.errors import EpistreamError, OptionError
-from epistream.sharding.check.verify_report import Fault, Report, VerifyOptions
-from epistream.sharding.check.verify_shard import ShardCheck
+from epistream.sharding.check.verify_shard import Fault, ShardCheck, VerifyOptions
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
@@ -18,6 +18,17 @@ from epistream.sharding.format.statistics import Summary, merge_all
 
 # Sums in another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
+
+
+@dataclass
+class Report:
+    """What was looked at, and what was wrong with it."""
+
+    faults: list[Fault] = field(default_factory=list)
+    num_shards: int = 0
+    num_episodes: int = 0
+    num_frames: int = 0
+    num_bytes: int = 0
 
 
 def verify(

@@ -1,13 +1,13 @@
 """Checking one shard: its checksums, its index against manifest and tar, its frames by decoding them."""
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from epistream.errors import EpistreamError, FormatError
-from epistream.sharding.check.verify_report import Fault, VerifyOptions
+from epistream.errors import EpistreamError, FormatError, OptionError
 from epistream.sharding.files.storage import local_copy, parent_and_name, read_bytes
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.codecs import CODECS, REMEDY
@@ -22,14 +22,42 @@ from epistream.sharding.tar.shard_statistics import statistics_of
 MAX_FAULTS_A_SHARD = 50
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is not as it should be: where, what was found, what was wanted."""
+
+    file: str
+    member: str
+    found: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{', ' if self.member else ''}{self.member}: {self.found}, wanted {self.wanted}"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How thoroughly to look.
+
+    Args:
+        sample: Decode at most this many frames a camera and shard, evenly spread; None for all, 0 for none.
+        statistics: Compare the manifest's extremes and means with those of the values.
+        num_threads: Shards checked at once. Decoding and hashing run in parallel, Python does not.
+    """
+
+    sample: int | None = None
+    statistics: bool = False
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if (self.sample is not None and self.sample < 0) or self.num_threads < 1:
+            raise OptionError(f"verify: sample {self.sample} and {self.num_threads} threads, wanted >= 0 and >= 1.")
+
+
 class ShardCheck:
     """Everything about one shard: its faults, how many of its frames were decoded, and its statistics if asked for.
 
-    Args:
-        dataset: Its dataset.
-        shard: Which one.
-        options: How thoroughly to look.
-        advance: Called with all its bytes, piece by piece.
+    `advance` is called with all its bytes, piece by piece.
     """
 
     def __init__(self, dataset: Dataset, shard: int, options: VerifyOptions, advance: Callable[[int], None]) -> None:

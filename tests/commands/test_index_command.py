@@ -14,7 +14,7 @@ from handmade import actions, members, places, write_dataset, write_tar
 from epistream.commands import cli
 from epistream.errors import DatasetExistsError, FormatError, OptionError, SourceError
 from epistream.sharding.check.verify import verify
-from epistream.sharding.check.verify_report import VerifyOptions
+from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.manifest_file import read_manifest
 from epistream.sharding.tar.reindex import ReindexOptions, reindex

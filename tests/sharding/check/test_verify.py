@@ -9,7 +9,7 @@ from handmade import encoded, members, picture, places, publish, write_dataset, 
 
 from epistream.errors import OptionError
 from epistream.sharding.check.verify import verify
-from epistream.sharding.check.verify_report import VerifyOptions
+from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
