@@ -48,10 +48,6 @@ class _Episode:
     rows: dict[str, _Rows]
     digest: bytes
 
-    @property
-    def packed_bytes(self) -> int:
-        return sum(int(rows.sizes.sum()) for rows in self.rows.values())
-
 
 def index_hdf5(
     url: str, options: Options = None, shard_bytes: int = SHARD_BYTES, layout: str | MappingLayout | None = None
@@ -74,7 +70,8 @@ def index_hdf5(
             episodes = _episodes(file, raw, layout_of(file, layout))
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
-    groups = fill_shards(((one, one.meta.split, one.packed_bytes) for one in episodes), shard_bytes)
+    sizes = [sum(int(rows.sizes.sum()) for rows in one.rows.values()) for one in episodes]
+    groups = fill_shards(((one, one.meta.split, size) for one, size in zip(episodes, sizes, strict=True)), shard_bytes)
     return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]
 
 

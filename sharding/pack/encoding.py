@@ -51,14 +51,7 @@ class Fidelity:
 
 @dataclass
 class FrameSource:
-    """Makes the frames of one camera, and measures what encoding cost them.
-
-    Args:
-        file: The open source.
-        output: What is wanted.
-        length: Steps.
-        quality: Of lossy codecs.
-    """
+    """Makes the frames of one camera, and measures what encoding cost them."""
 
     file: h5py.File
     output: Output

@@ -105,17 +105,16 @@ def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
     """
     path = Path(task.folder) / task.name
     index_path = path.with_name(index_name(task.name))
-    if not path.is_file() or not index_path.is_file():
-        return None
     try:
+        num_bytes = path.stat().st_size
         index = ShardIndex.parse(index_path.read_bytes(), index_path.name)
-    except FormatError:
+    except (FileNotFoundError, FormatError):
         return None
     wanted = [(episode.episode_index, episode.length) for episode in task.episodes]
     found = [(meta.episode_index, meta.length) for meta in index.episodes]
     if found != wanted or index.shard_name != task.name or describe_difference(index.features, task.features):
         return None
-    if path.stat().st_size != index.shard_bytes or hash_file(path).checksum != index.shard_checksum:
+    if num_bytes != index.shard_bytes or hash_file(path).checksum != index.shard_checksum:
         return None
     pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
     return ShardResult(is_packed=True, is_resumed=True, statistics=statistics_of(path, index))

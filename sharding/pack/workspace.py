@@ -4,9 +4,8 @@ import contextlib
 import json
 import logging
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,7 @@ class Workspace:
     storage_options: Options = None
     folder: Path = field(init=False)
     prefix: str = field(init=False, default="shard-")
-    _made: list[Path] = field(init=False, default_factory=list)
-    _lock: contextlib.ExitStack = field(init=False, default_factory=contextlib.ExitStack)
+    _held: contextlib.ExitStack = field(init=False)
     _names: set[str] = field(init=False, default_factory=set)
 
     @property
@@ -62,31 +60,23 @@ class Workspace:
 
     def __enter__(self) -> "Workspace":
         local = local_path(self.url)
-        if local is None:
-            if self.options.resume:
-                raise OptionError(f"{self.url}: resume works on local folders only. Use overwrite.")
-            self.folder = Path(tempfile.mkdtemp(prefix="epistream-pack-"))
-        else:
-            self.folder = local
-            self._make_folder()
-            self._take_lock()
-        try:
+        with contextlib.ExitStack() as held:
+            if local is None:
+                if self.options.resume:
+                    raise OptionError(f"{self.url}: resume works on local folders only. Use overwrite.")
+                temporary = tempfile.TemporaryDirectory(prefix="epistream-pack-", ignore_cleanup_errors=True)
+                self.folder = Path(held.enter_context(temporary))
+            else:
+                self.folder = local
+                self._make_folder(held)
+                self._take_lock(held)
             self._names = set(list_names(self.url, self.storage_options) or ())
             self._refuse_what_is_there()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_remote:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        self._lock.close()
-        # Only folders that this job made, and only if nothing is in them.
-        with contextlib.suppress(OSError):
-            for path in self._made:
-                path.rmdir()
+        self._held.close()
 
     def begin(self, identity: Mapping[str, str]) -> bool:
         """Clean up after an interrupted job, or take it up; True if shards of it may be complete.
@@ -144,7 +134,7 @@ class Workspace:
                     remove_quietly(join(self.url, name), self.storage_options)
         (self.folder / JOB_FILE).unlink(missing_ok=True)
 
-    def _make_folder(self) -> None:
+    def _make_folder(self, held: contextlib.ExitStack) -> None:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,12 +142,12 @@ class Workspace:
             raise PackError(
                 f"{self.folder}: cannot be made ({error.strerror}), wanted a folder. Choose another."
             ) from error
-        self._made = missing
+        held.callback(_remove_empty, missing)
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, held: contextlib.ExitStack) -> None:
         path = self.folder / LOCK_FILE
         try:
-            self._lock.enter_context(locked(path, 0.0))
+            held.enter_context(locked(path, 0.0))
         except TimeoutError as error:
             raise PackError(
                 f"{self.url}: another packing job writes there, wanted it alone. Wait for it to end."
@@ -165,7 +155,7 @@ class Workspace:
         except OSError as error:
             raise PackError(f"{path}: cannot be written ({error.strerror}). Check room and permissions.") from error
         # Removed while the lock is held: who opened it meanwhile notices that it is nobody's any more.
-        self._lock.callback(path.unlink, missing_ok=True)
+        held.callback(path.unlink, missing_ok=True)
 
     def _refuse_what_is_there(self) -> None:
         """What is in the folder already must be meant: a dataset, an unfinished job, or tars of somebody else."""
@@ -237,6 +227,13 @@ class Workspace:
         for name in list_names(self.url) or ():
             if _TEMPORARY.fullmatch(name) or name == f"{JOB_FILE}.tmp":
                 (self.folder / name).unlink(missing_ok=True)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders from the innermost on, as far as nothing is in them."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
