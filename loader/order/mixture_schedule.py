@@ -50,6 +50,16 @@ class MixtureSchedule:
     """The dataset, its epoch and its position for each position of a mixture.
 
     One mixture epoch is as long as `stop` says; the next one goes on where each dataset was left.
+
+    Args:
+        weights: of each dataset, above 0; only their ratios matter. Floats are taken as written (0.1 is 1/10).
+        num_windows: of an epoch of each dataset.
+        num_lanes: L, equal for all datasets (`Plan.num_lanes`).
+        stop: when a mixture epoch ends: when the first dataset has given an epoch's windows, when all have (smaller
+            ones then repeat), or after this number of windows, cut to a multiple of L.
+
+    Raises:
+        OptionError: for weights, sizes or stop rules that cannot work.
     """
 
     def __init__(
@@ -59,18 +69,6 @@ class MixtureSchedule:
         num_lanes: int,
         stop: Stop | int = "first_exhausted",
     ) -> None:
-        """Deal the positions of mixture epochs to datasets by weight.
-
-        Args:
-            weights: of each dataset, above 0; only their ratios matter. Floats are taken as written (0.1 is 1/10).
-            num_windows: of an epoch of each dataset.
-            num_lanes: L, equal for all datasets (`Plan.num_lanes`).
-            stop: when a mixture epoch ends: when the first dataset has given an epoch's windows, when all have (smaller
-                ones then repeat), or after this number of windows, cut to a multiple of L.
-
-        Raises:
-            OptionError: for weights, sizes or stop rules that cannot work.
-        """
         self.weights = _whole(weights)
         if len(num_windows) != len(self.weights):
             raise OptionError(f"mixture: {len(self.weights)} weights for {len(num_windows)} datasets, wanted one each.")
@@ -81,7 +79,6 @@ class MixtureSchedule:
                     f"Use lanes={max(count, 1)} or less for all datasets, or leave it out."
                 )
         self.num_lanes = num_lanes
-        self.num_datasets = len(self.weights)
         self._blocks_of_epoch = [int(count) // num_lanes for count in num_windows]
         self._tree = _grow(dict(enumerate(self.weights)))
         self.num_windows = self._num_blocks(stop) * num_lanes
@@ -106,8 +103,10 @@ class MixtureSchedule:
         block, lane = np.divmod(positions, self.num_lanes)
         blocks, which = np.unique(block, return_inverse=True)
         first = epoch * (self.num_windows // self.num_lanes)
-        chosen = np.array([self._choose(first + number) for number in blocks.tolist()], np.int64).reshape(-1, 3)[which]
-        return chosen[:, 0], chosen[:, 1], chosen[:, 2] * self.num_lanes + lane
+        chosen = [self._descend(first + number) for number in blocks.tolist()]
+        dataset, count = np.array(chosen, np.int64).reshape(-1, 2)[which].T
+        own_epoch, own_block = np.divmod(count, np.array(self._blocks_of_epoch, np.int64)[dataset])
+        return dataset, own_epoch, own_block * self.num_lanes + lane
 
     def consumed(self, position: int, epoch: int = 0) -> list[DatasetPosition]:
         """Where each dataset stands when `position` windows of a mixture epoch have been consumed."""
@@ -128,11 +127,6 @@ class MixtureSchedule:
         """Windows of a dataset that an epoch of its own has: those of its plan, cut to a multiple of the lanes."""
         return self._blocks_of_epoch[dataset] * self.num_lanes
 
-    def _choose(self, block: int) -> tuple[int, int, int]:
-        """Dataset, its epoch, and the block of that epoch."""
-        dataset, count = self._descend(block)
-        return dataset, *divmod(count, self._blocks_of_epoch[dataset])
-
     def _descend(self, block: int) -> tuple[int, int]:
         """The dataset of a block, and how many blocks it had before."""
         here = self._tree
@@ -146,7 +140,7 @@ class MixtureSchedule:
 
     def _counts(self, blocks: int) -> list[int]:
         """How many of the first `blocks` each dataset has."""
-        counts = [0] * self.num_datasets
+        counts = [0] * len(self.weights)
         waiting: list[tuple[_Fork | int, int]] = [(self._tree, blocks)]
         while waiting:
             here, arrived = waiting.pop()

@@ -28,7 +28,11 @@ MIXTURE = MixturePlan(PLANS, (0.3, 0.6, 0.1), stop="all_exhausted")
 
 
 def windows_at(epoch, positions):
-    return list(zip(*(part.tolist() for part in MIXTURE.epoch(epoch).windows(positions)), strict=True))
+    found = np.empty((len(positions), 3), np.int64)
+    for dataset, own_epoch, own, rows in MIXTURE.portions(epoch, positions, max(len(positions), 1)):
+        shard, window = PLANS[dataset].epoch(own_epoch).windows(own)
+        found[rows] = np.stack([np.full_like(shard, dataset), shard, window], axis=1)
+    return list(map(tuple, found.tolist()))
 
 
 def slow_epochs(count):
