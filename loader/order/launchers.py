@@ -10,17 +10,16 @@ Source: the variables are those of torchrun's and Open MPI's documentation and o
 import re
 import sys
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import NamedTuple
 
 from epistream.errors import OptionError
 
-# Step ids from here up are Slurm's own (batch script, interactive shell, extern): not steps that srun
-# started.
+# Step ids from here up are Slurm's own (batch script, interactive shell, extern): not steps that srun started.
 _FIRST_RESERVED_STEP = 0xFFFFFFF0
 
 
-class WorldFields(TypedDict):
-    """The keyword arguments of a World."""
+class WorldFields(NamedTuple):
+    """The arguments of a World."""
 
     rank: int
     size: int
@@ -28,7 +27,7 @@ class WorldFields(TypedDict):
     local_size: int
     node: int
     num_nodes: int
-    uneven: bool
+    uneven: bool = False
 
 
 def detect_fields(environ: Mapping[str, str]) -> WorldFields:
@@ -40,11 +39,10 @@ def detect_fields(environ: Mapping[str, str]) -> WorldFields:
     initialised = _torch_distributed()
     if initialised is not None:
         rank, size = initialised
-        # A launcher's idea of nodes holds only if it speaks of the same ranks (a user may have regrouped
-        # them).
+        # A launcher's idea of nodes holds only if it speaks of the same ranks (a user may have regrouped them).
         for launcher in (_torchrun, _slurm, _open_mpi):
             found = launcher(environ)
-            if found is not None and (found["rank"], found["size"]) == (rank, size):
+            if found is not None and (found.rank, found.size) == (rank, size):
                 return found
         return _nodes_unknown(rank, size)
     found = _torchrun(environ) or _slurm(environ) or _open_mpi(environ)
@@ -107,8 +105,7 @@ def _slurm(environ: Mapping[str, str]) -> WorldFields | None:
     _check("SLURM_NODEID", node, "SLURM_STEP_TASKS_PER_NODE", len(per_node))
     _check("SLURM_LOCALID", local_rank, "SLURM_STEP_TASKS_PER_NODE", per_node[node])
     if len(set(per_node)) > 1:
-        unequal = _nodes_unknown(rank, size, local_rank, per_node[node])
-        return {**unequal, "node": node, "num_nodes": len(per_node)}
+        return WorldFields(rank, size, local_rank, per_node[node], node, len(per_node), uneven=True)
     return _even(rank, size, local_rank, per_node[node], node)
 
 
@@ -140,28 +137,12 @@ def _open_mpi(environ: Mapping[str, str]) -> WorldFields | None:
 
 
 def _even(rank: int, size: int, local_rank: int, local_size: int, node: int) -> WorldFields:
-    return WorldFields(
-        rank=rank,
-        size=size,
-        local_rank=local_rank,
-        local_size=local_size,
-        node=node,
-        num_nodes=size // local_size,
-        uneven=False,
-    )
+    return WorldFields(rank, size, local_rank, local_size, node, size // local_size)
 
 
 def _nodes_unknown(rank: int, size: int, local_rank: int = 0, local_size: int = 1) -> WorldFields:
     """Every rank counts as a node; what is known of the node itself is kept for devices and reports."""
-    return WorldFields(
-        rank=rank,
-        size=size,
-        local_rank=local_rank,
-        local_size=local_size,
-        node=rank,
-        num_nodes=size,
-        uneven=size > 1,
-    )
+    return WorldFields(rank, size, local_rank, local_size, rank, size, uneven=size > 1)
 
 
 def _integer(environ: Mapping[str, str], name: str) -> int:

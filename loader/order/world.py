@@ -92,7 +92,7 @@ class World:
         Raises:
             OptionError: if the launcher's variables contradict each other; the message names them.
         """
-        return cls(**detect_fields(os.environ if environ is None else environ))
+        return cls(*detect_fields(os.environ if environ is None else environ))
 
     @property
     def num_groups(self) -> int:
