@@ -21,10 +21,21 @@ class Anchors:
     Anchor k of a shard counts its episodes in the order of the shard, their valid ranges in order, and the
     steps of each. A row is a valid range; memory is O(rows), nothing is O(windows).
 
+    Args:
+        dataset: what the manifest says.
+        split: a name of `dataset.splits`, or None for all episodes.
+        reach: lowest and highest step offset of the window about its anchor.
+        drop_incomplete: leave out anchors whose window would leave the episode.
+        repetitions: (E,) how often each episode's anchors stand in an epoch, 0 for not at all; once if left out.
+
     Attributes:
         per_shard: (S,) int64, anchors of each shard; 0 where the shard is of another split.
         episodes_per_shard: (S,) int64, episodes that have an anchor.
         num_windows: their sum.
+
+    Raises:
+        OptionError: if the split is unknown, or no anchor is left; the message says what would leave some.
+        FormatError: if valid ranges overlap or leave their episode.
     """
 
     def __init__(
@@ -35,21 +46,6 @@ class Anchors:
         drop_incomplete: bool,
         repetitions: NDArray[np.int64] | None = None,
     ) -> None:
-        """Find the anchors that split, window and repetitions leave, and count them.
-
-        Args:
-            dataset: what the manifest says.
-            split: a name of `dataset.splits`, or None for all episodes.
-            reach: lowest and highest step offset of the window about its anchor.
-            drop_incomplete: leave out anchors whose window would leave the episode.
-            repetitions: (E,) how often each episode's anchors stand in an epoch, 0 for not at all; once if
-                left out.
-
-        Raises:
-            OptionError: if the split is unknown, or no anchor is left; the message says what would leave
-                some.
-            FormatError: if valid ranges overlap or leave their episode.
-        """
         self._dataset, self._reach, self._drop_incomplete = dataset, reach, drop_incomplete
         wanted = _in_split(dataset, split)
         if repetitions is not None:
@@ -74,12 +70,7 @@ class Anchors:
         shard = _at(dataset.episode_shard, episode)
         self._shard_before = self._before[np.searchsorted(shard, np.arange(len(dataset.shard_url) + 1))]
         self.per_shard = np.diff(self._shard_before)
-        has_window = counts > 0
-        if episode is not None:
-            of_episode = np.zeros(len(dataset.episode_length), np.bool_)
-            of_episode[episode[has_window]] = True
-            has_window = of_episode
-        with_window = dataset.episode_shard[has_window]
+        with_window = dataset.episode_shard[self.windows_per_episode > 0]
         self.episodes_per_shard = np.bincount(with_window, minlength=len(self.per_shard)).astype(np.int64)
 
     @cached_property
@@ -90,7 +81,7 @@ class Anchors:
             digest.update(b"-" if array is None else np.ascontiguousarray(array, "<i8").tobytes())
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def windows_per_episode(self) -> NDArray[np.int64]:
         """(E,) int64, windows of each episode; 0 where it is of another split."""
         counts = np.diff(self._before)

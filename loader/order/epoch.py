@@ -78,18 +78,17 @@ class SequentialEpoch(EpochOrder):
 
 
 class ShuffledEpoch(EpochOrder):
-    """Position p belongs to lane p mod L, item p div L; see `LaneOrder` for the order within a lane."""
+    """Position p belongs to lane p mod L, item p div L; see `LaneOrder` for the order within a lane.
+
+    Args:
+        lanes: the lanes of the epoch; each is computed when it is first asked for.
+        episodes: which windows are of one episode.
+        parts: k, shards that a lane draws from at a time, where it has so many.
+        seed: the seed of the order.
+        epoch: the epoch.
+    """
 
     def __init__(self, lanes: Lanes, episodes: Episodes, parts: int, seed: int, epoch: int) -> None:
-        """The order of one epoch over its lanes, of which each is computed when it is first asked for.
-
-        Args:
-            lanes: the lanes of the epoch.
-            episodes: which windows are of one episode.
-            parts: k, shards that a lane draws from at a time, where it has so many.
-            seed: the seed of the order.
-            epoch: the epoch.
-        """
         self.num_windows, self.num_lanes = lanes.num_windows, lanes.num_lanes
         self._arguments = (lanes, episodes, parts, seed, epoch)
         self._orders: dict[int, LaneOrder] = {}

@@ -27,19 +27,15 @@ class Pieces:
 class Lanes:
     """`num_lanes` runs over the windows of the shards in a given order; lengths differ by at most one, longer first.
 
-    A shard at a cut belongs to two or more lanes. Memory is O(shards); nothing depends on the number of
-    windows.
+    A shard at a cut belongs to two or more lanes. Memory is O(shards); nothing depends on the number of windows.
+
+    Args:
+        shard_order: (S',) shards in the order they are laid out; shards without windows may be among them.
+        per_shard: (S,) windows of each shard.
+        num_lanes: at most the number of windows.
     """
 
     def __init__(self, shard_order: NDArray[np.int64], per_shard: NDArray[np.int64], num_lanes: int) -> None:
-        """Cut the windows of all shards into lanes.
-
-        Args:
-            shard_order: (S',) shards in the order they are laid out; shards without windows may be among
-                them.
-            per_shard: (S,) windows of each shard.
-            num_lanes: at most the number of windows.
-        """
         self._shard = shard_order[per_shard[shard_order] > 0]
         self._stop = np.cumsum(per_shard[self._shard])
         self._count = per_shard[self._shard]

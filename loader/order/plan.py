@@ -18,16 +18,13 @@ from epistream.loader.order.random_integers import Purpose, Seed, permutation
 from epistream.loader.order.spread import AverageEpisodes, Episodes
 from epistream.options import Count, Range, check
 
-__all__ = ["ORDER_VERSION", "EpochOrder", "OrderOptions", "Plan", "default_resident_shards"]
-
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
     from epistream.sharding.format.opened_dataset import Dataset
 
 # Raised whenever the same inputs would give another order: saved states of other versions are refused.
 ORDER_VERSION = 1
-# The default K holds as many episodes as keep a batch of 64 varied, within memory that a training node can
-# spare.
+# The default K holds as many episodes as keep a batch of 64 varied, within memory that a training node can spare.
 _DEFAULT_EPISODES = 256
 _DEFAULT_BYTES = 4 * 2**30
 
@@ -81,7 +78,19 @@ class Portion(NamedTuple):
 
 
 class Plan:
-    """The order of all epochs of one dataset, window and set of options. Memory O(shards); picklable; no I/O."""
+    """The order of all epochs of one dataset, window and set of options. Memory O(shards); picklable; no I/O.
+
+    Args:
+        per_shard: (S,) windows of each shard.
+        shard_bytes: (S,) bytes of each shard.
+        shard_episodes: (S,) episodes of each shard that have windows.
+        options: what the user chose.
+        runs: the windows in dataset order, where that is not shard after shard; used without shuffling.
+        episodes: which windows are of one episode; without it, a shard's are taken to be of equal length.
+
+    Raises:
+        OptionError: if there is no window at all.
+    """
 
     def __init__(
         self,
@@ -92,19 +101,6 @@ class Plan:
         runs: Pieces | None = None,
         episodes: Episodes | None = None,
     ) -> None:
-        """Decide what all epochs have in common: lanes, and how many shards each draws from.
-
-        Args:
-            per_shard: (S,) windows of each shard.
-            shard_bytes: (S,) bytes of each shard.
-            shard_episodes: (S,) episodes of each shard that have windows.
-            options: what the user chose.
-            runs: the windows in dataset order, where that is not shard after shard; used without shuffling.
-            episodes: which windows are of one episode; without it, a shard's are taken to be of equal length.
-
-        Raises:
-            OptionError: if there is no window at all.
-        """
         self.num_windows = int(np.sum(per_shard))
         if self.num_windows == 0:
             raise OptionError(
@@ -201,8 +197,7 @@ def default_resident_shards(
 ) -> int:
     """K where the user names none: the shards that hold 256 episodes on average, within 4 GiB, at least 2 a lane.
 
-    From the manifest's numbers alone: two ranks that looked at their free memory would compute different
-    orders.
+    From the manifest's numbers alone: two ranks that looked at their free memory would compute different orders.
     """
     used = per_shard > 0
     num_shards, num_episodes = int(np.sum(used)), max(int(np.sum(shard_episodes[used])), 1)

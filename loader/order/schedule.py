@@ -65,8 +65,9 @@ class Schedule:
 
     @property
     def lanes(self) -> range:
-        """The lanes that this rank's node reads."""
-        return lanes_of(self.world, self.num_lanes)
+        """The lanes that this node reads: those congruent to it, as far as both counts have divisors in common."""
+        step = gcd(self.world.num_groups, self.num_lanes)
+        return range(self.world.group % step, self.num_lanes, step)
 
     @property
     def num_batches(self) -> int:
@@ -97,8 +98,7 @@ class Schedule:
         positions = self._dealt(batches)
         beyond = positions - self.num_windows + 1
         is_repeat = beyond > 0
-        # As far back as it takes, in whole rounds of the lanes: a repeat reads the lane that its node has
-        # open.
+        # As far back as it takes, in whole rounds of the lanes: a repeat reads the lane that its node has open.
         back = self.num_lanes * -(-beyond // self.num_lanes)
         return np.where(is_repeat, positions - back, positions), is_repeat
 
@@ -121,9 +121,3 @@ class Schedule:
         if self.remainder == "uneven":
             positions = positions[positions < self.num_windows]
         return positions
-
-
-def lanes_of(world: World, num_lanes: int) -> range:
-    """The lanes that a rank's node reads: those congruent to it, as far as nodes and lanes have divisors in common."""
-    step = gcd(world.num_groups, num_lanes)
-    return range(world.group % step, num_lanes, step)

@@ -32,8 +32,7 @@ from epistream.loader.order.spread import Episodes, spread
 from epistream.lru import SharedLru
 
 PieceOrder = NDArray[np.uint32] | NDArray[np.int64]
-# Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without
-# room.
+# Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without room.
 Permutations = SharedLru[tuple[int, int], PieceOrder]
 
 
@@ -59,7 +58,15 @@ class ShardUse(NamedTuple):
 
 
 class LaneOrder:
-    """The order of one lane in one epoch."""
+    """The order of one lane in one epoch: its pieces permuted, and cut into segments. Made in O(pieces).
+
+    Args:
+        pieces: the lane's pieces.
+        episodes: which windows are of one episode, to be spread over a segment.
+        parts: k, at most the number of pieces.
+        key: seed, epoch and lane.
+        permutations: where permutations of pieces are remembered; all lanes of an epoch may share it.
+    """
 
     def __init__(
         self,
@@ -69,15 +76,6 @@ class LaneOrder:
         key: tuple[int, int, int],
         permutations: Permutations,
     ) -> None:
-        """The order of a lane, from a permutation of its pieces; O(pieces).
-
-        Args:
-            pieces: the lane's pieces.
-            episodes: which windows are of one episode, to be spread over a segment.
-            parts: k, at most the number of pieces.
-            key: seed, epoch and lane.
-            permutations: where permutations of pieces are remembered; all lanes of an epoch may share it.
-        """
         seed, epoch, lane = key
         order = permutation(len(pieces), Purpose.PIECES, seed, epoch, lane)
         self._shard, self._first, self._count = pieces.shard[order], pieces.first[order], pieces.count[order]
@@ -138,14 +136,15 @@ class LaneOrder:
         return count * np.clip(low, 0, parts) // parts, count * np.clip(high, 0, parts) // parts
 
     def _permute(self, piece: int) -> PieceOrder:
-        return self._permutations.get((self._key[2], piece), lambda: self._permute_anew(piece))
-
-    def _permute_anew(self, piece: int) -> PieceOrder:
         seed, epoch, lane = self._key
-        count = int(self._count[piece])
-        # The shard, not the piece's place, names the stream: the place changes with the epoch's permutation.
-        order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, int(self._shard[piece]))
-        return order.astype(np.uint32) if count <= 2**32 else order
+
+        def anew() -> PieceOrder:
+            count = int(self._count[piece])
+            # The shard, not the piece's place, names the stream: the place changes with the epoch's permutation.
+            order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, int(self._shard[piece]))
+            return order.astype(np.uint32) if count <= 2**32 else order
+
+        return self._permutations.get((lane, piece), anew)
 
     def uses(self, item: int) -> Iterator[ShardUse]:
         """The shards needed from `item` on, in the order of need."""
@@ -158,8 +157,7 @@ class LaneOrder:
             first, stop = self._span(piece)
             if stop > end or int(self._shard[piece]) in left:
                 heapq.heappush(waiting, ShardUse(max(first, item), stop, int(self._shard[piece])))
-            # A piece of few windows can enter later than the next one; no later piece enters before
-            # `reached`.
+            # A piece of few windows can enter later than the next one; no later piece enters before `reached`.
             reached = self.stop(piece - self.parts + 1)
             while waiting and waiting[0].first <= reached:
                 yield heapq.heappop(waiting)
@@ -168,8 +166,7 @@ class LaneOrder:
     def _span(self, piece: int) -> tuple[int, int]:
         """The items between which a piece is drawn from: start of its first segment, stop of its last."""
         last = self.num_segments - 1
-        # The first parts of a piece shorter than k are empty: floor(n * (j + 1) / k) is 0 until j = ceil(k /
-        # n) - 1.
+        # The first parts of a piece shorter than k are empty: floor(n * (j + 1) / k) is 0 until j = ceil(k / n) - 1.
         entry = -(-self.parts // int(self._count[piece])) - 1
         first = min(max(piece - self.parts + 1 + entry, 0), last)
         return self.stop(first - 1), self.stop(min(piece, last))

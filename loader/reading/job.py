@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
 from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.epoch import EpochOrder
 from epistream.loader.order.instructions import Instruction, first_task, random_task
 from epistream.loader.order.mixture_plan import MixturePlan
-from epistream.loader.order.plan import EpochOrder, Plan
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Remainder, Schedule
 from epistream.loader.order.window import Window
 from epistream.loader.order.working_set import open_bytes, open_shards
