@@ -11,7 +11,7 @@ from epistream.cache.node import NodeCache
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
 from epistream.loader.reading.kept_arrays import KeptArrays
-from epistream.loader.reading.shard_entry import OpenShard
+from epistream.loader.reading.open_shards import OpenShard
 from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex

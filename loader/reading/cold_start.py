@@ -27,13 +27,13 @@ class ColdShard:
         number: of the shard in its dataset.
         source: what it is.
         entry: it, opened directly.
-        index_url: for messages.
+        is_kept: whether a reader keeps it for later batches; else it is closed after this one.
     """
 
     number: int
     source: Entry
     entry: OpenEntry
-    index_url: str
+    is_kept: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,13 @@ class Wanted:
 
     Args:
         cold: the shard.
+        rows: (R,) of the batch.
         episodes: (R,) position in the shard of each window's episode.
         steps: feature -> (R, n) steps.
     """
 
     cold: ColdShard
+    rows: Int64
     episodes: Int64
     steps: Mapping[str, Int64]
 
@@ -99,7 +101,7 @@ class ColdReads:
         cold = wanted.cold
         tar, index_blob = cold.entry.blobs
         if index is None:
-            index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.index_url)
+            index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.source.parts[1].url)
         if not tar.has_ranges:
             return index, []
         tar.check_with(index.block_checksums, index.block_bytes)

@@ -15,7 +15,7 @@ from epistream.cache.source.entry import Entry
 from epistream.errors import EpistreamError, FormatError
 from epistream.loader.reading.frames import FrameDecoder, Frames
 from epistream.loader.reading.kept_arrays import KeptArrays
-from epistream.loader.reading.shard_entry import OpenShard
+from epistream.loader.reading.open_shards import OpenShard
 from epistream.sharding.format.index import ShardIndex
 from epistream.units import size_text
 

@@ -1,6 +1,7 @@
 """Fills whole batches: low-dimensional rows gathered, each frame decoded once, straight into the batch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -11,14 +12,12 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache
 from epistream.loader.order.window import Window
 from epistream.loader.reading.array_tables import ArrayTables, gather_rows, gather_steps
-from epistream.loader.reading.cold_start import ColdReads, ColdShard, Wanted
+from epistream.loader.reading.cold_start import ColdReads, Wanted
 from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPlan
 from epistream.loader.reading.frames import FrameDecoder, FrameOptions, Frames, copy_frames, draw_frames
 from epistream.loader.reading.open_files import most_open
-from epistream.loader.reading.shard_entry import OpenShard, shard_entry
-from epistream.lru import Lru
+from epistream.loader.reading.open_shards import OpenShard, OpenShards
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
 
 Int64 = NDArray[np.int64]
@@ -59,9 +58,9 @@ class ReaderOptions:
 class EpisodeReader:
     """Reads windows of a dataset into given arrays. One per thread or process; not shared between threads.
 
-    It keeps the shards of its recent batches open, because mapping them afresh costs page faults. Whoever
-    is about to wait for anything calls `release` first: a shard held while waiting cannot be evicted, and
-    ranks that wait for each other would hold each other's shards out of the cache.
+    It holds the shards of its recent batches open. Whoever is about to wait for anything calls `release` first: a
+    shard held while waiting cannot be evicted, and ranks that wait for each other would hold each other's shards out
+    of the cache.
 
     Args:
         dataset: what to read.
@@ -82,16 +81,14 @@ class EpisodeReader:
         options: ReaderOptions,
         before_wait: Callable[[], None] | None = None,
     ) -> None:
+        # None, not `release`: what refers to itself keeps its leases until the garbage collector comes.
         self._before_wait = before_wait
         self._dataset = dataset
         self._features = dict(features)
         self._window = window
-        self._cache = cache
         most = most_open(options.num_readers)
         self._max_open_shards = min(options.max_open_shards, most)
-        self._open: Lru[int, OpenShard | ColdShard] = Lru(self._max_open_shards, _close)
-        # Shards never change once published, so an index is checked once per process and then only viewed.
-        self._checked: set[int] = set()
+        self._shards = OpenShards(dataset, cache, self._max_open_shards)
         self._decoders = {
             name: FrameDecoder(feature, options.frames.shown(feature).shape)
             for name, feature in features.items()
@@ -134,7 +131,7 @@ class EpisodeReader:
             if offsets not in steps:
                 steps[offsets] = self._window.steps(name, windows.step, length)
             out[f"{name}_is_pad"][:num_windows] = steps[offsets][1]
-        num_cold = self._read_groups(windows, _rows_by_shard(windows.shard), steps, out, wait=wait)
+        num_cold = self._read_shards(windows, steps, out, wait=wait)
         if not num_cold:
             self._cold.forget()
         if self._window.pad == "zero":
@@ -151,42 +148,42 @@ class EpisodeReader:
         if self._decoded is not None:
             self._decoded.release()
         self._tables.release()
-        self._open.drop_if(_is_leased)
+        self._shards.release()
 
     def close(self) -> None:
         """Give up everything, files that are read in place included; the next read opens them again."""
         self.release()
-        self._open.clear()
+        self._shards.close()
 
-    def _read_groups(
-        self, windows: BatchWindows, groups: Sequence[Int64], steps: Steps, out: Arrays, *, wait: bool
-    ) -> int:
-        """Read the rows (R,) of each shard, those of cold shards several shards at a time; the number of cold ones."""
-        cold: list[tuple[ColdShard, Int64, Int64]] = []
+    def _read_shards(self, windows: BatchWindows, steps: Steps, out: Arrays, *, wait: bool) -> int:
+        """Read the rows of each shard, those of cold shards several shards at a time; the number of cold ones."""
         num_cold = 0
-        try:
-            for rows in groups:
-                opened, episodes = self._shard(int(windows.shard[rows[0]]), wait=wait), windows.episode_in_shard[rows]
+        cold: list[Wanted] = []
+        with ExitStack() as not_kept:
+            for rows in _rows_by_shard(windows.shard):
+                shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
+                opened = self._shards.take(shard, self._before_wait or self.release, wait=wait)
                 if isinstance(opened, OpenShard):
                     self._read_shard(opened, rows, episodes, steps, out)
                     continue
                 num_cold += 1
-                cold.append((opened, rows, episodes))
+                if not opened.is_kept:
+                    not_kept.callback(opened.entry.close)
+                wanted = {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()}
+                cold.append(Wanted(opened, rows, episodes, wanted))
                 if len(cold) == self._max_open_shards:
                     self._read_cold(cold, steps, out)
-                    self._close_cold(cold)
+                    cold.clear()
+                    not_kept.close()
             if cold:
                 self._read_cold(cold, steps, out)
-        finally:
-            self._close_cold(cold)
         return num_cold
 
-    def _close_cold(self, cold: list[tuple[ColdShard, Int64, Int64]]) -> None:
-        """Close those that are not kept for the next batch, and forget all."""
-        for one, _, _ in cold:
-            if one not in self._open.values():
-                one.entry.close()
-        cold.clear()
+    def _read_cold(self, wanted: Sequence[Wanted], steps: Steps, out: Arrays) -> None:
+        (self._before_wait or self.release)()  # ranges are waited for
+        for one, index in zip(wanted, self._cold.bring(wanted), strict=True):
+            opened = OpenShard(one.cold.number, one.cold.source, one.cold.entry, index, is_cold=True)
+            self._read_shard(opened, one.rows, one.episodes, steps, out)
 
     def _read_shard(self, opened: OpenShard, rows: Int64, episodes: Int64, steps: Steps, out: Arrays) -> None:
         """Fill the rows (R,) of windows of a shard, with their episodes (R,)."""
@@ -234,46 +231,6 @@ class EpisodeReader:
             decoder = self._decoders[name]
             draw_frames(opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1))
 
-    def _read_cold(self, cold: Sequence[tuple[ColdShard, Int64, Int64]], steps: Steps, out: Arrays) -> None:
-        """Read rows of cold shards, each with its rows (R,) and their episodes (R,)."""
-        (self._before_wait or self.release)()  # ranges are waited for
-        wanted = [
-            Wanted(one, episodes, {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()})
-            for one, rows, episodes in cold
-        ]
-        for (one, rows, episodes), index in zip(cold, self._cold.bring(wanted), strict=True):
-            opened = OpenShard(one.number, one.source, one.entry, index, is_cold=True)
-            self._read_shard(opened, rows, episodes, steps, out)
-
-    def _shard(self, shard: int, *, wait: bool) -> OpenShard | ColdShard:
-        """A shard to read from at once; or one that others are read together with, by ranges, and closed."""
-        opened = self._open.get(shard)
-        if opened is not None:
-            return opened
-        self._open.make_room()
-        source = shard_entry(self._dataset, shard)
-        entry = self._cache.open(source, before_wait=self._before_wait or self.release, wait=wait)
-        is_direct = entry.tier == "direct"
-        # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
-        keep = not is_direct or (wait and not self._cache.keeps(source))
-        if entry.blobs[0].has_ranges or not keep:
-            cold = ColdShard(shard, source, entry, self._dataset.index_url[shard])
-            if keep:
-                self._open.put(shard, cold)
-            return cold
-        try:
-            blob = entry.blobs[1]
-            index = ShardIndex.parse(
-                blob.read(0, blob.size), self._dataset.index_url[shard], validate=shard not in self._checked
-            )
-        except BaseException:
-            entry.close()
-            raise
-        self._checked.add(shard)
-        opened = OpenShard(shard, source, entry, index)
-        self._open.put(shard, opened)
-        return opened
-
 
 def _rows_by_shard(shard: Int64) -> list[Int64]:
     """The rows of each shard of a batch.
@@ -286,12 +243,3 @@ def _rows_by_shard(shard: Int64) -> list[Int64]:
     # Slices by hand: np.split takes twice as long, which shows in small batches.
     cuts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
     return [order[start:stop] for start, stop in pairwise(cuts)]
-
-
-def _is_leased(opened: OpenShard | ColdShard) -> bool:
-    return opened.entry.tier != "direct"
-
-
-def _close(opened: OpenShard | ColdShard) -> None:
-    if isinstance(opened, OpenShard):  # a cold one holds nothing, and the batch in hand may need it
-        opened.entry.close()

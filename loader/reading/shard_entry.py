@@ -1,37 +1,8 @@
-"""A shard as the cache keeps it: which files, how large, with which checksums; and one that is open to be read."""
+"""A shard as the cache keeps it: which files, how large, with which checksums."""
 
-from dataclasses import dataclass
-
-from epistream.cache.node import OpenEntry
-from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part
 from epistream.sharding.files.names import is_tar
-from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
-
-
-@dataclass(eq=False)
-class OpenShard:
-    """A shard whose bytes are at hand.
-
-    Args:
-        number: of the shard in its dataset.
-        source: what it is.
-        entry: it, opened.
-        index: its index.
-        is_cold: whether only what is wanted now is at hand, brought by ranges.
-    """
-
-    number: int
-    source: Entry
-    entry: OpenEntry
-    index: ShardIndex
-    is_cold: bool = False
-
-    @property
-    def tar(self) -> Blob:
-        """Its bytes."""
-        return self.entry.blobs[0]
 
 
 def shard_entry(dataset: Dataset, shard: int) -> Entry:

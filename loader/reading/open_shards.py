@@ -1,0 +1,99 @@
+"""The shards that a reader holds open between its batches, because mapping them afresh costs page faults."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.source.blob import Blob
+from epistream.cache.source.entry import Entry
+from epistream.loader.reading.cold_start import ColdShard
+from epistream.loader.reading.shard_entry import shard_entry
+from epistream.lru import Lru
+from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.opened_dataset import Dataset
+
+
+@dataclass(eq=False)
+class OpenShard:
+    """A shard whose bytes are at hand.
+
+    Args:
+        number: of the shard in its dataset.
+        source: what it is.
+        entry: it, opened.
+        index: its index.
+        is_cold: whether only what is wanted now is at hand, brought by ranges.
+    """
+
+    number: int
+    source: Entry
+    entry: OpenEntry
+    index: ShardIndex
+    is_cold: bool = False
+
+    @property
+    def tar(self) -> Blob:
+        """Its bytes."""
+        return self.entry.blobs[0]
+
+
+class OpenShards:
+    """Opens shards of a dataset, and keeps those used last. Not shared between threads.
+
+    Args:
+        dataset: whose shards.
+        cache: where they are kept on this node.
+        max_open: shards held open at a time.
+    """
+
+    def __init__(self, dataset: Dataset, cache: NodeCache, max_open: int) -> None:
+        self._dataset = dataset
+        self._cache = cache
+        self._open: Lru[int, OpenShard | ColdShard] = Lru(max_open, _close)
+        # Shards never change once published, so an index is checked once per process and then only viewed.
+        self._checked: set[int] = set()
+
+    def take(self, shard: int, before_wait: Callable[[], None], *, wait: bool) -> OpenShard | ColdShard:
+        """A shard to read from at once; or one that others are read together with, by ranges.
+
+        Args:
+            shard: the shard.
+            before_wait: gives up whatever this thread holds of the cache.
+            wait: whether to wait for the fill of a shard that is not in the cache.
+        """
+        opened = self._open.get(shard)
+        if opened is not None:
+            return opened
+        self._open.make_room()
+        source = shard_entry(self._dataset, shard)
+        entry = self._cache.open(source, before_wait=before_wait, wait=wait)
+        # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
+        keep = entry.tier != "direct" or (wait and not self._cache.keeps(source))
+        if entry.blobs[0].has_ranges or not keep:
+            opened = ColdShard(shard, source, entry, keep)
+        else:
+            try:
+                blob = entry.blobs[1]
+                data, where = blob.read(0, blob.size), source.parts[1].url
+                index = ShardIndex.parse(data, where, validate=shard not in self._checked)
+            except BaseException:
+                entry.close()
+                raise
+            self._checked.add(shard)
+            opened = OpenShard(shard, source, entry, index)
+        if keep:
+            self._open.put(shard, opened)
+        return opened
+
+    def release(self) -> None:
+        """Give up every shard that the cache leases."""
+        self._open.drop_if(lambda opened: opened.entry.tier != "direct")
+
+    def close(self) -> None:
+        """Give up every shard."""
+        self._open.clear()
+
+
+def _close(opened: OpenShard | ColdShard) -> None:
+    if isinstance(opened, OpenShard):  # a cold one holds nothing, and the batch in hand may need it
+        opened.entry.close()
