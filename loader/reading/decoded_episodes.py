@@ -4,19 +4,16 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
-from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
 from epistream.errors import EpistreamError, FormatError
-from epistream.loader.reading.frames import FrameDecoder, Frames
+from epistream.loader.reading.frames import FrameDecoder, Frames, draw_frames
 from epistream.loader.reading.kept_arrays import KeptArrays
 from epistream.loader.reading.open_shards import OpenShard
-from epistream.sharding.format.index import ShardIndex
 from epistream.units import size_text
 
 logger = logging.getLogger(__name__)
@@ -102,8 +99,9 @@ class DecodedEpisodes:
 
         def fill(frames: Frames) -> None:
             self._may_make = False
+            first, steps = int(opened.index.first_row[episode]), np.arange(length)
             for name, decoder in self._decoders.items():
-                decode_episode(decoder, opened.tar, opened.index, episode, frames[name])
+                draw_frames(opened.tar, opened.index, decoder, first + steps, frames[name], steps)
 
         entry = Entry(opened.source.parts, f"decoded {episode} {self._content}")
         make = fill if self._may_make and key not in self._torn else None
@@ -147,20 +145,3 @@ class DecodedEpisodes:
         else:
             logger.info("%s exceed the cache's budget of %s: frames are decoded whenever they are read.", found, budget)
         return fits
-
-
-def decode_episode(
-    decoder: FrameDecoder, tar: Blob, index: ShardIndex, episode_in_shard: int, out: NDArray[Any]
-) -> None:
-    """Decode all frames of one camera of an episode into `out` (T, H, W, C).
-
-    Raises:
-        FormatError: a frame that is torn; the message names it.
-    """
-    name = decoder.feature.name
-    first = int(index.first_row[episode_in_shard])
-    rows = slice(first, first + int(index.length[episode_in_shard]))
-    offsets, sizes = index.frame_offset[name][rows].tolist(), index.frame_size[name][rows].tolist()
-    for step, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-        where = f"{index.shard_name}, {index.keys[episode_in_shard]}, step {step}: {name}"
-        decoder.decode(tar.read(offset, size), out[step], where)
