@@ -86,12 +86,5 @@ class RandomAccess:
             self._reader = None
         self.cache.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_pid", "_lock", "_reader"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RandomAccess, (self._dataset, self._features, self._window, self.cache, self._options)

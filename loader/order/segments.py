@@ -20,6 +20,7 @@ for the rest. Put together, a segment is mixed so that the windows of an episode
 """
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -99,14 +100,7 @@ class LaneOrder:
 
     def find(self, item: int) -> int:
         """The segment that holds the item: the first whose stop lies beyond it. O(k log m)."""
-        low, high = 0, self.num_segments - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self.stop(middle) > item:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        return bisect_right(range(self.num_segments - 1), item, key=self.stop)
 
     def build(self, segment: int) -> Segment:
         """Put a segment together and mix it."""

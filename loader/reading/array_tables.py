@@ -12,7 +12,7 @@ from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
 from epistream.loader.reading.kept_arrays import KeptArrays
 from epistream.loader.reading.open_shards import OpenShard
-from epistream.lru import Lru
+from epistream.lru import SharedLru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 
@@ -46,7 +46,7 @@ class ArrayTables:
         # Batches for which the tables of a shard are not asked for again.
         self._waits: dict[int, int] = {}
         # Their keys are hashes of JSON, which takes as long as opening them.
-        self._entries: Lru[int, Entry] = Lru(max_open)
+        self._entries: SharedLru[int, Entry] = SharedLru(max_open)
         self._content = json.dumps(["columns", _VERSION, [feature.to_dict() for feature in features.values()]])
 
     def take(self, opened: OpenShard) -> Mapping[str, Table]:
@@ -82,10 +82,7 @@ class ArrayTables:
                 for start, first, length in zip(starts, index.first_row.tolist(), index.length.tolist(), strict=True):
                     tar.read_into(start, table[first : first + length].view(np.uint8))
 
-        entry = self._entries.get(opened.number)
-        if entry is None:
-            entry = Entry(opened.source.parts, self._content)
-            self._entries.put(opened.number, entry)
+        entry = self._entries.get(opened.number, lambda: Entry(opened.source.parts, self._content))
         shapes = {name: (dtype, (index.num_rows,)) for name, dtype in self._row_dtypes.items()}
         return self._tables.open(opened.number, entry, shapes, fill, may_evict=False)
 

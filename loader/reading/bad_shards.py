@@ -140,7 +140,9 @@ class PartFeed:
         found = False
         for shard in np.unique(windows.shard).tolist():
             try:
-                self._reader.read(_rows(windows, windows.shard == shard), scratch)
+                is_its = windows.shard == shard
+                rows = replace(windows, **{name: values[is_its] for name, values in vars(windows).items()})
+                self._reader.read(rows, scratch)
             except BAD_SHARD as error:
                 self._bad[shard] = f"{type(error).__name__}: {error}"
                 logger.warning("Skipped for the rest of the epoch: %s", error)
@@ -169,7 +171,3 @@ class PartFeed:
         return tuple(
             Replaced(urls[shard], self._bad[shard], int((lost == shard).sum())) for shard in np.unique(lost).tolist()
         )
-
-
-def _rows(windows: BatchWindows, chosen: NDArray[np.bool_]) -> BatchWindows:
-    return replace(windows, **{name: values[chosen] for name, values in vars(windows).items()})

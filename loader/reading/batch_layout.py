@@ -24,17 +24,6 @@ class BatchArray:
     shape: tuple[int, ...]
     offset: int
 
-    @property
-    def num_bytes(self) -> int:
-        """Size in bytes without alignment."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def stream_dtype(feature: Feature) -> np.dtype[Any]:
-    """The dtype that a stream yields for a feature: float64 is stored exactly but yielded as float32."""
-    dtype = np.dtype(feature.dtype)
-    return np.dtype(np.float32) if dtype == np.float64 else dtype
-
 
 @dataclass(frozen=True)
 class BatchLayout:
@@ -49,7 +38,10 @@ class BatchLayout:
         shapes: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
         for name, feature in features.items():
             num_steps = len(window.offsets(name))
-            shapes.append((name, stream_dtype(feature), (batch_size, num_steps, *feature.shape)))
+            dtype = np.dtype(feature.dtype)
+            if dtype == np.float64:  # stored exactly, but yielded as float32
+                dtype = np.dtype(np.float32)
+            shapes.append((name, dtype, (batch_size, num_steps, *feature.shape)))
             shapes.append((f"{name}_is_pad", np.dtype(np.bool_), (batch_size, num_steps)))
         shapes += [(key, np.dtype(np.int64), (batch_size,)) for key in ("episode_index", "step_index", "task_index")]
         shapes.append(("is_repeat", np.dtype(np.bool_), (batch_size,)))
@@ -61,13 +53,13 @@ class BatchLayout:
         offset = 0
         for name, dtype, shape in shapes:
             fields.append(BatchArray(name, dtype, shape, offset))
-            offset += _aligned(fields[-1].num_bytes)
+            offset += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(fields), offset)
 
     def with_field(self, name: str, dtype: np.dtype[Any]) -> "BatchLayout":
         """The same with one more array of one value per window."""
-        field = BatchArray(name, dtype, self.fields[0].shape[:1], self.num_bytes)
-        return BatchLayout((*self.fields, field), self.num_bytes + _aligned(field.num_bytes))
+        shapes = [(field.name, field.dtype, field.shape) for field in self.fields]
+        return self._of([*shapes, (name, dtype, self.fields[0].shape[:1])])
 
     def times(self, num_batches: int) -> "BatchLayout":
         """The layout of so many batches one after the other, as one large batch."""
@@ -82,7 +74,3 @@ class BatchLayout:
     def allocate(self) -> dict[str, NDArray[Any]]:
         """The arrays in fresh memory of their own."""
         return self.views(np.empty(self.num_bytes, dtype=np.uint8))
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -67,7 +67,7 @@ class Hdf5Blob(Blob):
         self._start = extents.start.astype(np.int64)
         self._stop = np.append(self._start[1:], self.size)
         self._place = extents.place
-        self._is_simple = not len(self._place) or int(self._place.min()) >= 0
+        self._is_simple = bool((self._place >= 0).all())
         self._file = _open_file(url, extents, storage_options)
         self._maker = RowMaker(url, extents.made, self._file, storage_options)
 
@@ -113,12 +113,15 @@ class Hdf5Blob(Blob):
             self._file.gather(place + inside, out)
             return
         in_file = np.flatnonzero(place >= 0)
-        rows = np.empty((len(in_file), width), np.uint8)
-        self._file.gather((place + inside)[in_file], rows)
-        out[in_file] = rows
+        found = np.empty((len(in_file), width), np.uint8)
+        self._file.gather((place + inside)[in_file], found)
+        out[in_file] = found
         out[place == ZEROS] = 0
         elsewhere = np.flatnonzero(place <= FIRST_MADE)
-        self._make(extent[elsewhere], inside[elsewhere], width, out, elsewhere)
+        numbers = FIRST_MADE - place[elsewhere]
+        rows = self._maker.rows(np.unique(numbers))
+        for row, number, begin in zip(elsewhere.tolist(), numbers.tolist(), inside[elsewhere].tolist(), strict=True):
+            out[row] = np.frombuffer(rows[number], np.uint8)[begin : begin + width]
 
     def close(self) -> None:
         """Close the file. Harmless when called twice."""
@@ -140,12 +143,6 @@ class Hdf5Blob(Blob):
                 piece[:] = bytes(len(piece))
             else:
                 piece[:] = rows[FIRST_MADE - place][inside : inside + len(piece)]
-
-    def _make(self, extents: Int64, inside: Int64, width: int, out: NDArray[np.uint8], targets: Int64) -> None:
-        rows = self._maker.rows(np.unique(FIRST_MADE - self._place[extents]))
-        for row, extent, begin in zip(targets.tolist(), extents.tolist(), inside.tolist(), strict=True):
-            data = rows[FIRST_MADE - int(self._place[extent])]
-            out[row] = np.frombuffer(data, np.uint8)[begin : begin + width]
 
 
 def _open_file(url: str, extents: Extents, storage_options: Mapping[str, Any]) -> Blob:

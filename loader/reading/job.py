@@ -138,11 +138,7 @@ class ReadJob:
     def identity(self) -> dict[str, Any]:
         """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
         parts = [
-            {
-                "dataset": part.dataset.fingerprint,
-                "window": part.window.describe(),
-                "anchors": part.anchors.digest,
-            }
+            {"dataset": part.dataset.fingerprint, "window": part.window.describe(), "anchors": part.anchors.digest}
             for part in self.parts
         ]
         if self.mixture is None:
@@ -194,22 +190,18 @@ class ReadJob:
     @cached_property
     def reader_options(self) -> tuple[ReaderOptions, ...]:
         """How the readers of the parts read; of no effect on what they read."""
-        lanes = self.schedule(0, 0).lanes
+        schedule = self.schedule(0, 0)
         return tuple(
             ReaderOptions(
-                open_shards(part.plan, self._windows_in_flight, lanes),
+                open_shards(part.plan, schedule.global_batch, schedule.lanes),
                 part.frames,
-                self._decoded(part),
+                self._decoded(part, schedule.global_batch),
                 num_readers=len(self.parts),
             )
             for part in self.parts
         )
 
-    @property
-    def _windows_in_flight(self) -> int:
-        return self.batch_size * self.world.size
-
-    def _decoded(self, part: DatasetPart) -> DecodedPlan | None:
+    def _decoded(self, part: DatasetPart, windows_in_flight: int) -> DecodedPlan | None:
         """Sizes of the decoded episodes of a part; None where frames are decoded whenever they are read."""
         decode = part.frames.decode
         if decode == "per_read" or (decode == "auto" and self.cache.options.mode == "off"):
@@ -217,5 +209,4 @@ class ReadJob:
         episodes = part.anchors.per_shard[part.dataset.episode_shard] > 0
         num_steps = int(part.dataset.episode_length[episodes].sum())
         step_bytes = sum(part.frames.shown(f).step_bytes for f in part.features.values() if f.kind == "frames")
-        source_bytes = open_bytes(part.plan, self._windows_in_flight)
-        return DecodedPlan(decode == "once", num_steps * step_bytes, source_bytes)
+        return DecodedPlan(decode == "once", num_steps * step_bytes, open_bytes(part.plan, windows_in_flight))
