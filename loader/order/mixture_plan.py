@@ -51,12 +51,6 @@ class MixturePlan:
         self.num_lanes, self.num_windows = self.schedule.num_lanes, self.schedule.num_windows
         self._weights, self._stop = [str(weight) for weight in weights], stop
 
-    def epoch(self, epoch: int) -> "MixtureEpoch":
-        """What one mixture epoch needs; nothing is computed before it is asked for."""
-        if epoch < 0:
-            raise OptionError(f"epoch: {epoch}, wanted 0 or more.")
-        return MixtureEpoch(self, epoch)
-
     def portions(self, epoch: int, positions: NDArray[np.int64], batch_size: int) -> Iterator[Portion]:
         """The windows at positions of a mixture epoch, by dataset and its own epoch within each batch.
 
@@ -84,37 +78,33 @@ class MixturePlan:
             "plans": [plan.fingerprint for plan in self.plans],
         }
 
-
-class MixtureEpoch:
-    """Which shards one mixture epoch needs, and where."""
-
-    def __init__(self, plan: MixturePlan, epoch: int) -> None:
-        self._plan, self._epoch = plan, epoch
-
-    def uses_from(self, position: int, lanes: Sequence[int] | None = None) -> Iterator[MixtureUse]:
+    def uses_from(self, epoch: int, position: int, lanes: Sequence[int] | None = None) -> Iterator[MixtureUse]:
         """Shards of all datasets in the order of need, to the end of the epoch, with the positions that need them.
 
         Args:
-            position: where to begin.
+            epoch: the mixture's epoch.
+            position: in it, where to begin.
             lanes: the lanes that this node reads (`Schedule.lanes`); all when left out.
         """
-        starts = self._plan.schedule.consumed(position, self._epoch)
-        return heapq.merge(*(self._uses_of(dataset, start, lanes) for dataset, start in enumerate(starts)))
+        starts = self.schedule.consumed(position, epoch)
+        return heapq.merge(*(self._uses_of(dataset, epoch, start, lanes) for dataset, start in enumerate(starts)))
 
-    def _uses_of(self, dataset: int, start: DatasetPosition, lanes: Sequence[int] | None) -> Iterator[MixtureUse]:
-        size, num_windows = self._plan.schedule.size_of(dataset), self._plan.num_windows
-        epoch, position = start
-        while self._place(dataset, epoch, position) < num_windows:
-            for use in self._plan.plans[dataset].epoch(epoch).uses_from(position, lanes):
+    def _uses_of(
+        self, dataset: int, epoch: int, start: DatasetPosition, lanes: Sequence[int] | None
+    ) -> Iterator[MixtureUse]:
+        def place(own_epoch: int, position: int) -> int:
+            """Where a window stands, counted from the beginning of this mixture epoch."""
+            at = self.schedule.position_of(dataset, DatasetPosition(own_epoch, position))
+            return (at[0] - epoch) * self.num_windows + at[1]
+
+        size = self.schedule.size_of(dataset)
+        own_epoch, position = start
+        while place(own_epoch, position) < self.num_windows:
+            for use in self.plans[dataset].epoch(own_epoch).uses_from(position, lanes):
                 if use.first >= size:  # only windows that are cut off for the sake of whole blocks
                     continue
-                first = self._place(dataset, epoch, use.first)
-                if first < num_windows:
-                    stop = self._place(dataset, epoch, min(use.stop, size) - 1) + 1
-                    yield MixtureUse(first, min(stop, num_windows), dataset, use.shard)
-            epoch, position = epoch + 1, 0
-
-    def _place(self, dataset: int, epoch: int, position: int) -> int:
-        """Where a dataset's window stands, counted from the beginning of this mixture epoch."""
-        mixture_epoch, place = self._plan.schedule.position_of(dataset, DatasetPosition(epoch, position))
-        return (mixture_epoch - self._epoch) * self._plan.num_windows + place
+                first = place(own_epoch, use.first)
+                if first < self.num_windows:
+                    stop = place(own_epoch, min(use.stop, size) - 1) + 1
+                    yield MixtureUse(first, min(stop, self.num_windows), dataset, use.shard)
+            own_epoch, position = own_epoch + 1, 0

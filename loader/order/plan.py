@@ -3,6 +3,7 @@
 Every input must be equal on all ranks, and none of them is the topology: see ``docs/order.md``.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,6 +16,7 @@ from epistream.errors import OptionError
 from epistream.loader.order.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
 from epistream.loader.order.lanes import Lanes, Pieces
 from epistream.loader.order.random_integers import Purpose, Seed, permutation
+from epistream.loader.order.segments import ShardUse
 from epistream.loader.order.spread import AverageEpisodes, Episodes
 from epistream.options import Count, Range, check
 
@@ -157,6 +159,10 @@ class Plan:
     def own_epochs(self, epoch: int, position: int) -> list[int]:
         """As `MixturePlan.own_epochs`."""
         return [epoch]
+
+    def uses_from(self, epoch: int, position: int, lanes: Sequence[int] | None = None) -> Iterator[ShardUse]:
+        """As `MixturePlan.uses_from`."""
+        return self.epoch(epoch).uses_from(position, lanes)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -166,7 +166,7 @@ class ReadJob:
 
     def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
         """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
-        for use in self.order.epoch(epoch).uses_from(position, self.schedule(epoch, position).lanes):
+        for use in self.order.uses_from(epoch, position, self.schedule(epoch, position).lanes):
             yield use.stop, shard_entry(self.parts[use.dataset].dataset, use.shard)
 
     def keeps_shards(self) -> bool:

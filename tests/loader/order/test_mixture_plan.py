@@ -126,7 +126,7 @@ def test_position_of_a_window_is_where_it_was_located():
 @pytest.mark.parametrize("lanes", [None, [1, 3], [2]])
 def test_shards_of_a_mixture_come_in_the_order_of_need(lanes):
     for epoch, start in ((0, 0), (1, 37), (1, MIXTURE.num_windows - 1)):
-        uses = list(MIXTURE.epoch(epoch).uses_from(start, lanes))
+        uses = list(MIXTURE.uses_from(epoch, start, lanes))
         assert all(early.first <= late.first for early, late in pairwise(uses))
         assert all(start <= use.first < use.stop <= MIXTURE.num_windows for use in uses)
         wanted = [p for p in range(start, MIXTURE.num_windows) if lanes is None or p % 4 in lanes]
@@ -167,7 +167,7 @@ def test_plans_of_different_lanes_are_refused_with_lanes_that_serve_all():
     with pytest.raises(OptionError, match="no datasets"):
         MixturePlan((), ())
     with pytest.raises(OptionError, match="epoch: -1"):
-        MIXTURE.epoch(-1)
+        list(MIXTURE.uses_from(-1, 0))
 
 
 def test_description_names_what_decides_the_order():
