@@ -119,15 +119,15 @@ class StreamIterator(Iterator[Any]):
         batch_index = worker_index + self._num_done * num_workers
         if batch_index >= self._num_batches:
             raise StopIteration
-        num_windows = self._feed.num_windows(batch_index)
-        views = {name: view[:num_windows] for name, view in self._job.layout.allocate().items()}
+        views = self._job.layout.allocate()
         try:
-            _, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
+            num_windows, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
         finally:
             # What the consumer does with a batch may take long, and nobody waits with shards in hand.
             self._feed.release()
         self._num_done += 1
-        return self._finish(views)
+        # Fewer than the batch size in the last batch under ``remainder="uneven"``.
+        return self._finish({name: view[:num_windows] for name, view in views.items()})
 
     def state_dict(self) -> dict[str, int]:
         """Three numbers and the number of workers: where this worker is."""

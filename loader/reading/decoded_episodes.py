@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +64,6 @@ class DecodedEpisodes:
         self._episodes: KeptArrays[tuple[int, int]] = KeptArrays(cache, min(_MAX_OPEN, max_open))
         self._is_first = True
         self._may_make = False
-        # None until it is known; later, whether all episodes fit.
-        self._fits: bool | None = None
         self._torn: set[tuple[int, int]] = set()
         # Names are hashed into keys whenever an episode is opened: what they have in common is written once.
         self._content = json.dumps(
@@ -92,7 +91,7 @@ class DecodedEpisodes:
     def _take_one(self, opened: OpenShard, episode: int) -> Frames | None:
         key = opened.number, episode
         frames = self._episodes.get(key)
-        if frames is not None or not self._is_on():
+        if frames is not None or not (self._fits or self._plan.wanted):
             return frames
         length = int(opened.index.length[episode])
         shapes = {name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()}
@@ -106,7 +105,7 @@ class DecodedEpisodes:
         entry = Entry(opened.source.parts, f"decoded {episode} {self._content}")
         make = fill if self._may_make and key not in self._torn else None
         try:
-            return self._episodes.open(key, entry, shapes, make, may_evict=bool(self._fits))
+            return self._episodes.open(key, entry, shapes, make, may_evict=self._fits)
         except FormatError as error:
             # Whoever needs the torn frame is told by its own decoding; other windows of the episode are good.
             logger.warning("Episode not kept decoded: %s", error)
@@ -117,13 +116,9 @@ class DecodedEpisodes:
         """Give up every episode that is held open."""
         self._episodes.release()
 
-    def _is_on(self) -> bool:
-        """Whether episodes are kept at all: asked when the first one is needed, because the budget is measured."""
-        if self._fits is None:
-            self._fits = self._decide()
-        return self._fits or self._plan.wanted
-
-    def _decide(self) -> bool:
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether all episodes fit: asked when the first one is needed, because the budget is measured."""
         plan, needed = self._plan, self._plan.num_bytes + self._plan.source_bytes
         try:
             budget = self._cache.budget()

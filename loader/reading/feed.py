@@ -46,10 +46,6 @@ class Feed:
                 part.start_cold()
         return self._schedule.num_batches
 
-    def num_windows(self, batch_index: int) -> int:
-        """Windows of a batch: the batch size, but for the last under ``remainder="uneven"``."""
-        return len(self._schedule.positions(batch_index)[0])
-
     def read(self, batches: range, out: Mapping[str, NDArray[Any]]) -> tuple[int, tuple[Replaced, ...]]:
         """Read consecutive batches, one after the other.
 

@@ -12,12 +12,11 @@ from epistream.loader.reading.job import ReadJob
 class ShardsAhead:
     """Keeps a node's prefetcher for one plan in step with one reader. Every process has one; the cache lets one work.
 
-    It begins at a position and goes on into the epochs after it, as a training loop does; whoever jumps elsewhere makes
-    a new one.
+    It begins at a position of an epoch and goes on into the epochs after it, as a training loop does; whoever jumps
+    elsewhere makes a new one. Only in the process that reads: it starts a thread.
     """
 
     def __init__(self, job: ReadJob, epoch: int, position: int) -> None:
-        """Begin to fill ahead of `position` of `epoch`. Only in the process that reads: it starts a thread."""
         self._job = job
         self._at = epoch, position
         self._passing = self._uses()
