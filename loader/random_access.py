@@ -21,14 +21,7 @@ class RandomAccess:
     """What map-style access needs beside an `EpisodeReader`: arrays to fill, and care for forks, pickles and threads.
 
     Nothing is open between two reads, so a copy that crosses a process border, by fork or by pickling, has nothing
-    to inherit.
-
-    Args:
-        dataset: what to read.
-        features: of it.
-        window: about each anchor.
-        cache: where shards are kept on this node.
-        options: of the reader.
+    to inherit. It is made of what an `EpisodeReader` is made of.
     """
 
     def __init__(
