@@ -42,13 +42,13 @@ class CacheOptions:
     disk_directory: str | Path | None = None
     disk_budget_bytes: Size | None = None
     keep: bool = False
-    memory_fraction: Annotated[float, Range(above=0, most=1)] = 0.5
+    memory_fraction: Annotated[float, Range(gt=0, le=1)] = 0.5
     fill_timeout_s: Patience = 660.0
     room_timeout_s: Patience = 10.0
     fetch_timeout_s: Patience = 600.0
     request_timeout_s: Patience = 60.0
-    attempts: Annotated[Count, Range(most=1000)] = 6
-    parallel_requests: Annotated[Count, Range(most=1024)] = 8
+    attempts: Annotated[Count, Range(le=1000)] = 6
+    parallel_requests: Annotated[Count, Range(le=1024)] = 8
 
     def __post_init__(self) -> None:
         check(self, "cache ")

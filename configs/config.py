@@ -175,7 +175,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     parts = [str(part) for part in first["loc"]]
     name = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in NAMES), parts[0])
     info = dict(keys()).get(name)
-    wanted = first["msg"].removeprefix("Value error, ").replace("Input should be", "wanted").rstrip(".")
+    said = first["msg"].removeprefix("Value error, ").removeprefix("size: ").rstrip(".")
+    wanted = said.replace("Input should be", "wanted")
     found = "" if first["type"] == "value_error" else f"{first['input']!r:.80}, "
     meaning = f": {info.description}" if info is not None else ""
     return f"{origins.get(name, 'configuration')}: {name}: {found}{wanted}{meaning}. See 'epistream config show'."

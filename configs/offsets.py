@@ -1,10 +1,11 @@
 """Step offsets as a configuration writes them: START:STOP, a list, or one step."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+
+from epistream.loader.order.window import ascending
 
 
 def _offsets(value: Any) -> Any:
@@ -23,14 +24,6 @@ def _offsets(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _ascending(steps: list[int]) -> list[int]:
-    if not steps:
-        raise ValueError("no step offsets, wanted at least one, for example 0:1")
-    if any(later <= earlier for earlier, later in pairwise(steps)):
-        raise ValueError(f"{steps[:8]} does not ascend, wanted each step offset once, oldest first")
-    return steps
-
-
 def _write_offsets(steps: Iterable[int]) -> str | list[int]:
     """A run as START:STOP, anything else as it is."""
     numbers = list(steps)
@@ -39,4 +32,4 @@ def _write_offsets(steps: Iterable[int]) -> str | list[int]:
     return numbers
 
 
-Offsets = Annotated[list[int], BeforeValidator(_offsets), AfterValidator(_ascending), PlainSerializer(_write_offsets)]
+Offsets = Annotated[list[int], BeforeValidator(_offsets), AfterValidator(ascending), PlainSerializer(_write_offsets)]

@@ -82,7 +82,7 @@ _SECTIONS: dict[str, type[Section]] = {
         **dict.fromkeys(("order", "cache", "repetitions", "transform")),
     ),
     "order": _section(OrderOptions, shuffle=None, seed=None),
-    "cache": _section(CacheOptions, directory=str | None, disk_directory=str | None),
+    "cache": _section(CacheOptions),
     "loader": _section(
         StreamingLoader,
         num_workers=(Number | Literal["auto"], Field("auto", description=_NUM_WORKERS)),

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from epistream.options import Range, check
 
-_Number = Annotated[int, Range(above=0)]
-_Amount = Annotated[float, Range(above=0)]
+_Number = Annotated[int, Range(gt=0)]
+_Amount = Annotated[float, Range(gt=0)]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,20 @@
 """Options: a class says once what each may be, in its annotations and docstring; all who ask read it there.
 
-`check` refuses what the annotations do not allow, pydantic reads them for YAML, and commands for their parameters. The
-docstring is the one place of sentences, because editors and `help` show it: the first sentence of an option stands
-for it in tables and in the help of commands.
+pydantic checks classes (`check`) and configurations by the annotations; commands make their parameters of them. The
+docstring is the one place of sentences, because editors and `help` show it: the first sentence of
+an option stands for it in tables and in the help of commands.
 """
 
 import inspect
-import math
-import operator
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from annotated_types import Interval
 
 from epistream.errors import OptionError
 from epistream.hints import did_you_mean
@@ -25,114 +23,64 @@ from epistream.units import exact_size, parse_size
 T = TypeVar("T")
 
 
-class Limit(ABC):
-    """What an annotation says of its type beside it, as metadata."""
-
-    @abstractmethod
-    def refusal(self, value: Any) -> str | None:
-        """What is wanted instead of a value of the type; None for one that may be."""
-
-    def read(self, value: Any) -> Any:
-        """The value for pydantic, which makes its own message of a ValueError."""
-        if wanted := self.refusal(value):
-            raise ValueError(f"{value!r}, wanted {wanted}")
-        return value
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(self.read, handler(source))
-
-
-class OneOf(Limit):
-    """The names of a table, as it is when somebody asks: ``Annotated[str, OneOf(CODECS)]``."""
-
-    def __init__(self, table: Collection[str]) -> None:
-        self.table = table
+class Range(Interval):
+    """Bounds of a number: ``Annotated[int, Range(ge=1, le=100)]``. In words they are "1 to 100"."""
 
     def __repr__(self) -> str:
-        *names, last = self.table
-        return f"{', '.join(names)} or {last}"
-
-    def refusal(self, value: Any) -> str | None:
-        """The names, unless it is one of them."""
-        return None if value in self.table else repr(self)
-
-
-class Range(Limit):
-    """Bounds of a number, as metadata in its annotation: ``Annotated[int, Range(1, 100)]``.
-
-    Args:
-        least: the lowest number.
-        most: the highest number.
-        above: what the number is greater than.
-        below: what the number is less than.
-    """
-
-    def __init__(
-        self,
-        least: float | None = None,
-        most: float | None = None,
-        *,
-        above: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        bounds = {"ge": least, "gt": above, "le": most, "lt": below}
-        self._bounds = {name: bound for name, bound in bounds.items() if bound is not None}
-
-    def __repr__(self) -> str:
-        if self._bounds.keys() == {"ge", "le"}:
-            return f"{self._text(self._bounds['ge'])} to {self._text(self._bounds['le'])}"
+        if self.ge is not None and self.le is not None:
+            return f"{self._text(self.ge)} to {self._text(self.le)}"
         words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        return " and ".join(f"{words[name]} {self._text(bound)}" for name, bound in self._bounds.items())
+        bounds = {word: getattr(self, name) for name, word in words.items()}
+        return " and ".join(f"{word} {self._text(bound)}" for word, bound in bounds.items() if bound is not None)
 
-    def _text(self, bound: float) -> str:
+    def _text(self, bound: Any) -> str:
         return str(bound)
-
-    def refusal(self, value: Any) -> str | None:
-        """The bounds, unless it lies inside."""
-        inside = all(getattr(operator, name)(value, bound) for name, bound in self._bounds.items())
-        return None if inside else repr(self)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        return {**handler(source), **self._bounds}
 
 
 class SizeRange(Range):
     """Bounds of a size: bytes, or text such as ``"8GiB"``. Options hold what was given, pydantic makes bytes of it."""
 
-    def _text(self, bound: float) -> str:
+    def __iter__(self) -> Iterator[Any]:
+        yield _Bytes()
+        yield from super().__iter__()
+
+    def _text(self, bound: Any) -> str:
         units = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
         return next((f"{bound // factor:.0f} {unit}" for unit, factor in units if bound >= factor), f"{bound} bytes")
 
-    def refusal(self, value: Any) -> str | None:
-        """What a size is, or the bounds, unless it is one inside."""
-        try:
-            return _wanted(value, int | str) or super().refusal(parse_size(value))
-        except OptionError as error:
-            return str(error).partition(", wanted ")[2].removesuffix(".")
 
-    def read(self, value: Any) -> int:
-        """Its bytes."""
-        return parse_size(super().read(value))
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+class _Bytes:
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
         write = core_schema.plain_serializer_function_ser_schema(exact_size)
-        return core_schema.no_info_plain_validator_function(self.read, serialization=write)
+        return core_schema.no_info_after_validator_function(parse_size, handler(source), serialization=write)
 
 
-_NAMES = {
-    **{"bool": "True or False", "int": "an integer", "float": "a number", "str": "a text"},
-    **{"Callable": "a function", "Iterable": "a list", "Mapping": "a mapping"},
-}
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """The names of a table, as it is when somebody asks: ``Annotated[str, OneOf(CODECS)]``."""
+
+    table: Collection[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._read, handler(source))
+
+    def _read(self, name: str) -> str:
+        if name not in self.table:
+            *others, last = self.table
+            raise ValueError(f"{name!r}, wanted {', '.join(others)} or {last}")
+        return name
+
+
 _WEEK_S = 7 * 86_400
-Count = Annotated[int, Range(1)]
-Seconds = Annotated[float, Range(above=0, most=_WEEK_S)]
+Count = Annotated[int, Range(ge=1)]
+Seconds = Annotated[float, Range(gt=0, le=_WEEK_S)]
 # Of waits that may be switched off: 0 does not wait.
-Patience = Annotated[float, Range(0, _WEEK_S)]
-Size = Annotated[int | str, SizeRange(0)]
+Patience = Annotated[float, Range(ge=0, le=_WEEK_S)]
+Size = Annotated[int | str, SizeRange(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -142,6 +90,19 @@ class Option:
     kind: Any
     default: Any
     sentence: str
+
+    @property
+    def parts(self) -> list[Any]:
+        """The types of the annotation and what it says of them, side by side."""
+        return list(_parts(self.kind))
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        for inner in get_args(kind):
+            yield from _parts(inner)
+    else:
+        yield kind
 
 
 @cache
@@ -166,7 +127,7 @@ def _sentences(docstring: str) -> dict[str, str]:
 def check(options: Any, where: str = "") -> None:
     """Refuse what the annotations of a class do not allow; for its ``__post_init__``.
 
-    numpy's numbers are taken for Python's, and kept as such.
+    numpy's numbers become Python's, and lists tuples, which can be hashed; all else is kept as it was given.
 
     Args:
         options: an instance of a dataclass.
@@ -175,68 +136,65 @@ def check(options: Any, where: str = "") -> None:
     Raises:
         OptionError: an option that cannot be.
     """
-    check_values(type(options), vars(options), where)
-    for name, value in vars(options).items():
-        if isinstance(value, np.generic):
-            object.__setattr__(options, name, value.item())
+    for name, value in check_values(type(options), vars(options), where).items():
+        object.__setattr__(options, name, value)
 
 
-def check_values(owner: type, values: Mapping[str, Any], where: str = "") -> None:
+def check_values(owner: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """`check` of some arguments of a class's constructor, by their names."""
-    for name, value in values.items():
+    # Not imported above: it takes 12 MB and 50 ms of processes that only take options over, such as workers.
+    from pydantic import ValidationError
+
+    plain = {name: _plain(value) for name, value in values.items()}
+    try:
+        _model(owner)(**plain)
+    except ValidationError as failed:
+        errors = failed.errors()
+        name = str(errors[0]["loc"][0])
         option = options_of(owner)[name]
-        wanted = _wanted(value.item() if isinstance(value, np.generic) else value, option.kind)
-        if wanted is not None:
-            cure = "Leave it out for the default." if option.default is None else f"The default is {option.default!r}."
-            cure = "" if option.default is inspect.Parameter.empty else f" {cure}"
-            raise OptionError(f"{where}{name}: {value!r:.80}, wanted {wanted}.{cure}")
+        each = dict.fromkeys(_wanted(error, option.parts) for error in errors if error["loc"][0] == name)
+        cure = "Leave it out for the default." if option.default is None else f"The default is {option.default!r}."
+        cure = "" if option.default is inspect.Parameter.empty else f" {cure}"
+        raise OptionError(f"{where}{name}: {values[name]!r:.80}, wanted {', or '.join(each)}.{cure}") from None
+    return plain
 
 
-def _wanted(value: Any, kind: Any) -> str | None:
-    """What is wanted instead of a value that is not of a kind; None if it is."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _wanted_by_notes(value, *inner)
-    if origin in (Union, UnionType):
-        each = [_wanted(value, one) for one in inner if one is not NoneType or value is None]
-        return None if None in each else ", or ".join(filter(None, each))
-    if origin is Literal:
-        return None if isinstance(value, str) and value in inner else f"one of {', '.join(inner)}"
-    if origin is tuple:
-        return _wanted_inside(value, inner)
-    # numpy's arrays and the views of dictionaries are no Sequence, but serve as one.
-    found = Iterable if origin is Sequence else origin or kind
-    if not isinstance(found, type) or _is_one(value, found):
-        return None
-    name = found.__name__
-    return _NAMES.get(name, f"a{'n' * (name[0] in 'AEIOU')} {name}")
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _wanted_by_notes(value: Any, kind: Any, *notes: Any) -> str | None:
-    """Likewise, of what is annotated. A text says better what the type and the bounds before it want."""
-    wanted = _wanted(value, kind)
-    for note in notes:
-        if wanted is not None and isinstance(note, str):
-            return note
-        if wanted is None and isinstance(note, Limit):
-            wanted = note.refusal(value)
-    return wanted
+@cache
+def _model(owner: type) -> Any:
+    from pydantic import ConfigDict, create_model
+
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    kinds: dict[str, Any] = {name: (option.kind, None) for name, option in options_of(owner).items()}
+    return create_model(owner.__name__, __config__=config, **kinds)
 
 
-def _wanted_inside(value: Any, inner: tuple[Any, ...]) -> str | None:
-    if not isinstance(value, tuple | list) or (inner[-1] is not ... and len(value) != len(inner)):
-        return "a tuple"
-    each = inner[:1] * len(value) if inner[-1] is ... else inner
-    return next(filter(None, map(_wanted, value, each)), None)
-
-
-def _is_one(value: Any, kind: type) -> bool:
-    """isinstance, but True and False are no numbers, integers are numbers, and infinities are none."""
-    if kind not in (int, float):
-        return isinstance(value, kind)
-    if isinstance(value, float):
-        return kind is float and math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+def _wanted(error: Mapping[str, Any], parts: Sequence[Any]) -> str:
+    """What is wanted where pydantic found an error in an option of such parts: in their words, or else in its own."""
+    context = error.get("ctx", {})
+    bounds = [part for part in parts if isinstance(part, Range)]
+    broken = next((one for one in bounds if any(getattr(one, name, None) == context[name] for name in context)), None)
+    # A text says better what the type and the bounds before it want.
+    for part in parts if broken is None else parts[parts.index(broken) :]:
+        if isinstance(part, str):
+            return part
+    if broken is not None:
+        return repr(broken)
+    if error["type"] == "literal_error":
+        return f"one of {', '.join(name for part in parts if get_origin(part) is Literal for name in get_args(part))}"
+    message: str = error["msg"].rstrip(".")
+    what = context.get("class", context.get("class_name", message.removeprefix("Input should be a valid ")))
+    words = {"boolean": "True or False", "Input should be callable": "a function", "Collection": "a list"}
+    if what in words:
+        return words[what]
+    if what != message:
+        return f"a{'n' * (what[0] in 'AEIOUi')} {what}"
+    return message.partition("wanted ")[2] or message.removeprefix("Input should be ")
 
 
 def changed(options: T, changes: Mapping[str, Any], where: str) -> T:

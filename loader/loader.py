@@ -27,7 +27,7 @@ from epistream.loader.workers.slots import Slots
 from epistream.options import Count, Range, Seconds, check_values
 
 T = TypeVar("T")
-Number = Annotated[int, Range(0, 1024)]
+Number = Annotated[int, Range(ge=0, le=1024)]
 
 
 class LoaderConfig(StreamConfig, Protocol):
@@ -70,7 +70,7 @@ class StreamingLoader:
         *,
         num_workers: Number = 2,
         num_threads: Number | None = None,
-        prefetch: Annotated[Count, Range(most=1024)] = 2,
+        prefetch: Annotated[Count, Range(le=1024)] = 2,
         start_method: StartMethod = "fork",
         timeout_s: Seconds = 600.0,
         monitor: MonitorOptions | None = None,

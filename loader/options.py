@@ -1,6 +1,6 @@
 """Everything a user may say about a stream, in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from typing import Annotated
@@ -17,7 +17,7 @@ from epistream.loader.samples.collate import SampleOptions
 from epistream.loader.samples.transforms import Transform
 from epistream.options import Count, Range
 
-BatchSize = Annotated[Count, "an integer of at least 1", Range(most=1 << 20)]
+BatchSize = Annotated[Count, "an integer of at least 1", Range(le=1 << 20)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class StreamOptions(SampleOptions):
     shuffle: bool = True
     seed: Seed = 0
     remainder: Remainder = "drop"
-    repetitions: Sequence[int] | None = None
+    repetitions: Collection[int] | None = None
     order: OrderOptions | None = None
     cache: CacheMode | CacheOptions = "auto"
     on_bad: OnBad = "raise"

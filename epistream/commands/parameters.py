@@ -1,8 +1,7 @@
 """Options of commands that are options of classes: names, types, ranges, defaults and sentences are read there."""
 
-from collections.abc import Callable, Iterator
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -18,7 +17,8 @@ def option(owner: type, name: str, flag: str | None = None, **changes: Any) -> C
         flag: how it is written, if not as `name`.
         changes: what the command says otherwise, as ``click.option`` takes it.
     """
-    found, parts = options_of(owner)[name], list(_parts(options_of(owner)[name].kind))
+    found = options_of(owner)[name]
+    parts = found.parts
     sentence = found.sentence.replace("if None", "if not given") + "; may be repeated" * changes.get("multiple", False)
     bounds = " and ".join(repr(part) for part in parts if isinstance(part, Range))
     bounds = bounds and next((part for part in parts if isinstance(part, str)), bounds)
@@ -32,15 +32,6 @@ def option(owner: type, name: str, flag: str | None = None, **changes: Any) -> C
         "help": f"{sentence[:1].upper()}{sentence[1:]}." + (f"  [{bounds}]" if bounds not in sentence else ""),
     }
     return click.option(flag or f"--{name.replace('_', '-')}", name, **{**settings, **changes})
-
-
-def _parts(kind: Any) -> Iterator[Any]:
-    """The types of an annotation and what is said of them, side by side."""
-    if get_origin(kind) in (Annotated, Union, UnionType):
-        for inner in get_args(kind):
-            yield from _parts(inner)
-    else:
-        yield kind
 
 
 def _type(parts: list[Any]) -> Any:

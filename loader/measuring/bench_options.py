@@ -31,7 +31,7 @@ class BenchOptions:
     parallel: Count | tuple[Count, ...] = 2
     cache: Mode = "auto"
     rounds: Count = 5
-    seconds: Annotated[float, Range(above=0)] = 2.0
+    seconds: Annotated[float, Range(gt=0)] = 2.0
     once: bool = True
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ class MonitorOptions:
     """
 
     log_every_s: Seconds | None = None
-    metrics_port: Annotated[int, Range(1, 65535)] | None = None
+    metrics_port: Annotated[int, Range(ge=1, le=65535)] | None = None
     metrics_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:

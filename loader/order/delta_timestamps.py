@@ -1,7 +1,7 @@
 """Windows given in seconds: from `delta_timestamps` and each feature's rate to step offsets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from epistream.errors import OptionError
@@ -13,7 +13,7 @@ TOLERANCE_S = 1e-4
 
 
 def window_in_seconds(
-    delta_timestamps: Mapping[str, Sequence[float]],
+    delta_timestamps: Mapping[str, Collection[float]],
     features: Mapping[str, Feature],
     *,
     base: Window | None = None,
@@ -61,10 +61,10 @@ def window_in_seconds(
 
 
 def _by_feature(
-    delta_timestamps: Mapping[str, Sequence[float]], features: Mapping[str, Feature]
-) -> dict[str, Sequence[float]]:
+    delta_timestamps: Mapping[str, Collection[float]], features: Mapping[str, Feature]
+) -> dict[str, Collection[float]]:
     exact = {name: seconds for name, seconds in delta_timestamps.items() if not name.endswith("*")}
-    result: dict[str, Sequence[float]] = {}
+    result: dict[str, Collection[float]] = {}
     for pattern in delta_timestamps:
         if pattern in exact:
             names = [pattern] if pattern in features else []

@@ -48,8 +48,8 @@ class OrderOptions:
 
     shuffle: bool = True
     seed: Seed = 0
-    lanes: Annotated[Count, Range(most=1 << 16)] = 8
-    resident_shards: Annotated[Count, Range(most=1 << 24)] | None = None
+    lanes: Annotated[Count, Range(le=1 << 16)] = 8
+    resident_shards: Annotated[Count, Range(le=1 << 24)] | None = None
     reshuffle_lanes: bool = False
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from epistream.options import Range
 
 # A larger one would be cut off without a word.
-Seed = Annotated[int, Range(0, below=2**64), "an integer in [0, 2**64)"]
+Seed = Annotated[int, Range(ge=0, lt=2**64), "an integer in [0, 2**64)"]
 
 
 class Purpose(IntEnum):

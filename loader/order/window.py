@@ -14,19 +14,25 @@ from epistream.options import check
 Pad = Literal["edge", "zero"]
 
 
+def ascending(steps: list[int]) -> list[int]:
+    """The same step offsets; a ValueError unless there are some, each once, oldest first."""
+    if not steps:
+        raise ValueError("no step offsets, wanted at least one, for example 0:1 or [0]")
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError(f"{steps[:8]} does not ascend, wanted each step offset once, oldest first")
+    return steps
+
+
 def _offsets(name: str, steps: Iterable[int]) -> tuple[int, ...]:
     if not isinstance(steps, Iterable):
         raise OptionError(
             f"Window.{name}: {steps!r}, wanted step offsets. A chunk of 16 is range(16), one step is [0]."
         )
-    offsets = tuple(int(step) for step in steps)
-    if not offsets:
-        raise OptionError(f"Window.{name}: no step offsets. Give at least one, for example [0].")
-    if any(b <= a for a, b in pairwise(offsets)):
-        raise OptionError(
-            f"Window.{name}: {list(offsets)[:8]} does not ascend. Give each step offset once, oldest first."
-        )
-    return offsets
+    offsets = [int(step) for step in steps]
+    try:
+        return tuple(ascending(offsets))
+    except ValueError as error:
+        raise OptionError(f"Window.{name}: {error}.") from None
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Window:
     overrides: Mapping[str, Iterable[int]] = field(default_factory=dict)
     pad: Annotated[Pad, "'edge' or 'zero'"] = "edge"
     drop_incomplete: bool = False
-    must_fit: tuple[int, int] | None = None
+    must_fit: Annotated[tuple[int, int], "(lowest, highest), for example (0, 15)"] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _offsets("obs", self.obs))
@@ -68,8 +74,6 @@ class Window:
         overrides = {name: _offsets(f"overrides[{name!r}]", steps) for name, steps in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
         check(self, "Window.")
-        if self.must_fit is not None:
-            object.__setattr__(self, "must_fit", tuple(self.must_fit))
         if self.must_fit is not None and not self.must_fit[0] <= 0 <= self.must_fit[1]:
             raise OptionError(f"Window.must_fit: {self.must_fit}, wanted a lowest offset up to 0 and a highest from 0.")
 

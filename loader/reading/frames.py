@@ -15,7 +15,7 @@ from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.resizing import resized
 
 Decode = Literal["auto", "once", "per_read"]
-Side = Annotated[int, Range(1, (1 << 15) - 1)]
+Side = Annotated[int, Range(ge=1, le=(1 << 15) - 1)]
 ImageSize = Annotated[tuple[Side, Side], "(height, width) in pixels, for example (224, 224)"]
 Int64 = NDArray[np.int64]
 # The frames of an episode by camera, each (T, H, W, C).
@@ -42,8 +42,6 @@ class FrameOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.image_size is not None:
-            object.__setattr__(self, "image_size", tuple(self.image_size))
 
     def shown(self, feature: Feature) -> Feature:
         """The feature as batches hold it: the same, in another size if one was asked for."""

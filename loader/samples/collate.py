@@ -1,6 +1,6 @@
 """What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,13 +28,14 @@ Batch = dict[str, Any]
 class SampleOptions:
     """What a stream's user wants of a sample; the arguments of `EpisodeStream` of the same names."""
 
-    features: Sequence[str] | None = None
+    features: Collection[str] | None = None
     window: Window | None = None
-    delta_timestamps: Mapping[str, Sequence[float]] | None = None
-    tolerance_s: Annotated[float, Range(0)] = TOLERANCE_S
+    delta_timestamps: Mapping[str, Collection[float]] | None = None
+    tolerance_s: Annotated[float, Range(ge=0)] = TOLERANCE_S
     squeeze: bool = False
     action_delta: DeltaKind | ActionDelta | None = None
-    normalize: Mode | Mapping[str, Mode] | Normalizer | None = None
+    # Modes by feature are looked at with the features.
+    normalize: Mode | Mapping[str, Any] | Normalizer | None = None
     instruction: Instruction = "first"
     sample_format: WantedFormat | None = None
     image_size: ImageSize | None = None
@@ -139,7 +140,7 @@ def _normalizer(
     return normalizer
 
 
-def choose_features(available: Mapping[str, Feature], wanted: Sequence[str] | None) -> dict[str, Feature]:
+def choose_features(available: Mapping[str, Feature], wanted: Collection[str] | None) -> dict[str, Feature]:
     """The features to stream: all, or those named, in the order named.
 
     Raises:

@@ -14,7 +14,7 @@ from epistream.units import parse_size
 # How the job runs, which no byte of the result depends on.
 _RUNNING = ("workers", "resume", "overwrite", "skip_bad")
 
-Side = Annotated[int, Range(1, 16_384)]
+Side = Annotated[int, Range(ge=1, le=16_384)]
 PictureSize = Annotated[tuple[Side, Side], "(width, height) in pixels, for example 320x240"]
 
 
@@ -49,17 +49,17 @@ class PackOptions:
 
     layout: str | MappingLayout | None = None
     codec: Annotated[str, OneOf(CODECS)] | None = None
-    quality: Annotated[int, Range(1, 100)] = 95
-    shard_size: Annotated[int | str, SizeRange(1 << 16, 1 << 39)] = "128MiB"
+    quality: Annotated[int, Range(ge=1, le=100)] = 95
+    shard_size: Annotated[int | str, SizeRange(ge=1 << 16, le=1 << 39)] = "128MiB"
     cameras: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     color_order: Channels | None = None
     image_size: PictureSize | None = None
-    fps: Annotated[float, Range(above=0, below=1_000_000)] | None = None
-    val_fraction: Annotated[float, Range(above=0, below=1)] | None = None
-    split_seed: Annotated[int, Range(0, 1 << 63), "an integer from 0 to 2**63"] = 0
-    workers: Annotated[int, Range(1, 1024)] = 1
+    fps: Annotated[float, Range(gt=0, lt=1_000_000)] | None = None
+    val_fraction: Annotated[float, Range(gt=0, lt=1)] | None = None
+    split_seed: Annotated[int, Range(ge=0, le=1 << 63), "an integer from 0 to 2**63"] = 0
+    workers: Annotated[int, Range(ge=1, le=1024)] = 1
     resume: bool = False
     overwrite: bool = False
     skip_bad: bool = False
@@ -71,8 +71,6 @@ class PackOptions:
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         pairs = self.rename.items() if isinstance(self.rename, Mapping) else self.rename
         object.__setattr__(self, "rename", tuple((str(old), str(new)) for old, new in pairs))
-        if isinstance(self.image_size, list):
-            object.__setattr__(self, "image_size", tuple(self.image_size))
         check(self)
         if self.resume and self.overwrite:
             raise OptionError("resume and overwrite: both given, wanted one: resume goes on, overwrite begins again.")
