@@ -1,8 +1,12 @@
 """``epistream cache``: what this node's shard caches hold, and tending them."""
 
+import itertools
 import json
 import shutil
 import time
+from bisect import bisect_right
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import click
 import psutil
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +22,7 @@ from rich.text import Text
 from epistream.cache import admin
 from epistream.cache.options import CacheOptions
 from epistream.commands.sources import layout_options, open_source
+from epistream.commands.tables import progress_bar
 from epistream.errors import CacheError
 from epistream.units import parse_size, size_text
 
@@ -133,11 +138,11 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     with NodeCache(options, dataset.storage_options) as cache:
         budget_now = cache.budget()
         room = budget_now.bytes if budget_now else 0
-        fitting, total = 0, 0
-        while fitting < len(entries) and total + entries[fitting].size <= room:
-            total += entries[fitting].size
-            fitting += 1
-        with _progress() as progress:
+        totals = list(itertools.accumulate((entry.size for entry in entries), initial=0))
+        fitting = bisect_right(totals, room) - 1
+        total = totals[fitting]
+        columns = TextColumn("warming"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
+        with progress_bar(*columns, transient=False) as progress:
             task = progress.add_task("warming", total=total)
             cache.keep(entries[:fitting])
             for entry in entries[:fitting]:
@@ -163,18 +168,13 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
 @click.option("--count", type=click.IntRange(1), help="Looks before it ends; without it, until Ctrl-C.")
 def top(directory: Path | None, interval: float, count: int | None) -> None:
     """Watch the caches live: how full, who uses them, which entries come and go."""
-    looks = 0
-    with Live(Text("looking"), console=Console(), auto_refresh=False, transient=False) as live:
-        try:
-            while True:
-                views = _views(directory)
-                live.update(Group(*(_screen(view) for view in views)) if views else Text("No cache."), refresh=True)
-                looks += 1
-                if looks == count:
-                    return
-                time.sleep(interval)
-        except KeyboardInterrupt:
-            return
+    with Live(Text("looking"), console=Console(), auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        for looks in itertools.count(1):
+            views = _views(directory)
+            live.update(Group(*(_screen(view) for view in views)) if views else Text("No cache."), refresh=True)
+            if looks == count:
+                return
+            time.sleep(interval)
 
 
 def _paths(directory: Path | None) -> list[Path]:
@@ -236,35 +236,7 @@ def _age(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 def _as_dict(view: admin.CacheView) -> dict[str, object]:
-    return {
-        "path": str(view.path),
-        "budget_bytes": view.budget_bytes,
-        "held_bytes": view.held_bytes,
-        "pids": list(view.pids),
-        "kept": view.kept,
-        "entries": [
-            {
-                "key": row.key,
-                "url": row.url,
-                "size": row.size,
-                "state": row.state,
-                "idle_s": round(row.idle_s, 3),
-                "pids": list(row.pids),
-            }
-            for row in view.entries
-        ],
-    }
+    values = {name: getattr(view, name) for name in ("budget_bytes", "held_bytes", "pids", "kept")}
+    entries = [asdict(row) | {"idle_s": round(row.idle_s, 3)} for row in view.entries]
+    return {"path": str(view.path), **values, "entries": entries}

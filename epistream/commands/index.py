@@ -1,12 +1,10 @@
 """``epistream index``: indexes and a manifest for tars that have none, and other readers' sidecars."""
 
-import sys
-
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from epistream.commands.sources import storage_options
+from epistream.commands.tables import progress_bar
 from epistream.sharding.tar.reindex import Reindexed, ReindexOptions, reindex
 from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour
 
@@ -22,16 +20,7 @@ def command(source: str, overwrite: bool, emit: tuple[Neighbour, ...], options_j
     SOURCE is a folder or URL with tars, or a brace pattern or glob of tars in one folder. Each sample of a tar must
     be a whole episode. With --emit and a manifest in place, only the sidecars are written.
     """
-    bar = Progress(
-        TextColumn("indexing {task.fields[name]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
+    with progress_bar(TextColumn("indexing {task.fields[name]}"), BarColumn(), MofNCompleteColumn()) as bar:
         task = bar.add_task("index", total=None, name="")
         done = reindex(
             source,

@@ -8,16 +8,11 @@ from typing import Any
 import click
 import natsort
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TaskID, TextColumn
 
 from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, wanted_layout
+from epistream.commands.tables import progress_bar
 from epistream.errors import OptionError
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature
@@ -56,7 +51,7 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
     if list(sources) == sorted(sources):
         # As a shell expands a glob: episode_10 before episode_2.
         sources = tuple(natsort.natsorted(sources, alg=natsort.ns.PATH))
-    num_workers = _num_cores() if workers is None else workers
+    num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
     try:
         with _Display() as display:
             report = pack(sources, out, progress=display.show, workers=num_workers, **options)
@@ -83,23 +78,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def _num_cores() -> int:
-    return max(1, len(os.sched_getaffinity(0)))
-
-
 class _Display:
     """A progress bar on stderr, for each stage anew; nothing at all when that is no terminal."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        self._progress = progress_bar(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")
         )
         self._stage = ""
         self._task: TaskID | None = None

@@ -1,7 +1,10 @@
-"""Tables of the commands: narrow, so that they read well in 80 columns, and whole where there is no window."""
+"""What commands show: tables that read well in 80 columns and are whole where there is no window, and progress."""
+
+from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -31,6 +34,13 @@ def print_table(table: Table) -> None:
     if table.title:
         console.print()
     console.print(table)
+
+
+def progress_bar(*columns: ProgressColumn, **settings: Any) -> Progress:
+    """A bar on stderr with the time that remains; nothing at all when that is no terminal."""
+    console = Console(stderr=True)
+    settings = {"transient": True, "console": console, "disable": not console.is_terminal, **settings}
+    return Progress(*columns, TimeRemainingColumn(), **settings)
 
 
 def _console() -> Console:

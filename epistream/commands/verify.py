@@ -3,12 +3,12 @@
 import sys
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn
 
 from epistream.commands.sources import open_source
+from epistream.commands.tables import progress_bar
 from epistream.sharding.check.verify import Report, refuse_hdf5, verify
-from epistream.sharding.check.verify_shard import Fault, VerifyOptions
+from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.units import size_text
 
 
@@ -28,27 +28,15 @@ def command(
     """
     refuse_hdf5(source)
     dataset = open_source(source, options_json)
-    bar = Progress(
-        TextColumn("verifying"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-        redirect_stdout=sys.stdout.isatty(),  # faults go above the bar on a terminal, and into a file if there is one
-    )
-
-    def show(fault: Fault) -> None:
-        click.echo(str(fault))
-
-    with bar:
+    columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True)
+    # Faults go above the bar on a terminal, and into a file if there is one.
+    with progress_bar(*columns, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("verify", total=int(dataset.shard_bytes.sum()))
         report = verify(
             dataset,
             VerifyOptions(sample=sample, statistics=statistics, num_threads=threads),
             advance=lambda num_bytes: bar.advance(task, num_bytes),
-            report_fault=show,
+            report_fault=lambda fault: click.echo(str(fault)),
         )
     click.echo(_summary(report))
     sys.exit(1 if report.faults else 0)
