@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.table import Table
 
 from epistream.commands.sources import layout_options, open_source
@@ -27,21 +28,14 @@ _MOST_DIMENSIONS = 16
 @click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Steps in the picture.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
-def command(  # one parameter an option, as click wants it
-    source: tuple[str, ...],
-    as_json: bool,
-    episode: int | None,
-    image: Path | None,
-    columns: int,
-    options_json: str | None,
-    layout: str | None,
-    layout_file: str | None,
+def command(
+    source: tuple[str, ...], as_json: bool, episode: int | None, image: Path | None, columns: int, **reached: Any
 ) -> None:
     """Show what a dataset holds: features, shards, splits, statistics, tasks.
 
     SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or HDF5 files.
     """
-    dataset = open_source(source, options_json, layout, layout_file)
+    dataset = open_source(source, **reached)
     if image is not None:
         _write_image(dataset, 0 if episode is None else episode, image, columns)
         return
@@ -173,7 +167,7 @@ def _statistics(name: str, values: dict[str, Any]) -> Table:
     table.add_column("dim", justify="right")
     for key in columns:
         table.add_column(key, justify="right")
-    flat = {key: _flatten(values[key]) for key in columns}
+    flat = {key: np.ravel(np.array(values[key], dtype=object)) for key in columns}
     num_dims = len(flat["mean"])
     for dim in range(min(num_dims, _MOST_DIMENSIONS)):
         numbers = ("-" if flat[key][dim] is None else f"{flat[key][dim]:.4g}" for key in columns)
@@ -181,12 +175,6 @@ def _statistics(name: str, values: dict[str, Any]) -> Table:
     if num_dims > _MOST_DIMENSIONS:
         table.add_row("...", *(f"{num_dims} dims" if key == "mean" else "" for key in columns))
     return table
-
-
-def _flatten(values: Any) -> list[float | None]:
-    if not isinstance(values, list):
-        return [values]
-    return [number for value in values for number in _flatten(value)]
 
 
 def _tasks(tasks: list[dict[str, Any]]) -> Table:

@@ -1,7 +1,8 @@
 """`epistream plan`: how well an epoch is shuffled within a budget, and what it fetches."""
 
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
     from epistream.loader.order.plan import Plan
     from epistream.loader.order.quality import OrderReport
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What the options say of the job: batch size of a rank, nodes, ranks of a node."""
-
-    batch_size: int
-    num_nodes: int
-    ranks_per_node: int
-
-    @property
-    def global_batch(self) -> int:
-        return self.batch_size * self.num_nodes * self.ranks_per_node
 
 
 @click.command()
@@ -62,16 +50,17 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     if split == "auto":
         split = "train" if "train" in dataset.splits else None
     anchors = Anchors(dataset, split, (0, 0), drop_incomplete=False)
-    job = _Job(options["batch_size"], options["num_nodes"], options["ranks_per_node"])
+    job = options["batch_size"], options["num_nodes"], options["ranks_per_node"]
+    global_batch = math.prod(job)
     lanes, resident_shards = options["lanes"], options["resident_shards"]
     if lanes is None:
         lanes = 8 if resident_shards is None else max(1, min(8, resident_shards // 2))
     wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards)
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
     budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
-    plan = _plan(dataset, anchors, wanted, budget, job)
-    found = report(plan, anchors, job.batch_size, job.num_nodes, job.ranks_per_node)
-    advice = None if budget is None else budget_advice(plan, budget, job.global_batch)
+    plan = _plan(dataset, anchors, wanted, budget, global_batch)
+    found = report(plan, anchors, *job)
+    advice = None if budget is None else budget_advice(plan, budget, global_batch)
     if as_json:
         click.echo(
             json.dumps({"url": dataset.url, "budget_bytes": budget, "advice": advice} | found.to_dict(), indent=1)
@@ -80,7 +69,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     _show(dataset.url, found, budget, advice)
 
 
-def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | None, job: _Job) -> "Plan":
+def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | None, global_batch: int) -> "Plan":
     """The plan of the options; where they leave K open, with the largest K that fits the budget."""
     from epistream.loader.order.plan import Plan
     from epistream.loader.order.working_set import largest_fit
@@ -88,7 +77,7 @@ def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | 
     plan = Plan.of(anchors, dataset, wanted)
     if budget is None or wanted.resident_shards is not None:
         return plan
-    fit = largest_fit(plan, budget, job.global_batch)
+    fit = largest_fit(plan, budget, global_batch)
     if fit is None:
         return plan
     return Plan.of(anchors, dataset, replace(wanted, lanes=fit.lanes, resident_shards=fit.resident_shards))
