@@ -84,18 +84,24 @@ class Config:
         """Pack HDF5 episodes as the section ``pack`` says; other options as `epistream.pack` takes them."""
         return pack(sources, out, **{**self.pack_arguments(), **options})
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Plain values by key, in the order of the schema."""
+        return dict(flatten(self.settings.model_dump(mode="json")))
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Those that are no defaults."""
+        return {name: value for name, value in self.values.items() if name in self.origins}
+
     def rows(self) -> list[tuple[str, Any, str, str]]:
         """(key, value, where it comes from, what it means) of every key."""
-        values = dict(flatten(self.settings.model_dump(mode="json")))
-        return [
-            (name, values.get(name), self.origins.get(name, "default"), info.description or "") for name, info in keys()
-        ]
+        values, origins = self.values, self.origins
+        return [(name, values[name], origins.get(name, "default"), info.description or "") for name, info in keys()]
 
     def to_yaml(self, everything: bool = False) -> str:
         """YAML that `load_config` reads back to the same values; only what somebody said, or `everything`."""
-        values = dict(flatten(self.settings.model_dump(mode="json")))
-        kept = {name: values[name] for name in NAMES if everything or name in self.origins}
-        return dump_yaml(nest(kept))
+        return dump_yaml(nest(self.values if everything else self.said))
 
 
 def load_config(file: str | Path | None = None, *, preset: str | None = None, **changes: Any) -> Config:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from epistream.configs.survey import Survey
 from epistream.loader.measuring.rates import Kind, LoadRate
 from epistream.loader.workers.slots import most_together
+from epistream.units import size_text
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Prediction:
     def memory_bytes(self) -> int:
         """All of it."""
         return self.ring_bytes + self.process_bytes + self.cache_bytes + self.decoded_bytes
+
+    @property
+    def memory_text(self) -> str:
+        """`memory_bytes`, and what it is made of."""
+        return (
+            f"{size_text(self.memory_bytes)}: processes {size_text(self.process_bytes)}, "
+            f"batches {size_text(self.ring_bytes)}, shards {size_text(self.cache_bytes)}, "
+            f"decoded episodes {size_text(self.decoded_bytes)}"
+        )
 
 
 def predict(found: Survey, choice: Choice, ranks: int, cache_bytes: int) -> Prediction:

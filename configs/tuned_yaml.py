@@ -2,19 +2,15 @@
 
 from collections.abc import Iterator
 
-from epistream.configs.keys import flatten
 from epistream.configs.tuner import Tuning
 from epistream.configs.yaml_text import dump_yaml
-from epistream.units import size_text
 
 
 def tuned_yaml(tuning: Tuning) -> str:
     """YAML for `load_config`, with comments."""
-    config = tuning.config
-    values = {name: value for name, value in flatten(config.settings.model_dump(mode="json")) if name in config.origins}
     lines = [f"# {line}" for line in _head(tuning)]
     section: tuple[str, ...] = ()
-    for name, value in values.items():
+    for name, value in tuning.config.said.items():
         *path, key = name.split(".")
         for depth, part in enumerate(path):
             if section[: depth + 1] != tuple(path[: depth + 1]):
@@ -34,10 +30,6 @@ def _head(tuning: Tuning) -> Iterator[str]:
         f"Predicted: {prediction.windows_per_s:,.0f} windows/s on the node ({prediction.limit} limits it), "
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch;"
     )
-    yield (
-        f"memory {size_text(prediction.memory_bytes)}: processes {size_text(prediction.process_bytes)}, batches "
-        f"{size_text(prediction.ring_bytes)}, shards {size_text(prediction.cache_bytes)}, decoded episodes "
-        f"{size_text(prediction.decoded_bytes)}."
-    )
+    yield f"memory {prediction.memory_text}."
     for note in tuning.notes:
         yield f"Note: {note}."

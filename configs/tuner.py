@@ -133,9 +133,8 @@ class _Chooser:
                 f"this machine is busy (load {self.machine.load:.1f} on {self.machine.num_cores} cores): the "
                 "prediction is for a quiet one"
             )
-        given = {name: value for name, value, origin, _ in self.base.rows() if origin != "default"}
         return Tuning(
-            config=load_config(**{**given, **self.values}),
+            config=load_config(**{**self.base.said, **self.values}),
             reasons=self.reasons,
             prediction=prediction,
             survey=self.found,
@@ -233,13 +232,8 @@ class _Chooser:
             most -= 1  # a core for the process that drives the card
         prefetch = self._prefetch(most)
         kinds: tuple[Kind, ...] = ("processes", "threads")
-        rate = {
-            Choice(kind, number, prefetch): predict(
-                found, Choice(kind, number, prefetch), ranks, cache_bytes
-            ).windows_per_s
-            for kind in kinds
-            for number in range(1, most + 1)
-        }
+        choices = [Choice(kind, number, prefetch) for kind in kinds for number in range(1, most + 1)]
+        rate = {choice: predict(found, choice, ranks, cache_bytes).windows_per_s for choice in choices}
         best = max(rate.values())
         goal = best * _ENOUGH
         if self.options.target is not None:

@@ -73,41 +73,32 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
 def _show(tuning: "Tuning", output: Path) -> None:
     from epistream.units import size_text
 
-    console, prediction = Console(), tuning.prediction
-    console.print(f"[bold]machine[/]     {tuning.machine}", highlight=False, soft_wrap=True)
+    console, prediction = Console(highlight=False, soft_wrap=True), tuning.prediction
+    console.print(f"[bold]machine[/]     {tuning.machine}")
     found = tuning.survey
     console.print(
         f"[bold]data[/]        {size_text(found.dataset_bytes)} on {found.place.name}, read at "
         f"{size_text(found.fetch_bytes_per_s)}/s; {found.num_windows:,} windows; "
-        f"{size_text(found.decoded_bytes)} decoded",
-        highlight=False,
-        soft_wrap=True,
+        f"{size_text(found.decoded_bytes)} decoded"
     )
     table = new_table()
     table.add_column("key", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("why")
-    values = {key: value for key, value, _, _ in tuning.config.rows()}
     for key, reason in tuning.reasons.items():
-        table.add_row(key, *map(escape, (json.dumps(values[key]), reason)))
+        table.add_row(key, *map(escape, (json.dumps(tuning.config.said[key]), reason)))
     print_table(table)
     console.print(
         f"[bold]predicted[/]   {prediction.windows_per_s:,.0f} windows/s on this node, limited by {prediction.limit}; "
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch\n"
-        f"[bold]memory[/]      {size_text(prediction.memory_bytes)}: "
-        f"processes {size_text(prediction.process_bytes)}, batches {size_text(prediction.ring_bytes)}, "
-        f"shards {size_text(prediction.cache_bytes)}, decoded episodes {size_text(prediction.decoded_bytes)}",
-        highlight=False,
-        soft_wrap=True,
+        f"[bold]memory[/]      {prediction.memory_text}"
     )
     for way in tuning.repacking:
         verdict = "pays" if way.pays else "does not pay"
         console.print(
             f"[bold]packing[/]     {way.name}: {way.prediction.windows_per_s:,.0f} windows/s, "
-            f"{size_text(way.dataset_bytes)}: {verdict}",
-            highlight=False,
-            soft_wrap=True,
+            f"{size_text(way.dataset_bytes)}: {verdict}"
         )
     for note in tuning.notes:
-        console.print(f"[bold]note[/]        {note}", highlight=False, soft_wrap=True)
-    console.print(f"Written to {output}. Use: epistream.load_config({str(output)!r}).loader()", highlight=False)
+        console.print(f"[bold]note[/]        {note}")
+    console.print(f"Written to {output}. Use: epistream.load_config({str(output)!r}).loader()")
