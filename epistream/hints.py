@@ -1,7 +1,6 @@
 """One way to say "did you mean"."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str = "") -> str:
@@ -12,6 +11,8 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str = "") -> str:
     >>> did_you_mean("top", ["action", "observation.images.top"])
     "Did you mean 'observation.images.top'?"
     """
+    from difflib import get_close_matches  # takes 5 ms, and only mistakes need it
+
     by_last = {one.rpartition(".")[2]: one for one in known}
     last = name.rpartition(".")[2]
     if name in by_last:

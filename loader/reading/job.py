@@ -114,7 +114,7 @@ class ReadJob:
         """Why files were left out when the datasets were opened, by path."""
         return {path: reason for part in self.parts for path, reason in part.dataset.skipped.items()}
 
-    @property
+    @cached_property  # asked for each batch
     def marks_repeats(self) -> bool:
         """Whether batches can hold windows that are repeats."""
         return self.remainder == "pad" or any(part.on_bad == "skip" for part in self.parts)

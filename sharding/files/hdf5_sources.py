@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import natsort
-
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.names import HDF5_SUFFIXES
@@ -67,7 +65,7 @@ def _expand(source: str) -> list[Path]:
         ]
         if not files:
             raise SourceError(f"{path}: a folder without HDF5 files, wanted at least one ({', '.join(HDF5_SUFFIXES)}).")
-        return natsort.natsorted(files, key=str, alg=natsort.ns.PATH)
+        return [Path(name) for name in _in_natural_order(map(str, files))]
     if path.exists() or not any(sign in source for sign in "*?["):
         return [path]
     return [path for path in map(Path, matches(source)) if path.is_file()]
@@ -83,4 +81,11 @@ def matches(pattern: str) -> list[str]:
     found = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
     if not found:
         raise SourceError(f"{pattern}: matches nothing, wanted at least one file. Check the pattern.")
-    return natsort.natsorted(found, alg=natsort.ns.PATH)
+    return _in_natural_order(found)
+
+
+def _in_natural_order(paths: Iterable[str]) -> list[str]:
+    # Imported late: it takes 15 ms, a twelfth of what opening a packed dataset in a new process takes.
+    from natsort import natsorted, ns
+
+    return list(natsorted(paths, alg=ns.PATH))
