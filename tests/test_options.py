@@ -24,7 +24,7 @@ from epistream.errors import EpistreamError, OptionError
 from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.samples.formats.act import ActFormat
-from epistream.options import options_of
+from epistream.options import check_values, options_of
 from epistream.sharding.pack.options import PackOptions
 
 WEEK_S = 604_800
@@ -280,6 +280,12 @@ def test_help_of_a_command_says_what_the_class_says():
     assert "--quality INTEGER Of JPEG, 1 to 100. [default: 95] --shard-size" in text
     assert "--shard-size SIZE Target bytes of a shard. [64 KiB to 512 GiB] [default: 128MiB] --camera" in text
     assert "--workers INTEGER Processes. [1 to 1024] [default: (one a core)] --resume" in text
+
+
+@pytest.mark.parametrize("owner", TABLE)
+def test_defaults_are_what_the_class_allows(owner):
+    defaults = {name: option.default for name, option in options_of(owner).items()}
+    assert check_values(owner, {name: one for name, one in defaults.items() if one is not inspect.Parameter.empty})
 
 
 @pytest.mark.parametrize("owner", TABLE)
