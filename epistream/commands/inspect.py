@@ -102,7 +102,7 @@ def _overview(facts: dict[str, Any]) -> Table:
         "episodes": f"{facts['num_episodes']:,} of {_range(lengths, '{:,.0f}'.format)} steps",
         "steps": f"{facts['num_steps']:,}{duration}" + (f", {skipped:,} not valid as anchors" if skipped else ""),
         "shards": f"{facts['num_shards']:,} of {_range(sizes, size_text)}",
-        "bytes": f"{size_text(facts['num_bytes'])}, indexes {size_text(facts['num_index_bytes'])}",
+        "bytes": f"{size_text(facts['num_bytes'])}, indexes {facts['num_index_bytes']:,} bytes",
     }
     for name, value in rows.items():
         table.add_row(name, value)

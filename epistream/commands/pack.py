@@ -122,7 +122,7 @@ class _Display:
 
 def _print(report: PackReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    rate = report.source_bytes / max(report.seconds, 1e-9) / 1e6
+    rate = report.source_bytes / max(report.seconds, 1e-9)
     layouts = " and ".join(_count(count, f"{name} file") for name, count in report.layouts.items())
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     console.print(
@@ -130,7 +130,8 @@ def _print(report: PackReport) -> None:
     )
     console.print(
         f"{_count(report.num_shards, 'shard')}, {size_text(report.num_bytes)} from {size_text(report.source_bytes)} "
-        f"in {report.seconds:.1f} s ({rate:.0f} MB/s)" + (f", {report.num_resumed} resumed" * bool(report.num_resumed))
+        f"in {report.seconds:.1f} s ({size_text(rate)}/s)"
+        + (f", {report.num_resumed} resumed" * bool(report.num_resumed))
     )
     console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
     for feature in report.features.values():
