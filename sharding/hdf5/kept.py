@@ -55,10 +55,12 @@ def keep_indexes(
     described = json.dumps(layout.plain()) if isinstance(layout, MappingLayout) else layout or ""
     name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{SHARD_BYTES}\0{described}".encode())
     first = folder / f"{name}.0.index"
+    indexed: set[str] = set()
 
     def make() -> Iterator[tuple[str, bytes]]:
         _log.info("indexing %s", url)
         made = index_hdf5(url, options, layout=layout)
+        indexed.update(index.extents.version for index in made)
         # The first one last: where it is, the others are.
         return ((f"{name}.{number}.index", made[number].to_bytes()) for number in reversed(range(len(made))))
 
@@ -67,7 +69,8 @@ def keep_indexes(
         lambda: _read(first, version),
         make,
         url,
-        is_unchanged=lambda: version_and_bytes(url, options)[0] == version,
+        # Also not while it was read: an older file may have been put back since.
+        is_unchanged=lambda: {*indexed, version_and_bytes(url, options)[0]} == {version},
         deadline_s=deadline_s,
     )
 

@@ -178,6 +178,21 @@ def test_file_that_changes_while_it_is_indexed_is_refused(tmp_path, monkeypatch)
         keep_indexes(str(path))
 
 
+def test_file_that_was_another_one_while_it_was_indexed_is_refused(tmp_path, monkeypatch):
+    path = world.write_episode(tmp_path / "episode.hdf5")
+    before = path.stat().st_mtime_ns
+
+    def touched(*arguments, **options):
+        os.utime(path, ns=(7, 7))
+        made = index_hdf5(*arguments, **options)
+        os.utime(path, ns=(before, before))
+        return made
+
+    monkeypatch.setattr(hdf5_kept, "index_hdf5", touched)
+    with pytest.raises(SourceChangedError, match=r"episode\.hdf5: changed while it was indexed"):
+        keep_indexes(str(path))
+
+
 def test_index_waits_no_longer_than_its_deadline(tmp_path):
     path = str(world.write_episode(tmp_path / "episode.hdf5"))
     kept = Path(keep_indexes(path)[0].path)
