@@ -104,7 +104,7 @@ def _problems(feature: Feature) -> Iterator[str]:
 
 
 def _frames_problems(feature: Feature) -> Iterator[str]:
-    codec = CODECS.get(feature.codec)
+    codec = CODECS.get(feature.codec) if isinstance(feature.codec, str) else None
     if codec is None:
         yield f"codec {feature.codec!r} of frames, wanted {codec_names()}"
         return

@@ -233,6 +233,7 @@ def edit(folder, change):
         (lambda v: v.update(fingerprint="0" * 32), FormatError, "fingerprint "),
         (lambda v: v["features"][0].update(dtype="float16"), FormatError, "fingerprint "),
         (lambda v: v["features"][0].update(dtype="object"), FormatError, "dtype 'object'"),
+        (lambda v: v["features"][0].update(kind="frames", codec=["jpeg"]), FormatError, "codec ['jpeg'] of frames"),
         (lambda v: v["features"][0].update(shape=[2**31]), FormatError, "at most 4 axes"),
         (lambda v: v["features"][0].update(extra=1), FormatError, "extra"),
         (lambda v: v["features"].append(v["features"][0]), FormatError, "2 features with 1 names"),
