@@ -110,8 +110,8 @@ def mark_kept(dir_fd: int, keys: Collection[str] | None = None) -> None:
 
 
 def is_kept(dir_fd: int) -> bool:
-    """Whether a directory outlives its last user."""
-    return _kept(dir_fd) is not None
+    """Whether a directory outlives its last user, or means to: its ``.keep`` may be of a kind that cannot be read."""
+    return KEEP in os.listdir(dir_fd)
 
 
 def drop_unkept(dir_fd: int) -> bool:

@@ -141,6 +141,15 @@ def test_sweep_removes_the_unheld_and_nothing_else(tmpfs_path: Path) -> None:
     holder.leave()
 
 
+def test_sweep_leaves_a_directory_alone_whose_keep_cannot_be_read(tmpfs_path: Path) -> None:
+    neighbour = tmpfs_path / "fam-2"
+    neighbour.mkdir(mode=0o700)
+    (neighbour / ".users").touch()
+    (neighbour / ".keep").symlink_to("elsewhere")
+    assert sweep(tmpfs_path / "fam", "fam") == []
+    assert (neighbour / ".keep").is_symlink()
+
+
 def test_sweep_beside_a_directory_that_the_user_named_touches_no_neighbour(tmpfs_path: Path) -> None:
     (tmpfs_path / "mine").mkdir(mode=0o700)
     neighbour = tmpfs_path / "mine-2"
