@@ -142,8 +142,8 @@ class Filling:
             if not published:
                 unlink(self.directory, key + PART)
             name = type(error).__name__
-            note = Note("failed", name, str(error), boot_time_s())
-            fill_lock.write_text(write_note(note) if name in CARRIED else "")
+            text = write_note(Note("failed", name, str(error), boot_time_s())) if name in CARRIED else ""
+            fill_lock.write_text(text)
             DESCRIPTORS.close(part)
             raise
         fill_lock.write_text("")

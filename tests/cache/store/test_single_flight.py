@@ -51,6 +51,22 @@ def test_acquire_after_an_unexpected_failure_lets_the_next_one_try(cache_path: P
     assert read_all(get(store, 1)) == content(1)
 
 
+def test_acquire_failing_with_an_error_without_words_leaves_nothing(cache_path: Path) -> None:
+    class WordlessError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    def fail(fd: int) -> None:
+        raise WordlessError
+
+    store = open_test_store(cache_path)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(WordlessError):
+        store.acquire(key_of(1), SIZE, fail)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    assert read_all(get(store, 1)) == content(1)
+
+
 def test_acquire_interrupted_by_the_user_leaves_nothing(cache_path: Path) -> None:
     store = open_test_store(cache_path)
 
