@@ -173,7 +173,7 @@ def _copy_supply(supply: Supply, part: Part, fd: int, offset: int) -> None:
 
 def _copy_file(path: Path, part: Part, fd: int, offset: int) -> None:
     """Copy a local file (a network mount, mostly) in chunks."""
-    source = open_source(path, part.size)
+    source, _ = open_source(path, part.size)
     try:
         buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, part.size))))
         position = 0

@@ -69,8 +69,8 @@ class FileBlob(Blob):
         self._path = path.absolute()
         self.url = str(self._path)
         self._fd = -1  # also for `close`, should it not open
-        self._fd = open_source(path, size)
-        self._identity = _identity(os.fstat(self._fd))
+        self._fd, status = open_source(path, size)
+        self._identity = _identity(status)
         # The whole shard: windows are drawn from all over it, and soon.
         first, stop = ahead or (0, size)
         if stop > first and not (self._is_at_hand(first) and self._is_at_hand(stop - 1)):
@@ -167,8 +167,8 @@ class FileBlob(Blob):
             )
 
 
-def open_source(path: Path, size: int) -> int:
-    """Open a file that must have a size; the caller closes the descriptor.
+def open_source(path: Path, size: int) -> tuple[int, os.stat_result]:
+    """Open a file that must have a size, and tell what it was then; the caller closes the descriptor.
 
     Raises:
         SourceError: It cannot be opened.
@@ -180,14 +180,14 @@ def open_source(path: Path, size: int) -> int:
         raise SourceError(
             f"{path}: {error.strerror}, wanted to read it. Check the path and its permissions."
         ) from error
-    found = os.fstat(fd).st_size
-    if found != size:
+    status = os.fstat(fd)
+    if status.st_size != size:
         os.close(fd)
         raise SourceChangedError(
-            f"{path}: {found} bytes, wanted {size}. Re-create the index with 'epistream index URL' if it was changed "
-            "on purpose."
+            f"{path}: {status.st_size} bytes, wanted {size}. Re-create the index with 'epistream index URL' if it was "
+            "changed on purpose."
         )
-    return fd
+    return fd, status
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
