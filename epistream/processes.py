@@ -54,8 +54,7 @@ def _watch_parent(parent_pid: int, grace_s: float) -> None:
     # Two signs, because each can fail: a sibling forked later keeps the sentinel's pipe open, and under
     # forkserver the process that forked us is not the one that started us.
     while os.getppid() == parent_pid and not wait(sentinel, _PARENT_CHECK_S):
-        if not sentinel:
-            time.sleep(_PARENT_CHECK_S)
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace_s)
     os._exit(1)
