@@ -50,7 +50,7 @@ def open_good(
         SourceError, SourceChangedError, LayoutError, FormatError: That of the first one, if none can be opened.
     """
     opened: list[T] = []
-    left_out: dict[str, str] = {}
+    bad: list[tuple[Sequence[str], str]] = []
     first: Exception | None = None
     waiting = list(reversed(things))
     while waiting:
@@ -63,9 +63,13 @@ def open_good(
             if len(parts) > 1:
                 waiting += reversed(parts)
             else:
-                leave_out(names(thing), sentence(error), left_out)
+                bad.append((names(thing), sentence(error)))
     if not opened and first:
         raise first
+    # Only now: who left all of it out may try it in pieces, and would tell of each twice.
+    left_out: dict[str, str] = {}
+    for mine, reason in bad:
+        leave_out(mine, reason, left_out)
     return opened, left_out
 
 

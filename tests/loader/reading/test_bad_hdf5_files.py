@@ -136,6 +136,13 @@ def test_hdf5_files_none_of_which_is_good_are_left_out_beside_shards_each_for_it
     assert "fits no known layout" in skipped[str(bad[1])]
 
 
+def test_files_none_of_which_is_good_are_told_of_once_each(files, torn_shards, caplog):
+    folder, _ = files
+    bad = [folder / "episode_1.hdf5", folder / "episode_3.hdf5"]
+    skipped = es.open_dataset([*bad, torn_shards[1]], on_bad="skip").skipped
+    assert [record.getMessage() for record in caplog.records] == [f"left out: {reason}" for reason in skipped.values()]
+
+
 def test_map_style_dataset_leaves_out_torn_shards_and_calls_files_as_they_were_given(files, torn_shards, monkeypatch):
     folder, _ = files
     torn, whole = torn_shards
