@@ -6,7 +6,7 @@ Here stands only which options are keys, and what YAML writes otherwise than Pyt
 
 import re
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
@@ -59,12 +59,17 @@ def _section(owner: type, keys: Collection[str] = (), /, **written: Any) -> type
     return create_model(f"{owner.__name__}Section", __base__=Section, **fields)
 
 
+T = TypeVar("T")
+# From Python, `load_config` may be given tuples and sets, and a `Window` that holds tuples; what they hold is strict.
+_List = Annotated[list[T], Field(strict=False)]
+
+
 def _pair(kind: Any) -> Any:
-    return Annotated[list[kind], Field(min_length=2, max_length=2)] | None
+    return Annotated[_List[kind], Field(min_length=2, max_length=2)] | None
 
 
 _WORDS = {"None": "null", "True": "true", "False": "false"}
-_Names = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
+_Names = Annotated[_List[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 _NUM_WORKERS = "worker processes of each rank; auto is this machine's cores over its ranks, at most 16"
 _SECTIONS: dict[str, type[Section]] = {
     "stream": _section(
@@ -73,7 +78,7 @@ _SECTIONS: dict[str, type[Section]] = {
         features=_Names | None,
         image_size=_pair(Side),
         sample_format=Annotated[str, OneOf(FORMATS)] | None,
-        delta_timestamps=dict[str, list[float]] | None,
+        delta_timestamps=dict[str, _List[float]] | None,
         action_delta=DeltaKind | None,
         normalize=Normalize | dict[str, Normalize] | None,
         layout=str | None,
@@ -93,7 +98,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "pack": _section(PackOptions, ("codec", "quality", "image_size", "shard_size"), image_size=_pair(PackedSide)),
 }
 _FIELDS: dict[str, Any] = {
-    "source": (str | list[str] | None, Field(None, description="what to stream, as EpisodeStream takes it")),
+    "source": (str | _List[str] | None, Field(None, description="what to stream, as EpisodeStream takes it")),
     **{name: (section, section()) for name, section in _SECTIONS.items()},
 }
 Settings = create_model("Settings", __base__=Section, **_FIELDS)

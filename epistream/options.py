@@ -127,7 +127,8 @@ def _sentences(docstring: str) -> dict[str, str]:
 def check(options: Any, where: str = "") -> None:
     """Refuse what the annotations of a class do not allow; for its ``__post_init__``.
 
-    numpy's numbers become Python's, and lists tuples, which can be hashed; all else is kept as it was given.
+    numpy's numbers become Python's, also in lists and tuples, and lists tuples, which can be hashed; all else is kept
+    as it was given.
 
     Args:
         options: an instance of a dataclass.
@@ -155,7 +156,10 @@ def check_values(owner: type, values: Mapping[str, Any], where: str = "") -> dic
         errors = failed.errors()
         name = str(errors[0]["loc"][0])
         option = options_of(owner)[name]
-        each = dict.fromkeys(_wanted(error, option.parts) for error in errors if error["loc"][0] == name)
+        ours = [error for error in errors if error["loc"][0] == name]
+        # Where an option may be several things, it was meant as the one that was understood farthest.
+        depth = max(len(error["loc"]) for error in ours)
+        each = dict.fromkeys(_wanted(error, option.parts) for error in ours if len(error["loc"]) == depth)
         cure = "Leave it out for the default." if option.default is None else f"The default is {option.default!r}."
         cure = "" if option.default is inspect.Parameter.empty else f" {cure}"
         raise OptionError(f"{where}{name}: {values[name]!r:.80}, wanted {', or '.join(each)}.{cure}") from None
@@ -165,7 +169,7 @@ def check_values(owner: type, values: Mapping[str, Any], where: str = "") -> dic
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 @cache

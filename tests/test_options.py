@@ -334,6 +334,29 @@ def test_numbers_of_numpy_are_pythons():
     assert (type(order.seed), type(order.lanes), type(order.shuffle)) == (int, int, bool)
     assert order == es.OrderOptions(seed=2**64 - 1, lanes=3)
     assert es.CacheOptions(memory_fraction=np.float32(0.25)).memory_fraction == 0.25
+    window = es.Window(must_fit=(np.int64(-1), np.int64(2)))
+    assert window.must_fit == es.Window(must_fit=np.arange(-1, 5, 3)).must_fit == (-1, 2)
+    assert es.StreamOptions(image_size=[np.int64(2), 3]).image_size == (2, 3)
+    assert [type(step) for step in window.must_fit] == [int, int]
+
+
+def test_configuration_takes_tuples_and_sets_from_python_and_windows_that_hold_some():
+    stream = {"image_size": (2, 3), "delta_timestamps": {"action": (0, 0.1)}}
+    config = load_config(source=("a", "b"), features={"action"}, must_fit=(-1, 2), stream=stream)
+    assert config.source == ["a", "b"]
+    arguments = config.stream_arguments()
+    assert (arguments["features"], arguments["image_size"]) == (["action"], (2, 3))
+    assert arguments["delta_timestamps"] == {"action": [0, 0.1]}
+    assert arguments["window"].must_fit == (-1, 2)
+    assert load_config(window=es.Window(must_fit=(-1, 2))).stream_arguments()["window"].must_fit == (-1, 2)
+    for wrong in ({"features": (3,)}, {"image_size": (2.0, 3)}, {"image_size": (2, 3, 4)}, {"source": {"a": 1}}):
+        with pytest.raises(OptionError, match=f"argument: .*{next(iter(wrong))}: .*: "):
+            load_config(**wrong)
+
+
+def test_message_says_what_is_wanted_of_what_was_meant():
+    with pytest.raises(OptionError, match=r"bench parallel: \(1, 0\), wanted at least 1\. The default is 2\."):
+        BenchOptions(parallel=(1, 0))
     with pytest.raises(OptionError, match="lanes"):
         es.OrderOptions(lanes=np.int64(0))
 

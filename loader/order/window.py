@@ -73,6 +73,8 @@ class Window:
         object.__setattr__(self, "action", _offsets("action", self.action))
         overrides = {name: _offsets(f"overrides[{name!r}]", steps) for name, steps in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
+        if isinstance(self.must_fit, Iterable):  # an array or a range too
+            object.__setattr__(self, "must_fit", tuple(self.must_fit))
         check(self, "Window.")
         if self.must_fit is not None and not self.must_fit[0] <= 0 <= self.must_fit[1]:
             raise OptionError(f"Window.must_fit: {self.must_fit}, wanted a lowest offset up to 0 and a highest from 0.")
