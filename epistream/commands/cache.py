@@ -100,11 +100,14 @@ def clear(directory: Path | None, forget: bool) -> None:
 @directory_option
 def resize(size: str, directory: Path | None) -> None:
     """Set the byte budget of a cache for all who use it: 8GiB, 500MB, 10% of its file system, or "none" for no cap."""
+    if size != "none":
+        parse_size(size, whole=1)  # what is no size is told first, whatever caches there are
     paths = _paths(directory)
     if not paths:
         raise CacheError("cache: none of this user on this node, wanted one to resize. Start a job or 'cache warm'.")
     for path in paths:
-        cap = None if size == "none" else parse_size(size, whole=shutil.disk_usage(path).total)
+        file_system_bytes = shutil.disk_usage(path).total if path.exists() else 0  # else `admin.resize` refuses
+        cap = None if size == "none" else parse_size(size, whole=file_system_bytes)
         freed = admin.resize(path, cap)
         click.echo(f"{path}: a cap of {'none' if cap is None else size_text(cap)}, {size_text(freed)} given back")
 

@@ -14,7 +14,7 @@ from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part
 from epistream.cache.store import places
 from epistream.commands.cache import command
-from epistream.errors import CacheError
+from epistream.errors import CacheError, EpistreamError
 
 KIB = 1024
 
@@ -126,6 +126,18 @@ def test_resize_changes_the_cap_for_all_and_evicts(cache: NodeCache, place: Path
     budget = cache.budget()
     assert budget is not None
     assert "cap" not in budget.terms
+
+
+def test_resize_of_what_is_no_cache_or_to_what_is_no_size_is_a_named_error(tmp_path: Path) -> None:
+    for arguments, error in (
+        (["10%", "--directory", str(tmp_path / "none")], "none: not there, wanted a cache"),
+        (["8GiB", "--directory", str(tmp_path / "none")], "none: not there, wanted a cache"),
+        (["8 parsec"], "size: '8 parsec', wanted a size such as"),
+        (["0%"], "size: '0%', wanted a size such as"),
+    ):
+        failed = CliRunner().invoke(command, ["resize", *arguments]).exception
+        assert isinstance(failed, EpistreamError)
+        assert error in str(failed)
 
 
 @pytest.mark.usefixtures("cache")
