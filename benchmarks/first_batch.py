@@ -25,9 +25,9 @@ FIGURES = ("import", "open", "first", "tenth", "whole", "server")
 def program(url: str, batch_size: int, directory: str, most_cold: int) -> None:
     """What a user's program does; tells the times of its steps, on the machine's clock."""
     import epistream as es
-    from epistream.loader.reading import bad_shards as window_feed
+    from epistream.loader.reading import bad_shards
 
-    window_feed._MOST_COLD_BATCHES = most_cold
+    bad_shards._MOST_COLD_BATCHES = most_cold
     es.StreamingLoader  # noqa: B018 - loads torch, as a training program has done anyway
     times = [time.monotonic()]
     stream = es.EpisodeStream(

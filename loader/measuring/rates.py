@@ -61,13 +61,14 @@ class SteadyRun:
         return self.stats.num_windows / self.elapsed_s
 
 
-def run_steadily(loader: StreamingLoader, warm_up: int, seconds: float) -> SteadyRun:
+def run_steadily(loader: StreamingLoader, warm_up: int, seconds: float, least: int = 1) -> SteadyRun:
     """Take batches of a loader that has not begun, epoch after epoch.
 
     Args:
         loader: with its workers, or without.
         warm_up: batches before the clock starts: a ring's pages are touched for the first time while it fills.
-        seconds: length of the measurement; it goes on until every worker could hand out a batch.
+        seconds: length of the measurement.
+        least: batches that it has, whatever time that takes: as many as there are workers let each hand one out.
     """
     began = time.perf_counter()
     batches = chain.from_iterable(repeat(loader))
@@ -75,7 +76,6 @@ def run_steadily(loader: StreamingLoader, warm_up: int, seconds: float) -> Stead
     first_batch_s = time.perf_counter() - began
     for _ in range(warm_up - 1):
         next(batches)
-    least = max(1, len(loader.worker_pids))
     before, cpu_before, began, count = loader.stats(), _cpu_s(), time.perf_counter(), 0
     while (elapsed := time.perf_counter() - began) < seconds or count < least:
         next(batches)
@@ -100,7 +100,7 @@ def measure_loading(stream: EpisodeStream, number: int, kind: Kind, seconds: flo
     with StreamingLoader(
         stream, num_workers=number if processes else 0, num_threads=None if processes else number
     ) as loader:
-        run = run_steadily(loader, number * warm_up, seconds)
+        run = run_steadily(loader, number * warm_up, seconds, least=number)
         own_bytes = max((_own_bytes(pid) for pid in loader.worker_pids), default=0)
     # What others do on this machine is not the loader's: its workers' time in the run queue is left out.
     crowded = run.stats.effort.queue_s / max(1e-9, run.stats.worker_s)
