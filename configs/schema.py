@@ -36,27 +36,28 @@ class Section(BaseModel):
         def __getattr__(self, name: str) -> Any: ...
 
 
-def _section(owner: type, keys: Collection[str] = (), /, **written: Any) -> type[Section]:
+def _section(name: str, owner: type, keys: Collection[str] = (), /, **written: Any) -> type[Section]:
     """The options of a class as keys.
 
     Args:
+        name: of the result in this module, by which pickle finds it.
         owner: the class.
         keys: which of its options; all by default.
         written: the types that YAML has instead, or types with fields; None for an option that is no key.
     """
     options = options_of(owner)
     fields: dict[str, Any] = {}
-    for name in dict.fromkeys((*(keys or options), *written)):
-        kind = written[name] if name in written else options[name].kind
+    for key in dict.fromkeys((*(keys or options), *written)):
+        kind = written[key] if key in written else options[key].kind
         if isinstance(kind, tuple):
-            fields[name] = kind
+            fields[key] = kind
         elif isinstance(kind, type) and issubclass(kind, Section):
-            fields[name] = (kind, kind())
+            fields[key] = (kind, kind())
         elif kind is not None:
-            sentence = options[name].sentence + ", START:STOP or a list" * (kind is Offsets)
+            sentence = options[key].sentence + ", START:STOP or a list" * (kind is Offsets)
             sentence = re.sub(r"\b(None|True|False)\b", lambda word: _WORDS[word[0]], sentence)
-            fields[name] = (kind, Field(options[name].default, description=sentence))
-    return create_model(f"{owner.__name__}Section", __base__=Section, **fields)
+            fields[key] = (kind, Field(options[key].default, description=sentence))
+    return create_model(name, __base__=Section, **fields)
 
 
 T = TypeVar("T")
@@ -71,34 +72,44 @@ def _pair(kind: Any) -> Any:
 _WORDS = {"None": "null", "True": "true", "False": "false"}
 _Names = Annotated[_List[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 _NUM_WORKERS = "worker processes of each rank; auto is this machine's cores over its ranks, at most 16"
-_SECTIONS: dict[str, type[Section]] = {
-    "stream": _section(
-        StreamOptions,
-        window=_section(Window, obs=Offsets, action=Offsets, overrides=dict[str, Offsets], must_fit=_pair(int)),
-        features=_Names | None,
-        image_size=_pair(Side),
-        sample_format=Annotated[str, OneOf(FORMATS)] | None,
-        delta_timestamps=dict[str, _List[float]] | None,
-        action_delta=DeltaKind | None,
-        normalize=Normalize | dict[str, Normalize] | None,
-        layout=str | None,
-        storage_options=(dict[str, Any], Field({}, description="for fsspec; keep secrets out of files")),
-        # Sections of their own, one number for each episode, and a function.
-        **dict.fromkeys(("order", "cache", "repetitions", "transform")),
-    ),
-    "order": _section(OrderOptions, shuffle=None, seed=None),
-    "cache": _section(CacheOptions),
-    "loader": _section(
-        StreamingLoader,
-        num_workers=(Number | Literal["auto"], Field("auto", description=_NUM_WORKERS)),
-        device=str | None,
-        **dict.fromkeys(("stream", "monitor", "on_device")),
-    ),
-    "monitor": _section(MonitorOptions),
-    "pack": _section(PackOptions, ("codec", "quality", "image_size", "shard_size"), image_size=_pair(PackedSide)),
-}
+WindowSection = _section(
+    "WindowSection", Window, obs=Offsets, action=Offsets, overrides=dict[str, Offsets], must_fit=_pair(int)
+)
+StreamSection = _section(
+    "StreamSection",
+    StreamOptions,
+    window=WindowSection,
+    features=_Names | None,
+    image_size=_pair(Side),
+    sample_format=Annotated[str, OneOf(FORMATS)] | None,
+    delta_timestamps=dict[str, _List[float]] | None,
+    action_delta=DeltaKind | None,
+    normalize=Normalize | dict[str, Normalize] | None,
+    layout=str | None,
+    storage_options=(dict[str, Any], Field({}, description="for fsspec; keep secrets out of files")),
+    # Sections of their own, one number for each episode, and a function.
+    **dict.fromkeys(("order", "cache", "repetitions", "transform")),
+)
+OrderSection = _section("OrderSection", OrderOptions, shuffle=None, seed=None)
+CacheSection = _section("CacheSection", CacheOptions)
+LoaderSection = _section(
+    "LoaderSection",
+    StreamingLoader,
+    num_workers=(Number | Literal["auto"], Field("auto", description=_NUM_WORKERS)),
+    device=str | None,
+    **dict.fromkeys(("stream", "monitor", "on_device")),
+)
+MonitorSection = _section("MonitorSection", MonitorOptions)
+PackSection = _section(
+    "PackSection", PackOptions, ("codec", "quality", "image_size", "shard_size"), image_size=_pair(PackedSide)
+)
 _FIELDS: dict[str, Any] = {
     "source": (str | _List[str] | None, Field(None, description="what to stream, as EpisodeStream takes it")),
-    **{name: (section, section()) for name, section in _SECTIONS.items()},
+    "stream": (StreamSection, StreamSection()),
+    "order": (OrderSection, OrderSection()),
+    "cache": (CacheSection, CacheSection()),
+    "loader": (LoaderSection, LoaderSection()),
+    "monitor": (MonitorSection, MonitorSection()),
+    "pack": (PackSection, PackSection()),
 }
 Settings = create_model("Settings", __base__=Section, **_FIELDS)

@@ -354,6 +354,11 @@ def test_configuration_takes_tuples_and_sets_from_python_and_windows_that_hold_s
             load_config(**wrong)
 
 
+def test_configuration_crosses_process_borders():
+    config = load_config("large", batch_size=3, window=es.Window(must_fit=(0, 3)), cache={"budget_bytes": "8GiB"})
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
 def test_message_says_what_is_wanted_of_what_was_meant():
     with pytest.raises(OptionError, match=r"bench parallel: \(1, 0\), wanted at least 1\. The default is 2\."):
         BenchOptions(parallel=(1, 0))
