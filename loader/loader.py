@@ -78,7 +78,8 @@ class StreamingLoader:
         on_device: Hook | None = None,
     ) -> None:
         given = {"num_workers": num_workers, "num_threads": num_threads, "prefetch": prefetch, "timeout_s": timeout_s}
-        check_values(StreamingLoader, {**given, "start_method": start_method}, "StreamingLoader ")
+        checked = check_values(StreamingLoader, {**given, "start_method": start_method}, "StreamingLoader ")
+        num_workers, num_threads, prefetch, timeout_s = (checked[name] for name in given)
         if num_threads is None:
             num_threads = 0 if num_workers else 2
         if num_workers and num_threads:

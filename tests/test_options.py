@@ -340,6 +340,11 @@ def test_numbers_of_numpy_are_pythons():
     assert [type(step) for step in window.must_fit] == [int, int]
 
 
+def test_loader_takes_numbers_of_numpy(stream):
+    with es.StreamingLoader(stream, num_workers=np.int64(0), num_threads=np.int32(1), prefetch=np.int8(2)) as loader:
+        assert len(next(iter(loader))["step_index"]) == 1
+
+
 def test_configuration_takes_tuples_and_sets_from_python_and_windows_that_hold_some():
     stream = {"image_size": (2, 3), "delta_timestamps": {"action": (0, 0.1)}}
     config = load_config(source=("a", "b"), features={"action"}, must_fit=(-1, 2), stream=stream)
