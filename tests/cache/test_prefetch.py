@@ -206,7 +206,7 @@ def test_only_one_of_two_with_the_same_plan_fills(cache_path: Path, entries: lis
         prefetchers[0].close()
         prefetchers[1].advance(8)
         until(lambda: present(cache_path, entries) == list(range(12)))
-        assert other.stats().prefetches == 4
+        until(lambda: other.stats().prefetches == 4)  # counted a moment after the last file is there
 
 
 @pytest.mark.parametrize("step", ["turn.none", "reserve.locked", "fill.allocated", "fill.renamed", "hit.locked"])
