@@ -114,8 +114,8 @@ def _short(value: Any) -> str:
 
 def _join(pieces: list[Any], views: Mapping[str, NDArray[Any]]) -> Batch:
     joined: Batch = {}
-    shapes = [sorted(piece) if isinstance(piece, Mapping) else type(piece).__name__ for piece in pieces]
-    if any(isinstance(shape, str) or shape != shapes[0] for shape in shapes):
+    if not all(isinstance(piece, Mapping) and piece.keys() == pieces[0].keys() for piece in pieces):
+        shapes = [sorted(piece) if isinstance(piece, Mapping) else type(piece).__name__ for piece in pieces]
         raise OptionError(
             f"Mixture: batches of its streams are {shapes}, wanted dicts with the same keys, as they are put together. "
             "Format and transform the batch after the mixture."
@@ -145,10 +145,11 @@ def _join_tensors(parts: list[torch.Tensor], whole: NDArray[Any] | None) -> torc
 
 def _are_rows(parts: list[torch.Tensor], whole: torch.Tensor) -> bool:
     """Whether the parts are the rows of `whole`, in order. One that its stream changed lies elsewhere."""
-    row_bytes, address = whole.nbytes // len(whole), whole.data_ptr()
+    # The address first: it alone tells whether anything was changed, mostly.
+    address, dtype, row_shape = whole.data_ptr(), whole.dtype, parts[0].shape[1:]
     for part in parts:
-        alike = part.dtype == whole.dtype and part.shape[1:] == parts[0].shape[1:] and part.is_contiguous()
-        if not alike or part.data_ptr() != address or part.nbytes != len(part) * row_bytes:
+        if part.data_ptr() != address or part.dtype != dtype or part.shape[1:] != row_shape or not part.is_contiguous():
             return False
         address += part.nbytes
+    # Rows that were cut short would leave gaps, and the last one would end too early.
     return address == whole.data_ptr() + whole.nbytes

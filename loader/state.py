@@ -10,10 +10,17 @@ from epistream.errors import OptionError, StateError
 from epistream.loader.reading.job import ReadJob
 
 STATE_VERSION = 1
+# Mixtures of more datasets than this save less of each, under a version of their own; earlier releases read the others.
+_FEW_DATASETS = 8
+_SHORT_VERSION = 2
+# Digits of a plan's fingerprint that are saved then, which tell any two plans apart.
+_PLAN_DIGITS = 16
 
 
 def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
     """The state of a job that has consumed `position` windows of `epoch`, over all ranks."""
+    if len(job.parts) > _FEW_DATASETS:
+        return {"version": _SHORT_VERSION, "epoch": epoch, "position": position, **_short(job.identity)}
     return {"version": STATE_VERSION, "epoch": epoch, "position": position, **job.identity}
 
 
@@ -27,16 +34,16 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
     """
     if not isinstance(state, Mapping) or not {"version", "epoch", "position"} <= set(state):
         raise StateError(f"state: {state!r:.200}, wanted what state_dict() returned.")
-    if state["version"] != STATE_VERSION:
+    if state["version"] not in (STATE_VERSION, _SHORT_VERSION):
         raise StateError(
-            f"state: version {state['version']}, this release reads version {STATE_VERSION}. "
+            f"state: version {state['version']}, this release reads versions {STATE_VERSION} and {_SHORT_VERSION}. "
             "Resume with the release that saved it."
         )
-    ours = job.identity
+    ours, saved = (_short(each) if state["version"] == _SHORT_VERSION else each for each in (job.identity, state))
     different = [
-        f"{name} is {state.get(name)!r}, this stream has {ours[name]!r}"
+        f"{name} is {saved.get(name)!r}, this stream has {ours[name]!r}"
         for name in ours
-        if ours[name] != state.get(name)
+        if ours[name] != saved.get(name)
     ]
     if different:
         raise StateError(
@@ -47,6 +54,17 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
     if epoch < 0 or not 0 <= position <= job.num_windows:
         raise StateError(f"state: epoch {epoch}, position {position} of {job.num_windows} windows.")
     return epoch, position
+
+
+def _short(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What is saved of a mixture of many: the window of all its datasets once, and plans by fewer digits."""
+    short = dict(identity)
+    windows, plans = identity.get("window"), identity.get("plans")
+    if isinstance(windows, list) and len(set(windows)) == 1:
+        short["window"] = windows[0]
+    if isinstance(plans, list):
+        short["plans"] = [str(plan)[:_PLAN_DIGITS] for plan in plans]
+    return short
 
 
 def check_agreement(job: ReadJob) -> None:

@@ -1,5 +1,6 @@
 """What every stream is: an iterable dataset of whole batches with an epoch, a position and a state."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ class Stream(IterableDataset[Batch], ABC):
     def __init__(self) -> None:
         # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
         # stay alive over epochs have copies of everything else.
-        self._cursor = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._cursor = _CURSORS.take()
 
     @property
     def job(self) -> ReadJob:
@@ -75,6 +76,31 @@ class Stream(IterableDataset[Batch], ABC):
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return StreamIterator(self.job, self.finish, self.cursor, worker_index, num_workers)
+
+
+class _Cursors:
+    """Rows of two integers in memory shared with forked and spawned children: a descriptor for many streams, not each.
+
+    A mixture of fifty datasets is made of fifty streams.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[torch.Tensor] = []
+        self._pid = os.getpid()
+
+    def take(self) -> torch.Tensor:
+        """A row of zeros, (2,) int64, that no other stream has."""
+        if self._pid != os.getpid():  # the rows that a parent had left are its own to give
+            self._free, self._pid = [], os.getpid()
+        try:
+            return self._free.pop()
+        except IndexError:
+            first, *rest = torch.zeros(64, 2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+            self._free += rest
+            return first
+
+
+_CURSORS = _Cursors()
 
 
 class StreamIterator(Iterator[Any]):

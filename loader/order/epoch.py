@@ -16,6 +16,9 @@ from epistream.lru import SharedLru
 
 # Permutations of pieces are kept within this by each process; without room they are computed again.
 _PERMUTATIONS_BYTES = 24 * 2**20
+# Fewer positions than so many a lane are looked up one by one: numpy's calls for each lane cost more. A batch of a
+# mixture has but one or two of each lane and dataset.
+_FEW = 8
 
 
 class EpochOrder(ABC):
@@ -113,6 +116,13 @@ class ShuffledEpoch(EpochOrder):
 
     def _windows(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shard, window = np.empty_like(positions), np.empty_like(positions)
+        if len(positions) < _FEW * self.num_lanes:
+            for place, position in enumerate(positions.tolist()):
+                item, lane = divmod(position, self.num_lanes)
+                segment = self._segment(lane, item)
+                row = item - segment.start
+                shard[place], window[place] = segment.shard[row], segment.window[row]
+            return shard, window
         items, lanes = np.divmod(positions, self.num_lanes)
         for lane in np.flatnonzero(np.bincount(lanes)).tolist():
             where = np.flatnonzero(lanes == lane)

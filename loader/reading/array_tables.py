@@ -78,9 +78,9 @@ class ArrayTables:
 
         def fill(tables: Mapping[str, Table]) -> None:
             for name, table in tables.items():
-                starts = index.array_offset[name].tolist()
-                for start, first, length in zip(starts, index.first_row.tolist(), index.length.tolist(), strict=True):
-                    tar.read_into(start, table[first : first + length].view(np.uint8))
+                starts, cuts = index.array_offset[name].tolist(), index.first_row[1:].tolist()
+                episodes = np.split(table, cuts)
+                tar.read_each(starts, [episode.view(np.uint8).data for episode in episodes])
 
         entry = self._entries.get(opened.number, lambda: Entry(opened.source.parts, self._content))
         shapes = {name: (dtype, (index.num_rows,)) for name, dtype in self._row_dtypes.items()}

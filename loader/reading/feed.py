@@ -1,6 +1,7 @@
 """Batches for one thread or process: the schedule says which windows, and the cache is filled ahead of them."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,8 +26,10 @@ class Feed:
         self._job = job
         self._order = job.order
         # No dataset is held while another one waits; one that is alone holds nothing but its own.
-        before_wait = self.release if len(job.parts) > 1 else None
+        before_wait = self._give_up if len(job.parts) > 1 else None
         self._parts = [PartFeed(job, number, before_wait) for number in range(len(job.parts))]
+        # Parts that were read from since `release`: of many, a batch draws from few.
+        self._in_use: set[int] = set()
         self._prefetch = prefetch
         self._ahead: ShardsAhead | None = None
         self._is_starting = False
@@ -65,6 +68,7 @@ class Feed:
         for dataset, own_epoch, own, rows in self._order.portions(epoch, positions, self._schedule.batch_size):
             stop = row + len(own)
             views = out if len(own) == len(positions) else {name: view[row:stop] for name, view in out.items()}
+            self._in_use.add(dataset)
             replaced += self._parts[dataset].read(own_epoch, own, is_repeat[rows], views)
             if DATASET_INDEX in views:
                 views[DATASET_INDEX][: len(own)] = dataset
@@ -76,9 +80,19 @@ class Feed:
         return len(positions), replaced
 
     def release(self) -> None:
-        """Give up every shard that the cache leases. Call before any wait."""
-        for part in self._parts:
-            part.release()
+        """Give up every shard that the cache leases, and what others may wait for. Call before any wait."""
+        self._give_up()
+        self._in_use.clear()
+
+    def _give_up(self) -> None:
+        """As `release`, also while a part reads, which may open more."""
+        for number in self._in_use:
+            self._parts[number].release(hold_tables=self._holds_tables)
+
+    @cached_property
+    def _holds_tables(self) -> bool:
+        """Where no shard goes through the cache nobody waits for room: tables need not be opened for every batch."""
+        return not self._job.keeps_shards()
 
     def close(self) -> None:
         """Give up everything, and stop filling ahead."""

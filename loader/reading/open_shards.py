@@ -76,6 +76,7 @@ class OpenShards:
                 blob = entry.blobs[1]
                 data, where = blob.read(0, blob.size), source.parts[1].url
                 index = ShardIndex.parse(data, where, validate=shard not in self._checked)
+                blob.close()  # what was read of a file stays, without a descriptor
             except BaseException:
                 entry.close()
                 raise

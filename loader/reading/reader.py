@@ -139,15 +139,19 @@ class EpisodeReader:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
         return num_cold
 
-    def release(self) -> None:
+    def release(self, *, hold_tables: bool = False) -> None:
         """Give up every shard and episode that the cache leases. Call before any wait.
 
         Files that are read in place stay open: nobody waits for these, and a stream without workers would open and
         parse them for every batch.
+
+        Args:
+            hold_tables: keep the tables of such files too, which are small: only where no shard waits for room.
         """
         if self._decoded is not None:
             self._decoded.release()
-        self._tables.release()
+        if not hold_tables:
+            self._tables.release()
         self._shards.release()
 
     def close(self) -> None:
