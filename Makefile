@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types soak bench bench-remote bench-flat memory pictures clean
+.PHONY: demo test lint types soak bench bench-remote bench-flat bench-growth memory pictures clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -74,6 +74,10 @@ bench-remote: $(BENCH_STAMP)
 # 10 shards against 1,000, early against late in 100,000 batches: FLATNESS.md.
 bench-flat: $(BENCH_STAMP)
 	$(BENCH_RUN) flatness.py
+
+# How cost grows with episodes, entries, nodes and jobs: GROWTH.md. BEFORE is an earlier commit to compare with.
+bench-growth: $(STAMP)
+	$(VENV)/bin/python benchmarks/growth.py $(if $(BEFORE),--before $(BEFORE)) --rounds $(ROUNDS)
 
 # Memory of 1, 2 and 4 ranks beside caches of every process: benchmarks/MEMORY.md.
 memory: $(STAMP)

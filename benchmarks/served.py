@@ -23,10 +23,12 @@ class Network:
         self.rate, self.latency_s = rate, latency_s
         self._lock = threading.Lock()
         self._free_at = 0.0
+        self.num_bytes = 0  # that were carried
 
     def send(self, num_bytes: int) -> None:
         """Return when the link has carried the bytes."""
         with self._lock:
+            self.num_bytes += num_bytes
             # Sleeps are a little too long; what was not sent by then is caught up with, as a router's queue does.
             self._free_at = max(self._free_at, time.monotonic() - _QUEUE_S) + num_bytes / self.rate
             until = self._free_at

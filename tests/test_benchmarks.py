@@ -23,7 +23,16 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("peers", "remote", "served", "flatness", "before_after", "one_side"):
+        if name.partition(".")[0] in (
+            "peers",
+            "remote",
+            "served",
+            "flatness",
+            "before_after",
+            "one_side",
+            "growth",
+            "growth_cases",
+        ):
             del sys.modules[name]
 
 
@@ -203,3 +212,25 @@ def test_one_side_refuses_an_epistream_from_elsewhere(tmp_path):
 
     with pytest.raises(SystemExit, match="wanted all of epistream from there"):
         check_loaded(str(tmp_path))
+
+
+def test_growth_measures_each_case(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    import growth_cases
+    from growth import write_episodes
+
+    write_episodes(tmp_path / "raw", 4)
+    for name in ("one", "two"):
+        assert growth_cases.pack(str(tmp_path / "raw"), str(tmp_path / name))["bytes_read"] > 0
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert es.EpisodeStream(one).num_windows == 4 * 20
+    monkeypatch.setattr(growth_cases, "_FILLS", 3)
+    assert growth_cases.fills(entries=5)["cpu_ms"] > 0
+    assert growth_cases.waiters(readers=3, seconds=0.05)["fills"] == 1
+    found = growth_cases.decode(one, "once", 2.0, epochs=2)
+    assert found["made"] == 4
+    assert {"epoch_1", "epoch_2"} < set(found)
+    assert growth_cases.two_jobs([one, two], room=3.0, decode="per_read", epochs=1)["made"] == 0
+    assert growth_cases.mixture([one, two])["state_bytes"] > 300
+    growth_cases.write_manifest(like=one, out=str(tmp_path / "many"), episodes=1000)
+    assert set(growth_cases.open_dataset(str(tmp_path / "many"), warm=one)) == {"cpu_s", "mb"}
