@@ -228,9 +228,9 @@ def test_growth_measures_each_case(tmp_path, monkeypatch):
     assert growth_cases.fills(entries=5)["cpu_ms"] > 0
     assert growth_cases.waiters(readers=3, seconds=0.05)["fills"] == 1
     found = growth_cases.decode(one, "once", 2.0, epochs=2)
-    assert found["made"] == 4
+    assert found["made"] >= 2  # the table of actions, and decoded frames
     assert {"epoch_1", "epoch_2"} < set(found)
-    assert growth_cases.two_jobs([one, two], room=3.0, decode="per_read", epochs=1)["made"] == 0
+    assert growth_cases.two_jobs([one, two], room=3.0, decode="per_read", epochs=1)["made"] == 2  # tables
     assert growth_cases.mixture([one, two])["state_bytes"] > 300
     growth_cases.write_manifest(like=one, out=str(tmp_path / "many"), episodes=1000)
     assert set(growth_cases.open_dataset(str(tmp_path / "many"), warm=one)) == {"cpu_s", "mb"}
