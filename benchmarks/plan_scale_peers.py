@@ -96,8 +96,7 @@ class Epistream:
             )
             for name in ("observation.state", "action")
         }
-        no_source = np.full(num_episodes, -1)
-        write_manifest(Manifest(features, ("all",), columns, no_source), str(folder))
+        write_manifest(Manifest(features, ("all",), columns), str(folder))
 
     def construct(self, folder: Path, batch_size: int) -> Any:
         import epistream as es

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from epistream.errors import EpistreamError, OptionError
-from epistream.sharding.check.verify_shard import Fault, ShardCheck, VerifyOptions
+from epistream.sharding.check.verify_shard import Fault, ShardCheck, VerifyOptions, fault_of
 from epistream.sharding.files.names import is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
@@ -72,6 +72,7 @@ def verify(
             if manifest and dataset.splits[dataset.columns.shard_split[shard]] == manifest.statistics_split:
                 statistics = merge_all((statistics, check.statistics))
     if manifest:
+        take(_source_faults(manifest))
         take(_strangers(dataset, manifest))
         if options.statistics:
             take(_statistics_faults(dataset, manifest, statistics))
@@ -101,6 +102,15 @@ def _whole_manifest(dataset: Dataset) -> Manifest | None:
     except EpistreamError:
         return None
     return manifest if manifest.fingerprint == dataset.fingerprint else None
+
+
+def _source_faults(manifest: Manifest) -> Iterator[Fault]:
+    """What is wrong with the list of source files, which opening a dataset leaves alone."""
+    try:
+        for _ in manifest.sources:
+            pass
+    except EpistreamError as error:
+        yield fault_of(manifest.sources.file_name, error)
 
 
 def _strangers(dataset: Dataset, manifest: Manifest) -> Iterator[Fault]:

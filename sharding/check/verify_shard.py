@@ -84,7 +84,7 @@ class ShardCheck:
         try:
             index = yield from self._read_index(index_url)
         except EpistreamError as error:
-            yield _from_error(parent_and_name(index_url)[1], error)
+            yield fault_of(parent_and_name(index_url)[1], error)
         try:
             with local_copy(url, self._dataset.storage_options) as path:
                 hasher = hash_file(path, index.block_bytes if index else CHECKSUM_BLOCK_BYTES)
@@ -93,7 +93,7 @@ class ShardCheck:
                 if index is not None and hasher.num_bytes == index.shard_bytes:
                     yield from self._content_faults(path, index)
         except EpistreamError as error:
-            yield _from_error(self._name, error)
+            yield fault_of(self._name, error)
 
     def _read_index(self, url: str) -> Generator[Fault, None, ShardIndex | None]:
         """The index, after comparing it with the manifest."""
@@ -157,7 +157,7 @@ class ShardCheck:
             self._advance(size)
 
 
-def _from_error(file: str, error: EpistreamError) -> Fault:
+def fault_of(file: str, error: EpistreamError) -> Fault:
     """An error of ours as a fault: its text says found and wanted itself."""
     text = str(error)
     found, _, wanted = text.partition(", wanted ")
@@ -204,7 +204,7 @@ def _index_against_tar(path: Path, hasher: ShardHasher, index: ShardIndex | None
     try:
         real = index_tar(path, hasher)
     except FormatError as error:
-        yield _from_error(name, error)
+        yield fault_of(name, error)
         return
     if index is None:
         return

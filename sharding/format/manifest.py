@@ -10,23 +10,9 @@ import numpy as np
 from epistream._version import __version__
 from epistream.errors import FormatError
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.manifest_columns import (
-    Int64,
-    ManifestColumns,
-    column_problems,
-    fingerprint,
-    out_of_range,
-)
+from epistream.sharding.format.manifest_columns import ManifestColumns, column_problems, fingerprint
+from epistream.sharding.format.sources import NO_SOURCES, Sources
 from epistream.sharding.format.statistics_schema import statistics_problem
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file that episodes came from: its path as given, size in bytes, and XXH3-128 (hexadecimal, or empty)."""
-
-    path: str
-    num_bytes: int = 0
-    checksum: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +23,10 @@ class Manifest:
         features: By name.
         splits: Names; ("all",) when there is no split.
         columns: What is known of each shard and episode.
-        episode_source: (E,) int64, position in `sources`, -1 for none.
         tasks: Every instruction once.
         statistics: Of each array feature: count, mean, std, min, max, q01, q99 (see `statistics_schema`).
         statistics_split: The split they were computed on.
-        sources: Files that episodes came from.
+        sources: Files that episodes came from, and which of them each episode is of; read on the first look.
         provenance: Layout, options, versions of libraries: whatever JSON can hold.
         writer: Name and version of the program that made the dataset.
     """
@@ -49,11 +34,10 @@ class Manifest:
     features: dict[str, Feature]
     splits: tuple[str, ...]
     columns: ManifestColumns
-    episode_source: Int64
-    tasks: tuple[str, ...] = ()
+    tasks: Sequence[str] = ()
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     statistics_split: str | None = None
-    sources: tuple[Source, ...] = ()
+    sources: Sources = NO_SOURCES
     provenance: dict[str, Any] = field(default_factory=dict)
     writer: str = f"epistream {__version__}"
 
@@ -75,7 +59,7 @@ class Manifest:
     def select(self, shards: Sequence[int]) -> "Manifest":
         """The same dataset with some of its shards only. Statistics stay those of the whole."""
         kept = np.isin(self.columns.episode_shard, shards)
-        return replace(self, columns=self.columns.select(shards), episode_source=self.episode_source[kept])
+        return replace(self, columns=self.columns.select(shards), sources=self.sources.select(kept))
 
     def _problems(self) -> Iterator[str]:
         """What cannot be; later checks rely on the earlier ones."""
@@ -85,9 +69,6 @@ class Manifest:
         if self.statistics_split is not None and self.statistics_split not in splits:
             yield f"statistics of split {self.statistics_split!r:.80}, wanted one of {', '.join(splits)}"
         yield from column_problems(self.columns, len(splits), len(self.tasks))
-        if len(self.episode_source) != self.columns.num_episodes:
-            yield f"{len(self.episode_source)} of episode_source, wanted {self.columns.num_episodes}"
-        yield from out_of_range("episode_source", self.episode_source, -1, len(self.sources) - 1)
         if problem := statistics_problem(self.statistics, self.features):
             yield problem
         if not self.features:

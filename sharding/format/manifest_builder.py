@@ -12,8 +12,10 @@ from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest, Source
+from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, default_ranges, hex_rows, offsets_of
+from epistream.sharding.format.sources import Source, Sources
+from epistream.sharding.format.texts import Texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ def splits_of(shards: Sequence[ShardSummary]) -> tuple[str, ...]:
 
 def join_shards(
     shards: Sequence[ShardSummary], splits: Sequence[str]
-) -> tuple[ManifestColumns, tuple[str, ...], list[EpisodeMeta]]:
+) -> tuple[ManifestColumns, Texts, list[EpisodeMeta]]:
     """The columns, the instructions in the order of first use, and the episodes in the order of the dataset."""
     metas = [meta for shard in shards for meta in shard.episodes]
     counts = [len(shard.episodes) for shard in shards]
@@ -93,7 +95,7 @@ def join_shards(
         task_offsets=offsets_of([len(meta.tasks) for meta in ordered]),
         task_ids=np.array(task_ids, np.int64),
     )
-    return columns, tuple(task_number), ordered
+    return columns, Texts.of(task_number, "tasks"), ordered
 
 
 class ManifestBuilder:
@@ -145,7 +147,7 @@ class ManifestBuilder:
         self,
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
         statistics_split: str | None = None,
-        sources: Sequence[Source] = (),
+        sources: Sequence[Source] | None = None,
         provenance: Mapping[str, Any] | None = None,
         *,
         renumber: bool = False,
@@ -155,7 +157,8 @@ class ManifestBuilder:
         Args:
             statistics: Of each array feature.
             statistics_split: The split they were computed on; wanted with `statistics`.
-            sources: Files that episodes came from, linked by `EpisodeMeta.source`.
+            sources: Files that episodes came from, linked by `EpisodeMeta.source`; None for those that episodes
+                name, of which no more is known.
             provenance: Whatever else is worth keeping, as JSON can hold it.
             renumber: If indexes of episodes collide, take the order in which shards were added.
 
@@ -168,16 +171,18 @@ class ManifestBuilder:
         shards = natsort.natsorted(numbered, key=lambda shard: shard.name)
         splits = self._splits or splits_of(shards)
         columns, tasks, ordered = join_shards(shards, splits)
+        if sources is None:
+            sources = [Source(path) for path in dict.fromkeys(meta.source for meta in ordered) if path]
         source_number = {source.path: number for number, source in enumerate(sources)}
+        episode_source = np.array([source_number.get(meta.source, -1) for meta in ordered], np.int64)
         manifest = Manifest(
             features=self._features,
             splits=splits,
             columns=columns,
-            episode_source=np.array([source_number.get(meta.source, -1) for meta in ordered], np.int64),
             tasks=tasks,
             statistics={name: dict(values) for name, values in (statistics or {}).items()},
             statistics_split=statistics_split,
-            sources=tuple(sources),
+            sources=Sources.of(sources, episode_source),
             provenance=dict(provenance or {}),
         )
         manifest.check("manifest")

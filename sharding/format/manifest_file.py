@@ -1,13 +1,15 @@
-"""``dataset.json`` and its tables: written atomically, the JSON last; read with every size and checksum compared.
+"""``dataset.json``, its tables and its sources: written atomically, the JSON last; read with every checksum compared.
 
-The tables' file name carries their checksum. An overwrite that dies half-way leaves the old ``dataset.json`` beside
-the old tables *and* the new ones, never an old one beside a new one under the same name.
+The names of tables carry their checksums. An overwrite that dies half-way leaves the old ``dataset.json`` beside
+the old tables *and* the new ones, never an old one beside a new one under the same name. Sources are as many as
+episodes and nothing that streams needs them: they are read when somebody looks.
 """
 
 import json
 import logging
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,25 +29,34 @@ from epistream.sharding.files.storage import (
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import parse_json
 from epistream.sharding.format.features import features_from_list
-from epistream.sharding.format.manifest import Manifest, Source
+from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import OF_EPISODES, OF_SHARDS, ManifestColumns, default_ranges
+from epistream.sharding.format.sources import NO_SOURCES, REMEDY, Sources, SourceTable, sources_of_json
 from epistream.sharding.format.tables import Names, parse_tables, write_tables
+from epistream.sharding.format.texts import Texts
 
 _log = logging.getLogger(__name__)
 
 FILE_NAME = "dataset.json"
 FORMAT = "epistream-dataset"
-VERSION = 1
+VERSION = 2
+_VERSIONS = (1, 2)
 KIND = "epistream.dataset-tables"
 _REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
-TABLES_NAME = re.compile(r"dataset-[0-9a-f]{8}\.tables")
+TABLES_NAME = re.compile(r"(?:dataset|sources)-[0-9a-f]{8}\.tables")
 _DTYPES = {"shard_checksums": np.uint8, "index_checksums": np.uint8, "shard_split": np.uint8}
 
 
 class _Tables(pydantic.BaseModel):
-    file: str = pydantic.Field(pattern=TABLES_NAME.pattern, max_length=40)
+    """A file of tables beside ``dataset.json``."""
+
+    file: str = pydantic.Field(pattern=f"^{TABLES_NAME.pattern}$", max_length=40)
     bytes: int = pydantic.Field(ge=1)
     checksum: str
+
+
+class _Sources(_Tables):
+    count: int = pydantic.Field(ge=1)
 
 
 class _Statistics(pydantic.BaseModel):
@@ -68,6 +79,7 @@ class _File(pydantic.BaseModel):
     features: list[dict[str, Any]]
     splits: list[str]
     tables: _Tables
+    sources: _Sources | None = None
     statistics: _Statistics | None = None
     provenance: dict[str, Any]
 
@@ -80,13 +92,18 @@ def write_manifest(manifest: Manifest, url: str, options: Options = None) -> Non
         SourceError: If a file cannot be written.
     """
     manifest.check(FILE_NAME)
-    tables = _pack_tables(manifest)
-    digest = checksum(tables)
-    name = f"dataset-{digest[:8]}.tables"
+    columns, sources, num_sources = manifest.columns, manifest.sources.table, len(manifest.sources)
+    sources.check(num_sources, columns.num_episodes, FILE_NAME)
+    packed = _pack_tables(manifest)
+    about_tables, about_sources = _describe("dataset", packed), None
+    files = {about_tables["file"]: packed}
+    if num_sources:
+        packed = sources.to_bytes()
+        about_sources = {**_describe("sources", packed), "count": num_sources}
+        files[about_sources["file"]] = packed
     statistics = None
     if manifest.statistics and manifest.statistics_split is not None:
         statistics = {"split": manifest.statistics_split, "features": manifest.statistics}
-    columns = manifest.columns
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -98,16 +115,24 @@ def write_manifest(manifest: Manifest, url: str, options: Options = None) -> Non
         "num_bytes": int(columns.shard_bytes.sum()),
         "features": [feature.to_dict() for feature in manifest.features.values()],
         "splits": list(manifest.splits),
-        "tables": {"file": name, "bytes": len(tables), "checksum": digest},
+        "tables": about_tables,
+        "sources": about_sources,
         "statistics": statistics,
         "provenance": manifest.provenance,
     }
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(join(url, name), tables, options)
+    for name, data in files.items():
+        write_atomic(join(url, name), data, options)
     write_atomic(join(url, FILE_NAME), _fold_numbers(text).encode(), options)
     for old in list_names(url, options) or ():
-        if TABLES_NAME.fullmatch(old) and old != name:
+        if TABLES_NAME.fullmatch(old) and old not in files:
             remove_quietly(join(url, old), options)
+
+
+def _describe(what: str, data: bytes) -> dict[str, Any]:
+    """What ``dataset.json`` says of a file of tables."""
+    digest = checksum(data)
+    return {"file": f"{what}-{digest[:8]}.tables", "bytes": len(data), "checksum": digest}
 
 
 def _fold_numbers(text: str) -> str:
@@ -120,15 +145,13 @@ def _pack_tables(manifest: Manifest) -> bytes:
     columns = manifest.columns
     arrays: dict[str, NDArray[Any]] = {"names": Names.pack(columns.names)}
     arrays |= {name: getattr(columns, name) for name in (*OF_SHARDS, *OF_EPISODES)}
-    arrays["episode_source"] = manifest.episode_source
     offsets, ranges = default_ranges(columns.episode_length)
     if not (np.array_equal(offsets, columns.range_offsets) and np.array_equal(ranges, columns.ranges)):
         arrays |= {"range_offsets": columns.range_offsets, "ranges": columns.ranges}
     if len(columns.task_ids):
         arrays |= {"task_offsets": columns.task_offsets, "task_ids": columns.task_ids}
-    sources = [[source.path, source.num_bytes, source.checksum] for source in manifest.sources]
-    for name, value in (("tasks", list(manifest.tasks)), ("sources", sources)):
-        arrays[name] = np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
+    tasks = manifest.tasks if isinstance(manifest.tasks, Texts) else Texts.of(manifest.tasks, FILE_NAME)
+    arrays["tasks"], arrays["task_text_offsets"] = tasks.arrays
     counts = {"num_shards": columns.num_shards, "num_episodes": columns.num_episodes}
     return write_tables(KIND, counts, arrays)
 
@@ -151,7 +174,7 @@ def read_manifest(url: str, options: Options = None) -> Manifest:
         name = document.tables.file
         tables = read_bytes(join(url, name), options)
         if tables is not None:
-            return _build(document, tables, where, join(url, name))
+            return _build(document, tables, url, options)
         _log.debug("%s names %s, which is not there (attempt %d)", where, name, attempt)
     raise FormatError(f"{join(url, name)}: no such file, {FILE_NAME} wants it. {_REMEDY}")
 
@@ -160,10 +183,10 @@ def _parse_document(data: bytes, where: str) -> _File:
     value = parse_json(data, where)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError(f'{where}: no manifest of ours, wanted a map with "format": "{FORMAT}". {_REMEDY}')
-    if value.get("version") != VERSION:
+    if value.get("version") not in _VERSIONS:
         raise VersionError(
-            f"{where}: format version {value.get('version')!r:.20}, wanted {VERSION}. Install a release of "
-            f"epistream that knows it, or pack again."
+            f"{where}: format version {value.get('version')!r:.20}, wanted {' or '.join(map(str, _VERSIONS))}. "
+            "Install a release of epistream that knows it, or pack again."
         )
     try:
         return _File.model_validate(value)
@@ -173,28 +196,37 @@ def _parse_document(data: bytes, where: str) -> _File:
         raise FormatError(f"{where}: {name}: {first['input']!r:.80}: {first['msg']}. {_REMEDY}") from error
 
 
-def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Manifest:
-    if len(tables) != document.tables.bytes or checksum(tables) != document.tables.checksum:
+def _compare(data: bytes, about: _Tables, where: str, remedy: str) -> None:
+    """See that a file is the one that ``dataset.json`` means."""
+    digest = checksum(data)
+    if len(data) != about.bytes or digest != about.checksum:
         raise FormatError(
-            f"{tables_where}: {len(tables)} bytes with checksum {checksum(tables)}, wanted "
-            f"{document.tables.bytes} with {document.tables.checksum}. {_REMEDY}"
+            f"{where}: {len(data)} bytes with checksum {digest}, wanted {about.bytes} with {about.checksum}. {remedy}"
         )
-    parsed = parse_tables(tables, KIND, tables_where, _REMEDY, verify_body=False)
-    columns, episode_source = _read_columns(parsed.arrays, document, tables_where)
-    tasks = _json_table(parsed.arrays, "tasks", tables_where)
-    sources = _json_table(parsed.arrays, "sources", tables_where)
-    if not all(isinstance(task, str) for task in tasks):
-        raise FormatError(f"{tables_where}: tasks that are no texts. {_REMEDY}")
+
+
+def _build(document: _File, tables: bytes, url: str, options: Options) -> Manifest:
+    where, tables_where = join(url, FILE_NAME), join(url, document.tables.file)
+    _compare(tables, document.tables, tables_where, _REMEDY)
+    arrays = _Arrays(parse_tables(tables, KIND, tables_where, _REMEDY, verify_body=False).arrays, tables_where)
+    columns = _read_columns(arrays, document)
+    if document.version == 1:  # lists of both were JSON, and all in one file
+        tasks = arrays.json_texts("tasks")
+        sources = Sources(partial(_stored_with_the_rest, arrays, document), document.tables.file)
+    else:
+        tasks = Texts(arrays.get("tasks", np.uint8), arrays.get("task_text_offsets"), tables_where, _REMEDY)
+        about, sources = document.sources, NO_SOURCES
+        if about is not None:
+            sources = Sources(partial(_read_sources, about, columns.num_episodes, url, options), about.file)
     statistics = document.statistics
     manifest = Manifest(
         features=features_from_list(document.features, where),
         splits=tuple(document.splits),
         columns=columns,
-        episode_source=episode_source,
-        tasks=tuple(tasks),
+        tasks=tasks,
         statistics=statistics.features if statistics else {},
         statistics_split=statistics.split if statistics else None,
-        sources=tuple(_source(value, tables_where) for value in sources),
+        sources=sources,
         provenance=document.provenance,
         writer=document.writer,
     )
@@ -207,49 +239,71 @@ def _build(document: _File, tables: bytes, where: str, tables_where: str) -> Man
     return manifest
 
 
-def _read_columns(
-    arrays: Mapping[str, NDArray[Any]], document: _File, where: str
-) -> tuple[ManifestColumns, NDArray[np.int64]]:
-    """The columns, and the source of each episode."""
-
-    def table(name: str) -> NDArray[Any]:
-        wanted = np.dtype(_DTYPES.get(name, np.int64))
-        array = arrays.get(name)
-        num_axes = 2 if name in ("shard_checksums", "index_checksums", "ranges") else 1
-        if array is None or array.dtype != wanted or array.ndim != num_axes:
-            found = "missing" if array is None else f"{array.dtype} with {array.ndim} axes"
-            raise FormatError(f"{where}: table {name!r} is {found}, wanted {wanted} with {num_axes}. {_REMEDY}")
-        return array
-
-    values = {name: table(name) for name in (*OF_SHARDS, *OF_EPISODES)}
+def _read_columns(arrays: "_Arrays", document: _File) -> ManifestColumns:
+    values = {name: arrays.get(name, _DTYPES.get(name, np.int64)) for name in (*OF_SHARDS, *OF_EPISODES)}
     num_episodes, num_shards = document.num_episodes, document.num_shards
     if len(values["shard_bytes"]) != num_shards or len(values["episode_length"]) != num_episodes:
         raise FormatError(
-            f"{where}: {len(values['shard_bytes'])} shards and {len(values['episode_length'])} episodes, "
+            f"{arrays.where}: {len(values['shard_bytes'])} shards and {len(values['episode_length'])} episodes, "
             f"{FILE_NAME} says {num_shards} and {num_episodes}. {_REMEDY}"
         )
     if "ranges" in arrays:
-        values |= {"range_offsets": table("range_offsets"), "ranges": table("ranges")}
+        values |= {"range_offsets": arrays.get("range_offsets"), "ranges": arrays.get("ranges")}
     else:
         values["range_offsets"], values["ranges"] = default_ranges(values["episode_length"])
     if "task_ids" in arrays:
-        values |= {"task_offsets": table("task_offsets"), "task_ids": table("task_ids")}
+        values |= {"task_offsets": arrays.get("task_offsets"), "task_ids": arrays.get("task_ids")}
     else:
         values |= {"task_offsets": np.zeros(num_episodes + 1, np.int64), "task_ids": np.zeros(0, np.int64)}
-    if "names" not in arrays:
-        raise FormatError(f"{where}: table 'names' is missing. {_REMEDY}")
-    columns = ManifestColumns(names=Names(arrays["names"], num_shards, where)[:], **values)
-    return columns, table("episode_source")
+    return ManifestColumns(names=Names(arrays.get("names", np.uint8), num_shards, arrays.where)[:], **values)
 
 
-def _json_table(arrays: Mapping[str, NDArray[Any]], name: str, where: str) -> list[Any]:
-    value = parse_json(arrays[name].tobytes(), where) if name in arrays else None
-    if not isinstance(value, list):
-        raise FormatError(f"{where}: table {name!r} is no JSON list. {_REMEDY}")
-    return value
+def _read_sources(about: _Sources, num_episodes: int, url: str, options: Options) -> SourceTable:
+    """The sources from their own file."""
+    where = join(url, about.file)
+    data = read_bytes(where, options)
+    if data is None:
+        raise FormatError(f"{where}: no such file, wanted the {about.count:,} sources of {FILE_NAME}. {REMEDY}")
+    _compare(data, about, where, REMEDY)
+    table = SourceTable.parse(data, where)
+    table.check(about.count, num_episodes, where)
+    return table
 
 
-def _source(value: object, where: str) -> Source:
-    if isinstance(value, list) and list(map(type, value)) == [str, int, str]:
-        return Source(*value)
-    raise FormatError(f"{where}: source {value!r:.80}, wanted [path, bytes, checksum]. {_REMEDY}")
+def _stored_with_the_rest(arrays: "_Arrays", document: _File) -> SourceTable:
+    """The sources of a manifest of version 1."""
+    table = sources_of_json(arrays.get("sources", np.uint8).tobytes(), arrays.get("episode_source"), arrays.where)
+    table.check(len(table.num_bytes), document.num_episodes, arrays.where)
+    return table
+
+
+class _Arrays:
+    """The tables of a manifest by name, each compared with what it should be when it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
+        self._arrays, self.where = arrays, where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def get(self, name: str, dtype: type[np.generic] = np.int64) -> NDArray[Any]:
+        """The table `name`.
+
+        Raises:
+            FormatError: If it is not there, or of another dtype or number of axes.
+        """
+        array = self._arrays.get(name)
+        num_axes = 2 if name in ("shard_checksums", "index_checksums", "ranges") else 1
+        if array is None or array.dtype != dtype or array.ndim != num_axes:
+            found = "missing" if array is None else f"{array.dtype} with {array.ndim} axes"
+            raise FormatError(
+                f"{self.where}: table {name!r} is {found}, wanted {np.dtype(dtype)} with {num_axes}. {_REMEDY}"
+            )
+        return array
+
+    def json_texts(self, name: str) -> Texts:
+        """The table `name` that holds a JSON list of texts."""
+        value = parse_json(self.get(name, np.uint8).tobytes(), self.where)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise FormatError(f"{self.where}: {name} that are no JSON list of texts. {_REMEDY}")
+        return Texts.of(value, self.where)

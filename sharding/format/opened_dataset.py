@@ -17,6 +17,7 @@ from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
 from epistream.sharding.format.statistics_schema import merge_statistics
+from epistream.sharding.format.texts import Texts
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -43,7 +44,7 @@ class Dataset:
         index_url: (S,) their indexes.
         columns: What is known of each shard and episode. Read-only where they are views of a manifest's file.
         splits: Names; ("all",) when there is no split.
-        tasks: Every instruction once.
+        tasks: Every instruction once; each is made when somebody looks.
         statistics: By array feature: count, mean, std, min, max, q01, q99.
         fingerprint: Of all that decides which bytes an epoch reads.
         storage_options: For fsspec, as given.
@@ -58,7 +59,7 @@ class Dataset:
     index_url: Sequence[str]
     columns: ManifestColumns
     splits: tuple[str, ...]
-    tasks: tuple[str, ...]
+    tasks: Sequence[str]
     statistics: dict[str, dict[str, Any]]
     fingerprint: str
     storage_options: dict[str, Any] = field(default_factory=dict)
@@ -148,7 +149,7 @@ def concatenate(parts: Sequence[Dataset]) -> Dataset:
             [np.array([tasks[task] for task in part.tasks], np.int64) for part in parts],
         ),
         splits=splits,
-        tasks=tuple(tasks),
+        tasks=Texts.of(tasks, "tasks"),
         statistics=merge_statistics([part.statistics for part in parts]),
         fingerprint=xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in parts).encode()),
         storage_options=first.storage_options,

@@ -17,9 +17,10 @@ from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest, Source
+from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
+from epistream.sharding.format.sources import Source
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.options import PackOptions

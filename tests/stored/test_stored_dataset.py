@@ -123,10 +123,13 @@ def test_stored_indexes_are_made_again_to_the_byte(stored, tmp_path, name):
 def test_stored_raw_dataset_is_packed_again_to_the_byte(stored, tmp_path):
     # Raw, because other versions of libraries may make other JPEG and PNG of the same pixels.
     es.pack(stored / "tiny", tmp_path / "raw", codec="raw")
-    names = sorted(path.name for path in (stored / "raw").iterdir())
+    latest = stored.parent / "manifest-2" / "raw"
+    names = sorted(path.name for path in latest.iterdir())
     assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == names
     for name in names:
-        written, kept = (tmp_path / "raw" / name).read_bytes(), (stored / "raw" / name).read_bytes()
+        written, kept = (tmp_path / "raw" / name).read_bytes(), (latest / name).read_bytes()
+        if name.startswith("shard-"):  # nothing but the manifest has changed since
+            assert written == (stored / "raw" / name).read_bytes(), name
         if name != "dataset.json":
             assert written == kept, name
             continue

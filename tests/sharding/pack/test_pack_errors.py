@@ -230,8 +230,8 @@ def test_pack_overwrite_replaces_and_cleans_up(tmp_path):
     for options, name in (({"codec": "raw"}, "shard-r1-000000"), ({"codec": "png"}, "shard-000000")):
         pack(path, tmp_path / "out", overwrite=True, **options)
         kept = set(contents(tmp_path / "out"))
-        tables = manifest(tmp_path / "out")["tables"]["file"]
-        assert kept == {f"{name}.tar", f"{name}.index", "dataset.json", tables, "notes.txt"}
+        tables = {manifest(tmp_path / "out")[what]["file"] for what in ("tables", "sources")}
+        assert kept == {f"{name}.tar", f"{name}.index", "dataset.json", "notes.txt"} | tables
     assert manifest(tmp_path / "out")["fingerprint"] != first
 
 
