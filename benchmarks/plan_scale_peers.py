@@ -58,14 +58,13 @@ class Epistream:
     def write(self, folder: Path, num_samples: int) -> None:
         from epistream.sharding.format.features import Feature
         from epistream.sharding.format.manifest import Manifest
-        from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
+        from epistream.sharding.format.manifest_columns import ManifestColumns
         from epistream.sharding.format.manifest_file import write_manifest
 
         num_shards, num_episodes = num_samples // _SAMPLES_PER_SHARD, num_samples // _STEPS_PER_EPISODE
         per_shard = _SAMPLES_PER_SHARD // _STEPS_PER_EPISODE
         length = np.full(num_episodes, _STEPS_PER_EPISODE)
         checksums = np.random.default_rng(0).integers(0, 256, (2, num_shards, 16), dtype=np.uint8)
-        range_offsets, ranges = default_ranges(length)
         columns = ManifestColumns(
             names=[f"shard-{number:06d}.tar" for number in range(num_shards)],
             shard_bytes=np.full(num_shards, _SHARD_BYTES),
@@ -76,8 +75,6 @@ class Epistream:
             episode_shard=np.arange(num_episodes) // per_shard,
             episode_in_shard=np.arange(num_episodes) % per_shard,
             episode_length=length,
-            range_offsets=range_offsets,
-            ranges=ranges,
             task_offsets=np.zeros(num_episodes + 1, np.int64),
             task_ids=np.zeros(0, np.int64),
         )

@@ -191,9 +191,8 @@ def _manifest_faults(dataset: Dataset, shard: int, index: ShardIndex, name: str)
 
 
 def _of_episode(dataset: Dataset, row: int) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
-    offsets, ranges = dataset.valid_ranges
     task_offsets, ids = dataset.episode_tasks
-    pairs = ranges[offsets[row] : offsets[row + 1]].tolist()
+    pairs = dataset.columns.ranges_of(row).tolist()
     names = ids[task_offsets[row] : task_offsets[row + 1]].tolist()
     return tuple((start, stop) for start, stop in pairs), tuple(dataset.tasks[number] for number in names)
 

@@ -13,7 +13,7 @@ from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, default_ranges, hex_rows, offsets_of
+from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, hex_rows, offsets_of
 from epistream.sharding.format.sources import Source, Sources
 from epistream.sharding.format.texts import Texts
 
@@ -74,9 +74,8 @@ def join_shards(
     length = np.array([meta.length for meta in ordered], np.int64)
     task_number: dict[str, int] = {}
     task_ids = [task_number.setdefault(task, len(task_number)) for meta in ordered for task in meta.tasks]
-    if all(meta.valid_ranges is None for meta in ordered):
-        range_offsets, ranges = default_ranges(length)
-    else:
+    range_offsets = ranges = None
+    if any(meta.valid_ranges not in (None, ((0, meta.length),)) for meta in ordered):
         lists = [((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges for meta in ordered]
         range_offsets = offsets_of([len(one) for one in lists])
         ranges = np.array([pair for one in lists for pair in one], np.int64).reshape(-1, 2)

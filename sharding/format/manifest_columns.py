@@ -40,10 +40,11 @@ class ManifestColumns:
         episode_shard: (E,) shard that holds the episode.
         episode_in_shard: (E,) position in that shard's index.
         episode_length: (E,) steps.
-        range_offsets: (E + 1,) where the valid ranges of an episode begin and end in `ranges`.
-        ranges: (R, 2) half-open step ranges.
         task_offsets: (E + 1,) where the tasks of an episode begin and end in `task_ids`.
         task_ids: flat positions in the manifest's tasks.
+        range_offsets: (E + 1,) where the valid ranges of an episode begin and end in `ranges`; None, and `ranges` too,
+            where every step of every episode is valid.
+        ranges: (R, 2) half-open step ranges.
     """
 
     names: Sequence[str]
@@ -55,10 +56,10 @@ class ManifestColumns:
     episode_shard: Int64
     episode_in_shard: Int64
     episode_length: Int64
-    range_offsets: Int64
-    ranges: Int64
     task_offsets: Int64
     task_ids: Int64
+    range_offsets: Int64 | None = None
+    ranges: Int64 | None = None
 
     @property
     def num_shards(self) -> int:
@@ -75,6 +76,19 @@ class ManifestColumns:
         """Steps of all episodes."""
         return int(self.episode_length.sum())
 
+    @property
+    def valid_ranges(self) -> tuple[Int64, Int64]:
+        """`range_offsets` and `ranges`, written out where they are None: 24 bytes an episode, made at each call."""
+        if self.range_offsets is None or self.ranges is None:
+            return default_ranges(self.episode_length)
+        return self.range_offsets, self.ranges
+
+    def ranges_of(self, episode: int) -> Int64:
+        """(n, 2) valid ranges of one episode."""
+        if self.range_offsets is None or self.ranges is None:
+            return np.array([[0, self.episode_length[episode]]])
+        return self.ranges[self.range_offsets[episode] : self.range_offsets[episode + 1]]
+
     def select(self, shards: Sequence[int]) -> "ManifestColumns":
         """The columns of some shards, in the order given, and of their episodes, in the order of the dataset."""
         chosen = np.asarray(shards, np.int64)
@@ -85,8 +99,9 @@ class ManifestColumns:
         values |= {name: getattr(self, name)[keep] for name in OF_EPISODES}
         values["episode_shard"] = new_index[values["episode_shard"]]
         for offsets, flat in LISTS:
-            values[offsets], rows = _select_lists(getattr(self, offsets), keep)
-            values[flat] = getattr(self, flat)[rows]
+            if getattr(self, offsets) is not None:
+                values[offsets], rows = _select_lists(getattr(self, offsets), keep)
+                values[flat] = getattr(self, flat)[rows]
         return ManifestColumns(names=tuple(self.names[shard] for shard in chosen), **values)
 
 
@@ -120,19 +135,27 @@ def join_columns(
         "episode_shard": np.concatenate([p.episode_shard + n for p, n in zip(parts, first_shard, strict=True)]),
         "task_ids": np.concatenate([n[part.task_ids] for part, n in zip(parts, task_numbers, strict=True)]),
     }
-    for offsets, flat in LISTS:
-        starts = np.cumsum([0] + [len(getattr(part, flat)) for part in parts])
-        pieces = [getattr(part, offsets)[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
-        values[offsets] = np.concatenate([*pieces, starts[-1:]])
-    for name in {*OF_SHARDS, *OF_EPISODES, *(flat for _, flat in LISTS)} - values.keys():
+    values["task_offsets"] = _join_offsets([part.task_offsets for part in parts])
+    if any(part.ranges is not None for part in parts):
+        values["range_offsets"] = _join_offsets([part.valid_ranges[0] for part in parts])
+        values["ranges"] = np.concatenate([part.valid_ranges[1] for part in parts])
+    for name in {*OF_SHARDS, *OF_EPISODES} - values.keys():
         values[name] = np.concatenate([getattr(part, name) for part in parts])
     return ManifestColumns(names=tuple(name for part in parts for name in part.names), **values)
 
 
+def _join_offsets(parts: Sequence[Int64]) -> Int64:
+    """Where the lists of one part after the other begin and end."""
+    starts = np.cumsum([0] + [int(offsets[-1]) for offsets in parts])
+    pieces = [offsets[:-1] + start for offsets, start in zip(parts, starts[:-1], strict=True)]
+    return np.concatenate([*pieces, starts[-1:]])
+
+
 def default_ranges(length: Int64) -> tuple[Int64, Int64]:
     """Offsets and ranges that make every step of every episode valid."""
-    offsets = np.arange(len(length) + 1, dtype=np.int64)
-    return offsets, np.stack([np.zeros_like(length), length], axis=1)
+    ranges = np.zeros((len(length), 2), np.int64)
+    ranges[:, 1] = length
+    return np.arange(len(length) + 1, dtype=np.int64), ranges
 
 
 def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns: ManifestColumns) -> str:
@@ -162,8 +185,7 @@ def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns:
         columns.episode_shard,
         columns.episode_in_shard,
         columns.episode_length,
-        columns.range_offsets,
-        columns.ranges,
+        *columns.valid_ranges,
     ]
     hasher = xxhash.xxh3_128(b"epistream fingerprint 1\n")
     for values in lists:
@@ -196,10 +218,11 @@ def column_problems(columns: ManifestColumns, num_splits: int, num_tasks: int) -
     if len(set(columns.names)) != num_shards:
         yield f"{len(set(columns.names))} different shard names, wanted {num_shards}"
     yield from _position_problems(columns)
-    yield from _ragged_problems("valid ranges", columns.range_offsets, len(columns.ranges), num_episodes)
     yield from _ragged_problems("tasks", columns.task_offsets, len(columns.task_ids), num_episodes)
     yield from out_of_range("task_ids", columns.task_ids, 0, num_tasks - 1)
-    yield from _range_problems(columns)
+    if columns.range_offsets is not None and columns.ranges is not None:
+        yield from _ragged_problems("valid ranges", columns.range_offsets, len(columns.ranges), num_episodes)
+        yield from _range_problems(columns.range_offsets, columns.ranges, columns.episode_length)
 
 
 def out_of_range(name: str, values: NDArray[Any], low: int, high: int) -> Iterator[str]:
@@ -220,9 +243,11 @@ def _position_problems(columns: ManifestColumns) -> Iterator[str]:
         episode = int(np.argmax(bad))
         yield f"episode {episode} at position {position[episode]} of its shard, which has fewer episodes"
         return
-    starts = np.cumsum(counts) - counts
-    taken = np.bincount(starts[columns.episode_shard] + position, minlength=columns.num_episodes)
-    if int(taken.max()) > 1:
+    place = (np.cumsum(counts) - counts)[columns.episode_shard]
+    place += position
+    taken = np.zeros(columns.num_episodes, np.bool_)
+    taken[place] = True
+    if not taken.all():
         yield "two episodes at one position of a shard, wanted each position once"
 
 
@@ -236,21 +261,20 @@ def _ragged_problems(name: str, offsets: Int64, num_rows: int, num_episodes: int
         yield f"offsets of {name} that do not rise from 0 to {num_rows} in {num_episodes + 1} entries"
 
 
-def _range_problems(columns: ManifestColumns) -> Iterator[str]:
-    ranges = columns.ranges
+def _range_problems(offsets: Int64, ranges: Int64, length: Int64) -> Iterator[str]:
     if ranges.ndim != 2 or ranges.shape[1] != 2:
         yield f"valid ranges of shape {ranges.shape}, wanted (R, 2)"
         return
-    episode = np.repeat(np.arange(columns.num_episodes), np.diff(columns.range_offsets))
+    episode = np.repeat(np.arange(len(length)), np.diff(offsets))
     start, stop = ranges[:, 0], ranges[:, 1]
-    bad = (start < 0) | (stop <= start) | (stop > columns.episode_length[episode])
+    bad = (start < 0) | (stop <= start) | (stop > length[episode])
     same = episode[1:] == episode[:-1]
     bad[1:] |= same & (start[1:] < stop[:-1])
     if bad.any():
         row = int(np.argmax(bad))
         yield (
             f"episode {episode[row]}: valid range [{start[row]}, {stop[row]}), wanted ascending ranges within "
-            f"its {columns.episode_length[episode[row]]} steps"
+            f"its {length[episode[row]]} steps"
         )
 
 

@@ -30,7 +30,7 @@ from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.episode_meta import parse_json
 from epistream.sharding.format.features import features_from_list
 from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import OF_EPISODES, OF_SHARDS, ManifestColumns, default_ranges
+from epistream.sharding.format.manifest_columns import OF_EPISODES, OF_SHARDS, ManifestColumns
 from epistream.sharding.format.sources import NO_SOURCES, REMEDY, Sources, SourceTable, sources_of_json
 from epistream.sharding.format.tables import Names, parse_tables, write_tables
 from epistream.sharding.format.texts import Texts
@@ -145,8 +145,7 @@ def _pack_tables(manifest: Manifest) -> bytes:
     columns = manifest.columns
     arrays: dict[str, NDArray[Any]] = {"names": Names.pack(columns.names)}
     arrays |= {name: getattr(columns, name) for name in (*OF_SHARDS, *OF_EPISODES)}
-    offsets, ranges = default_ranges(columns.episode_length)
-    if not (np.array_equal(offsets, columns.range_offsets) and np.array_equal(ranges, columns.ranges)):
+    if columns.range_offsets is not None and columns.ranges is not None:
         arrays |= {"range_offsets": columns.range_offsets, "ranges": columns.ranges}
     if len(columns.task_ids):
         arrays |= {"task_offsets": columns.task_offsets, "task_ids": columns.task_ids}
@@ -249,12 +248,12 @@ def _read_columns(arrays: "_Arrays", document: _File) -> ManifestColumns:
         )
     if "ranges" in arrays:
         values |= {"range_offsets": arrays.get("range_offsets"), "ranges": arrays.get("ranges")}
-    else:
-        values["range_offsets"], values["ranges"] = default_ranges(values["episode_length"])
     if "task_ids" in arrays:
         values |= {"task_offsets": arrays.get("task_offsets"), "task_ids": arrays.get("task_ids")}
     else:
         values |= {"task_offsets": np.zeros(num_episodes + 1, np.int64), "task_ids": np.zeros(0, np.int64)}
+    if document.version == 1:  # two thirds of that file may be sources, which views would keep in memory
+        values = {name: array.copy() for name, array in values.items()}
     return ManifestColumns(names=Names(arrays.get("names", np.uint8), num_shards, arrays.where)[:], **values)
 
 

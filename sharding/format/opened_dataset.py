@@ -76,7 +76,7 @@ class Dataset:
     episode_in_shard = _column(lambda columns: columns.episode_in_shard, "(E,) int64 position in its shard's index.")
     episode_length = _column(lambda columns: columns.episode_length, "(E,) int64 steps.")
     valid_ranges = _column(
-        lambda columns: (columns.range_offsets, columns.ranges),
+        lambda columns: columns.valid_ranges,
         "Offsets (E + 1,) into half-open step ranges (R, 2), both int64: where anchors may be.",
     )
     episode_tasks = _column(

@@ -168,7 +168,8 @@ def test_verify_finds_files_that_are_missing_torn_or_exchanged(folder, damage, m
 
 def test_verify_finds_a_manifest_that_disagrees_with_its_indexes(folder):
     manifest = read_manifest(str(folder))
-    columns = dataclasses.replace(manifest.columns, ranges=manifest.columns.ranges + np.array([1, 0]))
+    offsets, ranges = manifest.columns.valid_ranges
+    columns = dataclasses.replace(manifest.columns, range_offsets=offsets, ranges=ranges + np.array([1, 0]))
     write_manifest(dataclasses.replace(manifest, columns=columns), str(folder))
     assert faults(folder)[0] == (
         "shard-000000.index, ep-000000000: length, valid ranges (5, ((0, 5),)) and tasks (), wanted (5, ((1, 5),)), ()"

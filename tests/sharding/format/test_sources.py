@@ -22,7 +22,7 @@ from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format import manifest_file
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
+from epistream.sharding.format.manifest_columns import ManifestColumns
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 from epistream.sharding.format.sources import NO_SOURCES, Source, Sources, SourceTable
 from epistream.sharding.format.tables import parse_tables
@@ -35,7 +35,6 @@ TWO = (Source("a.h5", 12, CHECKSUM), Source("b.h5"))
 def manifest_of(sources, links, num_shards=1):
     """A manifest without shards: episodes of three steps, `links` says of which source each is."""
     count = len(links)
-    offsets, ranges = default_ranges(np.full(count, 3))
     columns = ManifestColumns(
         names=tuple(f"shard-{number:06d}.tar" for number in range(num_shards)),
         shard_bytes=np.full(num_shards, 1000),
@@ -46,8 +45,6 @@ def manifest_of(sources, links, num_shards=1):
         episode_shard=np.arange(count) * num_shards // count,
         episode_in_shard=np.arange(count) % (count // num_shards),
         episode_length=np.full(count, 3),
-        range_offsets=offsets,
-        ranges=ranges,
         task_offsets=np.zeros(count + 1, np.int64),
         task_ids=np.zeros(0, np.int64),
     )
