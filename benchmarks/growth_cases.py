@@ -189,14 +189,14 @@ def open_dataset(url: str, warm: str) -> Figures:
 
 def write_manifest(like: str, out: str, episodes: int) -> Figures:
     """Write the manifest of a dataset of so many episodes, a source file each, without its shards."""
-    from epistream.sharding.format.manifest import Manifest, Source
+    from epistream.sharding.format.manifest import Manifest
     from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
     from epistream.sharding.format.manifest_file import write_manifest as write_manifest_file
 
     random = np.random.default_rng(1)
     length = random.integers(100, 300, episodes)
     num_shards = max(1, episodes // 100)
-    shard = np.sort(np.concatenate([np.arange(num_shards), random.integers(0, num_shards, episodes - num_shards)]))
+    shard = np.arange(episodes) * num_shards // episodes
     range_offsets, ranges = default_ranges(length)
     columns = ManifestColumns(
         names=tuple(f"shard-{number:06d}.tar" for number in range(num_shards)),
@@ -213,16 +213,24 @@ def write_manifest(like: str, out: str, episodes: int) -> Figures:
         task_offsets=np.arange(episodes + 1),
         task_ids=random.integers(0, 1000, episodes),
     )
+    files = [(f"day_{n // 1000}/episode_{n}.hdf5", 1_000_000, f"{n + 1:032x}") for n in range(episodes)]
+    common = {
+        "features": es.open_dataset(like).features,
+        "splits": ("all",),
+        "columns": columns,
+        "tasks": tuple(f"pick up object number {number}" for number in range(1000)),
+    }
     Path(out).mkdir(parents=True)
-    manifest = Manifest(
-        features=es.open_dataset(like).features,
-        splits=("all",),
-        columns=columns,
-        episode_source=np.arange(episodes),
-        tasks=tuple(f"pick up object number {number}" for number in range(1000)),
-        sources=tuple(Source(f"day_{n // 1000}/episode_{n}.hdf5", 1_000_000, f"{n:032x}") for n in range(episodes)),
-    )
-    write_manifest_file(manifest, out)
+    try:
+        from epistream.sharding.format.sources import Source, Sources
+    except ImportError:  # manifests of version 1
+        from epistream.sharding.format.manifest import Source
+
+        sources = tuple(Source(*file) for file in files)
+        write_manifest_file(Manifest(**common, sources=sources, episode_source=np.arange(episodes)), out)
+    else:
+        sources = Sources.of([Source(*file) for file in files], np.arange(episodes))
+        write_manifest_file(Manifest(**common, sources=sources), out)
     return {}
 
 
