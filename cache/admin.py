@@ -9,11 +9,12 @@ from epistream.cache.store import places
 from epistream.cache.store.budget import Limits
 from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.cache.store.directory import USERS, CacheDirectory, open_private
-from epistream.cache.store.eviction import FILL, PART, SHARD, Item, charged_bytes, in_leaving_order, survey, unlink
+from epistream.cache.store.eviction import in_leaving_order
 from epistream.cache.store.locks import LockFile, inode_holders
-from epistream.cache.store.markers import KEEP, Note, fresh_note, is_kept, read_origin, write_cap
+from epistream.cache.store.markers import KEEP, Note, boot_time_s, is_kept, read_note, read_origin, write_cap
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
+from epistream.cache.store.survey import FILL, PART, SHARD, Item, charged_bytes, survey, unlink
 from epistream.cache.store.sweep import sweep
 from epistream.errors import CacheError
 
@@ -199,7 +200,7 @@ def _notes(directory: CacheDirectory, items: list[Item]) -> dict[str, Note]:
                 contextlib.suppress(OSError),
                 contextlib.closing(LockFile(item.name, directory.dir_fd, create=False)) as lock,
             ):
-                note = fresh_note(lock.read_text(), 60.0)
-                if note is not None:
+                note = read_note(lock.read_text())
+                if note is not None and (note.kind == "stuck" or note.is_fresh(60.0, boot_time_s())):
                     notes[item.key] = note
     return notes

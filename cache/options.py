@@ -25,7 +25,7 @@ class CacheOptions:
         disk_budget_bytes: most bytes on the disk; a share of what is free if None.
         keep: the directories outlive their last user.
         memory_fraction: share of the free memory that the cache may take. Above 0, at most 1.
-        fill_timeout_s: seconds to wait for another process's fill.
+        fill_timeout_s: seconds to wait for another process's fill; for one that is stopped, once in all.
         room_timeout_s: seconds to wait for room in the cache. It is full of what others lease then.
         fetch_timeout_s: seconds for the fetch of a shard, retries included.
         request_timeout_s: seconds for one request.

@@ -12,10 +12,10 @@ from epistream.cache.store import places
 from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory, Observer, ignore
-from epistream.cache.store.eviction import allocated_bytes, survey
 from epistream.cache.store.markers import read_cap
 from epistream.cache.store.places import file_system_type, is_memory
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
+from epistream.cache.store.total import held_bytes
 from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Stores:
             with DESCRIPTORS.opened(nearest, os.O_RDONLY | os.O_DIRECTORY) as dir_fd:
                 wish, agreed = self._options.budget(tier), read_cap(dir_fd) if exists else None
                 caps = [cap for cap in (wish, agreed) if cap is not None]
-                held = allocated_bytes(survey(CacheDirectory(path, dir_fd, None))) if exists else 0
+                held = held_bytes(CacheDirectory(path, dir_fd, None)) if exists else 0
                 return measure(dir_fd, min(caps, default=None), held, self._limits(path))
         except OSError:
             return None

@@ -1,6 +1,8 @@
 """The byte budget of a cache directory: what the user allows and what the machine has, measured when it matters."""
 
+import math
 import os
+import time
 from dataclasses import dataclass, field
 
 from epistream.cache.store.memory import available_bytes, cgroup_free_bytes
@@ -57,12 +59,51 @@ class Budget:
         return f"{size_text(self.bytes)} (the least of: {terms})"
 
 
-def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Budget:
+class MemoryTerms:
+    """What control groups and machine leave to the cache, read at most once in a while: it costs a dozen files.
+
+    Kept is the sum of what was free and what the cache held then. Fills do not change it, so that it stays true while
+    the cache fills at any rate.
+    """
+
+    def __init__(self, limits: Limits, lifetime_s: float = 0.0) -> None:
+        self._limits = limits
+        self._lifetime_s = lifetime_s
+        self._read_at = -math.inf
+        self._terms: dict[str, int] = {}
+
+    def measure(self, held_bytes: int) -> dict[str, int]:
+        """The terms in bytes, by name."""
+        now = time.monotonic()
+        if now - self._read_at >= self._lifetime_s:
+            limits = self._limits
+            measured = {"cgroup": cgroup_free_bytes(limits.system), "memory": available_bytes(limits.system)}
+            self._terms = {
+                name: int((free + held_bytes - limits.reserved_bytes) * limits.memory_fraction)
+                for name, free in measured.items()
+                if free is not None
+            }
+            self._read_at = now
+        return self._terms
+
+    def forget(self) -> None:
+        """Read again at the next call: what the cache holds was not what it was taken to hold."""
+        self._read_at = -math.inf
+
+
+def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits, memory: MemoryTerms | None = None) -> Budget:
     """Compute the budget of a directory now, with its own cap in bytes, or None for none.
 
-    Every measured term is what is free plus what the file system has given to the cache already, so that the budget
-    does not shrink as the cache fills. The fractions are taken of that sum: a fraction of what is free, plus what is
-    held, would grow with each fill until everything is taken.
+    Every measured term is what is free plus what the cache holds already, so that the budget does not shrink as the
+    cache fills. The fractions are taken of that sum: a fraction of what is free, plus what is held, would grow with
+    each fill until everything is taken.
+
+    Args:
+        dir_fd: The directory.
+        cap: Its cap.
+        held_bytes: Bytes that its files count for.
+        limits: What else bounds it.
+        memory: Where the terms of memory come from, which may be of a moment ago; None measures them.
     """
     terms = {} if cap is None else {"cap": cap}
     space = os.statvfs(dir_fd)
@@ -70,13 +111,7 @@ def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits) -> Bu
     if limits.in_memory:
         if space.f_blocks:  # a tmpfs mounted with size=0 has no limit of its own
             terms["filesystem"] = free
-        for name, measured in (
-            ("cgroup", cgroup_free_bytes(limits.system)),
-            ("memory", available_bytes(limits.system)),
-        ):
-            if measured is not None:
-                unreserved = measured + held_bytes - limits.reserved_bytes
-                terms[name] = int(unreserved * limits.memory_fraction)
+        terms |= (memory or MemoryTerms(limits)).measure(held_bytes)
     else:
         terms["filesystem"] = int(free * _DISK_FRACTION)
     terms = {name: max(0, value) for name, value in terms.items()}

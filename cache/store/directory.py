@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +18,18 @@ from pathlib import Path
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.locks import LockFile, leads_to, lock_holders, poll
 from epistream.cache.store.markers import drop_unkept
-from epistream.errors import CacheError
+from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)
 
 USERS = ".users"
 LOCK = ".lock"
 DEAD_PREFIX = ".dead-"
+# Written over the beginning of the running total in ``.lock`` while that may be wrong.
+IN_DOUBT = b"dirty"
+# How long a ``.lock`` is waited for that could not be had within its whole time just before.
+_STUCK_S = 0.05
+_CLOSE_S = 1.0
 
 # Called with the name of each step of the protocol as it is reached; tests stop or kill a process there.
 Observer = Callable[[str], None]
@@ -49,6 +55,10 @@ class CacheDirectory:
         self.observe = observe
         self._users = users
         self._pid = os.getpid()
+        # ``.lock`` stays open; threads share that description, and with it the lock: hence a mutex of their own.
+        self._mutex = threading.Lock()
+        self._lock: LockFile | None = None
+        self._is_stuck = False
 
     @classmethod
     def enter(cls, path: Path, timeout_s: float, observe: Observer = ignore) -> tuple["CacheDirectory", bool]:
@@ -116,7 +126,7 @@ class CacheDirectory:
             return
         try:
             self.observe("leave.begin")
-            if users.try_exclusive() and self.is_current() and not drop_unkept(self.dir_fd):
+            if users.try_exclusive() and self.is_current() and not self._drop_unkept():
                 self.observe("leave.exclusive")
                 dead = bury(self.path)
                 self.observe("leave.renamed")
@@ -128,32 +138,72 @@ class CacheDirectory:
             self._close()
 
     @contextlib.contextmanager
-    def locked(self, timeout_s: float) -> Iterator[None]:
-        """Hold ``.lock``: for accounting and eviction, never while waiting or writing.
+    def locked(self, timeout_s: float) -> Iterator[LockFile]:
+        """Hold ``.lock``: for accounting and eviction, never while waiting or writing. Not to be entered again inside.
+
+        Who has waited in vain once waits only briefly until it is free again: its holder is stopped, and each of many
+        fills would wait for all of `timeout_s`.
 
         Raises:
             DeadlineError: Somebody else held it for `timeout_s`.
         """
-        with contextlib.closing(LockFile(LOCK, self.dir_fd)) as lock:
-            poll(
-                lambda: lock.try_exclusive() or None,
-                time.monotonic() + timeout_s,
-                lambda: (
-                    f"{self.path}/{LOCK}: held by process {lock_holders(lock.fd)} for {timeout_s:g} s, wanted for "
-                    "accounting. Look whether that process is stopped, and end it."
-                ),
-            )
-            yield
+        deadline = time.monotonic() + (min(timeout_s, _STUCK_S) if self._is_stuck else timeout_s)
+        held = self._mutex.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        try:
+            try:
+                lock = poll(
+                    lambda: self._try_lock() if held else None,
+                    deadline,
+                    lambda: (
+                        f"{self.path}/{LOCK}: held by process {lock_holders(LOCK, self.dir_fd)} for {timeout_s:g} s, "
+                        "wanted for accounting. Look whether that process is stopped, and end it."
+                    ),
+                )
+            except DeadlineError:
+                self._is_stuck = True
+                raise
+            self._is_stuck = False
+            try:
+                yield lock
+            finally:
+                lock.unlock()
+        finally:
+            if held:
+                self._mutex.release()
+
+    def _try_lock(self) -> LockFile | None:
+        if self._lock is None:
+            self._lock = LockFile(LOCK, self.dir_fd)
+        if not self._lock.try_exclusive():
+            return None
+        if not self._lock.is_named():  # somebody removed the file: a lock on it keeps nobody out
+            self._lock.close()
+            self._lock = None
+            return None
+        return self._lock
+
+    def _drop_unkept(self) -> bool:
+        """As `drop_unkept`, which removes files and does not count them."""
+        with contextlib.suppress(OSError), DESCRIPTORS.opened(LOCK, os.O_RDWR | os.O_CREAT, self.dir_fd) as fd:
+            os.pwrite(fd, IN_DOUBT, 0)
+        return drop_unkept(self.dir_fd)
 
     def is_current(self) -> bool:
         """Whether its path still leads to it, and to the ``.users`` that is open here."""
         return leads_to(self.path, self.dir_fd) and self._users is not None and self._users.is_named()
 
     def _close(self) -> None:
-        if self._users is not None:
-            self._users.close()
-        DESCRIPTORS.close(self.dir_fd)
-        self.dir_fd = -1
+        # A thread may be in the middle of its accounting; one that does not end is not waited for.
+        held = self._mutex.acquire(timeout=_CLOSE_S)
+        try:
+            for lock in (self._users, self._lock):
+                if lock is not None:
+                    lock.close()
+            DESCRIPTORS.close(self.dir_fd)
+            self.dir_fd = -1
+        finally:
+            if held:
+                self._mutex.release()
 
 
 def _make_private(path: Path) -> None:

@@ -1,120 +1,22 @@
-"""What a directory holds, and who leaves first: the only place that orders by recency. Under ``.lock`` but for hits."""
+"""Who leaves first: the only place that orders by recency. Under ``.lock`` but for hits."""
 
-import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
-from epistream.cache.store.locks import LockFile, try_flock
-from epistream.cache.store.markers import fresh_note
+from epistream.cache.store.locks import try_flock
+from epistream.cache.store.survey import SHARD, Item, charge
+from epistream.cache.store.total import Total
 
-SHARD = ".shard"
-PART = ".part"
-FILL = ".fill"
-PAGE_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file of the directory.
-
-    Args:
-        key: The entry's key.
-        kind: ".shard", ".part" or ".fill".
-        size: Bytes of the file.
-        allocated_bytes: Bytes that the file system has given to it.
-        stamp_ns: Recency: the mtime, which every hit sets.
-    """
-
-    key: str
-    kind: str
-    size: int
-    allocated_bytes: int
-    stamp_ns: int
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.key + self.kind
-
-    @property
-    def charge_bytes(self) -> int:
-        """What it counts for: whole pages."""
-        return charge(self.size)
-
-
-def charge(size: int) -> int:
-    """Bytes that a file of this size counts for: memory is given in pages, and no file is free."""
-    return max(1, -(-size // PAGE_BYTES)) * PAGE_BYTES
-
-
-def survey(directory: CacheDirectory) -> list[Item]:
-    """The shards, fills and fill locks of a directory, as they are now."""
-    items = []
-    for name in os.listdir(directory.dir_fd):  # noqa: PTH208, an open directory
-        key, dot, kind = name.rpartition(".")
-        kind = dot + kind
-        if kind in (SHARD, PART, FILL) and key:
-            with contextlib.suppress(FileNotFoundError):
-                status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
-                items.append(Item(key, kind, status.st_size, status.st_blocks * 512, status.st_mtime_ns))
-    return items
-
-
-def allocated_bytes(items: list[Item]) -> int:
-    """Bytes that the file system has given to shards and fills."""
-    return sum(item.allocated_bytes for item in items if item.kind != FILL)
-
-
-def charged_bytes(items: list[Item]) -> int:
-    """Bytes that shards and fills count for."""
-    return sum(item.charge_bytes for item in items if item.kind != FILL)
-
-
-def remove_remains(directory: CacheDirectory, items: list[Item], own_key: str, note_s: float) -> list[Item]:
-    """Delete what dead fillers left: their ``.part`` files, and fill locks that mark nothing and hold no fresh note.
-
-    The caller holds the ``.fill`` of `own_key` ("" for none), whose ``.part`` is a remain by definition.
-
-    Returns:
-        The items that are left.
-    """
-    with_data = {item.key for item in items if item.kind in (SHARD, PART)}
-    left = []
-    for item in items:
-        if item.kind == PART and _is_dead(directory, item.key, own_key):
-            unlink(directory, item.name)
-            directory.observe("remains.part")
-        elif item.kind == FILL and item.key not in with_data and item.key != own_key:
-            drop_fill(directory, item.key, note_s)
-        else:
-            left.append(item)
-    return left
-
-
-def _is_dead(directory: CacheDirectory, key: str, own_key: str) -> bool:
-    """Whether nobody is filling this key."""
-    if key == own_key:
-        return True
-    try:
-        with contextlib.closing(LockFile(key + FILL, directory.dir_fd, create=False)) as lock:
-            return lock.try_exclusive()
-    except FileNotFoundError:
-        return True
-
-
-def drop_fill(directory: CacheDirectory, key: str, note_s: float = 0.0) -> None:
-    """Unlink a key's ``.fill`` if nobody holds it and it has no fresh note; its data must be gone."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        contextlib.closing(LockFile(key + FILL, directory.dir_fd, create=False)) as lock,
-    ):
-        if lock.try_exclusive() and lock.is_named() and fresh_note(lock.read_text(), note_s) is None:
-            unlink(directory, lock.name)
+# Leased entries that are older than those that left are tried again at each eviction, so many of them; the others
+# after the next survey.
+_LEASED_AGAIN = 16
+# Descriptors that are held at a time: a process may have 1,024, and needs others.
+_MOST_VICTIMS = 256
 
 
 class Stamps:
@@ -129,9 +31,17 @@ class Stamps:
         os.utime(fd, ns=(self._last_ns, self._last_ns))
 
 
+def rank(key: str, upcoming: Collection[str]) -> int:
+    """Which entries leave last, whatever their recency: all of a lower rank leave before those of a higher one.
+
+    1 for keys in `upcoming`, which their process is about to use; 0 for all others.
+    """
+    return int(key in upcoming)
+
+
 def in_leaving_order(items: Iterable[Item], upcoming: Collection[str] = ()) -> list[Item]:
-    """The least recently used first; keys in `upcoming`, which their process is about to use, last."""
-    return sorted(items, key=lambda item: (item.key in upcoming, item.stamp_ns))
+    """The lowest rank first, and of one rank the least recently used."""
+    return sorted(items, key=lambda item: (rank(item.key, upcoming), item.stamp_ns))
 
 
 def rebase_stamps(directory: CacheDirectory, items: Iterable[Item]) -> None:
@@ -139,59 +49,102 @@ def rebase_stamps(directory: CacheDirectory, items: Iterable[Item]) -> None:
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     shards = in_leaving_order(item for item in items if item.kind == SHARD)
     if any(item.stamp_ns > now_ns for item in shards):
-        for rank, item in enumerate(shards):
-            os.utime(item.name, ns=(rank, rank), dir_fd=directory.dir_fd, follow_symlinks=False)
+        for number, item in enumerate(shards):
+            os.utime(item.name, ns=(number, number), dir_fd=directory.dir_fd, follow_symlinks=False)
 
 
-def evict(
-    directory: CacheDirectory,
-    items: list[Item],
-    wanted_bytes: float,
-    upcoming: Collection[str] = (),
-    *,
-    least_bytes: int = 0,
-) -> tuple[list[int], int]:
-    """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed.
+def _stamp_of(item: Item) -> int:
+    return item.stamp_ns
 
-    None are unlinked if leases stand in the way of `least_bytes`.
 
-    Returns:
-        Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
-        long and is done by the caller outside ``.lock``. And the bytes that they free.
+class Leaving:
+    """The leaving order of a directory as this process last surveyed it, used up from its front.
+
+    It stays right without another survey: what was used or came since has a later stamp than all that is in it, and
+    the stamp of each entry is looked at again before it leaves.
+
+    Args:
+        directory: Whose.
+        upcoming: Tells the keys that this process is about to use.
     """
-    victims: list[tuple[Item, int]] = []
-    freed = 0
-    for item in in_leaving_order((item for item in items if item.kind == SHARD), upcoming):
-        if freed >= wanted_bytes:
-            break
-        try:
-            fd = DESCRIPTORS.open(item.name, os.O_RDONLY, dir_fd=directory.dir_fd)
-        except FileNotFoundError:
-            continue
-        if try_flock(fd, fcntl.LOCK_EX):
-            victims.append((item, fd))
-            freed += item.charge_bytes
+
+    def __init__(self, directory: CacheDirectory, upcoming: Callable[[], Collection[str]]) -> None:
+        self._directory = directory
+        self._upcoming = upcoming
+        self._order: deque[Item] = deque()  # the least recently used first, whatever their rank
+
+    def renew(self, items: Iterable[Item]) -> None:
+        """Take over what a survey found. Whoever is never to leave is left out here."""
+        self._order = deque(sorted((item for item in items if item.kind == SHARD), key=_stamp_of))
+
+    def evict(
+        self, total: Total, wanted_bytes: float, *, least_bytes: int = 0, is_fresh: bool = False
+    ) -> tuple[list[int], int]:
+        """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed.
+
+        None are unlinked if leases, or the end of the order, stand in the way of `least_bytes`. It stops at some
+        hundred shards, because all of them are open until it returns: the caller goes on.
+
+        Args:
+            total: Of the directory, to be corrected.
+            wanted_bytes: What is to be freed.
+            least_bytes: What is of any use.
+            is_fresh: Whether the order is of this moment. If not, only entries of rank 0 leave: there may be others
+                of that rank by now.
+
+        Returns:
+            Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
+            long and is done by the caller outside ``.lock``. And the bytes that they free.
+        """
+        victims: list[tuple[Item, int]] = []
+        kept: list[Item] = []
+        num_leased = freed = 0
+        upcoming = self._upcoming()
+        order = deque(in_leaving_order(self._order, upcoming)) if is_fresh else self._order
+        while order and freed < wanted_bytes and len(victims) < _MOST_VICTIMS:
+            item = order.popleft()
+            if not is_fresh and rank(item.key, upcoming):
+                kept.append(item)
+                continue
+            fd = self._try_take(item)
+            if fd is None:
+                num_leased += 1
+                if num_leased <= _LEASED_AGAIN:
+                    kept.append(item)
+            elif fd >= 0:
+                victims.append((item, fd))
+                freed += charge(item.size)
+        if freed < least_bytes and len(victims) < _MOST_VICTIMS:
+            for _, fd in victims:
+                DESCRIPTORS.close(fd)
+            kept += [item for item, _ in victims]
+            victims, freed = [], 0
+        for item, _ in victims:
+            total.open()
+            self._directory.observe("evict.locked")
+            total.remove(item.name)
+            self._directory.observe("evict.unlinked")
+        if is_fresh:
+            self._order = deque(sorted([*kept, *order], key=_stamp_of))
         else:
-            DESCRIPTORS.close(fd)
-    if freed < least_bytes:
-        for _, fd in victims:
-            DESCRIPTORS.close(fd)
-        return [], 0
-    for item, _ in victims:
-        directory.observe("evict.locked")
-        unlink(directory, item.name)
-        directory.observe("evict.unlinked")
-        drop_fill(directory, item.key)
-    return [fd for _, fd in victims], freed
+            order.extendleft(sorted(kept, key=_stamp_of, reverse=True))
+        return [fd for _, fd in victims], freed
 
-
-def unlink(directory: CacheDirectory, name: str) -> None:
-    """Unlink a file that may be gone already."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory.dir_fd)
+    def _try_take(self, item: Item) -> int | None:
+        """A descriptor with its exclusive lock; None if somebody leases it, -1 if it was used since, or has gone."""
+        try:
+            fd = DESCRIPTORS.open(item.name, os.O_RDONLY, dir_fd=self._directory.dir_fd)
+        except FileNotFoundError:
+            return -1
+        taken = try_flock(fd, fcntl.LOCK_EX)
+        status = os.fstat(fd)
+        if taken and (status.st_mtime_ns, status.st_size) == (item.stamp_ns, item.size):
+            return fd
+        DESCRIPTORS.close(fd)
+        return -1 if taken or status.st_mtime_ns != item.stamp_ns else None
 
 
 def free(fds: list[int]) -> None:
-    """Close what `evict` returned, which frees the pages. Not under ``.lock``."""
+    """Close what `Leaving.evict` returned, which frees the pages. Not under ``.lock``."""
     for fd in fds:
         DESCRIPTORS.close_slowly(fd)

@@ -7,29 +7,18 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from epistream.cache.store.budget import Budget, Limits, measure
+from epistream.cache.store.budget import Budget, Limits, MemoryTerms, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
-from epistream.cache.store.eviction import (
-    PART,
-    SHARD,
-    Item,
-    Stamps,
-    allocated_bytes,
-    charge,
-    charged_bytes,
-    evict,
-    free,
-    remove_remains,
-    survey,
-    unlink,
-)
+from epistream.cache.store.eviction import Leaving, Stamps, free
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, try_flock
 from epistream.cache.store.markers import CARRIED, Note, boot_time_s, read_cap, write_note
+from epistream.cache.store.survey import PART, SHARD, charge, unlink
+from epistream.cache.store.total import Total, counted, held_bytes
 from epistream.errors import CacheError
 from epistream.units import size_text
 
@@ -37,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Writes a complete, verified entry into the descriptor of a file that has its full size already.
 Filler = Callable[[int], None]
+
+_MEMORY_S = 0.75
 
 
 class NoRoomError(CacheError):
@@ -62,6 +53,8 @@ class StoreOptions:
         room_timeout_s: How long leases are waited for when nothing can be evicted.
         lock_timeout_s: How long ``.lock`` is waited for; it is held for microseconds to milliseconds.
         note_s: Lifetime of a note in ``.fill``.
+        check_s: How long the running total of a directory is believed before its files are counted again; longer
+            where that takes long, 0 for not at all.
         durable: Write entries through to the disk before they get their name, so that a power cut leaves no
             hollow shard. For directories that outlive the machine's uptime.
         upcoming: Tells the keys that this process is about to use again: they are the last that it evicts.
@@ -73,6 +66,7 @@ class StoreOptions:
     room_timeout_s: float = 10.0
     lock_timeout_s: float = 60.0
     note_s: float = 5.0
+    check_s: float = 10.0
     durable: bool = False
     upcoming: Callable[[], Collection[str]] = tuple
 
@@ -94,13 +88,17 @@ class Filling:
     def __init__(self, directory: CacheDirectory, options: StoreOptions, stamps: Stamps) -> None:
         self.directory = directory
         self.options = options
+        self.leaving = Leaving(directory, options.upcoming)
         self._stamps = stamps
+        self._memory = MemoryTerms(options.limits, _MEMORY_S)
         self._observe = directory.observe
 
     def run(
         self, fill_lock: LockFile, key: str, size: int, fill: Filler, outcome: Outcome, *, may_evict: bool = True
     ) -> Lease:
         """Make room, write, verify and publish, as `ShardStore.try_acquire` for who holds the key's ``.fill``.
+
+        The ``.fill`` is unlinked when this ends, unless a note is left in it.
 
         Returns:
             The filler's own lease.
@@ -111,11 +109,10 @@ class Filling:
             TooLargeError: It can never fit.
         """
         started = time.monotonic()
-        fill_lock.write_text(str(os.getpid()))
-        part, evicted = self._reserve(key, size, may_evict)
-        outcome.num_evicted += len(evicted)
-        published = False
+        part, published = -1, False
         try:
+            fill_lock.write_text(str(os.getpid()))
+            part, evicted = self._reserve(key, size, may_evict, outcome)
             self._observe("fill.reserved")
             free(evicted)
             self._observe("fill.freed")
@@ -137,20 +134,32 @@ class Filling:
                 dir_fd = self.directory.dir_fd
                 os.rename(key + PART, key + SHARD, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
                 published = True
-            self._observe("fill.renamed")
+                self._observe("fill.renamed")
+                unlink(self.directory, fill_lock.name)
+                self._observe("fill.dropped")
         except BaseException as error:
-            if not published:
-                unlink(self.directory, key + PART)
+            if part >= 0:
+                if not published:
+                    self._abandon(key)
+                DESCRIPTORS.close(part)
             name = type(error).__name__
-            text = write_note(Note("failed", name, str(error), boot_time_s())) if name in CARRIED else ""
-            fill_lock.write_text(text)
-            DESCRIPTORS.close(part)
+            if name in CARRIED:
+                fill_lock.write_text(write_note(Note("failed", name, str(error), boot_time_s())))
+            else:
+                unlink(self.directory, fill_lock.name)
             raise
-        fill_lock.write_text("")
         self._observe("fill.done")
         outcome.filled = True
         outcome.fill_s += time.monotonic() - started
         return Lease(part, key + SHARD, self.directory.dir_fd, size)
+
+    def _abandon(self, key: str) -> None:
+        """Remove the ``.part`` of a fill that failed, and what it counted for."""
+        try:
+            with self.counted() as total:
+                total.remove(key + PART)
+        except OSError:  # no .lock: its bytes are counted until the next survey
+            unlink(self.directory, key + PART)
 
     def _allocate(self, part: int, size: int) -> None:
         """Get every page now: later, a full tmpfs would be SIGBUS instead of an error."""
@@ -167,60 +176,115 @@ class Filling:
                 f"wanted {size_text(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
             ) from error
 
-    def _reserve(self, key: str, size: int, may_evict: bool) -> tuple[int, list[int]]:
+    @contextlib.contextmanager
+    def counted(self, own_key: str = "") -> Iterator[Total]:
+        """Hold ``.lock`` with the directory's total, counted anew if it is due.
+
+        Args:
+            own_key: The key whose ``.fill`` the caller holds, if any.
+        """
+        options = self.options
+        with counted(self.directory, options.lock_timeout_s, options.check_s) as total:
+            if total.is_due:
+                self.check(total, own_key, options.note_s)
+            yield total
+
+    def check(self, total: Total, own_key: str, note_s: float) -> None:
+        """Count the files now, as `Total.check`, and go by what was found from now on."""
+        self.leaving.renew(total.check(own_key, note_s))
+        self._memory.forget()
+
+    def _reserve(self, key: str, size: int, may_evict: bool, outcome: Outcome) -> tuple[int, list[int]]:
         """Make room and take it: a ``.part`` of the full size, which counts from now on.
 
         Returns:
             The part's descriptor, and those of evicted files, which the caller closes.
         """
-        directory = self.directory
-        with directory.locked(self.options.lock_timeout_s):
-            self._observe("reserve.locked")
-            items = remove_remains(directory, survey(directory), key, self.options.note_s)
-            self._discard_damaged(items, key, size)
-            budget = self.measure(items)
-            wanted = charge(size)
-            if wanted > budget.bytes:
-                raise TooLargeError(
-                    f"{directory.path}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
-                )
-            used = charged_bytes(items)
-            missing = used + wanted - budget.bytes
-            others = items if may_evict else []
-            evicted, freed = evict(directory, others, missing, self.options.upcoming(), least_bytes=missing)
-            if freed < missing:
-                raise NoRoomError(
-                    f"{directory.path}: a budget of {budget}, {size_text(used)} held and too much of it leased, wanted "
-                    f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
-                )
-            self._observe("reserve.evicted")
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            part = DESCRIPTORS.open(key + PART, flags, dir_fd=directory.dir_fd)
-            try:
-                self._observe("reserve.created")
-                os.ftruncate(part, size)
-            except BaseException:
-                unlink(directory, key + PART)
-                DESCRIPTORS.close(part)
-                raise
-            self._observe("reserve.sized")
-            return part, evicted
+        directory, part = self.directory, key + PART
+        evicted: list[int] = []
+        try:
+            with self.counted(key) as total:
+                self._observe("reserve.locked")
+                self._discard_damaged(total, key, size)
+                self._make_room(total, key, charge(size), may_evict, evicted, outcome)
+                self._observe("reserve.evicted")
+                total.open()
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                try:
+                    fd = DESCRIPTORS.open(part, flags, dir_fd=directory.dir_fd)
+                except FileExistsError:  # what a filler of this key left that died: nobody else has its .fill
+                    total.remove(part)
+                    self._observe("remains.part")
+                    fd = DESCRIPTORS.open(part, flags, dir_fd=directory.dir_fd)
+                try:
+                    self._observe("reserve.created")
+                    os.ftruncate(fd, size)
+                except BaseException:
+                    unlink(directory, part)
+                    DESCRIPTORS.close(fd)
+                    raise
+                total.bytes += charge(size)
+                self._observe("reserve.sized")
+        except BaseException:
+            free(evicted)
+            raise
+        return fd, evicted
 
-    def measure(self, items: list[Item]) -> Budget:
-        """The budget now, given a survey."""
-        dir_fd = self.directory.dir_fd
-        return measure(dir_fd, read_cap(dir_fd), allocated_bytes(items), self.options.limits)
+    def _make_room(
+        self, total: Total, key: str, wanted: int, may_evict: bool, evicted: list[int], outcome: Outcome
+    ) -> None:
+        """Evict until so many bytes fit. Nobody is refused before the files have been counted.
 
-    def _discard_damaged(self, items: list[Item], key: str, size: int) -> None:
-        """Remove a ``.shard`` of a wrong size, which `lookup` refused: it stands where the new one goes."""
-        for item in [item for item in items if item.key == key and item.kind == SHARD]:
-            if item.size == size:  # it was refused only because an evictor was trying its lock
-                raise PresentError
-            logger.warning(
-                "%s/%s: %d bytes, wanted %d. Fetched again.", self.directory.path, item.name, item.size, size
+        The descriptors of evicted files are added to `evicted`.
+        """
+        leaving_bytes = 0  # they are still in memory, and will not be
+        while True:
+            budget = self.measure(total.bytes + leaving_bytes)
+            missing = total.bytes + wanted - budget.bytes
+            if missing <= 0:
+                return
+            if may_evict and wanted <= budget.bytes:
+                if evicted:  # more than a process can hold open have to leave
+                    free(evicted)
+                    evicted.clear()
+                    leaving_bytes = 0
+                    continue
+                gone, freed = self.leaving.evict(total, missing, least_bytes=missing, is_fresh=total.is_exact)
+                evicted += gone
+                leaving_bytes += freed
+                outcome.num_evicted += len(gone)
+                if gone:
+                    continue
+            if total.is_exact:
+                break
+            self.check(total, key, self.options.note_s)
+        where = self.directory.path
+        if wanted > budget.bytes:
+            raise TooLargeError(
+                f"{where}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
             )
-            unlink(self.directory, item.name)
-            items.remove(item)
+        raise NoRoomError(
+            f"{where}: a budget of {budget}, {size_text(total.bytes)} held and too much of it leased, wanted "
+            f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
+        )
+
+    def measure(self, held: int | None = None) -> Budget:
+        """The budget now, with so many bytes held; None looks."""
+        directory, limits = self.directory, self.options.limits
+        held = held_bytes(directory) if held is None else held
+        return measure(directory.dir_fd, read_cap(directory.dir_fd), held, limits, self._memory)
+
+    def _discard_damaged(self, total: Total, key: str, size: int) -> None:
+        """Remove a ``.shard`` of a wrong size, which `lookup` refused: it stands where the new one goes."""
+        name = key + SHARD
+        try:
+            found = os.stat(name, dir_fd=self.directory.dir_fd, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return
+        if found == size:  # it was refused only because an evictor was trying its lock
+            raise PresentError
+        logger.warning("%s/%s: %d bytes, wanted %d. Fetched again.", self.directory.path, name, found, size)
+        total.remove(name)
 
 
 def write_mapped(fd: int, size: int, fill: Callable[[memoryview], None]) -> None:

@@ -80,7 +80,7 @@ class LockFile:
 
     def unlock(self) -> None:
         """Give the lock back and keep the file open."""
-        if self._pid == os.getpid():
+        if self.fd >= 0 and self._pid == os.getpid():
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def is_named(self) -> bool:

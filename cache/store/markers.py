@@ -68,10 +68,10 @@ def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> N
 
 
 def _cap_text(dir_fd: int) -> str:
-    return (_read(dir_fd, _BUDGET) or "").strip()
+    return (read_text(dir_fd, _BUDGET) or "").strip()
 
 
-def _read(dir_fd: int, name: str) -> str | None:
+def read_text(dir_fd: int, name: str) -> str | None:
     """What a file of a directory holds; None if it is not there."""
     try:
         with DESCRIPTORS.opened(name, os.O_RDONLY, dir_fd) as fd:
@@ -129,7 +129,7 @@ def drop_unkept(dir_fd: int) -> bool:
 
 def _kept(dir_fd: int) -> set[str] | None:
     """The keys that are kept, none of them for all; None if the directory does not outlive its last user."""
-    text = _read(dir_fd, KEEP)
+    text = read_text(dir_fd, KEEP)
     return None if text is None else set(text.split())
 
 
@@ -141,13 +141,14 @@ class Note:
     """A failure, or the decision to do without the cache, that others follow for a while.
 
     Args:
-        kind: "failed" carries the error; "bypass" says to read the source directly.
+        kind: "failed" carries the error; "bypass" says to read the source directly. "stuck" is of somebody who waited
+            for the holder of the file's lock in vain: as long as that one holds it, others need not wait as well.
         error: Name of the error's class, for "failed".
         text: The error's message, or the reason.
         time_s: When, on the machine's boot clock.
     """
 
-    kind: Literal["failed", "bypass"]
+    kind: Literal["failed", "bypass", "stuck"]
     error: str
     text: str
     time_s: float
@@ -176,7 +177,7 @@ def read_note(text: str) -> Note | None:
     try:
         fields = json.loads(text)
         kind = fields["kind"]
-        if kind not in ("failed", "bypass"):
+        if kind not in ("failed", "bypass", "stuck"):
             return None
         return Note(kind, str(fields["error"]), str(fields["text"]), float(fields["time_s"]))
     except (ValueError, TypeError, KeyError):
@@ -184,9 +185,11 @@ def read_note(text: str) -> Note | None:
 
 
 def fresh_note(text: str, lifetime_s: float) -> Note | None:
-    """The note in a text, if it still counts."""
+    """The note in a text, if it still counts for who holds the lock: nobody else is stuck with it then."""
     note = read_note(text)
-    return note if note is not None and note.is_fresh(lifetime_s, boot_time_s()) else None
+    if note is None or note.kind == "stuck" or not note.is_fresh(lifetime_s, boot_time_s()):
+        return None
+    return note
 
 
 # --- where an entry came from, for people who look at the cache ------------------------------------------

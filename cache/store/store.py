@@ -4,9 +4,10 @@ State of a key, as its files tell it (``.fill`` is only ever a lock and a note):
 
     nothing --reserve--> .part --rename--> .shard --evict--> nothing
                           |
-                          +--any failure, or the next locker's cleaning--> nothing
+                          +--any failure, or the cleaning of the next who counts the files--> nothing
 
-No wait holds a lock: `acquire` polls for the fill right, and gives it back before it waits for room.
+A ``.fill`` lives no longer than the fill, unless a note is left in it. No wait holds a lock: `acquire` polls for the
+fill right, and gives it back before it waits for room.
 """
 
 import contextlib
@@ -20,18 +21,7 @@ from pathlib import Path
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory, Observer, ignore
-from epistream.cache.store.eviction import (
-    FILL,
-    SHARD,
-    Stamps,
-    charged_bytes,
-    evict,
-    free,
-    rebase_stamps,
-    remove_remains,
-    survey,
-    unlink,
-)
+from epistream.cache.store.eviction import Stamps, free, rebase_stamps
 from epistream.cache.store.fill import (
     Filler,
     Filling,
@@ -43,9 +33,12 @@ from epistream.cache.store.fill import (
 )
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, lock_holders, pauses, try_flock
-from epistream.cache.store.markers import Note, agree_on_cap, boot_time_s, fresh_note, mark_kept, write_note
+from epistream.cache.store.markers import Note, agree_on_cap, boot_time_s, fresh_note, mark_kept, read_note, write_note
 from epistream.cache.store.places import default_name, is_of_family
+from epistream.cache.store.refusals import Refusals
+from epistream.cache.store.survey import FILL, SHARD, unlink
 from epistream.cache.store.sweep import sweep
+from epistream.cache.store.total import counted, held_bytes
 from epistream.errors import CacheError, DeadlineError
 
 __all__ = ["Filler", "NoRoomError", "Outcome", "ShardStore", "StoreOptions", "TooLargeError"]
@@ -60,6 +53,7 @@ class ShardStore:
         self._observe = directory.observe
         self._stamps = Stamps()
         self._filling = Filling(directory, options, self._stamps)
+        self._refusals = Refusals()
 
     # --- hit ---------------------------------------------------------------------------------------------
 
@@ -112,7 +106,8 @@ class ShardStore:
         Raises:
             NoRoomError: No lease ended within ``room_timeout_s``, or the file system is full.
             TooLargeError: It can never fit.
-            DeadlineError: Another process filled, or held ``.lock``, for too long.
+            DeadlineError: Another process filled, or held ``.lock``, for too long; or somebody has waited in vain for
+                it before, and it is filling still.
             FetchError: `fill` failed, here or just now in another process.
         """
         outcome = outcome if outcome is not None else Outcome()
@@ -120,6 +115,7 @@ class ShardStore:
         if lease is not None:
             outcome.hit = True
             return lease
+        self._refuse_if_stuck(key)
         if before_wait is not None:
             before_wait()
         started = time.monotonic()
@@ -129,6 +125,7 @@ class ShardStore:
                 granted = self._wait_fill_lock(key, size)
                 if isinstance(granted, Lease):
                     return granted
+                attempted = time.monotonic()
                 try:
                     return self._filling.run(granted, key, size, fill, outcome)
                 except PresentError:
@@ -139,7 +136,8 @@ class ShardStore:
                     granted.close()
                 now = time.monotonic()
                 room_deadline = room_deadline or now + self.options.room_timeout_s
-                self._wait_room(key, reason, room_deadline)
+                # A vain search counts the files: it is not to fill the wait.
+                self._wait_room(key, reason, room_deadline, max(0.02, 10 * (now - attempted)))
         finally:
             outcome.wait_s = max(0.0, time.monotonic() - started - outcome.fill_s)
 
@@ -169,27 +167,29 @@ class ShardStore:
         lease = self.lookup(key, size)
         if lease is not None:
             outcome.hit = True
-        if lease is not None or fill is None:
+        if lease is not None or fill is None or self._refusals.forbids(size, may_evict=may_evict):
             return lease
-        with (
-            contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as fill_lock,
-            contextlib.suppress(NoRoomError, TooLargeError, PresentError),
-        ):
-            # A lock whose file was just removed belongs to nobody; the next try opens the new one.
-            if not fill_lock.try_exclusive() or not fill_lock.is_named():
+        with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as fill_lock:
+            if not fill_lock.try_exclusive() or fresh_note(fill_lock.read_text(), self.options.note_s) is not None:
                 return None
-            if fresh_note(fill_lock.read_text(), self.options.note_s) is not None:
-                return None
-            # Who had the lock just before may have completed it.
+            # Who had the lock until now may have completed it; the file of the lock is gone then.
+            is_named = fill_lock.is_named()
             lease = self.lookup(key, size)
-            if lease is None:
-                lease = self._filling.run(fill_lock, key, size, fill, outcome, may_evict=may_evict)
+            if is_named and lease is not None:
+                unlink(self.directory, fill_lock.name)
+            elif is_named:
+                try:
+                    lease = self._filling.run(fill_lock, key, size, fill, outcome, may_evict=may_evict)
+                except PresentError:
+                    pass
+                except (NoRoomError, TooLargeError):
+                    self._refusals.add(size, may_evict=may_evict)
         return lease
 
     def _wait_fill_lock(self, key: str, size: int) -> Lease | LockFile:
         """The entry, if somebody else completes it; else the right to fill it."""
         deadline = time.monotonic() + self.options.fill_timeout_s
-        lock = LockFile(key + FILL, self.directory.dir_fd)
+        lock: LockFile | None = None
         keep = False
         try:
             for _ in pauses(deadline):
@@ -197,37 +197,52 @@ class ShardStore:
                 lease = self.lookup(key, size)
                 if lease is not None:
                     return lease
+                lock = lock or LockFile(key + FILL, self.directory.dir_fd)
                 if not lock.try_exclusive():
+                    self._refuse_if_stuck(key)
                     continue
-                if not lock.is_named():
+                if not lock.is_named():  # whoever filled has just ended
                     lock.close()
-                    lock = LockFile(key + FILL, self.directory.dir_fd)
+                    lock = None
                     continue
                 self._observe("turn.locked")
                 # It may have been completed between the look and the lock.
                 lease = self.lookup(key, size)
                 if lease is not None:
+                    unlink(self.directory, lock.name)
                     return lease
                 note = fresh_note(lock.read_text(), self.options.note_s)
                 if note is not None:
                     raise NoRoomError(note.text) if note.kind == "bypass" else note.to_error()
                 keep = True
                 return lock
-            raise DeadlineError(
-                f"{self.directory.path}/{key}{FILL}: held by process {lock_holders(lock.fd)} for "
-                f"{self.options.fill_timeout_s:g} s, wanted the shard that it fills. Look whether that process is "
+            reason = (
+                f"{self.directory.path}/{key}{FILL}: held by process {lock_holders(key + FILL, self.directory.dir_fd)} "
+                f"for {self.options.fill_timeout_s:g} s, wanted the shard that it fills. Look whether that process is "
                 "stopped, or raise fill_timeout_s."
             )
+            if lock is not None:
+                lock.write_text(write_note(Note("stuck", "", reason, boot_time_s())))
+            raise DeadlineError(reason)
         finally:
-            if not keep:
+            if lock is not None and not keep:
                 lock.close()
 
-    def _wait_room(self, key: str, reason: str, deadline: float) -> None:
+    def _refuse_if_stuck(self, key: str) -> None:
+        """Raise at once what somebody has waited for in vain, as long as the same process fills."""
+        with contextlib.suppress(FileNotFoundError):
+            lock = LockFile(key + FILL, self.directory.dir_fd, create=False)
+            with contextlib.closing(lock):
+                note = read_note(lock.read_text())
+                if note is not None and note.kind == "stuck" and not lock.try_exclusive():
+                    raise DeadlineError(note.text)
+
+    def _wait_room(self, key: str, reason: str, deadline: float, pause_s: float) -> None:
         """Wait a little, with no lock held; at the deadline, tell the others of the decision and give up."""
         self._observe("room.wait")
         left_s = deadline - time.monotonic()
         if left_s > 0:
-            time.sleep(min(left_s, 0.02))
+            time.sleep(min(left_s, pause_s))
             return
         with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as lock:
             if lock.try_exclusive() and lock.is_named():
@@ -239,16 +254,17 @@ class ShardStore:
 
     def budget(self) -> Budget:
         """The byte budget as it is now."""
-        return self._filling.measure(survey(self.directory))
+        return self._filling.measure()
 
     def held_bytes(self) -> int:
         """Bytes of entries and fills, in whole pages, as they are now."""
-        return charged_bytes(survey(self.directory))
+        return held_bytes(self.directory)
 
     def discard(self, key: str) -> None:
         """Remove an entry that turned out to be damaged; those who lease it keep their mapping."""
-        with self.directory.locked(self.options.lock_timeout_s):
-            unlink(self.directory, key + SHARD)
+        with self._filling.counted() as total:
+            total.remove(key + SHARD)
+        self._refusals.forget()
 
     def keep(self, keys: Collection[str]) -> None:
         """Let entries outlive the last user of the directory."""
@@ -264,11 +280,19 @@ class ShardStore:
         Returns:
             Bytes given back.
         """
-        with self.directory.locked(self.options.lock_timeout_s):
-            items = remove_remains(self.directory, survey(self.directory), "", 0.0)
-            fds, freed = evict(self.directory, items, wanted_bytes, self.options.upcoming())
-        free(fds)
-        return freed
+        leaving = self._filling.leaving
+        given = 0
+        while given < wanted_bytes:
+            with self._filling.counted() as total:
+                if not given and not total.is_exact:
+                    self._filling.check(total, "", 0.0)
+                fds, freed = leaving.evict(total, wanted_bytes - given, is_fresh=True)
+            free(fds)
+            given += freed
+            if not fds:
+                break
+        self._refusals.forget()
+        return given
 
 
 def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe: Observer = ignore) -> ShardStore:
@@ -283,13 +307,13 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
     while True:
         directory, sole = CacheDirectory.enter(path, options.lock_timeout_s, observe)
         try:
-            with directory.locked(options.lock_timeout_s):
+            with counted(directory, options.lock_timeout_s, options.check_s) as total:
                 observe("open.locked")
                 agree_on_cap(directory.dir_fd, options.cap, sole=sole, where=path)
                 if keep:
                     mark_kept(directory.dir_fd)
                 if sole:
-                    rebase_stamps(directory, remove_remains(directory, survey(directory), "", 0.0))
+                    rebase_stamps(directory, total.check("", 0.0))
         except OSError as error:
             directory.leave()
             if isinstance(error, CacheError | DeadlineError):

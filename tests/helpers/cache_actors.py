@@ -70,6 +70,24 @@ def names(path: Path) -> set[str]:
     return {f"{int(file.stem, 16)}{file.suffix}" for file in path.iterdir() if file.suffix in (".shard", ".part")}
 
 
+def counted_bytes(path: Path) -> int:
+    """What the shards and parts of a directory count for: whole pages, at least one."""
+    sizes = [file.stat().st_size for file in path.iterdir() if file.suffix in (".shard", ".part")]
+    return sum(max(1, -(-size // PAGE)) * PAGE for size in sizes)
+
+
+def noted_bytes(path: Path) -> int | None:
+    """The running total that a directory's ``.lock`` tells; None where it is in doubt."""
+    words = (path / ".lock").read_text().split()
+    return int(words[1]) if len(words) == 3 and words[0] == "clean" else None
+
+
+def note_total(path: Path, num_bytes: int, due_in_s: float = 1000.0) -> None:
+    """Write a running total, right or wrong, that is believed for some seconds."""
+    due_s = time.clock_gettime(time.CLOCK_BOOTTIME) + due_in_s
+    (path / ".lock").write_text(f"clean {num_bytes:020d} {due_s:019.6f}\n")
+
+
 class KillAt:
     """An observer that kills its process at the n-th time that a step is reached."""
 
@@ -96,6 +114,19 @@ class StopAt:
             self.step = ""
             self.pipe.send(step)
             self.pipe.recv()
+
+
+def run_failing_victim(path: str, cap: int, number: int, observe: Observer) -> None:
+    """Open a store, and fail to fill a key."""
+    store = open_test_store(Path(path), cap, observe)
+
+    def fail(fd: int) -> None:
+        raise RuntimeError("a bug")
+
+    try:
+        store.acquire(key_of(number), SIZE, fail)
+    except RuntimeError:
+        os._exit(0)
 
 
 def run_victim(path: str, cap: int, keys: list[int], observe: Observer, leave: bool, release: bool) -> None:

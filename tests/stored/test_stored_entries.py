@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -113,15 +114,15 @@ def test_directory_after_epochs_holds_these_files_and_no_others(stored, cache_pa
             ".budget",
             "prefetch-faef82557b5ddbe8.lock",
             *(f"{entry}.shard" for entry in entries),
-            *(f"{entry}.fill" for entry in entries),
         }
         for shard, entry in enumerate(shards):
             assert (cache_path / f"{entry}.shard").read_bytes() == shard_bytes(stored, shard)
         for demo, entry in episodes.items():
             assert (cache_path / f"{entry}.shard").stat().st_size == NUM_STEPS[demo] * 24 * 24 * 3
         assert (cache_path / ".budget").read_text() == "67108864"
-        for name in (".users", ".lock", f"{shards[0]}.fill"):
-            assert (cache_path / name).read_bytes() == b""
+        assert (cache_path / ".users").read_bytes() == b""
+        pages = sum(-(-(cache_path / f"{entry}.shard").stat().st_size // 4096) for entry in entries)
+        assert re.fullmatch(rf"clean {4096 * pages:020d} \d{{12}}\.\d{{6}}\n", (cache_path / ".lock").read_text())
         assert cache_path.stat().st_mode & 0o777 == 0o700
     assert not cache_path.exists()
 
@@ -158,7 +159,6 @@ def test_columns_entry_holds_the_rows_of_its_features_one_after_the_other(stored
         ".lock",
         ".budget",
         *(f"{entry}.shard" for entry in entries),
-        *(f"{entry}.fill" for entry in entries),
     }
     for entry, demos in zip(entries, DEMOS_OF_SHARD, strict=True):
         rows = [

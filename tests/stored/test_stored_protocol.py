@@ -19,14 +19,17 @@ from epistream.errors import FetchError, SourceError
 
 DEADLINE_S = 30.0
 # Every step that a process passes, in this order.
-ENTER = ["enter.opened", "enter.locked", "open.locked", "open.shared"]
+COUNT = ["total.counted", "total.opened", "total.closed"]
+ENTER = ["enter.opened", "enter.locked", "open.locked", *COUNT, "open.shared"]
 FILL = [
     "turn.poll",
     "turn.locked",
     "reserve.locked",
     "reserve.evicted",
+    "total.opened",
     "reserve.created",
     "reserve.sized",
+    "total.closed",
     "fill.reserved",
     "fill.freed",
     "fill.allocated",
@@ -34,6 +37,7 @@ FILL = [
     "fill.leased",
     "publish.locked",
     "fill.renamed",
+    "fill.dropped",
     "fill.done",
 ]
 HIT = ["hit.opened", "hit.locked"]
@@ -143,14 +147,26 @@ def test_steps_of_a_store_are_these_in_this_order(cache_path):
     assert steps == HIT
     steps.clear()
     get(store, 2).close()
-    assert steps == [*FILL[:3], "evict.locked", "evict.unlinked", *FILL[3:]]
+    evicting = [
+        "total.opened",
+        "evict.locked",
+        "evict.unlinked",
+        *(step for step in FILL[3:] if step != "total.opened"),
+    ]
+    assert steps == [*FILL[:3], *COUNT, *evicting]
     steps.clear()
     (cache_path / f"{key_of(5)}.part").write_bytes(b"left by the dead")
     get(store, 3).close()
-    assert steps == [*FILL[:3], "remains.part", "evict.locked", "evict.unlinked", *FILL[3:]]
+    dead = ["total.opened", "remains.part", "total.counted", "total.closed"]
+    assert steps == [*FILL[:3], *dead, *evicting]
+    steps.clear()
+    (cache_path / f"{key_of(4)}.part").write_bytes(b"left by the dead")
+    (cache_path / f"{key_of(3)}.shard").unlink()
+    get(store, 4).close()
+    assert steps[:5] == [*FILL[:3], *dead[:2]]
     steps.clear()
     store.directory.leave()
-    files = [".budget", ".lock", ".users", f"{key_of(3)}.fill", f"{key_of(3)}.shard"]
+    files = [".budget", ".lock", ".users", f"{key_of(4)}.shard"]
     left = ["leave.begin", "leave.exclusive", "leave.renamed", "leave.unlocked", *["remove.one"] * len(files)]
     assert steps == [*left, "leave.removed"]
 
@@ -162,7 +178,7 @@ def test_steps_of_a_wait_for_room_are_these_in_this_order(cache_path):
     steps.clear()
     with pytest.raises(OSError, match="keep fewer shards resident"):
         get(store, 2)
-    assert steps == [*FILL[:3], "room.wait", "room.noted"]
+    assert steps == [*FILL[:3], *COUNT, "room.wait", "room.noted"]
     note = json.loads((cache_path / f"{key_of(2)}.fill").read_text())
     assert (note["kind"], note["error"]) == ("bypass", "")
     lease.close()

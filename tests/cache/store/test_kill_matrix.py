@@ -10,23 +10,28 @@ from cache_actors import (
     KillAt,
     content,
     context,
+    counted_bytes,
     get,
     key_of,
     names,
+    noted_bytes,
     open_test_store,
     read_all,
+    run_failing_victim,
     run_victim,
 )
 
 # Every step that a process of each kind passes, in order.
-ENTER = ["enter.opened", "enter.locked", "open.locked", "open.shared"]
+ENTER = ["enter.opened", "enter.locked", "open.locked", "total.counted", "open.shared"]
 FILL = [
     "turn.poll",
     "turn.locked",
     "reserve.locked",
     "reserve.evicted",
+    "total.opened",
     "reserve.created",
     "reserve.sized",
+    "total.closed",
     "fill.reserved",
     "fill.freed",
     "fill.allocated",
@@ -34,9 +39,10 @@ FILL = [
     "fill.leased",
     "publish.locked",
     "fill.renamed",
+    "fill.dropped",
     "fill.done",
 ]
-EVICT = ["evict.locked", "evict.unlinked", "fill.freed"]
+EVICT = ["total.counted", "total.opened", "total.closed", "evict.locked", "evict.unlinked", "fill.freed"]
 LEAVE = ["leave.begin", "leave.exclusive", "leave.renamed", "leave.unlocked", "remove.one", "leave.removed"]
 HIT = ["hit.opened", "hit.locked"]
 
@@ -58,7 +64,9 @@ def assert_works(path: Path) -> None:
         with_lease = get(store, number)
         assert read_all(with_lease) == content(number)
         with_lease.close()
+        assert counted_bytes(path) <= 2 * SIZE
     assert not any(name.endswith(".part") for name in names(path))
+    assert noted_bytes(path) == counted_bytes(path)
     store.directory.leave()
     assert list(path.parent.iterdir()) == []
 
@@ -76,6 +84,8 @@ def test_filler_killed_others_go_on_with_the_same_shard(cache_path: Path, step: 
     lease = get(store, 1)
     assert read_all(lease) == content(1)
     assert names(cache_path) == {"1.shard"}
+    if step not in ("fill.dropped", "fill.done", "fill.renamed"):  # a hit counts nothing
+        assert noted_bytes(cache_path) == SIZE
     lease.close()
     store.directory.leave()
     assert_works(cache_path)
@@ -89,8 +99,40 @@ def test_filler_killed_its_part_does_not_eat_the_budget(cache_path: Path, step: 
     leases = [get(store, 2), get(store, 3)]
     assert [read_all(lease) for lease in leases] == [content(2), content(3)]
     assert names(cache_path) == {"2.shard", "3.shard"}
+    assert noted_bytes(cache_path) == 2 * SIZE
     for lease in leases:
         lease.close()
+    store.directory.leave()
+    assert_works(cache_path)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("step", ["total.opened", "total.closed"])
+def test_filler_killed_at_any_of_its_totals_others_count_again(cache_path: Path, step: str, count: int) -> None:
+    # The first is that of entering alone.
+    kill(cache_path, [1], step, count=count)
+    assert (noted_bytes(cache_path) is None) == (step == "total.opened")
+    assert_works(cache_path)
+
+
+@pytest.mark.parametrize("step", ["fill.allocated", "total.opened", "total.closed"])
+def test_failing_filler_killed_while_it_tidies_others_go_on(cache_path: Path, step: str) -> None:
+    store = open_test_store(cache_path, 2 * SIZE)
+    get(store, 1).close()
+    victim = context().Process(
+        target=run_failing_victim,
+        args=(str(cache_path), 2 * SIZE, 2, KillAt(step, 2 if step.startswith("total") else 1)),
+        daemon=True,
+    )
+    victim.start()
+    victim.join(DEADLINE_S)
+    assert victim.exitcode == -9, f"the step {step} was not reached"
+    for number in (1, 3, 2):
+        lease = get(store, number)
+        assert read_all(lease) == content(number)
+        lease.close()
+        assert counted_bytes(cache_path) <= 2 * SIZE
+    assert noted_bytes(cache_path) == counted_bytes(cache_path) == 2 * SIZE
     store.directory.leave()
     assert_works(cache_path)
 
@@ -105,7 +147,9 @@ def test_evictor_killed_others_go_on(cache_path: Path, step: str) -> None:
         lease = get(store, number)
         assert read_all(lease) == content(number)
         lease.close()
+        assert counted_bytes(cache_path) <= 2 * SIZE
     assert len(names(cache_path)) == 2
+    assert noted_bytes(cache_path) == 2 * SIZE
     store.directory.leave()
     assert_works(cache_path)
 
@@ -167,5 +211,8 @@ def test_killed_filler_leaves_a_part_that_is_counted_until_it_is_removed(cache_p
     assert part.stat().st_size == SIZE
     assert part.stat().st_blocks * 512 == 4 * PAGE
     get(store, 2).close()
-    assert names(cache_path) == {"2.shard"}
+    assert names(cache_path) == {"1.part", "2.shard"}
+    assert noted_bytes(cache_path) == 2 * SIZE
+    get(store, 3).close()
+    assert names(cache_path) == {"2.shard", "3.shard"}, "what is dead goes before anybody is evicted"
     store.directory.leave()

@@ -26,7 +26,7 @@ from cache_actors import (
 from faulty_server import serve
 
 from epistream.cache.source.entry import Entry, Part
-from epistream.cache.store.eviction import FILL, survey
+from epistream.cache.store.survey import FILL, charge, survey
 
 Started = tuple[multiprocessing.process.BaseProcess, Connection]
 
@@ -117,7 +117,7 @@ class Stress:
             self.running.append(start(run_stress, str(self.path), self.cap, self.draw.random(), rounds, 40))
         directory = self.observer.directory
         with directory.locked(DEADLINE_S):
-            self.highest = max(self.highest, sum(item.charge_bytes for item in survey(directory) if item.kind != FILL))
+            self.highest = max(self.highest, sum(charge(item.size) for item in survey(directory) if item.kind != FILL))
         chance = self.draw.random()
         if replace and chance < 0.02:
             process, pipe = self.running.pop(self.draw.randrange(len(self.running)))

@@ -1,0 +1,96 @@
+"""What a directory holds, counted file by file, and the removal of what dead processes left in it. Under ``.lock``."""
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from epistream.cache.store.directory import CacheDirectory
+from epistream.cache.store.locks import LockFile
+from epistream.cache.store.markers import fresh_note
+
+SHARD = ".shard"
+PART = ".part"
+FILL = ".fill"
+PAGE_BYTES = 4096
+
+
+class Item(NamedTuple):
+    """A file of the directory.
+
+    Args:
+        key: The entry's key.
+        kind: ".shard", ".part" or ".fill".
+        size: Bytes of the file.
+        stamp_ns: Recency: the mtime, which every hit sets.
+    """
+
+    key: str
+    kind: str
+    size: int
+    stamp_ns: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.key + self.kind
+
+
+def charge(size: int) -> int:
+    """Bytes that a file of this size counts for: memory is given in pages, and no file is free."""
+    return max(1, -(-size // PAGE_BYTES)) * PAGE_BYTES
+
+
+def survey(directory: CacheDirectory) -> list[Item]:
+    """The shards, fills and fill locks of a directory, as they are now. The cost grows with their number."""
+    items = []
+    for name in os.listdir(directory.dir_fd):  # noqa: PTH208, an open directory
+        key, dot, kind = name.rpartition(".")
+        kind = dot + kind
+        if kind in (SHARD, PART, FILL) and key:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
+                items.append(Item(key, kind, status.st_size, status.st_mtime_ns))
+    return items
+
+
+def charged_bytes(items: list[Item]) -> int:
+    """Bytes that shards and fills count for."""
+    return sum(charge(item.size) for item in items if item.kind != FILL)
+
+
+def find_remains(directory: CacheDirectory, items: list[Item], own_key: str) -> list[Item]:
+    """The ``.part`` files that nobody fills any more.
+
+    The caller holds the ``.fill`` of `own_key` ("" for none), whose ``.part`` is a remain by definition.
+    """
+    return [item for item in items if item.kind == PART and _is_dead(directory, item.key, own_key)]
+
+
+def _is_dead(directory: CacheDirectory, key: str, own_key: str) -> bool:
+    """Whether nobody is filling this key."""
+    if key == own_key:
+        return True
+    try:
+        with contextlib.closing(LockFile(key + FILL, directory.dir_fd, create=False)) as lock:
+            return lock.try_exclusive()
+    except FileNotFoundError:
+        return True
+
+
+def drop_fill(directory: CacheDirectory, key: str, note_s: float = 0.0) -> None:
+    """Unlink a key's ``.fill`` if nobody holds it and it has no fresh note."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(LockFile(key + FILL, directory.dir_fd, create=False)) as lock,
+    ):
+        if lock.try_exclusive() and lock.is_named() and fresh_note(lock.read_text(), note_s) is None:
+            unlink(directory, lock.name)
+
+
+def unlink(directory: CacheDirectory, name: str) -> bool:
+    """Unlink a file; False if it is gone already."""
+    try:
+        os.unlink(name, dir_fd=directory.dir_fd)
+    except FileNotFoundError:
+        return False
+    return True
