@@ -5,19 +5,21 @@ Correctness never depends on it: without it, or when it is late, readers fill fo
 
 import contextlib
 import logging
+import math
 import os
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from epistream.cache.source.entry import Entry
 from epistream.cache.store.directory import USERS
-from epistream.cache.store.eviction import charge
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, lock_holders
 from epistream.cache.store.store import ShardStore
+from epistream.cache.store.survey import charge
 from epistream.cache.tiers import Tiers
 from epistream.errors import EpistreamError
 
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 # How often one that may not fill looks whether it may now: the filler may have died, or a lease ended.
 _PAUSE_S = 0.25
 _CLOSE_S = 5.0
+# Share of the time of one processor in which it may look who else is there.
+_SHARE = 0.01
 _PREFIX = "prefetch-"
 _SUFFIX = ".lock"
 
@@ -78,6 +82,7 @@ class Prefetcher:
         self._window: deque[_Ahead] = deque()
         self._lock: LockFile | None = None
         self._store: ShardStore | None = None
+        self._neighbours = _Neighbours(self._name)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -210,35 +215,22 @@ class Prefetcher:
                 lock.close()
                 return False
             self._lock = lock
+            # Another may have come meanwhile; from now on it sees this one.
+            self._neighbours = _Neighbours(self._name)
         return True
 
     def _may_hold(self, store: ShardStore, entry: Entry) -> bool:
         """Whether one more lease leaves the readers their share; what is held is written down for the others."""
         size = charge(entry.size)
         mine = sum(charge(ahead.lease.size) for ahead in self._window if ahead.lease is not None) + size
+        self._neighbours.look(store)
         with store.directory.locked(store.options.lock_timeout_s):
-            # Where /proc/locks cannot be read, there may be as many as processors.
-            readers = len(lock_holders(USERS, store.directory.dir_fd)) or os.cpu_count() or 1
-            allowed = store.budget().bytes - (readers + 1) * size
-            if mine + self._held_by_others(store) > allowed:
+            allowed = store.budget().bytes - (self._neighbours.num_readers + 1) * size
+            if mine + self._neighbours.held_bytes(store) > allowed:
                 return False
             if self._lock is not None:
                 self._lock.write_text(str(mine))
         return True
-
-    def _held_by_others(self, store: ShardStore) -> int:
-        """Bytes that living prefetchers of other plans have written down."""
-        total = 0
-        for name in os.listdir(store.directory.dir_fd):  # noqa: PTH208, an open directory
-            if name.startswith(_PREFIX) and name.endswith(_SUFFIX) and name != self._name:
-                with (
-                    contextlib.suppress(FileNotFoundError),
-                    contextlib.closing(LockFile(name, store.directory.dir_fd, create=False)) as other,
-                ):
-                    text = other.read_text().strip()
-                    if not other.try_exclusive():
-                        total += int(text) if text.isdecimal() else 0
-        return total
 
     def _drop_all(self) -> None:
         for ahead in self._window:
@@ -248,3 +240,41 @@ class Prefetcher:
                 self._lock.write_text("0")
             self._lock.close()
             self._lock = None
+
+
+class _Neighbours:
+    """Who else uses a directory: looked up so seldom that listing it takes little of the time."""
+
+    def __init__(self, own_name: str) -> None:
+        self._own_name = own_name
+        self._next_look = -math.inf
+        self._names: list[str] = []
+        self.num_readers = 1
+
+    def look(self, store: ShardStore) -> None:
+        """Look again, if it does not take too much: almost always while the directory is small."""
+        started = time.monotonic()
+        if started < self._next_look:
+            return
+        dir_fd = store.directory.dir_fd
+        listed = os.listdir(dir_fd)  # noqa: PTH208, an open directory
+        self._names = [
+            name for name in listed if name.startswith(_PREFIX) and name.endswith(_SUFFIX) and name != self._own_name
+        ]
+        # Where /proc/locks cannot be read, there may be as many as processors.
+        self.num_readers = len(lock_holders(USERS, dir_fd)) or os.cpu_count() or 1
+        ended = time.monotonic()
+        self._next_look = ended + (ended - started) / _SHARE
+
+    def held_bytes(self, store: ShardStore) -> int:
+        """Bytes that living prefetchers of other plans have written down."""
+        total = 0
+        for name in self._names:
+            with (
+                contextlib.suppress(FileNotFoundError),
+                contextlib.closing(LockFile(name, store.directory.dir_fd, create=False)) as other,
+            ):
+                text = other.read_text().strip()
+                if not other.try_exclusive():
+                    total += int(text) if text.isdecimal() else 0
+        return total
