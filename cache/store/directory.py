@@ -150,26 +150,29 @@ class CacheDirectory:
         deadline = time.monotonic() + (min(timeout_s, _STUCK_S) if self._is_stuck else timeout_s)
         held = self._mutex.acquire(timeout=max(0.0, deadline - time.monotonic()))
         try:
-            try:
-                lock = poll(
-                    lambda: self._try_lock() if held else None,
-                    deadline,
-                    lambda: (
-                        f"{self.path}/{LOCK}: held by process {lock_holders(LOCK, self.dir_fd)} for {timeout_s:g} s, "
-                        "wanted for accounting. Look whether that process is stopped, and end it."
-                    ),
-                )
-            except DeadlineError:
-                self._is_stuck = True
-                raise
+            # At once, if possible; a poll costs more than the lock.
+            lock = (self._try_lock() if held else None) or self._wait_lock(deadline, timeout_s, held=held)
             self._is_stuck = False
-            try:
-                yield lock
-            finally:
-                lock.unlock()
+            yield lock
         finally:
             if held:
+                if self._lock is not None:
+                    self._lock.unlock()
                 self._mutex.release()
+
+    def _wait_lock(self, deadline: float, timeout_s: float, *, held: bool) -> LockFile:
+        try:
+            return poll(
+                lambda: self._try_lock() if held else None,
+                deadline,
+                lambda: (
+                    f"{self.path}/{LOCK}: held by process {lock_holders(LOCK, self.dir_fd)} for {timeout_s:g} s, "
+                    "wanted for accounting. Look whether that process is stopped, and end it."
+                ),
+            )
+        except DeadlineError:
+            self._is_stuck = True
+            raise
 
     def _try_lock(self) -> LockFile | None:
         if self._lock is None:

@@ -174,6 +174,8 @@ def write_note(note: Note) -> str:
 
 def read_note(text: str) -> Note | None:
     """The note in a text; None for a filler's process id, torn text or none."""
+    if not text:  # nearly always; an exception would cost more than the rest of a look
+        return None
     try:
         fields = json.loads(text)
         kind = fields["kind"]
