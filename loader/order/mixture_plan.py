@@ -61,10 +61,14 @@ class MixturePlan:
         """
         dataset, own_epoch, own = self.schedule.locate(positions, epoch)
         for first in range(0, len(positions), batch_size):
+            rows_of: dict[tuple[int, int], list[int]] = {}
             batch = slice(first, first + batch_size)
-            for number, theirs in sorted(set(zip(dataset[batch].tolist(), own_epoch[batch].tolist(), strict=True))):
-                rows = first + np.flatnonzero((dataset[batch] == number) & (own_epoch[batch] == theirs))
-                yield Portion(number, theirs, own[rows], rows)
+            owners = zip(dataset[batch].tolist(), own_epoch[batch].tolist(), strict=True)
+            for row, owner in enumerate(owners, first):
+                rows_of.setdefault(owner, []).append(row)
+            for (number, theirs), rows in sorted(rows_of.items()):
+                chosen = np.array(rows)
+                yield Portion(number, theirs, own[chosen], chosen)
 
     def own_epochs(self, epoch: int, position: int) -> list[int]:
         """The epoch that each dataset is in at a position of a mixture epoch."""

@@ -242,6 +242,8 @@ def _rows_by_shard(shard: Int64) -> list[Int64]:
     Shards come in ascending order, not in batch order: which shard comes first must not matter, and a common order
     lets ranks that miss the same shards at the same time share the fills.
     """
+    if (shard == shard[0]).all():  # as in batches of a mixture
+        return [np.arange(len(shard))]
     order = np.argsort(shard, kind="stable")
     ordered = shard[order]
     # Slices by hand: np.split takes twice as long, which shows in small batches.
