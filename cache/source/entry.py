@@ -17,6 +17,8 @@ from epistream.errors import OptionError
 ALIGNMENT_BYTES = 64
 # One XXH3-64 checksum stands for so many bytes, unless an entry says otherwise.
 BLOCK_BYTES = 1 << 20
+# Hex digits that the keys of a group begin with.
+GROUP_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ class Entry:
         parts: At least one.
         content: What of the parts is kept: "" for all their bytes; a caller that stores something
             made from them (decoded frames, byte ranges) names it here, with every option that shapes it.
+        group: Names what a job uses as a whole (all decoded frames of a dataset, made in one way): the keys of a
+            group begin alike, so that it can be claimed, see `NodeCache.claim`. "" for none.
     """
 
     parts: tuple[Part, ...]
     content: str = ""
+    group: str = ""
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -78,7 +83,8 @@ class Entry:
         """32 hex digits that differ whenever URL, size, checksum, version or content differ."""
         facts = [[part.url, part.size, part.checksum, part.version] for part in self.parts]
         text = json.dumps([1, self.content, facts], separators=(",", ":"), ensure_ascii=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        digits = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return group_digits(self.group) + digits[GROUP_DIGITS:] if self.group else digits
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -101,10 +107,15 @@ class Entry:
             part if part.version is not None else replace(part, version=version)
             for part, version in zip(self.parts, versions, strict=True)
         )
-        return Entry(parts, self.content)
+        return Entry(parts, self.content, self.group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts, "content": self.content}
+        return {"parts": self.parts, "content": self.content, "group": self.group}
+
+
+def group_digits(group: str) -> str:
+    """What the keys of a group begin with: 8 hex digits."""
+    return hashlib.blake2b(group.encode(), digest_size=GROUP_DIGITS // 2).hexdigest()
 
 
 def part_offsets(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import time
 from pathlib import Path
@@ -92,6 +93,24 @@ def test_key_of_a_known_entry_is_the_one_written_here():
     assert Entry((tar, index)).key == "38a9da171931dfee7d995e881f8fbf22"
     assert Entry((tar, index), content="decoded 3 [1, []]").key == "85fd8091d8d893fc80ada4263a9b9293"
     assert Entry((tar,)).key == key([["s3://bucket/shard-000000.tar", 47616, "00112233445566778899aabbccddeeff", None]])
+
+
+def test_key_of_an_entry_of_a_group_begins_with_the_group_and_ends_as_without_one():
+    tar = Part("s3://bucket/shard-000000.tar", 47616, "00112233445566778899aabbccddeeff")
+    plain = Entry((tar,), content="decoded 3 [1, []]").key
+    grouped = Entry((tar,), content="decoded 3 [1, []]", group="decoded s3://bucket/")
+    begin = hashlib.blake2b(b"decoded s3://bucket/", digest_size=4).hexdigest()
+    assert grouped.key == begin + plain[8:]
+    assert grouped.with_versions(["etag=5"]).key.startswith(begin)
+    assert pickle.loads(pickle.dumps(grouped)).key == grouped.key
+
+
+def test_entry_that_was_pickled_before_there_were_groups_has_none():
+    entry = Entry((Part("u", 10, "aa"),), content="decoded 3 [1, []]")
+    old = Entry.__new__(Entry)
+    old.__dict__.update(parts=entry.parts, content=entry.content)
+    assert old == entry == pickle.loads(pickle.dumps(old))
+    assert old.key == entry.key
 
 
 def test_directory_after_epochs_holds_these_files_and_no_others(stored, cache_path):
