@@ -5,19 +5,26 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from epistream.cache.store.memory import available_bytes, cgroup_free_bytes
+from epistream.cache.store.memory import GroupMemory, available_bytes, group_memories
 from epistream.cgroups import System
 from epistream.units import size_text
 
 # What each term means to somebody who wants more.
 _CURES = {
     "cap": "raise budget_bytes, or run 'epistream cache resize'",
-    "filesystem": "enlarge it: --shm-size (Docker), an emptyDir with medium: Memory (Kubernetes), or budget elsewhere",
+    "filesystem": (
+        "enlarge it: --shm-size (Docker), an emptyDir with medium: Memory (Kubernetes), or name another directory; a "
+        "tenth of it, and 64 MiB at least, is left to others"
+    ),
+    "disk": "free some space there, or name another disk_directory; half of what is free is left to others",
     "cgroup": "raise the job's memory limit (--memory, Slurm --mem)",
     "memory": "raise memory_fraction, or use a machine with more memory",
 }
 # Share of a disk's free space that a directory may take.
 _DISK_FRACTION = 0.5
+# What a tmpfs always leaves to others, who cannot do without it: other loaders pass their batches through /dev/shm.
+_SHARE_LEFT = 0.1
+_BYTES_LEFT = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,7 @@ class MemoryTerms:
         """The terms in bytes, by name."""
         now = time.monotonic()
         if now - self._read_at >= self._lifetime_s:
-            limits = self._limits
-            measured = {"cgroup": cgroup_free_bytes(limits.system), "memory": available_bytes(limits.system)}
-            self._terms = {
-                name: int((free + held_bytes - limits.reserved_bytes) * limits.memory_fraction)
-                for name, free in measured.items()
-                if free is not None
-            }
+            self._terms = _memory_terms(held_bytes, self._limits)
             self._read_at = now
         return self._terms
 
@@ -96,7 +97,8 @@ def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits, memor
 
     Every measured term is what is free plus what the cache holds already, so that the budget does not shrink as the
     cache fills. The fractions are taken of that sum: a fraction of what is free, plus what is held, would grow with
-    each fill until everything is taken.
+    each fill until everything is taken. On a tmpfs a tenth of the whole, and 64 MiB at least, are left to others; on a
+    disk half of what is free.
 
     Args:
         dir_fd: The directory.
@@ -110,9 +112,36 @@ def measure(dir_fd: int, cap: int | None, held_bytes: int, limits: Limits, memor
     free = space.f_bavail * space.f_frsize + held_bytes
     if limits.in_memory:
         if space.f_blocks:  # a tmpfs mounted with size=0 has no limit of its own
-            terms["filesystem"] = free
+            size = space.f_blocks * space.f_frsize
+            terms["filesystem"] = free - max(int(size * _SHARE_LEFT), _BYTES_LEFT)
         terms |= (memory or MemoryTerms(limits)).measure(held_bytes)
     else:
-        terms["filesystem"] = int(free * _DISK_FRACTION)
+        terms["disk"] = int(free * _DISK_FRACTION)
     terms = {name: max(0, value) for name, value in terms.items()}
     return Budget(min(terms.values(), default=0), terms)
+
+
+def _memory_terms(held_bytes: int, limits: Limits) -> dict[str, int]:
+    terms = {}
+    groups, available = group_memories(limits.system), available_bytes(limits.system)
+    if groups:
+        terms["cgroup"] = min(
+            _memory_term(group.free_bytes, held_bytes, _charged_bytes(group, held_bytes), limits) for group in groups
+        )
+    if available is not None:
+        terms["memory"] = _memory_term(available, held_bytes, held_bytes, limits)
+    return terms
+
+
+def _memory_term(free_bytes: int, held_bytes: int, own_bytes: int, limits: Limits) -> int:
+    """Bytes that may be held, of which `own_bytes` are a burden on the memory that has `free_bytes` left.
+
+    What is held besides burdens others, and nothing that this process evicts would give it more.
+    """
+    unreserved = free_bytes + own_bytes - limits.reserved_bytes
+    return int(unreserved * limits.memory_fraction) + held_bytes - own_bytes
+
+
+def _charged_bytes(group: GroupMemory, held_bytes: int) -> int:
+    """Bytes of those held that a control group pays for, at most: jobs in other groups may have filled the rest."""
+    return held_bytes if group.shared_bytes is None else min(held_bytes, group.shared_bytes)

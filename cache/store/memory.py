@@ -1,6 +1,7 @@
 """How much memory this process may still use: the machine's, and what its control groups leave."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from epistream.cgroups import System, groups_above
@@ -21,16 +22,46 @@ def available_bytes(system: System) -> int | None:
     return None if kib is None else kib * 1024
 
 
-def cgroup_free_bytes(system: System) -> int | None:
-    """The least that any control group above this process leaves, in bytes; None without limits.
+@dataclass(frozen=True)
+class GroupMemory:
+    """What a control group with a limit has of memory, in bytes.
 
-    Page cache is counted as free: the kernel takes it back before it kills.
+    Args:
+        limit_bytes: What it may use, above 0.
+        free_bytes: What it leaves; page cache is counted as free, because the kernel takes it back before it kills.
+        shared_bytes: Files on a tmpfs and other shared memory that are charged to it; None if it does not say.
+    """
+
+    limit_bytes: int
+    free_bytes: int
+    shared_bytes: int | None
+
+
+def group_memories(system: System) -> list[GroupMemory]:
+    """Each control group at or above this process that has a limit.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.current, memory.stat) and
     https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
     """
-    left = [_left(group, version) for group, version in groups_above("memory", system)]
-    return min((each for each in left if each is not None), default=None)
+    groups = (_memory_of(group, version) for group, version in groups_above("memory", system))
+    return [group for group in groups if group is not None]
+
+
+def cgroup_free_bytes(system: System) -> int | None:
+    """The least that any control group above this process leaves, in bytes; None without limits."""
+    return min((group.free_bytes for group in group_memories(system)), default=None)
+
+
+def free_share(system: System) -> float | None:
+    """The least share of memory that is free, 0 to 1: of the machine's, and of the limit of each control group above.
+
+    None where the kernel does not say. Page cache is counted as free.
+    """
+    shares = [group.free_bytes / group.limit_bytes for group in group_memories(system)]
+    machine = _numbers(system.proc / "meminfo")
+    if "MemAvailable" in machine and machine.get("MemTotal"):
+        shares.append(machine["MemAvailable"] / machine["MemTotal"])
+    return min(shares, default=None)
 
 
 def pressure_percent(system: System) -> float | None:
@@ -54,13 +85,14 @@ def _some_avg10(file: Path) -> float | None:
     return float(found[1]) if found else None
 
 
-def _left(group: Path, version: int) -> int | None:
+def _memory_of(group: Path, version: int) -> GroupMemory | None:
     limit_name, usage_name, prefix = _MEMORY_FILES[version]
     limit, usage = _number(group / limit_name), _number(group / usage_name)
-    if limit is None or usage is None or limit >= _NO_LIMIT:
+    if not limit or usage is None or limit >= _NO_LIMIT:
         return None
     stat = _numbers(group / "memory.stat")
-    return limit - (usage - stat.get(f"{prefix}active_file", 0) - stat.get(f"{prefix}inactive_file", 0))
+    used = usage - stat.get(f"{prefix}active_file", 0) - stat.get(f"{prefix}inactive_file", 0)
+    return GroupMemory(limit, limit - used, stat.get(f"{prefix}shmem"))
 
 
 def _number(path: Path) -> int | None:

@@ -188,13 +188,13 @@ def test_disk_tier_that_was_damaged_is_fetched_again(server: FaultyServer, tmp_p
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small tmpfs")
 class TestSmallTmpfs:
-    """A real tmpfs of 3 MiB, as a container's /dev/shm."""
+    """A real tmpfs, as a container's /dev/shm: of 67 MiB, of which 64 are left to others."""
 
     @pytest.fixture
     def small(self, tmp_path: Path) -> Iterator[Path]:
         path = tmp_path / "small"
         path.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(path)], check=False)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=67m", "none", str(path)], check=False)
         if mounted.returncode:
             pytest.skip("mount is not permitted here")
         yield path
@@ -207,7 +207,8 @@ class TestSmallTmpfs:
                 space = os.statvfs(small)
                 budget = cache.budget()
                 assert budget is not None
-                assert budget.bytes <= space.f_blocks * space.f_frsize
+                assert budget.bytes <= 3 * MIB
+                assert space.f_bavail * space.f_frsize >= 64 * MIB, "others find room, whatever the cache holds"
             assert cache.stats().evictions > 0
 
     def test_of_which_one_may_only_read_it_is_left_aside_or_an_error(
@@ -235,8 +236,8 @@ class TestSmallTmpfs:
             os.posix_fallocate(ballast, 0, space.f_bavail * space.f_frsize)
             os.close(ballast)
             assert check(cache, entry_of(server, 0), 0) == "shm", "what is there stays usable"
-            # Its own shard is all that it may have: 1 is taken in for it.
-            assert check(cache, entry_of(server, 1), 1) in ("shm", "disk")
+            # Others have nothing left: it may have nothing more.
+            assert check(cache, entry_of(server, 1), 1) == "disk"
             with cache.open(entry_of(server, 1)):
                 assert check(cache, entry_of(server, 2), 2) in ("direct", "disk")
 
@@ -245,12 +246,33 @@ class TestSmallTmpfs:
     ) -> None:
         # The budget says there is room, the file system says no.
         monkeypatch.setattr("epistream.cache.store.fill.measure", lambda *_: Budget(64 * MIB, {"cap": 64 * MIB}))
+        with (small / "ballast").open("wb") as ballast:
+            os.posix_fallocate(ballast.fileno(), 0, 64 * MIB)
         with NodeCache(CacheOptions(directory=str(small / "c"), room_timeout_s=0.05)) as cache:
             kept = [cache.open(entry_of(server, number)) for number in (0, 1)]
             assert check(cache, entry_of(server, 2), 2) in ("direct", "disk")
             assert list((small / "c").glob("*.part")) == []
             for opened in kept:
                 opened.close()
+
+    def test_of_64_mib_is_left_to_others_and_the_cure_is_said_once(
+        self, server: FaultyServer, small: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        monkeypatch.setattr(places, "SHM_PARENT", small)
+        with caplog.at_level(logging.WARNING), NodeCache(CacheOptions()) as cache:
+            for number in range(3):
+                assert check(cache, entry_of(server, number), number) == "disk"
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert "tier shm left aside, the next one is used" in message
+        assert "a budget of 0.0 MiB (the least of: filesystem 0.0 MiB" in message
+        assert "--shm-size (Docker)" in message
+        assert "64 MiB at least, is left to others" in message
+        with (
+            NodeCache(CacheOptions(mode="shm")) as cache,
+            pytest.raises(CacheError, match="--shm-size"),
+        ):
+            cache.open(entry_of(server, 0))
 
 
 def test_pages_that_cannot_be_had_are_a_step_down_and_not_a_crash(

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from epistream.cache.store.budget import Limits, measure
-from epistream.cache.store.memory import available_bytes, cgroup_free_bytes, pressure_percent
+from epistream.cache.store.memory import available_bytes, cgroup_free_bytes, free_share, pressure_percent
 from epistream.cache.store.places import file_system_type, is_memory, is_network
 from epistream.cgroups import System
 
@@ -164,13 +165,73 @@ def test_budget_is_never_negative(tmp_path: Path, machine: System) -> None:
 
 
 def test_budget_on_disk_does_not_look_at_memory(tmp_path: Path, machine: System) -> None:
-    assert set(budget_of(tmp_path, machine, in_memory=False).terms) == {"filesystem"}
+    assert set(budget_of(tmp_path, machine, in_memory=False).terms) == {"disk"}
 
 
 def test_budget_says_its_terms_and_a_cure(tmp_path: Path, machine: System) -> None:
     budget = budget_of(tmp_path, machine, cap=3 * MIB)
     assert str(budget).startswith("3.0 MiB (the least of: cap 3.0 MiB, filesystem ")
     assert "epistream cache resize" in budget.cure
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "held", "budget"),
+    [
+        (64 * MIB, 64 * MIB, 0, 0),  # Docker's default: all of it is left to others
+        (128 * MIB, 128 * MIB, 0, 64 * MIB),
+        (128 * MIB, 28 * MIB, 36 * MIB, 0),  # others have taken their part, and have 64 left of what is held
+        (16 * GIB, 10 * GIB, 3 * GIB, 13 * GIB - 16 * GIB // 10),
+        (16 * GIB, 0, GIB // 2, 0),
+        (0, 0, 0, None),  # mounted with size=0: no limit
+    ],
+)
+def test_budget_on_a_tmpfs_leaves_a_tenth_and_64_mib_at_least_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, held: int, budget: int | None
+) -> None:
+    system = write(tmp_path, {"proc/meminfo": f"MemAvailable: {1024 * MIB} kB\n"})
+    space = SimpleNamespace(f_blocks=size // 4096, f_bavail=free // 4096, f_frsize=4096)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda fd: space)
+        found = budget_of(tmp_path, system, held)
+    assert found.terms.get("filesystem") == budget
+    if budget == 0:
+        assert "64 MiB at least, is left to others" in found.cure
+
+
+def test_budget_in_a_control_group_counts_as_its_own_only_what_it_is_charged_with(tmp_path: Path) -> None:
+    # A job with 16 GiB beside one that fills the shared directory from a control group of its own.
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "proc/self/mountinfo": V2_MOUNT,
+        "sys/fs/cgroup/memory.max": f"{16 * GIB}\n",
+        "sys/fs/cgroup/memory.current": f"{4 * GIB}\n",
+        "sys/fs/cgroup/memory.stat": f"anon {2 * GIB}\nshmem {2 * GIB}\n",
+    }
+    system = write(tmp_path, files)
+    # Of 40 GiB 2 are charged to it: it may have half of 12 + 2, and the other's 38 stay where they are.
+    assert budget_of(tmp_path, system, 40 * GIB).terms["cgroup"] == (7 + 38) * GIB
+    assert budget_of(tmp_path, system, 2 * GIB).terms["cgroup"] == 7 * GIB
+    assert budget_of(tmp_path, system, GIB).terms["cgroup"] == 13 * GIB // 2, "other shared memory is not the cache's"
+    del files["sys/fs/cgroup/memory.stat"]
+    write(tmp_path, files | {"sys/fs/cgroup/memory.stat": "anon 5\n"})
+    assert budget_of(tmp_path, system, 40 * GIB).terms["cgroup"] == 26 * GIB, "a kernel that does not say"
+
+
+def test_free_share_is_the_least_of_the_machine_and_the_groups_above(tmp_path: Path) -> None:
+    files = {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 400 kB\n"}
+    assert free_share(write(tmp_path, files)) == 0.4
+    files |= {
+        "proc/self/cgroup": "0::/job/step\n",
+        "proc/self/mountinfo": V2_MOUNT,
+        "sys/fs/cgroup/job/step/memory.max": "max\n",
+        "sys/fs/cgroup/job/step/memory.current": "100\n",
+        "sys/fs/cgroup/job/memory.max": "1000\n",
+        "sys/fs/cgroup/job/memory.current": "950\n",
+    }
+    assert free_share(write(tmp_path, files)) == 0.05
+    files["sys/fs/cgroup/job/memory.stat"] = "active_file 100\ninactive_file 150\n"  # page cache is free
+    assert free_share(write(tmp_path, files)) == 0.3
+    assert free_share(System(tmp_path / "none")) is None
 
 
 def test_kinds_of_file_systems() -> None:
