@@ -7,14 +7,15 @@ from pathlib import Path
 
 from epistream.cache.store import places
 from epistream.cache.store.budget import Limits
+from epistream.cache.store.claims import claim_names, read_claim
 from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.cache.store.directory import USERS, CacheDirectory, open_private
 from epistream.cache.store.eviction import in_leaving_order
 from epistream.cache.store.locks import LockFile, inode_holders
-from epistream.cache.store.markers import KEEP, Note, boot_time_s, is_kept, read_note, read_origin, write_cap
+from epistream.cache.store.markers import CLAIM, KEEP, Note, boot_time_s, is_kept, read_note, read_origin, write_cap
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
-from epistream.cache.store.survey import FILL, PART, SHARD, Item, charged_bytes, survey, unlink
+from epistream.cache.store.survey import FILL, PART, SHARD, Item, charge, charged_bytes, survey, unlink
 from epistream.cache.store.sweep import sweep
 from epistream.errors import CacheError
 
@@ -41,6 +42,23 @@ class EntryRow:
 
 
 @dataclass(frozen=True)
+class ClaimRow:
+    """What live processes use of the entries of one group, which others do not evict for what they make.
+
+    Args:
+        group: What the keys of the group begin with.
+        num_bytes: What is claimed.
+        held_bytes: Bytes of entries of the group that are there.
+        pids: Processes that claim it.
+    """
+
+    group: str
+    num_bytes: int
+    held_bytes: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CacheView:
     """A cache as it is now.
 
@@ -53,6 +71,7 @@ class CacheView:
         kept: Whether it outlives its last user.
         entries: Most recently used first.
         notes: Failures and decisions of the last seconds, by key.
+        claims: Groups of entries that live processes claim.
     """
 
     path: Path
@@ -63,6 +82,7 @@ class CacheView:
     kept: bool
     entries: tuple[EntryRow, ...]
     notes: dict[str, Note]
+    claims: tuple[ClaimRow, ...]
 
     @property
     def leased_bytes(self) -> int:
@@ -104,6 +124,7 @@ def look(path: Path) -> CacheView:
             kept=is_kept(dir_fd),
             entries=tuple(_rows(directory, items, locks)),
             notes=_notes(directory, items),
+            claims=tuple(_claims(directory, items, locks)),
         )
     finally:
         DESCRIPTORS.close(dir_fd)
@@ -189,6 +210,17 @@ def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[E
         else:
             continue
         rows.append(EntryRow(item.key, read_origin(directory.dir_fd, item.name), item.size, state, idle_s, pids))
+    return rows
+
+
+def _claims(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[ClaimRow]:
+    rows = []
+    for name in sorted(claim_names(directory)):
+        pids = _holders(directory, name, locks)
+        if pids:  # others end with the next look of a process that claims
+            group = name.removeprefix(CLAIM)
+            held = sum(charge(item.size) for item in items if item.kind != FILL and item.key.startswith(group))
+            rows.append(ClaimRow(group, read_claim(directory, name), held, pids))
     return rows
 
 

@@ -11,7 +11,7 @@ from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
 from epistream.cache.prefetch import Prefetcher
 from epistream.cache.routes import route_of
-from epistream.cache.source.entry import Entry
+from epistream.cache.source.entry import Entry, group_digits
 from epistream.cache.source.fetch import Fetcher
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.stats import CacheStats, Counters
@@ -93,13 +93,34 @@ class NodeCache:
             size: Bytes of it, at least 1.
             fill: Writes all of them, in at most one process of the node at a time. What it raises is raised here, and
                 nothing is kept then. None only looks whether somebody made it.
-            may_evict: Whether entries that nobody uses may have to leave for it; else it only takes what is free.
+            may_evict: Whether entries that nobody uses or claims may have to leave for it; else it only takes what is
+                free.
 
         Returns:
-            The bytes as a single blob, which the caller closes; None if there is no room now, if another process
-            makes it at this moment, or if the cache is off.
+            The bytes as a single blob, which the caller closes; None if there is no room now that is not claimed by
+            others, if another process makes it at this moment, or if the cache is off.
         """
         return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict)
+
+    def claim(self, group: str, num_bytes: int) -> int:
+        """Tell the other processes of the node that this one uses so many bytes of the entries made in a group.
+
+        No other process evicts them then for something that it makes, and for a whole shard only when nothing else is
+        left; those who claim the same group evict by recency, as ever. It lasts until the cache is closed or the
+        process dies. Cheap enough for every few seconds; the last call of a group's processes tells its bytes.
+
+        Args:
+            group: As in `Entry`.
+            num_bytes: Of all entries of the group that are used, whoever made them; 0 gives the claim up.
+
+        Returns:
+            Bytes that live processes of the node claim in other groups, this one's own other groups included. 0 if
+            nothing is kept.
+
+        Raises:
+            DeadlineError: The directory's ``.lock`` could not be had.
+        """
+        return self._use().tiers.claim(group_digits(group), num_bytes)
 
     def keep(self, entries: Iterable[Entry]) -> None:
         """Let these entries outlive the last user of their cache; others go with it, unless options say to keep."""

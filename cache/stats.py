@@ -26,6 +26,7 @@ class CacheStats:
         refetches: Parts that were fetched again because of a wrong checksum.
         made_hits: Entries made of others (decoded episodes) that were there.
         made_fills: Such entries that this process made.
+        made_refused: Such entries that it would have made, had there been room.
         fill_seconds: Time in fills.
         wait_seconds: Time waiting for fills of others and for room.
         tier: Where the last entry came from: "shm", "disk" or "direct"; "" before the first.
@@ -47,6 +48,7 @@ class CacheStats:
     refetches: int = 0
     made_hits: int = 0
     made_fills: int = 0
+    made_refused: int = 0
     fill_seconds: float = 0.0
     wait_seconds: float = 0.0
     tier: str = ""

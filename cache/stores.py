@@ -70,7 +70,7 @@ class Stores:
         with self._mutex:
             store = self._stores.pop(tier, None)
         if isinstance(store, ShardStore):
-            store.directory.leave()
+            store.leave()
 
     def step_down(self, tier: str, error: OSError) -> str:
         """Say once per tier and kind of reason that it does not serve; the reason in words."""

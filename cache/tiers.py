@@ -95,15 +95,15 @@ class Tiers:
         self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool
     ) -> OpenEntry | None:
         """See `NodeCache.open_made`: only ever from the first tier of the mode, because nothing else keeps it."""
-        tier = next(iter(KEEPING_TIERS[self._options.mode]), None)
-        store = None if tier is None else self._stores.get(tier)
-        if tier is None or store is None:
+        tier, store = self._made_place()
+        if store is None:
             return None
         entry = self._direct.identified(entry)
-        outcome = Outcome()
         write = None if fill is None else partial(write_mapped, size=size, fill=fill)
+        outcome = Outcome()
+        lease = None
         try:
-            lease = store.try_acquire(entry.key, size, write, outcome, may_evict=may_evict)
+            lease = store.try_acquire(entry.key, size, write, outcome, may_evict=may_evict, is_made=True)
         except EpistreamError:
             raise
         except OSError as error:
@@ -112,11 +112,33 @@ class Tiers:
             return None
         finally:
             self._counters.add(
-                made_hits=int(outcome.hit), made_fills=int(outcome.filled), evictions=outcome.num_evicted
+                made_hits=int(outcome.hit),
+                made_fills=int(outcome.filled),
+                made_refused=int(outcome.refused),
+                evictions=outcome.num_evicted,
             )
         if lease is None:
             return None
         return OpenEntry((MappedBlob(lease.view(0, size), entry.parts[0].url),), tier, lease)
+
+    def claim(self, group: str, num_bytes: int) -> int:
+        """See `NodeCache.claim`, for the digits that the keys of a group begin with: where `open_made` keeps things."""
+        tier, store = self._made_place()
+        if store is None:
+            return 0
+        try:
+            return store.claims.claim(group, num_bytes)
+        except EpistreamError:
+            raise
+        except OSError as error:
+            self._stores.forget(tier)
+            self._stores.step_down(tier, error)
+            return 0
+
+    def _made_place(self) -> tuple[str, ShardStore | None]:
+        """The tier that keeps what is made, and its store; None if nothing does."""
+        tier = next(iter(KEEPING_TIERS[self._options.mode]), "direct")
+        return tier, None if tier == "direct" else self._stores.get(tier)
 
     # --- ahead -------------------------------------------------------------------------------------------
 

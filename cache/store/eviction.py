@@ -5,7 +5,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from enum import IntEnum
 
+from epistream.cache.store.claims import Claims, group_of
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
 from epistream.cache.store.locks import try_flock
@@ -17,6 +19,14 @@ from epistream.cache.store.total import Total
 _LEASED_AGAIN = 16
 # Descriptors that are held at a time: a process may have 1,024, and needs others.
 _MOST_VICTIMS = 256
+
+
+class Reach(IntEnum):
+    """Who may have to leave for an entry, of those that nobody leases."""
+
+    NOBODY = 0
+    UNCLAIMED = 1  # nobody whom another live process claims: what is made does not drive out what others made
+    ALL = 2  # those whom others claim after all others: a job without its shards does not go on
 
 
 class Stamps:
@@ -31,17 +41,23 @@ class Stamps:
         os.utime(fd, ns=(self._last_ns, self._last_ns))
 
 
-def rank(key: str, upcoming: Collection[str]) -> int:
+def rank(key: str, upcoming: Collection[str], claimed: Collection[str] = ()) -> int:
     """Which entries leave last, whatever their recency: all of a lower rank leave before those of a higher one.
 
-    1 for keys in `upcoming`, which their process is about to use; 0 for all others.
+    2 for keys of the groups `claimed`, by others; 1 for keys in `upcoming`, which their process is about to use; 0 for
+    all others.
     """
-    return int(key in upcoming)
+    return 2 if group_of(key) in claimed else int(key in upcoming)
 
 
-def in_leaving_order(items: Iterable[Item], upcoming: Collection[str] = ()) -> list[Item]:
-    """The lowest rank first, and of one rank the least recently used."""
-    return sorted(items, key=lambda item: (rank(item.key, upcoming), item.stamp_ns))
+def in_leaving_order(
+    items: Iterable[Item], upcoming: Collection[str] = (), claimed: Collection[str] = (), *, made_first: bool = False
+) -> list[Item]:
+    """The lowest rank first, and of one rank the least recently used; with `made_first`, all that was made before."""
+    return sorted(
+        items,
+        key=lambda item: (made_first and not item.is_made, rank(item.key, upcoming, claimed), item.stamp_ns),
+    )
 
 
 def rebase_stamps(directory: CacheDirectory, items: Iterable[Item]) -> None:
@@ -66,19 +82,41 @@ class Leaving:
     Args:
         directory: Whose.
         upcoming: Tells the keys that this process is about to use.
+        claims: Tell what others claim.
     """
 
-    def __init__(self, directory: CacheDirectory, upcoming: Callable[[], Collection[str]]) -> None:
+    def __init__(self, directory: CacheDirectory, upcoming: Callable[[], Collection[str]], claims: Claims) -> None:
         self._directory = directory
         self._upcoming = upcoming
+        self._claims = claims
         self._order: deque[Item] = deque()  # the least recently used first, whatever their rank
+        # Those whom others claim lie apart: there may be many, which nothing that is made looks at again.
+        self._claimed: list[Item] = []
+        self._claimed_groups: frozenset[str] = frozenset()
 
     def renew(self, items: Iterable[Item]) -> None:
-        """Take over what a survey found. Whoever is never to leave is left out here."""
-        self._order = deque(sorted((item for item in items if item.kind == SHARD), key=_stamp_of))
+        """Take over what a survey found, just now."""
+        shards = [item for item in items if item.kind == SHARD]
+        groups = {group_of(item.key) for item in shards if item.is_made}
+        self._claimed_groups = frozenset(group for group in groups if self._claims.are_others(group))
+        self._claimed = []
+        self._set_order(shards)
+
+    def _set_order(self, items: Iterable[Item]) -> None:
+        order: list[Item] = []
+        for item in items:
+            (self._claimed if group_of(item.key) in self._claimed_groups else order).append(item)
+        self._order = deque(sorted(order, key=_stamp_of))
 
     def evict(
-        self, total: Total, wanted_bytes: float, *, least_bytes: int = 0, is_fresh: bool = False
+        self,
+        total: Total,
+        wanted_bytes: float,
+        *,
+        least_bytes: int = 0,
+        is_fresh: bool = False,
+        reach: Reach = Reach.ALL,
+        made_first: bool = False,
     ) -> tuple[list[int], int]:
         """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed.
 
@@ -91,6 +129,8 @@ class Leaving:
             least_bytes: What is of any use.
             is_fresh: Whether the order is of this moment. If not, only entries of rank 0 leave: there may be others
                 of that rank by now.
+            reach: Who may leave.
+            made_first: Whether all that was made leaves before all that was not; for a fresh order.
 
         Returns:
             Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
@@ -100,9 +140,15 @@ class Leaving:
         kept: list[Item] = []
         num_leased = freed = 0
         upcoming = self._upcoming()
-        order = deque(in_leaving_order(self._order, upcoming)) if is_fresh else self._order
+        order = self._order
+        if is_fresh:
+            claimed = self._claimed if reach == Reach.ALL else []
+            order = deque(in_leaving_order([*order, *claimed], upcoming, self._claimed_groups, made_first=made_first))
         while order and freed < wanted_bytes and len(victims) < _MOST_VICTIMS:
             item = order.popleft()
+            if not is_fresh and self._claims.are_others(item.key):  # since the survey
+                self._claimed.append(item)
+                continue
             if not is_fresh and rank(item.key, upcoming):
                 kept.append(item)
                 continue
@@ -125,7 +171,8 @@ class Leaving:
             total.remove(item.name)
             self._directory.observe("evict.unlinked")
         if is_fresh:
-            self._order = deque(sorted([*kept, *order], key=_stamp_of))
+            self._claimed = self._claimed if reach != Reach.ALL else []
+            self._set_order([*kept, *order])
         else:
             order.extendleft(sorted(kept, key=_stamp_of, reverse=True))
         return [fd for _, fd in victims], freed

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from epistream.cache.store.budget import Budget, Limits, MemoryTerms, measure
+from epistream.cache.store.claims import Claims
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
-from epistream.cache.store.eviction import Leaving, Stamps, free
+from epistream.cache.store.eviction import Leaving, Reach, Stamps, free
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, try_flock
 from epistream.cache.store.markers import CARRIED, Note, boot_time_s, read_cap, write_note
-from epistream.cache.store.survey import PART, SHARD, charge, unlink
+from epistream.cache.store.survey import PART, SHARD, charge, mark_made, unlink
 from epistream.cache.store.total import Total, counted, held_bytes
 from epistream.errors import CacheError
 from epistream.units import size_text
@@ -77,6 +78,7 @@ class Outcome:
 
     hit: bool = False
     filled: bool = False
+    refused: bool = False
     num_evicted: int = 0
     wait_s: float = 0.0
     fill_s: float = 0.0
@@ -85,16 +87,24 @@ class Outcome:
 class Filling:
     """Makes room in a directory and fills it, one key at a time per ``.fill`` lock."""
 
-    def __init__(self, directory: CacheDirectory, options: StoreOptions, stamps: Stamps) -> None:
+    def __init__(self, directory: CacheDirectory, options: StoreOptions, stamps: Stamps, claims: Claims) -> None:
         self.directory = directory
         self.options = options
-        self.leaving = Leaving(directory, options.upcoming)
+        self.leaving = Leaving(directory, options.upcoming, claims)
         self._stamps = stamps
         self._memory = MemoryTerms(options.limits, _MEMORY_S)
         self._observe = directory.observe
 
     def run(
-        self, fill_lock: LockFile, key: str, size: int, fill: Filler, outcome: Outcome, *, may_evict: bool = True
+        self,
+        fill_lock: LockFile,
+        key: str,
+        size: int,
+        fill: Filler,
+        outcome: Outcome,
+        reach: Reach = Reach.ALL,
+        *,
+        is_made: bool = False,
     ) -> Lease:
         """Make room, write, verify and publish, as `ShardStore.try_acquire` for who holds the key's ``.fill``.
 
@@ -112,7 +122,7 @@ class Filling:
         part, published = -1, False
         try:
             fill_lock.write_text(str(os.getpid()))
-            part, evicted = self._reserve(key, size, may_evict, outcome)
+            part, evicted = self._reserve(key, size, reach, outcome)
             self._observe("fill.reserved")
             free(evicted)
             self._observe("fill.freed")
@@ -120,6 +130,8 @@ class Filling:
             self._observe("fill.allocated")
             fill(part)
             self._observe("fill.verified")
+            if is_made:
+                mark_made(part)
             if self.options.durable:
                 os.fdatasync(part)
             # The filler's own lease, before anybody can see the shard and evict it.
@@ -194,7 +206,7 @@ class Filling:
         self.leaving.renew(total.check(own_key, note_s))
         self._memory.forget()
 
-    def _reserve(self, key: str, size: int, may_evict: bool, outcome: Outcome) -> tuple[int, list[int]]:
+    def _reserve(self, key: str, size: int, reach: Reach, outcome: Outcome) -> tuple[int, list[int]]:
         """Make room and take it: a ``.part`` of the full size, which counts from now on.
 
         Returns:
@@ -206,7 +218,7 @@ class Filling:
             with self.counted(key) as total:
                 self._observe("reserve.locked")
                 self._discard_damaged(total, key, size)
-                self._make_room(total, key, charge(size), may_evict, evicted, outcome)
+                self._make_room(total, key, charge(size), reach, evicted, outcome)
                 self._observe("reserve.evicted")
                 total.open()
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -231,7 +243,7 @@ class Filling:
         return fd, evicted
 
     def _make_room(
-        self, total: Total, key: str, wanted: int, may_evict: bool, evicted: list[int], outcome: Outcome
+        self, total: Total, key: str, wanted: int, reach: Reach, evicted: list[int], outcome: Outcome
     ) -> None:
         """Evict until so many bytes fit. Nobody is refused before the files have been counted.
 
@@ -243,13 +255,15 @@ class Filling:
             missing = total.bytes + wanted - budget.bytes
             if missing <= 0:
                 return
-            if may_evict and wanted <= budget.bytes:
+            if reach != Reach.NOBODY and wanted <= budget.bytes:
                 if evicted:  # more than a process can hold open have to leave
                     free(evicted)
                     evicted.clear()
                     leaving_bytes = 0
                     continue
-                gone, freed = self.leaving.evict(total, missing, least_bytes=missing, is_fresh=total.is_exact)
+                gone, freed = self.leaving.evict(
+                    total, missing, least_bytes=missing, is_fresh=total.is_exact, reach=reach
+                )
                 evicted += gone
                 leaving_bytes += freed
                 outcome.num_evicted += len(gone)
@@ -263,8 +277,9 @@ class Filling:
             raise TooLargeError(
                 f"{where}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
             )
+        claimed = "" if reach == Reach.ALL else " or claimed by others"
         raise NoRoomError(
-            f"{where}: a budget of {budget}, {size_text(total.bytes)} held and too much of it leased, wanted "
+            f"{where}: a budget of {budget}, {size_text(total.bytes)} held and too much of it leased{claimed}, wanted "
             f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
         )
 

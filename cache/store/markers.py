@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _BUDGET = ".budget"
 _NO_CAP = "none"
 KEEP = ".keep"
+# What the files of claims begin with; a claim does not outlive the users of its directory.
+CLAIM = "claim-"
 # Read by nobody, and removed with what is not kept, should its writer die.
 _NEW_KEEP = ".keep.new"
 # Errors that are carried to the waiters; any other is worth another try by the next process.
@@ -121,7 +123,8 @@ def drop_unkept(dir_fd: int) -> bool:
         return kept is not None
     for name in os.listdir(dir_fd):
         key, dot, _ = name.rpartition(".")
-        if dot and key and key not in kept:  # names that begin with a dot are not of entries
+        # Names that begin with a dot are not of entries.
+        if (dot and key and key not in kept) or name.startswith(CLAIM):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=dir_fd)
     return True

@@ -19,9 +19,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from epistream.cache.store.budget import Budget
+from epistream.cache.store.claims import Claims, drop_dead_claims
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory, Observer, ignore
-from epistream.cache.store.eviction import Stamps, free, rebase_stamps
+from epistream.cache.store.eviction import Reach, Stamps, free, rebase_stamps
 from epistream.cache.store.fill import (
     Filler,
     Filling,
@@ -50,9 +51,10 @@ class ShardStore:
     def __init__(self, directory: CacheDirectory, options: StoreOptions) -> None:
         self.directory = directory
         self.options = options
+        self.claims = Claims(directory, options.lock_timeout_s)
         self._observe = directory.observe
         self._stamps = Stamps()
-        self._filling = Filling(directory, options, self._stamps)
+        self._filling = Filling(directory, options, self._stamps, self.claims)
         self._refusals = Refusals()
 
     # --- hit ---------------------------------------------------------------------------------------------
@@ -142,7 +144,14 @@ class ShardStore:
             outcome.wait_s = max(0.0, time.monotonic() - started - outcome.fill_s)
 
     def try_acquire(
-        self, key: str, size: int, fill: Filler | None, outcome: Outcome | None = None, *, may_evict: bool = True
+        self,
+        key: str,
+        size: int,
+        fill: Filler | None,
+        outcome: Outcome | None = None,
+        *,
+        may_evict: bool = True,
+        is_made: bool = False,
     ) -> Lease | None:
         """Lease an entry, filling it if that needs nobody else: no fill of another process, no lease to end.
 
@@ -155,6 +164,7 @@ class ShardStore:
             fill: As in `acquire`; None only looks whether it is there.
             outcome: Filled in, if given.
             may_evict: Whether others may have to leave for it; else it only takes what is free.
+            is_made: Whether it is made of other entries: nothing that another live process claims leaves for it.
 
         Returns:
             None if somebody is filling it, there is no room now or ever, or a note says not to try.
@@ -167,8 +177,12 @@ class ShardStore:
         lease = self.lookup(key, size)
         if lease is not None:
             outcome.hit = True
-        if lease is not None or fill is None or self._refusals.forbids(size, may_evict=may_evict):
+        if lease is not None or fill is None:
             return lease
+        reach = (Reach.UNCLAIMED if is_made else Reach.ALL) if may_evict else Reach.NOBODY
+        if self._refusals.forbids(size, reach):
+            outcome.refused = True
+            return None
         with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as fill_lock:
             if not fill_lock.try_exclusive() or fresh_note(fill_lock.read_text(), self.options.note_s) is not None:
                 return None
@@ -179,11 +193,12 @@ class ShardStore:
                 unlink(self.directory, fill_lock.name)
             elif is_named:
                 try:
-                    lease = self._filling.run(fill_lock, key, size, fill, outcome, may_evict=may_evict)
+                    lease = self._filling.run(fill_lock, key, size, fill, outcome, reach, is_made=is_made)
                 except PresentError:
                     pass
                 except (NoRoomError, TooLargeError):
-                    self._refusals.add(size, may_evict=may_evict)
+                    self._refusals.add(size, reach)
+                    outcome.refused = True
         return lease
 
     def _wait_fill_lock(self, key: str, size: int) -> Lease | LockFile:
@@ -250,6 +265,11 @@ class ShardStore:
                 self._observe("room.noted")
         raise NoRoomError(reason)
 
+    def leave(self) -> None:
+        """Give every claim up, and stop using the directory; the last one out removes it."""
+        self.claims.close()
+        self.directory.leave()
+
     # --- the whole ---------------------------------------------------------------------------------------
 
     def budget(self) -> Budget:
@@ -272,7 +292,7 @@ class ShardStore:
             mark_kept(self.directory.dir_fd, keys)
 
     def give_back(self, wanted_bytes: float = math.inf) -> int:
-        """Evict unleased entries, the least recently used first and what this process is about to use last.
+        """Evict unleased entries, the least recently used first; last what this process will use soon, or others claim.
 
         Args:
             wanted_bytes: Stop when so much is free; infinite for all that nobody leases.
@@ -313,6 +333,7 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
                 if keep:
                     mark_kept(directory.dir_fd)
                 if sole:
+                    drop_dead_claims(directory)
                     rebase_stamps(directory, total.check("", 0.0))
         except OSError as error:
             directory.leave()

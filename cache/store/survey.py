@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from typing import NamedTuple
 
 from epistream.cache.store.directory import CacheDirectory
@@ -22,17 +23,28 @@ class Item(NamedTuple):
         kind: ".shard", ".part" or ".fill".
         size: Bytes of the file.
         stamp_ns: Recency: the mtime, which every hit sets.
+        is_made: Whether it was made of other entries, and can be made of them again.
     """
 
     key: str
     kind: str
     size: int
     stamp_ns: int
+    is_made: bool
 
     @property
     def name(self) -> str:
         """The file's name."""
         return self.key + self.kind
+
+
+def mark_made(fd: int) -> None:
+    """Note on an open file that it was made of other entries: by the sticky bit, which means nothing for a file.
+
+    Only of entries with this note does an eviction that counts the files ask who claims them.
+    """
+    with contextlib.suppress(OSError):  # on a file system without it
+        os.fchmod(fd, stat.S_IRUSR | stat.S_IWUSR | stat.S_ISVTX)
 
 
 def charge(size: int) -> int:
@@ -49,7 +61,8 @@ def survey(directory: CacheDirectory) -> list[Item]:
         if kind in (SHARD, PART, FILL) and key:
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
-                items.append(Item(key, kind, status.st_size, status.st_mtime_ns))
+                is_made = bool(status.st_mode & stat.S_ISVTX)
+                items.append(Item(key, kind, status.st_size, status.st_mtime_ns, is_made))
     return items
 
 

@@ -50,6 +50,8 @@ def ls(directory: Path | None, as_json: bool) -> None:
     console = Console()
     for view in views:
         console.print(_headline(view), soft_wrap=True)
+        for row in view.claims:
+            console.print(f"claimed: {_claim(row)}", soft_wrap=True)
         console.print(_entries(view))
     if not views:
         console.print("No cache of this user on this node.")
@@ -68,6 +70,8 @@ def stats(directory: Path | None) -> None:
         table.add_row("leased or being filled", size_text(view.leased_bytes))
         table.add_row("used by", _processes(view.pids) or "nobody")
         table.add_row("outlives its last user", "yes" if view.kept else "no")
+        for row in view.claims:
+            table.add_row("claimed", _claim(row))
         for key, note in view.notes.items():
             table.add_row(f"{note.kind} {key[:8]}", note.text)
         console.print(table)
@@ -204,6 +208,11 @@ def _headline(view: admin.CacheView) -> str:
     return f"{view.path}: {size_text(view.held_bytes)} of {view.budget}{above}; used by {used_by}{kept}"
 
 
+def _claim(row: admin.ClaimRow) -> str:
+    held = f"{size_text(row.held_bytes)} of it there"
+    return f"{size_text(row.num_bytes)} of what was made in group {row.group}, {held}; used by {_processes(row.pids)}"
+
+
 def _entries(view: admin.CacheView, most: int | None = None) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("entry", "size", "state", "unused for", "leased by"):
@@ -242,4 +251,5 @@ def _age(seconds: float) -> str:
 def _as_dict(view: admin.CacheView) -> dict[str, object]:
     values = {name: getattr(view, name) for name in ("budget_bytes", "held_bytes", "pids", "kept")}
     entries = [asdict(row) | {"idle_s": round(row.idle_s, 3)} for row in view.entries]
-    return {"path": str(view.path), **values, "entries": entries}
+    claims = [asdict(row) for row in view.claims]
+    return {"path": str(view.path), **values, "claims": claims, "entries": entries}

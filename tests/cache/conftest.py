@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cache_actors import leave_all
+
+
+@pytest.fixture(autouse=True)
+def left() -> Iterator[None]:
+    """Stores that a test did not leave are left at its end."""
+    yield
+    leave_all()
 
 
 @pytest.fixture

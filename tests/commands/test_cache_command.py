@@ -76,6 +76,25 @@ def test_ls_json_has_the_facts(place: Path) -> None:
     assert view["held_bytes"] == 300 * KIB
 
 
+def test_ls_and_stats_show_what_live_processes_claim(cache: NodeCache, place: Path, tmp_path: Path) -> None:
+    cache.claim("decoded a", 3 << 20)
+    made = Entry((Part(str(tmp_path / "0.tar"), 1, "0" * 32),), "decoded 0", "decoded a")
+    opened = cache.open_made(made, 2 << 20, lambda view: None)
+    assert opened is not None
+    opened.close()
+    group = made.key[:8]
+    (place / "claim-00000000").write_text("7")  # of a dead process
+    what = f"3.0 MiB of what was made in group {group}, 2.0 MiB of it there; used by "
+    for name in ("ls", "stats"):
+        (line,) = [line for line in run(name).splitlines() if "claimed" in line]
+        assert what in line
+        assert f"[{os.getpid()}]" in line
+    (view,) = json.loads(run("ls", "--json"))
+    assert view["claims"] == [
+        {"group": group, "num_bytes": 3 << 20, "held_bytes": 2 << 20, "pids": [os.getpid()]},
+    ]
+
+
 @pytest.mark.usefixtures("place")
 def test_without_a_cache_commands_say_so() -> None:
     for name in ("ls", "stats", "clear"):

@@ -18,6 +18,7 @@ from epistream.cache.store.store import NoRoomError, Outcome, ShardStore, StoreO
 PAGE = 4096
 SIZE = 4 * PAGE
 DEADLINE_S = 30.0
+_OPENED: list[ShardStore] = []
 
 
 def context() -> multiprocessing.context.ForkServerContext:
@@ -27,14 +28,22 @@ def context() -> multiprocessing.context.ForkServerContext:
     return server
 
 
-def options(cap: int | None = None, **changes: float) -> StoreOptions:
+def options(cap: int | None = None, limits: Limits | None = None, **changes: float) -> StoreOptions:
     """Deadlines short enough for tests; they are long where nothing is expected to wait."""
     timeouts = {"fill_timeout_s": DEADLINE_S, "room_timeout_s": DEADLINE_S, "lock_timeout_s": DEADLINE_S, **changes}
-    return StoreOptions(Limits(), cap=cap, **timeouts)
+    return StoreOptions(limits or Limits(), cap=cap, **timeouts)
 
 
 def open_test_store(path: Path, cap: int | None = None, observe: Observer = ignore, **changes: float) -> ShardStore:
-    return open_store(path, options(cap, **changes), observe=observe)
+    store = open_store(path, options(cap, **changes), observe=observe)
+    _OPENED.append(store)
+    return store
+
+
+def leave_all() -> None:
+    """Leave what `open_test_store` opened since the last call, and nobody has left: each holds some descriptors."""
+    while _OPENED:
+        _OPENED.pop().leave()
 
 
 def key_of(number: int) -> str:
@@ -43,7 +52,9 @@ def key_of(number: int) -> str:
 
 def content(number: int, size: int = SIZE) -> bytes:
     """The bytes of key `number`: every byte of a page depends on the key and on the page."""
-    pages = np.arange(-(-size // PAGE), dtype=np.uint64) * np.uint64(1_000_003) + np.uint64(number * 97 + 1)
+    pages = np.arange(-(-size // PAGE), dtype=np.uint64) * np.uint64(1_000_003) + np.uint64(
+        (number * 97 + 1) % (1 << 64)
+    )
     return np.repeat(pages, PAGE // 8).tobytes()[:size]
 
 
@@ -140,6 +151,13 @@ def run_victim(path: str, cap: int, keys: list[int], observe: Observer, leave: b
     if leave:
         store.directory.leave()
     os._exit(0)
+
+
+def run_claimer(path: str, group: str, num_bytes: int, results: Connection, observe: Observer = ignore) -> None:
+    """Claim a group, tell what others claim, and go on existing."""
+    store = open_test_store(Path(path), None, observe)
+    results.send(store.claims.claim(group, num_bytes))
+    time.sleep(10 * DEADLINE_S)
 
 
 def run_counter(path: str, number: int, start: float, results: Connection) -> None:
@@ -268,3 +286,39 @@ def run_epochs(path: str, cap: int, entries: list, datas: list[str], seed: int, 
     stats = cache.stats()
     cache.close()
     results.send((wrong, stats.fills, stats.bytes_fetched, stats.bypasses))
+
+
+def made_entry(group: str, number: int) -> object:
+    """An entry that a job makes."""
+    from epistream.cache.source.entry import Entry, Part
+
+    return Entry((Part("/nowhere/0.tar", 10, "0" * 32),), f"made {number}", group)
+
+
+def run_job(path: str, cap: int, group: str, num_entries: int, pipe: Connection) -> None:
+    """Do as told: "claim" its entries and tell what others claim, or read an "epoch" of them, made where need be.
+
+    Of an epoch it tells (entries that were wrong, served by the cache, made).
+    """
+    from epistream.cache.node import CacheOptions, NodeCache
+
+    cache = NodeCache(CacheOptions(mode="shm", directory=path, budget_bytes=cap))
+    for order in iter(pipe.recv, "end"):
+        if order == "claim":
+            pipe.send(cache.claim(group, num_entries * SIZE))
+            continue
+        wrong = served = 0
+        before = cache.stats().made_fills
+        for number in range(num_entries):
+
+            def fill(view: memoryview, number: int = number) -> None:
+                view[:] = content(number)
+
+            opened = cache.open_made(made_entry(group, number), SIZE, fill, may_evict=order == "epoch")
+            if opened is not None:
+                served += 1
+                wrong += bytes(opened.blobs[0].read(0, SIZE)) != content(number)
+                opened.close()
+        pipe.send((wrong, served, cache.stats().made_fills - before))
+    cache.close()
+    pipe.send("ended")

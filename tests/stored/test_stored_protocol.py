@@ -1,5 +1,7 @@
 """The small files and the steps by which processes of any release agree in a cache's directory."""
 
+import fcntl
+import hashlib
 import json
 import os
 import re
@@ -104,6 +106,26 @@ def test_relief_notes_the_time_of_the_boot_clock_in_a_file_of_its_own(cache_path
     noted = float((cache_path / ".pressure").read_text())
     assert abs(boot_time_s() - noted) < DEADLINE_S
     store.directory.leave()
+
+
+def test_claim_is_a_shared_lock_on_a_file_of_the_group_that_tells_its_bytes(cache_path):
+    options = es.CacheOptions(mode="shm", directory=str(cache_path))
+    group = hashlib.blake2b(b"decoded x", digest_size=4).hexdigest()
+    with NodeCache(options) as cache:
+        assert cache.claim("decoded x", 12345) == 0
+        with (cache_path / f"claim-{group}").open() as ours:
+            assert ours.read().strip() == "12345"
+            fcntl.flock(ours, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(ours, fcntl.LOCK_UN)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Of another release: what it claims counts, and what the dead left does not.
+        with (cache_path / "claim-00000001").open("w") as other:
+            other.write("77")
+            other.flush()
+            fcntl.flock(other, fcntl.LOCK_SH)
+            (cache_path / "claim-00000002").write_text("88")
+            assert cache.claim("decoded x", 12345) == 77
 
 
 def test_directory_of_a_user_is_named_by_the_user():

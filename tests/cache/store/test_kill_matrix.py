@@ -11,12 +11,14 @@ from cache_actors import (
     content,
     context,
     counted_bytes,
+    fill_with,
     get,
     key_of,
     names,
     noted_bytes,
     open_test_store,
     read_all,
+    run_claimer,
     run_failing_victim,
     run_victim,
 )
@@ -45,12 +47,24 @@ FILL = [
 EVICT = ["total.counted", "total.opened", "total.closed", "evict.locked", "evict.unlinked", "fill.freed"]
 LEAVE = ["leave.begin", "leave.exclusive", "leave.renamed", "leave.unlocked", "remove.one", "leave.removed"]
 HIT = ["hit.opened", "hit.locked"]
+CLAIM = ["claim.locked", "claim.created", "claim.held", "claim.told", "claim.removed"]
 
 
 def kill(path: Path, keys: list[int], step: str, *, leave: bool = False, release: bool = True, count: int = 1) -> None:
     """Run a process that dies by SIGKILL at a step, and see that it did."""
     victim = context().Process(
         target=run_victim, args=(str(path), 2 * SIZE, keys, KillAt(step, count), leave, release), daemon=True
+    )
+    victim.start()
+    victim.join(DEADLINE_S)
+    assert victim.exitcode == -9, f"the step {step} was not reached"
+
+
+def kill_claimer(path: Path, step: str) -> None:
+    """Run a process that finds a dead claim, and dies at a step of its own."""
+    (path / "claim-00000009").write_text("9")
+    victim = context().Process(
+        target=run_claimer, args=(str(path), "0000000a", 5, context().Pipe()[1], KillAt(step)), daemon=True
     )
     victim.start()
     victim.join(DEADLINE_S)
@@ -193,6 +207,26 @@ def test_waiter_killed_others_go_on(cache_path: Path, step: str) -> None:
         lease.close()
     assert read_all(get(store, 3)) == content(3)
     store.directory.leave()
+
+
+@pytest.mark.parametrize("step", CLAIM)
+def test_claimer_killed_its_claim_ends_and_others_claim_and_evict(cache_path: Path, step: str) -> None:
+    store = open_test_store(cache_path, 2 * SIZE)
+    get(store, 0xA << 96).close()
+    kill_claimer(cache_path, step)
+    assert store.claims.claim("0000000b", 1) == 0
+    assert [file.name for file in cache_path.glob("claim-*")] == ["claim-0000000b"]
+    assert store.try_acquire(key_of(1), 2 * SIZE, fill_with(1, 2 * SIZE), is_made=True) is not None
+    assert names(cache_path) == {"1.shard"}
+    store.leave()
+    assert_works(cache_path)
+
+
+@pytest.mark.parametrize("step", CLAIM)
+def test_claimer_killed_alone_the_next_start_works_and_cleans(cache_path: Path, step: str) -> None:
+    cache_path.mkdir(mode=0o700)
+    kill_claimer(cache_path, step)
+    assert_works(cache_path)
 
 
 def test_everybody_killed_the_next_start_sweeps_what_lies_beside(cache_path: Path) -> None:
