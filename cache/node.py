@@ -98,7 +98,7 @@ class NodeCache:
 
         Returns:
             The bytes as a single blob, which the caller closes; None if there is no room now that is not claimed by
-            others, if another process makes it at this moment, or if the cache is off.
+            others, if memory is short, if another process makes it at this moment, or if the cache is off.
         """
         return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict)
 
@@ -121,6 +121,14 @@ class NodeCache:
             DeadlineError: The directory's ``.lock`` could not be had.
         """
         return self._use().tiers.claim(group_digits(group), num_bytes)
+
+    def is_short(self) -> bool:
+        """Whether memory is short now, or was seconds ago: whoever holds entries open gives them up then.
+
+        It looks twice a second, however often it is called, and gives back what nobody leases. Nothing is made
+        meanwhile: `open_made` only finds what is there.
+        """
+        return self._use().tiers.is_short()
 
     def keep(self, entries: Iterable[Entry]) -> None:
         """Let these entries outlive the last user of their cache; others go with it, unless options say to keep."""

@@ -27,6 +27,9 @@ class CacheStats:
         made_hits: Entries made of others (decoded episodes) that were there.
         made_fills: Such entries that this process made.
         made_refused: Such entries that it would have made, had there been room.
+        made_paused: Such entries that it would have made, had memory not been short.
+        bytes_given_back: Bytes that it evicted because memory was short, or because others took what the budget
+            counted on.
         fill_seconds: Time in fills.
         wait_seconds: Time waiting for fills of others and for room.
         tier: Where the last entry came from: "shm", "disk" or "direct"; "" before the first.
@@ -49,6 +52,8 @@ class CacheStats:
     made_hits: int = 0
     made_fills: int = 0
     made_refused: int = 0
+    made_paused: int = 0
+    bytes_given_back: int = 0
     fill_seconds: float = 0.0
     wait_seconds: float = 0.0
     tier: str = ""

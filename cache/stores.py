@@ -72,6 +72,10 @@ class Stores:
         if isinstance(store, ShardStore):
             store.leave()
 
+    def entered(self) -> list[ShardStore]:
+        """The stores whose directories this process uses now."""
+        return [store for store in list(self._stores.values()) if isinstance(store, ShardStore)]
+
     def step_down(self, tier: str, error: OSError) -> str:
         """Say once per tier and kind of reason that it does not serve; the reason in words."""
         kind = f"{tier} {type(error).__name__}"
@@ -85,7 +89,7 @@ class Stores:
         for tier in KEEPING_TIERS[self._options.mode]:
             store = self.get(tier)
             if store is not None:
-                return store.budget()
+                return store.budget(afresh=True)
         return None
 
     def budget_ahead(self, tier: str) -> Budget | None:

@@ -18,7 +18,6 @@ from epistream.cache.store.markers import write_origin
 from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
-from epistream.cgroups import System
 from epistream.errors import DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class Tiers:
         self._fetcher = fetcher
         self._counters = counters
         self._routes = Routes(options.mode)
-        self._relief = Relief(System())
+        self._relief = Relief()
 
     # --- entries -----------------------------------------------------------------------------------------
 
@@ -82,6 +81,8 @@ class Tiers:
     def _open_now(self, tier: str, entry: Entry) -> OpenEntry:
         """The entry from the cache if it is in it, else by ranges; somebody else fills it meanwhile."""
         store = self._stores.get(tier)
+        if store is not None:
+            self._relieve(store)
         lease = store.lookup(entry.key, entry.size) if store is not None else None
         if lease is not None:
             self._counters.add(hits=1)
@@ -99,7 +100,9 @@ class Tiers:
         if store is None:
             return None
         entry = self._direct.identified(entry)
-        write = None if fill is None else partial(write_mapped, size=size, fill=fill)
+        self._relieve(store)
+        is_paused = fill is not None and self._relief.is_short
+        write = None if fill is None or is_paused else partial(write_mapped, size=size, fill=fill)
         outcome = Outcome()
         lease = None
         try:
@@ -115,6 +118,7 @@ class Tiers:
                 made_hits=int(outcome.hit),
                 made_fills=int(outcome.filled),
                 made_refused=int(outcome.refused),
+                made_paused=int(is_paused and lease is None),
                 evictions=outcome.num_evicted,
             )
         if lease is None:
@@ -135,10 +139,26 @@ class Tiers:
             self._stores.step_down(tier, error)
             return 0
 
+    def is_short(self) -> bool:
+        """See `NodeCache.is_short`; only directories that were entered already are looked at."""
+        for store in self._stores.entered():
+            self._relieve(store)
+        return self._relief.is_short
+
     def _made_place(self) -> tuple[str, ShardStore | None]:
         """The tier that keeps what is made, and its store; None if nothing does."""
         tier = next(iter(KEEPING_TIERS[self._options.mode]), "direct")
         return tier, None if tier == "direct" else self._stores.get(tier)
+
+    def _relieve(self, store: ShardStore) -> None:
+        """Give memory back where it is short; called often."""
+        try:
+            given = self._relief.look(store)
+        except OSError as error:  # whoever opens something next meets it, and steps down
+            logger.info("%s: memory not looked at: %s", store.directory.path, error)
+            return
+        if given:
+            self._counters.add(bytes_given_back=given)
 
     # --- ahead -------------------------------------------------------------------------------------------
 
@@ -166,8 +186,7 @@ class Tiers:
         store = self._stores.get(tier)
         if store is None:
             return None
-        if tier == "shm":
-            self._relief.look(store)
+        self._relieve(store)
         outcome = Outcome()
         try:
             lease = store.acquire(entry.key, entry.size, self._filler(tier, entry), before_wait, outcome)

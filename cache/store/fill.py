@@ -283,11 +283,11 @@ class Filling:
             f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
         )
 
-    def measure(self, held: int | None = None) -> Budget:
-        """The budget now, with so many bytes held; None looks."""
+    def measure(self, held: int | None = None, *, afresh: bool = False) -> Budget:
+        """The budget now, with so many bytes held; None looks. The terms of memory may be of the last second."""
         directory, limits = self.directory, self.options.limits
         held = held_bytes(directory) if held is None else held
-        return measure(directory.dir_fd, read_cap(directory.dir_fd), held, limits, self._memory)
+        return measure(directory.dir_fd, read_cap(directory.dir_fd), held, limits, None if afresh else self._memory)
 
     def _discard_damaged(self, total: Total, key: str, size: int) -> None:
         """Remove a ``.shard`` of a wrong size, which `lookup` refused: it stands where the new one goes."""

@@ -8,6 +8,8 @@ from epistream.cgroups import System, groups_above
 
 # cgroup v1 writes "no limit" as the largest multiple of the page size.
 _NO_LIMIT = 1 << 60
+# Share of a machine's memory that is free where nobody waits for it but within a limit of his own.
+_AMPLE = 0.25
 # By version of the control groups: the files of limit and use, and how names in memory.stat begin that count the
 # groups below, too.
 _MEMORY_FILES = {
@@ -58,22 +60,30 @@ def free_share(system: System) -> float | None:
     None where the kernel does not say. Page cache is counted as free.
     """
     shares = [group.free_bytes / group.limit_bytes for group in group_memories(system)]
-    machine = _numbers(system.proc / "meminfo")
-    if "MemAvailable" in machine and machine.get("MemTotal"):
-        shares.append(machine["MemAvailable"] / machine["MemTotal"])
-    return min(shares, default=None)
+    of_machine = _free_share_of_machine(system)
+    return min(shares if of_machine is None else [*shares, of_machine], default=None)
+
+
+def _free_share_of_machine(system: System) -> float | None:
+    found = _numbers(system.proc / "meminfo")
+    available, total = found.get("MemAvailable"), found.get("MemTotal")
+    return available / total if available is not None and total else None
 
 
 def pressure_percent(system: System) -> float | None:
     """Share of the last ten seconds in which something waited for memory (PSI "some avg10"); None if unreadable.
 
     The most of the machine's and of the control groups' above this process: a container that is short of memory
-    does not show in the figure of a machine that is not.
+    does not show in the figure of a machine that is not. The machine's does not count while a quarter of its memory is
+    free: somebody waits then for memory in a group of his own, and nothing that is given back elsewhere helps him.
 
     Source: https://docs.kernel.org/accounting/psi.html.
     """
     files = [group / "memory.pressure" for group, version in groups_above("memory", system) if version == 2]
-    found = [_some_avg10(file) for file in (*files, system.proc / "pressure" / "memory")]
+    free = _free_share_of_machine(system)
+    if free is None or free < _AMPLE:
+        files.append(system.proc / "pressure" / "memory")
+    found = [_some_avg10(file) for file in files]
     return max((each for each in found if each is not None), default=None)
 
 

@@ -164,7 +164,8 @@ class ShardStore:
             fill: As in `acquire`; None only looks whether it is there.
             outcome: Filled in, if given.
             may_evict: Whether others may have to leave for it; else it only takes what is free.
-            is_made: Whether it is made of other entries: nothing that another live process claims leaves for it.
+            is_made: Whether it is made of other entries: nothing that another live process claims leaves for it, and it
+                leaves before others where memory is short.
 
         Returns:
             None if somebody is filling it, there is no room now or ever, or a note says not to try.
@@ -272,9 +273,9 @@ class ShardStore:
 
     # --- the whole ---------------------------------------------------------------------------------------
 
-    def budget(self) -> Budget:
-        """The byte budget as it is now."""
-        return self._filling.measure()
+    def budget(self, *, afresh: bool = False) -> Budget:
+        """The byte budget as it is now; `afresh`, rather than as it was within the last second."""
+        return self._filling.measure(afresh=afresh)
 
     def held_bytes(self) -> int:
         """Bytes of entries and fills, in whole pages, as they are now."""
@@ -291,11 +292,12 @@ class ShardStore:
         with self.directory.locked(self.options.lock_timeout_s):
             mark_kept(self.directory.dir_fd, keys)
 
-    def give_back(self, wanted_bytes: float = math.inf) -> int:
+    def give_back(self, wanted_bytes: float = math.inf, *, made_first: bool = False) -> int:
         """Evict unleased entries, the least recently used first; last what this process will use soon, or others claim.
 
         Args:
             wanted_bytes: Stop when so much is free; infinite for all that nobody leases.
+            made_first: Whether all that was made of other entries leaves before those.
 
         Returns:
             Bytes given back.
@@ -306,7 +308,7 @@ class ShardStore:
             with self._filling.counted() as total:
                 if not given and not total.is_exact:
                     self._filling.check(total, "", 0.0)
-                fds, freed = leaving.evict(total, wanted_bytes - given, is_fresh=True)
+                fds, freed = leaving.evict(total, wanted_bytes - given, is_fresh=True, made_first=made_first)
             free(fds)
             given += freed
             if not fds:

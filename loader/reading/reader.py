@@ -83,6 +83,7 @@ class EpisodeReader:
     ) -> None:
         # None, not `release`: what refers to itself keeps its leases until the garbage collector comes.
         self._before_wait = before_wait
+        self._cache = cache
         self._dataset = dataset
         self._features = dict(features)
         self._window = window
@@ -124,6 +125,8 @@ class EpisodeReader:
         out["step_index"][:num_windows] = windows.step
         out["task_index"][:num_windows] = windows.task_index
         out["is_repeat"][:num_windows] = windows.is_repeat
+        if self._cache.is_short():
+            self.release()  # nobody can give back what is leased
         if self._decoded is not None:
             self._decoded.begin_batch()
         steps: dict[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]] = {}

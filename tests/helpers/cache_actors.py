@@ -13,7 +13,9 @@ import numpy as np
 from epistream.cache.store.budget import Limits
 from epistream.cache.store.directory import Observer, ignore
 from epistream.cache.store.lease import Lease
+from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import NoRoomError, Outcome, ShardStore, StoreOptions, open_store
+from epistream.cgroups import System
 
 PAGE = 4096
 SIZE = 4 * PAGE
@@ -158,6 +160,13 @@ def run_claimer(path: str, group: str, num_bytes: int, results: Connection, obse
     store = open_test_store(Path(path), None, observe)
     results.send(store.claims.claim(group, num_bytes))
     time.sleep(10 * DEADLINE_S)
+
+
+def run_relief(path: str, proc: str, step: str) -> None:
+    """Give back what the memory of a made-up machine wants, and die at a step of it."""
+    limits = Limits(system=System(Path(proc), Path(proc).parent))
+    store = open_store(Path(path), options(limits=limits), observe=KillAt(step))
+    Relief().look(store)
 
 
 def run_counter(path: str, number: int, start: float, results: Connection) -> None:

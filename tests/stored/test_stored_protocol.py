@@ -13,6 +13,7 @@ from cache_actors import SIZE, content, get, key_of, open_test_store
 import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry, Part
+from epistream.cache.store.budget import Limits
 from epistream.cache.store.markers import mark_kept
 from epistream.cache.store.places import default_name
 from epistream.cache.store.pressure import Relief
@@ -100,9 +101,9 @@ def test_directory_that_is_left_is_called_dead_before_it_is_emptied(cache_path):
 def test_relief_notes_the_time_of_the_boot_clock_in_a_file_of_its_own(cache_path, tmp_path):
     (tmp_path / "pressure").mkdir()
     (tmp_path / "pressure" / "memory").write_text("some avg10=50.00 avg60=0.00 avg300=0.00 total=9\n")
-    store = open_test_store(cache_path)
+    store = open_test_store(cache_path, limits=Limits(system=System(tmp_path)))
     get(store, 1).close()
-    assert Relief(System(tmp_path)).look(store) == SIZE
+    assert Relief().look(store) == SIZE
     noted = float((cache_path / ".pressure").read_text())
     assert abs(boot_time_s() - noted) < DEADLINE_S
     store.directory.leave()

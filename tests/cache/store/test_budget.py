@@ -90,13 +90,13 @@ def test_meminfo_and_pressure_are_read(tmp_path: Path) -> None:
     system = write(
         tmp_path,
         {
-            "proc/meminfo": "MemTotal:       1000 kB\nMemAvailable:    600 kB\nHugePages_Total:       0\n",
+            "proc/meminfo": "MemTotal:       1000 kB\nMemAvailable:    200 kB\nHugePages_Total:       0\n",
             "proc/pressure/memory": (
                 "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0 avg300=0 total=0\n"
             ),
         },
     )
-    assert available_bytes(system) == 600 * 1024
+    assert available_bytes(system) == 200 * 1024
     assert pressure_percent(system) == 12.5
     assert pressure_percent(System(tmp_path / "none")) is None
     assert available_bytes(System(tmp_path / "none")) is None
@@ -157,6 +157,11 @@ def test_pressure_is_the_most_of_the_machine_and_the_groups_above(tmp_path: Path
     assert pressure_percent(write(tmp_path, files)) == 1.0
     files["sys/fs/cgroup/job/memory.pressure"] = line(30)
     assert pressure_percent(write(tmp_path, files)) == 30.0
+    files["proc/pressure/memory"] = line(80)
+    files["proc/meminfo"] = "MemTotal: 1000 kB\nMemAvailable: 249 kB\n"
+    assert pressure_percent(write(tmp_path, files)) == 80.0
+    files["proc/meminfo"] = "MemTotal: 1000 kB\nMemAvailable: 250 kB\n"
+    assert pressure_percent(write(tmp_path, files)) == 30.0, "others wait within a limit of theirs"
     assert pressure_percent(System(tmp_path / "none")) is None
 
 
