@@ -1,12 +1,9 @@
 """Bounded memories of the values used last: one that closes what leaves it, one that threads share."""
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, ValuesView
 from typing import Generic, TypeVar
-
-import numpy as np
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -63,15 +60,11 @@ class Lru(Generic[K, V]):
 
 
 class SharedLru(Generic[K, V]):
-    """Keeps the values used last: at most `max_items`, and fewer if their arrays exceed `max_bytes`.
+    """Keeps the values used last, at most `max_items` of them. Threads may share it."""
 
-    Threads may share it. A value is weighed if it is an array or a tuple of some; the last one is kept in any case.
-    """
-
-    def __init__(self, max_items: int, max_bytes: float = math.inf) -> None:
-        self._max_items, self._max_bytes = max_items, max_bytes
+    def __init__(self, max_items: int) -> None:
+        self._max_items = max_items
         self._values: OrderedDict[K, V] = OrderedDict()
-        self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: K, build: Callable[[], V]) -> V:
@@ -82,15 +75,7 @@ class SharedLru(Generic[K, V]):
                 return self._values[key]
         value = build()
         with self._lock:
-            if key not in self._values:
-                self._values[key] = value
-                self._bytes += _num_bytes(value)
-            while len(self._values) > 1 and (len(self._values) > self._max_items or self._bytes > self._max_bytes):
-                _, old = self._values.popitem(last=False)
-                self._bytes -= _num_bytes(old)
+            self._values.setdefault(key, value)
+            while len(self._values) > self._max_items:
+                self._values.popitem(last=False)
         return value
-
-
-def _num_bytes(value: object) -> int:
-    arrays = value if isinstance(value, tuple) else (value,)
-    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))

@@ -73,29 +73,6 @@ def test_shared_lru_builds_what_it_does_not_remember():
     assert built == [0, 1, 2, 1]  # 1 was used longest ago when 2 came
 
 
-def test_shared_lru_holds_no_more_bytes_than_it_may_but_always_the_last_value():
-    lru, built = SharedLru(10, max_bytes=100), []
-
-    def get(key, num_bytes):
-        def build():
-            built.append(key)
-            return (key, np.zeros(num_bytes, np.uint8))  # what is no array in a tuple weighs nothing
-
-        return lru.get(key, build)
-
-    get("a", 60)
-    get("b", 40)
-    get("a", 60)
-    get("c", 1)  # 101 bytes: b leaves
-    get("a", 60)
-    get("b", 40)  # and c does
-    assert built == ["a", "b", "c", "b"]
-    get("large", 1000)
-    get("large", 1000)
-    get("a", 60)
-    assert built == ["a", "b", "c", "b", "large", "a"]
-
-
 def test_shared_lru_gives_threads_that_build_the_same_value_at_once_that_value():
     lru, start, results = SharedLru(1), threading.Barrier(4), []
 

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.loader.order.lanes import Lanes, Pieces
-from epistream.loader.order.segments import LaneOrder, Permutations, Segment, ShardUse
+from epistream.loader.order.segments import LaneOrder, Segment, ShardUse
 from epistream.loader.order.spread import Episodes
 from epistream.lru import SharedLru
 
-# Permutations of pieces are kept within this by each process; without room they are computed again.
-_PERMUTATIONS_BYTES = 24 * 2**20
+# Of windows that later segments will need, over all lanes that a process reads; with less room pieces are permuted more
+# often: K = 2,048 shards of 8,000 windows in 8 lanes are dealt 196 segments at a time, so 2.3 times each.
+_DEALT_BYTES = 24 * 2**20
 # Fewer positions than so many a lane are looked up one by one: numpy's calls for each lane cost more. A batch of a
 # mixture has but one or two of each lane and dataset.
 _FEW = 8
@@ -95,7 +96,6 @@ class ShuffledEpoch(EpochOrder):
         self.num_windows, self.num_lanes = lanes.num_windows, lanes.num_lanes
         self._arguments = (lanes, episodes, parts, seed, epoch)
         self._orders: dict[int, LaneOrder] = {}
-        self._permutations: Permutations = SharedLru((parts + 1) * self.num_lanes, _PERMUTATIONS_BYTES)
         # Two a lane: batches that are being read at once lie on both sides of a segment's end.
         self._segments: SharedLru[tuple[int, int], Segment] = SharedLru(2 * self.num_lanes)
         self._last: dict[int, Segment] = {}
@@ -110,9 +110,12 @@ class ShuffledEpoch(EpochOrder):
         if order is None:
             lanes, episodes, parts, seed, epoch = self._arguments
             pieces, key = lanes.pieces(lane), (seed, epoch, lane)
-            order = LaneOrder(pieces, episodes, min(len(pieces), parts), key, self._permutations)
+            order = LaneOrder(pieces, episodes, min(len(pieces), parts), key, self._room)
             self._orders[lane] = order
         return order
+
+    def _room(self) -> int:
+        return _DEALT_BYTES // len(self._orders)
 
     def _windows(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shard, window = np.empty_like(positions), np.empty_like(positions)

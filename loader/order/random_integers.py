@@ -44,8 +44,22 @@ def permutation(
     count: int, purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0
 ) -> NDArray[np.int64]:
     """A permutation of range(count), int64 (count,): the stable argsort of `count` raw 64-bit integers."""
-    raw = stream(purpose, seed, epoch, first, second).random_raw(count)
-    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+    return stable_argsort(stream(purpose, seed, epoch, first, second).random_raw(count))
+
+
+def stable_argsort(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """What ``np.argsort(values, kind="stable")`` gives, as int64, where few values are equal.
+
+    Numpy's other sort of 64-bit integers is several times as fast (by AVX-512 62 us instead of 313 for 8,000), and all
+    that it may do otherwise is the order of equal ones: these are put right afterwards.
+    """
+    order = np.argsort(values)
+    ranked = values[order]
+    equal = ranked[1:] == ranked[:-1]
+    if equal.any():
+        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+        order[tied] = order[tied][np.lexsort((order[tied], ranked[tied]))]
+    return order.astype(np.int64, copy=False)
 
 
 def draw(bound: int, purpose: Purpose, seed: int, epoch: int, first: int = 0) -> int:

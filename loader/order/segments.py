@@ -21,8 +21,8 @@ for the rest. Put together, a segment is mixed so that the windows of an episode
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +30,36 @@ from numpy.typing import NDArray
 from epistream.loader.order.lanes import Pieces
 from epistream.loader.order.random_integers import Purpose, permutation, stream
 from epistream.loader.order.spread import Episodes, spread
-from epistream.lru import SharedLru
 
-PieceOrder = NDArray[np.uint32] | NDArray[np.int64]
-# Permutations of pieces by (lane, piece): kept for the k segments that share a piece, and redone without room.
-Permutations = SharedLru[tuple[int, int], PieceOrder]
+# Segments dealt at once, in units of k: a piece is permuted 1 + 1 / 2 times then, and not k times.
+_DEALT_AHEAD = 2
+# Lanes begin their first rows of dealt segments at so many different lengths: else all would end in the same batch.
+_STAGGER = 8
 
 
 class Segment(NamedTuple):
-    """A segment's windows in their final order: (n,) arrays, and where its first item lies in the lane."""
+    """A segment's windows in their final order: (n,) integers, and where its first item lies in the lane.
+
+    Integers are the narrowest that hold them: many resident shards make long segments, which every process keeps.
+    """
 
     start: int
-    shard: NDArray[np.int64]
-    window: NDArray[np.int64]
+    shard: NDArray[Any]
+    window: NDArray[Any]
+
+
+class Dealt(NamedTuple):
+    """The windows of neighbouring segments before they are mixed: those of one piece after those of another.
+
+    Attributes:
+        segments: which.
+        window: (n,) by their numbers within their shards, in the narrowest integers that hold them.
+        place: (p,) where in `window` the permutation of piece `segments.start + i` would begin, were all of it there.
+    """
+
+    segments: range
+    window: NDArray[Any]
+    place: NDArray[np.int64]
 
 
 class ShardUse(NamedTuple):
@@ -66,7 +83,7 @@ class LaneOrder:
         episodes: which windows are of one episode, to be spread over a segment.
         parts: k, at most the number of pieces.
         key: seed, epoch and lane.
-        permutations: where permutations of pieces are remembered; all lanes of an epoch may share it.
+        room: bytes that the lane may keep of segments that come after the one it is asked for.
     """
 
     def __init__(
@@ -75,17 +92,22 @@ class LaneOrder:
         episodes: Episodes,
         parts: int,
         key: tuple[int, int, int],
-        permutations: Permutations,
+        room: Callable[[], int],
     ) -> None:
         seed, epoch, lane = key
         order = permutation(len(pieces), Purpose.PIECES, seed, epoch, lane)
         self._shard, self._first, self._count = pieces.shard[order], pieces.first[order], pieces.count[order]
         self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._count)])
+        self._narrow_shard = self._shard.astype(_narrowest(int(self._shard.max())))
+        self._narrow_window = _narrowest(int((self._first + self._count).max()))
         self._episodes = episodes
         self._key = key
         self.parts = parts
         self.num_segments = len(pieces) - parts + 1
-        self._permutations = permutations
+        self._parts_in = np.arange(parts - 1, 0, -1)
+        self._room = room
+        self._dealt: Dealt | None = None
+        self._next, self._in_sequence = 0, False
 
     def stop(self, segment: int) -> int:
         """Items of the lane up to the end of `segment`: the closed form, O(k)."""
@@ -95,11 +117,12 @@ class LaneOrder:
             return int(self._before[-1])
         through = segment + 1
         rising = self._count[through : through + self.parts - 1]
-        parts_in = np.arange(self.parts - 1, 0, -1)
-        return int(self._before[through] + np.sum(rising * parts_in // self.parts))
+        return int(self._before[through] + np.sum(rising * self._parts_in // self.parts))
 
     def find(self, item: int) -> int:
-        """The segment that holds the item: the first whose stop lies beyond it. O(k log m)."""
+        """The segment that holds the item: the first whose stop lies beyond it. O(k log m), O(k) in sequence."""
+        if self.stop(self._next - 1) <= item < self.stop(self._next):
+            return self._next
         return bisect_right(range(self.num_segments - 1), item, key=self.stop)
 
     def build(self, segment: int) -> Segment:
@@ -108,15 +131,15 @@ class LaneOrder:
         begin, end = self._share(pieces, segment)
         pieces, begin, end = (array[begin < end] for array in (pieces, begin, end))
         size, shard = end - begin, self._shard[pieces]
-        permuted = [
-            self._permute(piece)[start:stop]
-            for piece, start, stop in zip(pieces.tolist(), begin.tolist(), end.tolist(), strict=True)
-        ]
-        window = np.repeat(self._first[pieces], size) + np.concatenate(permuted)
+        dealt = self._dealt_for(segment)
+        # Row r of a piece's share is window `begin + r` of its permutation.
+        shift = dealt.place[pieces - dealt.segments.start] + begin - (np.cumsum(size) - size)
+        window = dealt.window[np.repeat(shift, size) + np.arange(np.sum(size))]
         seed, epoch, lane = self._key
         raw = stream(Purpose.SEGMENT, seed, epoch, lane, segment).random_raw(len(window))
         order = spread(self._episodes.group(shard, size, window), raw)
-        return Segment(self.stop(segment - 1), np.repeat(shard, size)[order], window[order])
+        self._next = segment + 1
+        return Segment(self.stop(segment - 1), np.repeat(self._narrow_shard[pieces], size)[order], window[order])
 
     def _share(self, pieces: NDArray[np.int64], segment: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What a segment takes of each piece's permuted windows: from where, to where."""
@@ -129,27 +152,56 @@ class LaneOrder:
         count = self._count[pieces]
         return count * np.clip(low, 0, parts) // parts, count * np.clip(high, 0, parts) // parts
 
-    def _permute(self, piece: int) -> PieceOrder:
+    def _dealt_for(self, segment: int) -> Dealt:
+        """What was dealt with the segments before, or now; threads that come at once may both deal, the same."""
+        dealt = self._dealt
+        if dealt is None or segment not in dealt.segments:
+            dealt = self._dealt = self._deal(range(segment, self._ahead(segment)))
+        return dealt
+
+    def _ahead(self, segment: int) -> int:
+        """Up to which segment to deal. Only who goes on from segment to segment gets more than the one."""
+        if self._dealt is None or segment != self._next:
+            self._in_sequence = False
+            return segment + 1
+        most = _DEALT_AHEAD * self.parts
+        if not self._in_sequence:
+            most = most * (1 + self._key[2] % _STAGGER) // _STAGGER
+        self._in_sequence = True
+        fitting = self._room() // self._narrow_window.itemsize
+        return max(segment + 1, min(segment + most, self.find(self.stop(segment - 1) + fitting)))
+
+    def _deal(self, segments: range) -> Dealt:
+        """Permute every piece that the segments draw from, and keep what they take of it: O(k + segments) pieces.
+
+        Each piece's windows stand in its own permutation for all of its parts, so it does not matter how many
+        segments are dealt together.
+        """
+        pieces = np.arange(segments.start, segments.stop + self.parts - 1)
+        begin, end = self._share(pieces, segments.start)[0], self._share(pieces, segments.stop - 1)[1]
+        stops = np.cumsum(end - begin)
+        place = stops - end
+        window = np.empty(int(stops[-1]), self._narrow_window)
         seed, epoch, lane = self._key
-
-        def anew() -> PieceOrder:
-            count = int(self._count[piece])
-            # The shard, not the piece's place, names the stream: the place changes with the epoch's permutation.
-            order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, int(self._shard[piece]))
-            return order.astype(np.uint32) if count <= 2**32 else order
-
-        return self._permutations.get((lane, piece), anew)
+        for piece, start, stop, at in zip(*(array.tolist() for array in (pieces, begin, end, place)), strict=True):
+            if start < stop:
+                # The shard, not the piece's place, names the stream: the place changes with the epoch's permutation.
+                shard, count = int(self._shard[piece]), int(self._count[piece])
+                order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, shard)
+                window[at + start : at + stop] = order[start:stop] + self._first[piece]
+        return Dealt(segments, window, place)
 
     def uses(self, item: int) -> Iterator[ShardUse]:
         """The shards needed from `item` on, in the order of need."""
         waiting: list[ShardUse] = []
         segment = self.find(item)
-        start, shards, _ = self.build(segment)
-        # In the middle of a segment, shards that end with it may have given their last window already.
-        left, end = set(shards[item - start :].tolist()), start + len(shards)
+        end, left = self.stop(segment), None
+        if item > self.stop(segment - 1):
+            # In the middle of a segment, shards that end with it may have given their last window already.
+            left = set(np.unique(self.build(segment).shard[item - end :]).tolist())
         for piece in range(segment, len(self._shard)):
             first, stop = self._span(piece)
-            if stop > end or int(self._shard[piece]) in left:
+            if left is None or stop > end or int(self._shard[piece]) in left:
                 heapq.heappush(waiting, ShardUse(max(first, item), stop, int(self._shard[piece])))
             # A piece of few windows can enter later than the next one; no later piece enters before `reached`.
             reached = self.stop(piece - self.parts + 1)
@@ -164,3 +216,8 @@ class LaneOrder:
         entry = -(-self.parts // int(self._count[piece])) - 1
         first = min(max(piece - self.parts + 1 + entry, 0), last)
         return self.stop(first - 1), self.stop(min(piece, last))
+
+
+def _narrowest(highest: int) -> np.dtype[Any]:
+    """Of integers from 0 to `highest`; no unsigned ones of 64 bits, which numpy adds to signed ones as floats."""
+    return np.dtype(np.uint16 if highest < 2**16 else np.uint32 if highest < 2**32 else np.int64)

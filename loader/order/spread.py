@@ -12,6 +12,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from epistream.loader.order.random_integers import stable_argsort
+
 _HALF = np.uint64(32)
 
 
@@ -35,7 +37,7 @@ def spread(group: NDArray[np.int64], raw: NDArray[np.uint64]) -> NDArray[np.int6
     rank[by_group] = np.arange(len(group)) - (np.cumsum(size) - size)[group[by_group]]
     # The place (rank + fraction) / size in units of 2**-32, in integers: floats may round differently elsewhere.
     place = ((rank << _HALF) | (raw >> _HALF)) // size[group].astype(np.uint64)
-    return np.argsort(place, kind="stable").astype(np.int64, copy=False)
+    return stable_argsort(place)
 
 
 class Episodes(Protocol):

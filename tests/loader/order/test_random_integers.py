@@ -1,10 +1,11 @@
 """Golden values: were one of these to change, every saved state would resume into another order."""
 
+import numpy as np
 import pytest
 
 from epistream.errors import OptionError
 from epistream.loader.order.plan import OrderOptions
-from epistream.loader.order.random_integers import Purpose, draw, permutation
+from epistream.loader.order.random_integers import Purpose, draw, permutation, stable_argsort
 
 
 def test_permutation_of_known_numbers_is_the_one_written_here():
@@ -31,3 +32,10 @@ def test_neighbouring_numbers_give_unrelated_permutations():
 def test_seed_that_is_no_64_bit_integer_is_refused(seed):
     with pytest.raises(OptionError, match=r"seed: .* wanted an integer"):
         OrderOptions(seed=seed)
+
+
+@pytest.mark.parametrize("highest", [1, 2, 50, 3000, 2**63])
+@pytest.mark.parametrize("count", [0, 1, 2, 17, 2000])
+def test_argsort_keeps_equal_values_in_their_order_however_many_there_are(highest, count):
+    values = np.random.default_rng(count).integers(0, highest, count, np.uint64)
+    assert stable_argsort(values).tolist() == sorted(range(count), key=values.tolist().__getitem__)
