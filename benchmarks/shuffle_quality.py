@@ -1,22 +1,30 @@
 """Distinct episodes per batch of 64 when a tenth of the data fits into memory, against a full permutation.
 
-    python benchmarks/shuffle_quality.py [--share 0.1] [--epochs 3] [--json]
+    python benchmarks/shuffle_quality.py [--share 0.1] [--epochs 3] [--jobs] [--json]
 
 For made-up datasets: the largest order that the budget holds, with its segments in flight counted. The columns are
 the mean number of distinct episodes over the first hundred, two hundred middle and the last hundred batches, divided
 by that of a full random permutation of the dataset, and by that of uniform draws from as many shards as are resident.
+
+With --jobs: a million episodes of 400 steps, ten a shard, for 1, 8 and 128 nodes of 8 ranks with batches of 32: the
+default order, and the one that declaring the job makes. Distinct episodes in the middle of the epoch, counted and by
+the closed form, what a node fetches and draws from, and the processor time of deciding a rank's batch.
 """
 
 import argparse
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
 
 from epistream.loader.order.anchors import Anchors
+from epistream.loader.order.judgement import judge
 from epistream.loader.order.plan import OrderOptions, Plan
 from epistream.loader.order.quality import distinct_by_third, expected_distinct
+from epistream.loader.order.schedule import Schedule
 from epistream.loader.order.working_set import largest_fit
+from epistream.loader.order.world import World
 
 BATCH = 64
 # Episodes, episodes per shard, steps per episode.
@@ -73,13 +81,59 @@ def measure(num_episodes: int, per_shard: int, steps: int, share: float, epochs:
     }  # fmt: skip
 
 
+def measure_jobs() -> list[dict[str, float | str]]:
+    """The default order and the declared one for small and large jobs over one dataset."""
+    dataset = make_up(1_000_000, 10, 400)
+    anchors = Anchors(dataset, None, (0, 0), drop_incomplete=False)  # type: ignore[arg-type]
+    rows: list[dict[str, float | str]] = []
+    for nodes in (1, 8, 128):
+        global_batch = nodes * 8 * 32
+        permuted = expected_distinct(anchors.windows_per_episode, global_batch)
+        for name, options in (
+            ("default", OrderOptions()),
+            ("declared", OrderOptions(nodes=nodes, global_batch=global_batch)),
+        ):
+            plan = Plan.of(anchors, dataset, options)  # type: ignore[arg-type]
+            found = judge(plan, global_batch, nodes)
+            if found is None:
+                raise SystemExit("an order that is shuffled has a judgement")
+            rows.append({
+                "nodes": nodes, "order": name, "L": plan.num_lanes, "K": plan.resident_shards, "word": found.word,
+                "counted": distinct_by_third(plan, anchors, global_batch)[1] / permuted,
+                "closed_form": found.now.distinct_share, "fetch_factor": found.now.fetch_factor,
+                "node_GiB": found.now.node_bytes / 2**30, "batch_cpu_ms": batch_cpu_ms(plan, nodes),
+            })  # fmt: skip
+    return rows
+
+
+def batch_cpu_ms(plan: Plan, nodes: int) -> float:
+    """Processor time of deciding a batch of 32 of one of 8 ranks of a node, in the middle of the epoch."""
+    schedule = Schedule(plan.num_windows, plan.num_lanes, 0, 0, 0, World.of(0, nodes * 8, 8), 32)
+    order, middle, count = plan.epoch(0), schedule.num_batches // 2, min(3000, schedule.num_batches // 3)
+    order.windows(schedule.positions(middle - 1)[0])
+    start = time.process_time()
+    for batch in range(middle, middle + count):
+        order.windows(schedule.positions(batch)[0])
+    return (time.process_time() - start) / count * 1e3
+
+
 def main() -> None:
-    """Print a line for each dataset."""
+    """Print a line for each dataset, or for each job."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--jobs", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.jobs:
+        jobs = measure_jobs()
+        if arguments.json:
+            print(json.dumps(jobs, indent=1))
+            return
+        print(*(f"{key:>12}" for key in jobs[0]))
+        for job in jobs:
+            print(*(f"{value:12.3f}" if isinstance(value, float) else f"{value:>12}" for value in job.values()))
+        return
     rows = [measure(*shape, arguments.share, arguments.epochs) for shape in DATASETS]
     if arguments.json:
         print(json.dumps(rows, indent=1))

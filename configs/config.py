@@ -53,7 +53,7 @@ class Config:
         has_window = any(key.startswith("stream.window.") for key in self.origins)
         values["window"] = Window(**dict(stream.window)) if has_window else None
         values["image_size"] = tuple(stream.image_size) if stream.image_size else None
-        values["order"] = OrderOptions(**self.settings.order.model_dump(), shuffle=stream.shuffle, seed=stream.seed)
+        values["order"] = OrderOptions(**dict(self.settings.order), shuffle=stream.shuffle, seed=stream.seed)
         values["cache"] = CacheOptions(**dict(self.settings.cache))
         return values
 

@@ -76,6 +76,9 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "lanes": ([1, 1 << 16], [*COUNT, (1 << 16) + 1, None]),
         "resident_shards": ([16, 1 << 24, None], [*COUNT, (1 << 24) + 1]),
         "reshuffle_lanes": FLAG,
+        "nodes": ([1, 1 << 16, None], [*COUNT, (1 << 16) + 1]),
+        "global_batch": ([1, 1 << 32, None], [*COUNT, (1 << 32) + 1]),
+        "resident_bytes": SIZE,
     },
     es.CacheOptions: {
         "mode": (["auto", "shm", "disk", "off"], ["ram", True]),
@@ -159,6 +162,8 @@ COMMANDS = {
     TuneOptions: ["tune"],
     es.OrderOptions: ["plan"],
 }
+# What no command has, or asks otherwise: `plan` asks for the job, and declares it if told to.
+NOT_OF_COMMANDS = ("shuffle", "reshuffle_lanes", "layout", "nodes", "global_batch")
 
 
 def key_of(owner: type, name: str) -> str:
@@ -253,9 +258,7 @@ def stopped(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), every_option(COMMANDS, lambda owner, name: name not in ("shuffle", "reshuffle_lanes", "layout"))
-)
+@pytest.mark.parametrize(("owner", "name"), every_option(COMMANDS, lambda owner, name: name not in NOT_OF_COMMANDS))
 def test_command_line_refuses_the_same(stopped, aloha_shards, owner, name):
     for value, fits in each_value(owner, name):
         words = words_for(name, value, TABLE[owner][name][0])
@@ -319,7 +322,8 @@ def test_options_are_shown_as_they_were_given():
         "CacheOptions(mode='shm', budget_bytes='8GiB', directory=None"
     )
     assert repr(es.OrderOptions()) == (
-        "OrderOptions(shuffle=True, seed=0, lanes=8, resident_shards=None, reshuffle_lanes=False)"
+        "OrderOptions(shuffle=True, seed=0, lanes=8, resident_shards=None, reshuffle_lanes=False, nodes=None, "
+        "global_batch=None, resident_bytes=8589934592)"
     )
     assert "shard_size='128MiB', cameras=('top',)" in repr(PackOptions(cameras=["top"]))
 

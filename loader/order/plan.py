@@ -18,7 +18,9 @@ from epistream.loader.order.lanes import Lanes, Pieces
 from epistream.loader.order.random_integers import Purpose, Seed, permutation
 from epistream.loader.order.segments import ShardUse
 from epistream.loader.order.spread import AverageEpisodes, Episodes
-from epistream.options import Count, Range, check
+from epistream.loader.order.variety import EpisodeMix
+from epistream.options import Count, Range, Size, check
+from epistream.units import parse_size
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
@@ -29,11 +31,17 @@ ORDER_VERSION = 1
 # The default K holds as many episodes as keep a batch of 64 varied, within memory that a training node can spare.
 _DEFAULT_EPISODES = 256
 _DEFAULT_BYTES = 4 * 2**30
+# Distinct episodes in a declared global batch, of those that a full permutation gives it. See `judgement` for why 0.9
+# is good; the rest is for what the closed form does not know (`benchmarks/shuffle_quality.py` counts).
+WANTED_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class OrderOptions:
     """What decides the order of an epoch, beside the dataset and the window.
+
+    The order is made for a job if its size is declared here: then L and K suit it. What is declared counts, not what
+    runs, so that a state resumes exactly on any other number of nodes or batch size.
 
     Attributes:
         shuffle: False streams in storage order. There is one lane then.
@@ -41,6 +49,11 @@ class OrderOptions:
         lanes: independent runs; a multiple of the nodes. L: the shards are dealt to them.
         resident_shards: K, shards drawn from at a time, at least 2 x lanes; from the manifest if None. Over all lanes.
         reshuffle_lanes: deal shards to lanes anew each epoch, and fetch them anew.
+        nodes: declared nodes, which L becomes a multiple of; not looked at if None. Rounded up from `lanes`, or
+            down if there are few shards; K becomes at least 2 L.
+        global_batch: declared windows of a batch over all ranks, which K suits; not looked at if None. K is raised
+            until such a batch holds 0.95 of the distinct episodes that a full permutation would give it.
+        resident_bytes: of the shards on each declared node; K is raised no further. For `global_batch` alone.
 
     Raises:
         OptionError: a number outside its range, or fewer resident shards than the lanes need.
@@ -51,6 +64,9 @@ class OrderOptions:
     lanes: Annotated[Count, Range(le=1 << 16)] = 8
     resident_shards: Annotated[Count, Range(le=1 << 24)] | None = None
     reshuffle_lanes: bool = False
+    nodes: Annotated[Count, Range(le=1 << 16)] | None = None
+    global_batch: Annotated[Count, Range(le=1 << 32)] | None = None
+    resident_bytes: Size = 8 * 2**30
 
     def __post_init__(self) -> None:
         check(self)
@@ -110,16 +126,10 @@ class Plan:
                 "Choose another split, or keep incomplete windows (drop_incomplete=False)."
             )
         self.options = options
-        self.per_shard, self.shard_bytes = per_shard, shard_bytes
-        self.num_lanes = min(options.lanes, self.num_windows) if options.shuffle else 1
-        if not options.shuffle:
-            self.resident_shards = 1
-        elif options.resident_shards is not None:
-            self.resident_shards = options.resident_shards
-        else:
-            self.resident_shards = default_resident_shards(per_shard, shard_bytes, shard_episodes, self.num_lanes)
+        self.per_shard, self.shard_bytes, self.shard_episodes = per_shard, shard_bytes, shard_episodes
         self._episodes = AverageEpisodes(per_shard, shard_episodes) if episodes is None else episodes
         self._runs = runs
+        self.num_lanes, self.resident_shards = self.lanes_and_residents(options) if options.shuffle else (1, 1)
         self._lanes = None if options.reshuffle_lanes else self.lay_out(self.num_lanes)
 
     @classmethod
@@ -134,6 +144,15 @@ class Plan:
     def parts(self) -> int:
         """Shards that a lane draws from at any time (k), unless the lane has fewer."""
         return max(2, -(-self.resident_shards // self.num_lanes)) if self.options.shuffle else 1
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that have windows."""
+        return int(np.count_nonzero(self.per_shard))
+
+    def episode_mix(self, num_lanes: int) -> EpisodeMix:
+        """What says how varied batches are with any number of lanes."""
+        return EpisodeMix(self.lay_out(num_lanes), self.shard_episodes, self._episodes.windows_per_episode)
 
     def lanes(self, epoch: int = 0) -> Lanes:
         """The lanes of an epoch."""
@@ -187,6 +206,23 @@ class Plan:
             "reshuffle_lanes": self.options.reshuffle_lanes,
         }
 
+    def lanes_and_residents(self, options: OrderOptions) -> tuple[int, int]:
+        """L and K of a shuffled order: what the options say, raised as far as the job that they declare needs it."""
+        lanes = options.lanes if options.nodes is None else fitting_lanes(options.lanes, options.nodes, self.num_shards)
+        lanes = min(lanes, self.num_windows)
+        resident = options.resident_shards
+        if resident is None:
+            resident = default_resident_shards(self.per_shard, self.shard_bytes, self.shard_episodes, lanes)
+        if options.nodes is not None:
+            resident = max(resident, 2 * lanes)
+        if options.global_batch is not None:
+            room = parse_size(options.resident_bytes) * (options.nodes or 1)
+            fitting = _shards_within(self.shard_bytes[self.per_shard > 0], room)
+            parts = self.episode_mix(lanes).parts_for(options.global_batch, WANTED_SHARE)
+            # Lanes share the shards at their cuts: all shards are more than K says.
+            resident = max(resident, lanes * (parts if fitting == self.num_shards else min(parts, fitting // lanes)))
+        return lanes, resident
+
     def lay_out(self, num_lanes: int, epoch: int = 0) -> Lanes:
         """The shards of an epoch cut into any number of lanes, to compare; `lanes` are those of this plan."""
         order = np.arange(len(self.per_shard), dtype=np.int64)
@@ -208,6 +244,19 @@ def default_resident_shards(
     used = per_shard > 0
     num_shards, num_episodes = int(np.sum(used)), max(int(np.sum(shard_episodes[used])), 1)
     by_episodes = -(-_DEFAULT_EPISODES * num_shards // num_episodes)
-    largest_first = np.sort(shard_bytes[used])[::-1]
-    by_bytes = int(np.searchsorted(np.cumsum(largest_first), _DEFAULT_BYTES, side="right"))
-    return max(2 * num_lanes, min(by_episodes, by_bytes))
+    return max(2 * num_lanes, min(by_episodes, _shards_within(shard_bytes[used], _DEFAULT_BYTES)))
+
+
+def fitting_lanes(lanes: int, nodes: int, num_shards: int) -> int:
+    """L for a number of nodes: the multiple of them next to `lanes`, and no more than leaves each lane two shards.
+
+    At least one lane a node in any case: nodes that share a lane would each fetch all of it.
+    """
+    rounded_up = -(-lanes // nodes) * nodes
+    return max(nodes, min(rounded_up, num_shards // 2 // nodes * nodes))
+
+
+def _shards_within(shard_bytes: NDArray[np.int64], num_bytes: int) -> int:
+    """How many shards so many bytes hold, were they the largest."""
+    largest_first = np.sort(shard_bytes)[::-1]
+    return int(np.searchsorted(np.cumsum(largest_first), num_bytes, side="right"))

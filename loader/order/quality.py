@@ -12,8 +12,12 @@ from epistream.loader.order.schedule import Schedule
 from epistream.loader.order.working_set import open_bytes, open_shards
 from epistream.loader.order.world import World
 
+# Batches that are counted: at each end, and between; fewer where they are large, and the middle ones next to each other
+# where it takes many windows to reach one.
 _ENDS = 100
 _MIDDLE = 200
+_COUNTED_WINDOWS = 1 << 22
+_REACHED_WINDOWS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class OrderReport:
         open_shards: shards in use at once over all nodes, with one global batch in flight, at most.
         open_bytes: their bytes, if they are the largest.
         global_batch: windows per batch over all ranks.
-        distinct: mean distinct episodes in a global batch: in the first hundred, the middle and the last hundred.
+        distinct: mean distinct episodes in a global batch: in the first hundred, the middle and the last hundred, or
+            fewer if they are large.
         distinct_permuted: the same for a full random permutation of the epoch, in expectation.
         distinct_residents: the same for uniform draws from the resident shards, in expectation.
         fetch_bytes: bytes that all nodes together fetch in an epoch that finds nothing in memory, at most.
@@ -95,17 +100,28 @@ def expected_distinct(windows_per_episode: NDArray[np.int64], batch: int) -> flo
     counts, episodes = np.unique(windows_per_episode[windows_per_episode > 0], return_counts=True)
     total = int(np.sum(counts * episodes))
     batch = min(batch, total)
-    # An episode of n windows is missed with probability prod (N - n - i) / (N - i) over the draws i.
-    draws = np.arange(batch)
-    missed = np.array([np.prod(np.maximum(total - count - draws, 0) / (total - draws)) for count in counts.tolist()])
-    return float(np.sum(episodes * (1 - missed)))
+    # An episode of n windows is missed with probability C(N - n, G) / C(N, G), a product over the n or the G.
+    missed = []
+    for count in counts.tolist():
+        fewer, more = sorted((count, batch))
+        steps = np.arange(fewer)
+        missed.append(np.prod(np.maximum(total - more - steps, 0) / (total - steps)))
+    return float(np.sum(episodes * (1 - np.array(missed))))
 
 
 def distinct_by_third(plan: Plan, anchors: Anchors, global_batch: int, epoch: int = 0) -> tuple[float, float, float]:
-    """Mean distinct episodes per global batch: in the first hundred batches, the middle and the last hundred."""
+    """Mean distinct episodes per global batch: in the first hundred batches, the middle and the last hundred.
+
+    Fewer are counted where they are large.
+    """
     num_batches = plan.num_windows // global_batch
-    ends = min(_ENDS, num_batches)
-    middle = np.unique(np.linspace(0.2 * num_batches, 0.8 * num_batches, _MIDDLE, endpoint=False).astype(np.int64))
+    most = max(_COUNTED_WINDOWS // (4 * global_batch), 4)
+    ends = min(_ENDS, most, num_batches)
+    resident_windows = plan.resident_shards * plan.num_windows // plan.num_shards
+    places = min(_MIDDLE, 2 * most, max(_REACHED_WINDOWS // resident_windows, 2))
+    first_of = np.linspace(0.2 * num_batches, 0.8 * num_batches, places, endpoint=False).astype(np.int64)
+    each = np.arange(-(-min(_MIDDLE, 2 * most) // places))
+    middle = np.unique(np.minimum(first_of[:, None] + each, num_batches - 1))
     parts = (np.arange(ends), middle, np.arange(num_batches - ends, num_batches))
     first, between, last = (
         float(np.mean(distinct_episodes(plan, anchors, global_batch, part, epoch))) for part in parts

@@ -47,6 +47,10 @@ class Episodes(Protocol):
     def digest(self) -> str:
         """A digest of all that `group` answers: it decides the order too."""
 
+    @property
+    def windows_per_episode(self) -> NDArray[np.int64]:
+        """(E,) windows of each episode, for statistics."""
+
     def group(self, shard: NDArray[np.int64], size: NDArray[np.int64], window: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number the episodes of windows of several shards, from 0 on, with few numbers left out.
 
@@ -73,11 +77,17 @@ class AverageEpisodes:
     def __init__(self, per_shard: NDArray[np.int64], shard_episodes: NDArray[np.int64]) -> None:
         # Rounded up, so that an even share of a shard's windows is never less than an episode.
         self._windows = np.maximum(-(-per_shard // np.maximum(shard_episodes, 1)), 1)
+        self._episodes = np.where(per_shard > 0, np.maximum(shard_episodes, 1), 0)
 
     @property
     def digest(self) -> str:
         """A digest of the lengths."""
         return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self._windows, "<i8").tobytes())
+
+    @property
+    def windows_per_episode(self) -> NDArray[np.int64]:
+        """As `Episodes.windows_per_episode`."""
+        return np.repeat(self._windows, self._episodes)
 
     def group(self, shard: NDArray[np.int64], size: NDArray[np.int64], window: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number equal stretches of each shard's windows."""

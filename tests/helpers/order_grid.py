@@ -100,4 +100,21 @@ def shapes(count):
         yield windows, {**options, "seed": number * 7919}
 
 
+def declared_shapes():
+    """As `shapes`, of jobs whose size is declared: L and K then follow from it."""
+    pick = random.Random(7)
+    many = [pick.randint(1, 2) for _ in range(260)]
+    return [
+        ([11] * 40, {"nodes": 1, "global_batch": 24, "seed": 1}),
+        ([11] * 40, {"nodes": 8, "global_batch": 24, "seed": 2}),
+        (many, {"nodes": 127, "global_batch": 254, "seed": 3}),
+        (many, {"nodes": 128, "global_batch": 256, "seed": 4, "reshuffle_lanes": True}),
+        ([50, 3, 20], {"nodes": 8, "global_batch": 16, "seed": 5}),
+        ([64], {"nodes": 3, "seed": 6}),
+        ([7], {"nodes": 128, "global_batch": 8, "seed": 7}),
+        ([60] * 30, {"lanes": 3, "resident_shards": 6, "global_batch": 48, "seed": 8}),
+        ([60] * 30, {"nodes": 2, "global_batch": 48, "resident_bytes": "3MiB", "seed": 9}),
+    ]
+
+
 TOPOLOGIES = [(1,), (2,), (4,), (1, 1), (2, 2), (1, 1, 1), (4, 4), (1, 1, 1, 1), (2, 1), (3, 3, 3), (1, 2, 3), (8,)]

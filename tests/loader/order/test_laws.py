@@ -13,16 +13,27 @@ from laws import (
     global_batches,
     merge_workers,
 )
-from order_grid import TOPOLOGIES, Job, plan_of, run_epoch, schedule_of, shapes, whole_epoch, windows_at
+from order_grid import (
+    TOPOLOGIES,
+    Job,
+    declared_shapes,
+    plan_of,
+    run_epoch,
+    schedule_of,
+    shapes,
+    whole_epoch,
+    windows_at,
+)
 from slow_order import epoch_windows, rank_positions
 
 SHAPES = list(shapes(42))
+DECLARED = declared_shapes()
 REMAINDERS = ("drop", "pad", "uneven")
 
 
 def slow_epoch(windows, epoch, plan):
     options = plan.options
-    arguments = options.seed, options.lanes, plan.resident_shards, options.reshuffle_lanes
+    arguments = options.seed, plan.num_lanes, plan.resident_shards, options.reshuffle_lanes
     return epoch_windows(windows, [4] * len(windows), epoch, *arguments)
 
 
@@ -31,7 +42,7 @@ def batch_sizes(total, size):
     return sorted({batch for batch in (1, 3, total // size) if 0 < batch * size <= total})
 
 
-@pytest.mark.parametrize(("windows", "options"), SHAPES)
+@pytest.mark.parametrize(("windows", "options"), [*SHAPES, *DECLARED])
 def test_ranks_of_any_topology_partition_the_epoch_in_equal_batches(windows, options):
     plan = plan_of(windows, **options)
     pick = random.Random(options["seed"])
@@ -48,7 +59,7 @@ def test_ranks_of_any_topology_partition_the_epoch_in_equal_batches(windows, opt
                     assert_equal_batches(run, batch_size)
 
 
-@pytest.mark.parametrize(("windows", "options"), SHAPES[::4])
+@pytest.mark.parametrize(("windows", "options"), [*SHAPES[::4], *DECLARED])
 def test_global_batches_are_equal_on_all_topologies(windows, options):
     plan = plan_of(windows, **options)
     expected = slow_epoch(windows, 1, plan)
@@ -60,7 +71,7 @@ def test_global_batches_are_equal_on_all_topologies(windows, options):
             assert_same_batches_everywhere(runs, expected, global_batch)
 
 
-@pytest.mark.parametrize(("windows", "options"), SHAPES[::3])
+@pytest.mark.parametrize(("windows", "options"), [*SHAPES[::3], *DECLARED])
 def test_batches_of_a_rank_are_those_of_the_definition(windows, options):
     plan = plan_of(windows, **options)
     total, pick = plan.num_windows, random.Random(options["seed"])
@@ -72,7 +83,7 @@ def test_batches_of_a_rank_are_those_of_the_definition(windows, options):
                 schedule = schedule_of(plan, world, 2, 5, start, remainder)
                 found = [schedule.positions(t) for t in range(schedule.num_batches)]
                 wanted = rank_positions(
-                    total, options["lanes"], options["seed"], 5, start, 2, remainder, ranks_per_node, place
+                    total, plan.num_lanes, options["seed"], 5, start, 2, remainder, ranks_per_node, place
                 )
                 assert [list(zip(*map(np.ndarray.tolist, batch), strict=True)) for batch in found] == wanted
 
@@ -105,6 +116,7 @@ def play(plan, remainder, job, state, num_steps):
         ([40, 3, 17, 1, 29, 8], {"lanes": 4, "seed": 1}),
         ([6] * 15, {"lanes": 3, "resident_shards": 9, "seed": 2}),
         ([50], {"lanes": 8, "seed": 3, "reshuffle_lanes": True}),
+        ([9] * 30, {"nodes": 4, "global_batch": 48, "seed": 4}),  # neither four nodes nor batches of 48 run
     ],
 )
 def test_resume_after_any_batch_on_another_topology_continues_the_sequence(windows, options, remainder):

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from order_grid import plan_of, shapes, whole_epoch, windows_at
+from order_grid import declared_shapes, plan_of, shapes, whole_epoch, windows_at
 from slow_order import epoch_windows
 
 from epistream.errors import OptionError
@@ -43,6 +43,60 @@ def test_epoch_of_a_known_plan_is_the_sequence_written_here():
 def test_fingerprint_of_a_known_plan_is_the_one_written_here():
     plan = plan_of([5, 3, 0, 6, 4], lanes=2, resident_shards=4, seed=42)
     assert plan.fingerprint == "b8797cc0e470e1d37ff864688cef395c"
+
+
+def test_identity_of_orders_that_declare_no_job_is_that_of_the_first_release():
+    described = plan_of([5, 3, 0, 6, 4], seed=42).describe()
+    assert described == {
+        "order_version": 1,
+        "windows_per_shard": "4359663c16d7fe12f0a4fa6a33332630",
+        "windows_of_episodes": "875aa8a2328c6c23",
+        "num_windows": 18,
+        "shuffle": True,
+        "seed": 42,
+        "lanes": 8,
+        "resident_shards": 16,
+        "reshuffle_lanes": False,
+    }
+    # Bytes alone declare no job.
+    assert plan_of([5, 3, 0, 6, 4], seed=42, resident_bytes=1).describe() == described
+
+
+@pytest.mark.parametrize(("windows", "options"), declared_shapes())
+def test_order_of_a_declared_job_is_that_of_the_l_and_k_that_it_chose(windows, options):
+    plan = plan_of(windows, **options)
+    own = {name: options.get(name, False) for name in ("seed", "reshuffle_lanes")}
+    chosen = plan_of(windows, lanes=plan.num_lanes, resident_shards=plan.resident_shards, **own)
+    assert plan.describe() == chosen.describe()
+    assert plan.fingerprint == chosen.fingerprint
+    assert whole_epoch(plan, 1) == whole_epoch(chosen, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "lanes", "resident_shards"),
+    [
+        ({}, 8, 64),  # 256 episodes are in 64 shards of 4
+        ({"nodes": 1}, 8, 64),
+        ({"nodes": 3}, 9, 64),
+        ({"nodes": 127}, 127, 254),  # two a lane
+        ({"nodes": 128}, 128, 256),
+        ({"nodes": 8, "lanes": 16}, 16, 64),
+        ({"nodes": 8, "lanes": 17}, 24, 64),
+        ({"global_batch": 64}, 8, 64),  # the default does
+        ({"global_batch": 4096}, 8, 2240),
+        ({"nodes": 8, "global_batch": 4096}, 8, 2240),
+        ({"nodes": 128, "global_batch": 4096}, 128, 1408),
+        ({"nodes": 8, "global_batch": 4096, "resident_bytes": "100MiB"}, 8, 800),  # shards of 1 MiB
+        ({"nodes": 8, "global_batch": 4096, "resident_bytes": 0}, 8, 64),  # never less than without
+        ({"global_batch": 4096, "resident_shards": 2500}, 8, 2500),
+        ({"global_batch": 4096, "resident_shards": 16}, 8, 2240),
+        ({"global_batch": 10**9}, 8, 64),  # every batch is a whole epoch
+        ({"shuffle": False, "nodes": 8, "global_batch": 4096}, 1, 1),
+    ],
+)
+def test_declared_job_raises_lanes_and_resident_shards_to_what_suits_it(options, lanes, resident_shards):
+    plan = plan_of([100] * 3000, **options)
+    assert (plan.num_lanes, plan.resident_shards) == (lanes, resident_shards)
 
 
 def test_windows_asked_for_in_any_order_are_those_of_their_positions():

@@ -61,3 +61,23 @@ def test_advice_below_two_shards_a_lane_names_fewer_lanes_that_fit():
 
 def test_advice_where_nothing_fits_says_so():
     assert "No shuffled order fits" in budget_advice(plan_of(64, lanes=4), 20 * MIB, 64)
+
+
+def test_declared_nodes_share_what_a_budget_must_hold():
+    alone = plan_of(64, lanes=8, resident_shards=32)
+    shared = plan_of(64, lanes=8, resident_shards=32, nodes=4)
+    assert budget_advice(alone, 170 * MIB, 64) is not None
+    assert budget_advice(shared, 170 * MIB, 64) is None
+    advice = budget_advice(shared, 50 * MIB, 64)
+    assert "the order draws from 10 shards at once" in advice
+    assert "Use lanes=4, resident_shards=16 (50.0 MiB)" in advice
+    assert budget_advice(plan_of(64, lanes=4, resident_shards=16, nodes=4), 50 * MIB, 64) is None
+    # With fewer lanes than four, nodes would share them.
+    assert "No shuffled order fits" in budget_advice(shared, 20 * MIB, 64)
+
+
+def test_advice_for_a_declared_batch_says_that_it_raises_k():
+    plan = plan_of(64, lanes=4, resident_shards=8, global_batch=640)
+    assert plan.resident_shards > 8
+    advice = budget_advice(plan, 170 * MIB, 64)
+    assert "Use resident_shards=12 (160.0 MiB) without global_batch, which raises it" in advice
