@@ -14,8 +14,9 @@ from epistream.configs.repacking import WORTH, Alternative, packed_survey
 from epistream.configs.survey import Survey, survey, survey_kept
 from epistream.configs.tune_options import TuneOptions
 from epistream.loader.measuring.rates import Kind
-from epistream.loader.order.plan import OrderOptions, Plan
-from epistream.loader.order.working_set import open_bytes
+from epistream.loader.order.judgement import MANY_FETCHES, figures, word_for
+from epistream.loader.order.plan import WANTED_SHARE, fitting_lanes
+from epistream.loader.order.working_set import bytes_of
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.sharding.files.names import is_tar
 from epistream.units import size_text
@@ -170,34 +171,49 @@ class _Chooser:
         return room
 
     def _choose_order(self, cache_bytes: int) -> None:
-        """Lanes for the nodes, and K within the budget."""
+        """Lanes for the nodes, and K for the global batch within the memory of a node."""
         job, nodes = self.whole.job, self.options.nodes
         num_shards = int(np.count_nonzero(job.part.plan.per_shard))
-        lanes = int(self.values["order.lanes"])
-        if lanes % nodes:
-            lanes = -(-lanes // nodes) * nodes
-            self._set("order.lanes", lanes, f"a multiple of {nodes} nodes, so that each fetches its own share only")
-        while lanes > nodes and 2 * lanes > max(2, num_shards):
-            lanes = max(nodes, lanes // 2 if (lanes // 2) % nodes == 0 else nodes)
-            self._set("order.lanes", lanes, f"only {num_shards} {_shards(num_shards)}")
-        resident = max(2 * lanes, int(self.values["order.resident_shards"]))
-        if not self.base.settings.stream.shuffle:
+        wished = int(self.values["order.lanes"])
+        lanes = fitting_lanes(wished, nodes, num_shards)
+        if lanes != wished:
+            few = lanes < wished and wished % nodes == 0
+            why = f"only {num_shards} {_shards(num_shards)}" if few else f"a multiple of {nodes} nodes"
+            self._set("order.lanes", lanes, why if few else f"{why}, so that each fetches its own share only")
+        if self.base.settings.stream.shuffle:
+            self._choose_resident_shards(lanes, num_shards, cache_bytes)
+        else:
             self.open_bytes = int(job.dataset.shard_bytes.max())
-            return
-        in_flight = job.batch_size * self.options.ranks * self.options.nodes * 4
+
+    def _choose_resident_shards(self, lanes: int, num_shards: int, cache_bytes: int) -> None:
+        job, nodes = self.whole.job, self.options.nodes
+        plan, global_batch = job.part.plan, job.batch_size * self.options.ranks * nodes
+        varied = lanes * plan.episode_mix(lanes).parts_for(global_batch, WANTED_SHARE)
+        resident = max(2 * lanes, int(self.values["order.resident_shards"]), varied)
         fitting = resident
-        while fitting > 2 * lanes and self._bytes_of_order(lanes, fitting, in_flight) > cache_bytes:
+        while fitting > 2 * lanes and bytes_of(plan, lanes, fitting, 4 * global_batch, nodes) > cache_bytes:
             fitting = max(2 * lanes, fitting - lanes)
-        reason = f"draws from {min(fitting, num_shards)} of {num_shards} {_shards(num_shards)} at a time"
+        self.open_bytes = bytes_of(plan, lanes, fitting, 4 * global_batch, nodes)
+        judged = figures(plan, lanes, fitting, global_batch, nodes)
+        word = word_for(judged.distinct_share)
+        reason = (
+            f"draws from {min(fitting, num_shards)} of {num_shards} {_shards(num_shards)} at a time: shuffle {word}, "
+            f"{judged.distinct_share:.2f} of the distinct episodes of a full permutation in a batch of {global_batch:,}"
+        )
         if fitting < resident:
             reason += f"; more would not fit {size_text(cache_bytes)}"
-        self.open_bytes = self._bytes_of_order(lanes, fitting, in_flight)
         self._set("order.resident_shards", fitting, reason)
-
-    def _bytes_of_order(self, lanes: int, resident: int, in_flight: int) -> int:
-        job = self.whole.job
-        options = OrderOptions(seed=job.part.plan.options.seed, lanes=lanes, resident_shards=resident)
-        return open_bytes(Plan.of(job.part.anchors, job.dataset, options), in_flight)
+        if word != "good":
+            self.notes.append(
+                f"shuffle {word}: {judged.distinct_share:.2f} of the distinct episodes that a full permutation gives a "
+                f"batch; {varied} resident shards of {size_text(bytes_of(plan, lanes, varied, global_batch, nodes))} "
+                "on a node would be good"
+            )
+        if judged.fetch_factor >= MANY_FETCHES:
+            self.notes.append(
+                f"each of {nodes} nodes fetches {judged.fetch_factor:.1f} times its share of {num_shards} "
+                f"{_shards(num_shards)}: more, smaller ones are shared better"
+            )
 
     def _choose_decode(self) -> Survey:
         """Whether decoded episodes are kept; returns the survey as it is then."""

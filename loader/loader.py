@@ -18,6 +18,7 @@ from epistream.loader.monitoring.report import PerformanceReport
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
 from epistream.loader.order.working_set import budget_advice
 from epistream.loader.order.world import World
+from epistream.loader.order_log import log_order
 from epistream.loader.state import check_agreement, make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.stream_base import Stream
@@ -181,6 +182,7 @@ class StreamingLoader:
         job = self.stream.job
         if self._iteration is None:
             check_agreement(job)
+            log_order(job)
         epoch, start = self.stream.cursor
         schedule = job.schedule(epoch, start)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.

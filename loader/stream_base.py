@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError, StateError
+from epistream.loader.order_log import log_order
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
@@ -28,8 +29,8 @@ class Stream(IterableDataset[Batch], ABC):
     _job: ReadJob
 
     def __init__(self) -> None:
-        # Epoch and start position, in memory shared with the workers of a stock DataLoader: workers that
-        # stay alive over epochs have copies of everything else.
+        # Epoch, start position, and whether the order was told of in the log, in memory shared with the workers of a
+        # stock DataLoader: workers that stay alive over epochs have copies of everything else.
         self._cursor = _CURSORS.take()
 
     @property
@@ -54,14 +55,14 @@ class Stream(IterableDataset[Batch], ABC):
     @property
     def cursor(self) -> tuple[int, int]:
         """Epoch and position at which the next iteration begins."""
-        epoch, position = self._cursor.tolist()
+        epoch, position, _ = self._cursor.tolist()
         return epoch, position
 
     def set_epoch(self, epoch: int, position: int = 0) -> None:
         """Let the next iteration begin at `position` (windows over all ranks) of `epoch`."""
         if epoch < 0 or position < 0:
             raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
-        self._cursor.copy_(torch.tensor([epoch, position], dtype=torch.int64))
+        self._cursor[:2] = torch.tensor([epoch, position], dtype=torch.int64)
 
     def state_dict(self) -> dict[str, Any]:
         """The state from which the next iteration begins, under 1 kB. See `StreamingLoader.state_dict`."""
@@ -75,11 +76,14 @@ class Stream(IterableDataset[Batch], ABC):
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if worker_index == 0 and not self._cursor[2]:
+            self._cursor[2] = 1
+            log_order(self.job)
         return StreamIterator(self.job, self.finish, self.cursor, worker_index, num_workers)
 
 
 class _Cursors:
-    """Rows of two integers in memory shared with forked and spawned children: a descriptor for many streams, not each.
+    """Rows of three integers in memory shared with forked and spawned children: one descriptor for many streams.
 
     A mixture of fifty datasets is made of fifty streams.
     """
@@ -89,15 +93,15 @@ class _Cursors:
         self._pid = os.getpid()
 
     def take(self) -> torch.Tensor:
-        """A row of zeros, (2,) int64, that no other stream has."""
+        """A row of zeros, (3,) int64, that no other stream has."""
         if self._pid != os.getpid():  # the rows that a parent had left are its own to give
             self._free, self._pid = [], os.getpid()
         try:
             return self._free.pop()
         except IndexError:
-            first, *rest = torch.zeros(64, 2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-            self._free += rest
-            return first
+            rows = torch.zeros(64, 3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+            self._free += list(rows)
+            return self._free.pop()
 
 
 _CURSORS = _Cursors()

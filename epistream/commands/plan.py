@@ -33,15 +33,21 @@ if TYPE_CHECKING:
 @option(OrderOptions, "lanes", default=None, show_default="8, fewer if need be")
 @option(OrderOptions, "resident_shards", show_default="what the budget or the manifest says")
 @option(OrderOptions, "seed")
+@click.option(
+    "--declare", is_flag=True, help="Declare nodes and global batch, as OrderOptions(nodes=..., global_batch=...) does."
+)
+@option(OrderOptions, "resident_bytes", metavar="SIZE", show_default="8GiB")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
 def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Say how well the windows of URL are shuffled within a memory budget, and what an epoch fetches.
 
-    Reads the manifest only. Every step that the dataset allows is an anchor.
+    Reads the manifest only. Every step that the dataset allows is an anchor. The last line judges the order for the
+    job, and says what to set where batches are not varied enough or nodes fetch more than their share.
     """
     from epistream.loader.order.anchors import Anchors
+    from epistream.loader.order.judgement import judge
     from epistream.loader.order.quality import report
     from epistream.loader.order.working_set import budget_advice
 
@@ -55,27 +61,33 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     lanes, resident_shards = options["lanes"], options["resident_shards"]
     if lanes is None:
         lanes = 8 if resident_shards is None else max(1, min(8, resident_shards // 2))
-    wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards)
+    room = options["resident_bytes"]
+    wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards, resident_bytes=room)
+    if options["declare"]:
+        wanted = replace(wanted, nodes=options["num_nodes"], global_batch=global_batch)
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
     budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
     plan = _plan(dataset, anchors, wanted, budget, global_batch)
     found = report(plan, anchors, *job)
     advice = None if budget is None else budget_advice(plan, budget, global_batch)
+    judgement = judge(plan, global_batch, options["num_nodes"])
     if as_json:
-        click.echo(
-            json.dumps({"url": dataset.url, "budget_bytes": budget, "advice": advice} | found.to_dict(), indent=1)
-        )
+        about = {"url": dataset.url, "budget_bytes": budget, "advice": advice}
+        judged = {"judgement": None if judgement is None else judgement.to_dict()}
+        click.echo(json.dumps(about | judged | found.to_dict(), indent=1))
         return
     _show(dataset.url, found, budget, advice)
+    if judgement is not None:
+        Console(highlight=False, markup=False, soft_wrap=True).print(f"{judgement}.")
 
 
 def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | None, global_batch: int) -> "Plan":
-    """The plan of the options; where they leave K open, with the largest K that fits the budget."""
+    """The plan of the options; where they and the declared job leave K open, with the largest that fits the budget."""
     from epistream.loader.order.plan import Plan
     from epistream.loader.order.working_set import largest_fit
 
     plan = Plan.of(anchors, dataset, wanted)
-    if budget is None or wanted.resident_shards is not None:
+    if budget is None or wanted.resident_shards is not None or wanted.global_batch is not None:
         return plan
     fit = largest_fit(plan, budget, global_batch)
     if fit is None:

@@ -102,6 +102,38 @@ class TestPlanCommand:
                       "of a full random permutation, which has 60.", "an epoch", "first batch"):  # fmt: skip
             assert words in output
 
+    def test_plan_judges_the_order_and_what_it_says_to_set_is_good_then(self):
+        job = ("--nodes", "4", "--ranks-per-node", "4", "--batch-size", "64")
+        judgement = figures(*job)["judgement"]
+        assert (judgement["word"], judgement["num_nodes"], judgement["global_batch"]) == ("fair", 4, 1024)
+        better = judgement["better"]
+        assert (better["lanes"], better["distinct_share"] >= 0.9) == (8, True)
+        followed = figures(*job, "--lanes", "8", "--resident-shards", str(better["resident_shards"]))
+        assert (followed["judgement"]["word"], followed["judgement"]["better"]) == ("good", None)
+        # Counted, and not by the closed form that the word comes from.
+        assert followed["ratio_to_permutation"]["middle"] > 0.9 > figures(*job)["ratio_to_permutation"]["middle"]
+        declared = figures(*job, "--declare")
+        assert declared["resident_shards"] == better["resident_shards"]
+        assert declared["judgement"] == followed["judgement"]
+
+    def test_plan_for_nodes_that_the_lanes_are_no_multiple_of_says_what_they_fetch_and_which_lanes_fit(self):
+        output = run("--nodes", "3", "--batch-size", "8")
+        assert "each of 3 nodes fetches 3.4 times its share, as lanes=8 is no multiple of 3" not in output
+        assert "each of 3 nodes fetches 3.0 times its share, as lanes=8 is no multiple of 3. OrderOptions(" in output
+        assert "which is lanes=9, " in output
+        assert "It is another order: states saved under this one do not fit it.\n" in output
+        assert (
+            "times its share" not in run("--nodes", "3", "--batch-size", "8", "--declare").rpartition("shuffle good")[2]
+        )
+
+    def test_plan_of_a_declared_job_is_bounded_by_its_bytes_and_says_so(self):
+        job = ("--batch-size", "1024", "--declare")
+        assert figures(*job)["resident_shards"] > 32
+        bounded = figures(*job, "--resident-bytes", "32MB")
+        assert bounded["resident_shards"] == 32
+        assert 'resident_bytes="' not in str(bounded["judgement"]["advice"])  # 8 GiB are the default, and enough
+        assert bounded["judgement"]["better"]["resident_shards"] > 32
+
     @pytest.mark.parametrize("budget", ["0%", "-1%", "x%", "nan%", "much"])
     def test_budget_that_is_none_is_refused(self, budget):
         with pytest.raises(OptionError, match=r"--budget"):

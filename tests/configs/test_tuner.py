@@ -1,11 +1,13 @@
 """The tuner: it measures, chooses what can run, explains everything, and leaves nothing behind."""
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import every_layout
+import h5py
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from epistream.configs.tuned_yaml import tuned_yaml
 from epistream.configs.tuner import tune
 from epistream.errors import EpistreamError, OptionError
 from epistream.loader.measuring.rates import measure_loading, unique_share
+from epistream.loader.order.judgement import judge
 
 QUICK = TuneOptions(seconds=0.02)
 BASE = {"batch_size": 2, "action": "0:20"}
@@ -104,6 +107,46 @@ def test_tuning_for_several_nodes_gives_each_its_lanes(aloha_shards):
     found = tune(str(aloha_shards), TuneOptions(seconds=0.02, nodes=3, ranks=2), base)
     assert found.config.settings.order.lanes % 3 == 0
     assert found.config.settings.loader.num_workers in (0, 1)
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory):
+    """160 shards of one episode of 20 steps each, without cameras."""
+    folder = tmp_path_factory.mktemp("many")
+    with h5py.File(folder / "demos.hdf5", "w") as file:
+        for episode in range(160):
+            file[f"data/demo_{episode}/actions"] = np.full((20, 3), episode, np.float64)
+            # 72 kB, more than the smallest shards.
+            file[f"data/demo_{episode}/obs/robot0_joint_pos"] = np.zeros((20, 450))
+    es.pack(folder, folder / "shards", shard_size="64KiB")
+    return str(folder / "shards")
+
+
+def test_tuning_chooses_resident_shards_for_the_global_batch_and_says_how_varied_it_is(many_shards):
+    base = es.load_config(batch_size=64)
+    order = tune(many_shards, TuneOptions(seconds=0.02, nodes=2, ranks=4), base).config.settings.order
+    assert order.lanes == 2
+    # More than the preset's 64: those hold half of the episodes, and a batch of 512 nearly all.
+    assert order.resident_shards > 64
+    stream = es.EpisodeStream(many_shards, order=es.OrderOptions(lanes=2, resident_shards=order.resident_shards))
+    assert judge(stream.job.part.plan, 512, 2).word == "good"
+
+
+def test_tuning_without_the_memory_for_a_varied_batch_says_what_it_would_take(many_shards, monkeypatch):
+    small = Machine(2, 0.0, 1 << 30, 1_000_000, None, 1 << 30)
+    monkeypatch.setattr(Machine, "look", classmethod(lambda cls: small))
+    found = tune(many_shards, TuneOptions(seconds=0.02, ranks=4), es.load_config(batch_size=64))
+    assert "shuffle poor, 0." in found.reasons["order.resident_shards"]
+    [note] = [note for note in found.notes if note.startswith("shuffle")]
+    wanted = int(re.search(r"(\d+) resident shards", note)[1])
+    stream = es.EpisodeStream(many_shards, order=es.OrderOptions(lanes=2, resident_shards=wanted))
+    assert judge(stream.job.part.plan, 256, 1).word == "good"
+
+
+def test_tuning_for_more_nodes_than_shards_says_what_each_fetches(aloha_shards):
+    base = es.load_config(**BASE, features="action")
+    found = tune(str(aloha_shards), TuneOptions(seconds=0.02, nodes=50), base)
+    assert any(note.startswith("each of 50 nodes fetches ") for note in found.notes)
 
 
 def test_tuning_keeps_what_the_user_says(aloha_shards):

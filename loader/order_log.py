@@ -1,0 +1,41 @@
+"""Tells what the order is worth to the job that runs, once, when a stream is first iterated."""
+
+import logging
+from math import gcd
+
+from epistream.loader.order.judgement import MANY_FETCHES, judge
+from epistream.loader.order.plan import OrderOptions, fitting_lanes
+from epistream.loader.reading.job import ReadJob
+
+logger = logging.getLogger(__name__)
+
+
+def log_order(job: ReadJob) -> None:
+    """Log the judgement of a job's order, on rank 0: a warning for poor batches, or nodes that fetch in vain.
+
+    How varied the batches of a mixture are depends on its weights too; of it, only what nodes fetch is told.
+    """
+    if job.world.rank != 0:
+        return
+    nodes = job.world.num_groups
+    if job.mixture is not None:
+        advice = _lanes_advice(job, nodes)
+        if advice is not None:
+            logger.warning("%s: %s", job.url, advice)
+        return
+    judgement = judge(job.part.plan, job.batch_size * job.world.size, nodes)
+    if judgement is not None:
+        level = logging.WARNING if judgement.is_worth_a_warning else logging.INFO
+        logger.log(level, "%s: %s.", job.url, judgement)
+
+
+def _lanes_advice(job: ReadJob, nodes: int) -> str | None:
+    lanes = job.order.num_lanes
+    times = nodes // gcd(nodes, lanes)
+    if times < MANY_FETCHES or not job.parts[0].plan.options.shuffle:
+        return None
+    fitting = fitting_lanes(OrderOptions().lanes, nodes, min(plan.num_shards for plan in job.plans))
+    return (
+        f"each of {nodes} nodes fetches {times} times its share, as lanes={lanes} is no multiple of {nodes}. Give all "
+        f"streams OrderOptions(lanes={fitting}). It is another order: states saved under this one do not fit it."
+    )
