@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from epistream.errors import CacheError, DeadlineError, SourceChangedError
 from epistream.sharding.files.locks import locked
+from epistream.sharding.files.pruning import prune_daily
 from epistream.sharding.files.storage import write_local
 
 T = TypeVar("T")
@@ -35,9 +36,12 @@ def make_once(
 ) -> T:
     """What is kept; made now if nothing whole is there, and if no other process does so meanwhile.
 
+    Whoever makes something also prunes the folder, once a day.
+
     Args:
-        lock: The lock's file, in the folder where things are kept. It is made if it is missing.
-        read: Gives what is kept, or None if it is missing, torn, or of another version.
+        lock: The lock's file, in the folder where things are kept, while something is made.
+        read: Gives what is kept, once it is marked as used (see `pruning`), or None if it is missing, torn, or of
+            another version.
         make: Gives names and contents of the files to keep, the one that `read` looks for first last.
         source: What it is made from, for messages.
         is_unchanged: Whether `source` still is the version that was asked for, once it is made.
@@ -56,6 +60,8 @@ def make_once(
         with _errors_in_words(lock, source, deadline_s, otherwise):
             lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             held.enter_context(locked(lock, deadline_s))
+        # While it is held: who waits for it notices, and makes another.
+        held.callback(lock.unlink, missing_ok=True)
         kept = read()  # somebody else may have made it meanwhile
         if kept is not None:
             return kept
@@ -67,6 +73,7 @@ def make_once(
                 # Without fsync, which takes 5 ms a file and more: what a crash leaves torn, its checksum finds out.
                 write_local(lock.with_name(name), data, sync=False)
         kept = read()
+    prune_daily(lock.parent)
     if kept is None:
         raise CacheError(f"{lock.parent}: what was kept there cannot be read back, of {source}. Check the disk.")
     return kept

@@ -9,6 +9,7 @@ from pathlib import Path
 import xxhash
 
 from epistream.errors import FormatError
+from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
 from epistream.sharding.hdf5.file import version_and_bytes
@@ -84,6 +85,7 @@ def _read(first: Path, version: str) -> list[KeptIndex] | None:
             path = first.with_name(first.name.replace(".0.index", f".{len(kept)}.index"))
             data = path.read_bytes()
             kept.append(KeptIndex(Hdf5Index.parse(data, str(path)), str(path), data))
+        mark_used(first)  # while it is there, so are the others
     except FileNotFoundError:
         return None
     except (OSError, FormatError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 from epistream.errors import FormatError, SourceError
+from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
@@ -75,6 +76,7 @@ def _read(kept: Path, tar: Path) -> tuple[ShardIndex, bytes, str] | None:
     """A kept index that is whole; anything else is made again."""
     try:
         data = kept.read_bytes()
+        mark_used(kept)
         index = ShardIndex.parse(data, str(kept))
     except FileNotFoundError:
         return None

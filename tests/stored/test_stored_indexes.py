@@ -15,10 +15,7 @@ KEPT_HDF5 = {
     "87e320637b82178b938d1b69d3952172.1.index",
     "e1db1a4964ff15a631b909b2b84c9bf3.statistics-1.json",
 }
-LOCKS = {
-    "87e320637b82178b938d1b69d3952172.lock",
-    "e1db1a4964ff15a631b909b2b84c9bf3.statistics-1.lock",
-}
+PRUNED = ".pruned"  # when the folder was looked through
 MARK_NS = 10**18
 
 
@@ -53,7 +50,7 @@ def test_stored_indexes_of_an_hdf5_file_are_those_that_opening_it_uses(
 
 def test_indexes_of_an_hdf5_file_made_now_are_the_stored_ones_to_the_byte(stored, remote_demos, kept_for_user):
     es.open_dataset(remote_demos)
-    assert names(kept_for_user) == KEPT_HDF5 | LOCKS
+    assert names(kept_for_user) == KEPT_HDF5 | {PRUNED}
     for path in (stored / "kept_hdf5").iterdir():
         assert (kept_for_user / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -72,7 +69,7 @@ def test_name_of_a_kept_index_of_a_local_hdf5_file_says_what_stat_tells(stored, 
     os.utime(path, ns=(MARK_NS, MARK_NS))
     es.open_dataset(path)
     name = name_of(path, f"bytes=42916;mtime_ns={MARK_NS};inode={path.stat().st_ino}")
-    assert {f"{name}.0.index", f"{name}.1.index", f"{name}.lock"} <= names(kept_for_user)
+    assert {f"{name}.0.index", f"{name}.1.index"} <= names(kept_for_user)
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
@@ -91,7 +88,7 @@ def test_stored_index_of_a_tar_without_one_is_the_one_that_opening_it_uses(
     dataset = es.open_dataset(path)
     kept = kept_for_user / name
     assert list(dataset.index_url) == [str(kept)]
-    assert names(kept_for_user) == {name} if is_kept else {name, name.replace(".index", ".lock")}
+    assert names(kept_for_user) == {name} if is_kept else {name, PRUNED}
     assert (kept.stat().st_mtime_ns == MARK_NS) == is_kept
     assert kept.read_bytes() == (stored / "foreign.index").read_bytes()
     assert dataset.fingerprint == "7a8efa185cffc59fb0adb705af29cb89"
