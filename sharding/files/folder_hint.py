@@ -32,7 +32,9 @@ def _kind(name: str) -> str:
         return "HDF5 files"
     if name.endswith(".tar"):
         return "tars"
-    if name.endswith((".tmp", ".part")) or (name.startswith(".") and "tmp" in name):
+    if name.endswith((".tmp", ".part")) or (
+        name.startswith((".shard-", ".pack")) or (name.startswith(".") and "tmp" in name)
+    ):
         return "unfinished files"
     if name.endswith(".index"):
         return "shard indexes"

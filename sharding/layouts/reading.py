@@ -13,6 +13,7 @@ from epistream.errors import EpistreamError, FormatError, LayoutError, SourceErr
 from epistream.sharding.format.codecs import jpeg_shape
 from epistream.sharding.layouts.base import Field, dataset
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
+from epistream.sharding.layouts.source_bytes import SourceBytes
 
 # Frames are read at least one and at most this many bytes at a time: 18 raw 480x640 frames.
 SLAB_BYTES = 16 << 20
@@ -20,8 +21,13 @@ _REMEDY = "Copy or record it again, or leave it out (a stream does so with on_ba
 
 
 @contextmanager
-def open_source(path: str | Path) -> Iterator[h5py.File]:
+def open_source(path: str | Path, content: SourceBytes | None = None) -> Iterator[h5py.File]:
     """An HDF5 file for reading; whatever h5py raises while it is open becomes an error that names it.
+
+    Args:
+        path: A local file.
+        content: Where to read its bytes instead. Other files that it names (external links, virtual datasets) cannot
+            be opened then; `SourceBytes.names_others` says whether one was wanted.
 
     Raises:
         SourceError: If it is missing or unreadable, also half way through.
@@ -32,7 +38,7 @@ def open_source(path: str | Path) -> Iterator[h5py.File]:
         found = "a folder" if path.is_dir() else "no such file"
         raise SourceError(f"{path}: {found}, wanted an HDF5 file.")
     try:
-        with h5py.File(path, "r") as file:
+        with _open(path, content) as file:
             yield file
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error
@@ -42,6 +48,14 @@ def open_source(path: str | Path) -> Iterator[h5py.File]:
         raise SourceError(
             f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. {_REMEDY}"
         ) from error
+
+
+def _open(path: Path, content: SourceBytes | None) -> h5py.File:
+    if content is None:
+        return h5py.File(path, "r")
+    file = h5py.File(path, "r", driver="fileobj", fileobj=content.open())
+    content.opened()
+    return file
 
 
 def read_array(file: h5py.File, field: Field, length: int) -> NDArray[Any]:

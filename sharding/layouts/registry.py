@@ -30,6 +30,7 @@ class SourceScan:
         layout: The layout's name, empty if none fits.
         num_bytes: Size of the file.
         mtime_ns: When it was last changed.
+        inode: Which file it is.
         episodes: Those that can be packed.
         faults: One message for each that cannot; one in all if the file itself cannot be read.
     """
@@ -38,6 +39,7 @@ class SourceScan:
     layout: str
     num_bytes: int
     mtime_ns: int
+    inode: int
     episodes: tuple[SourceEpisode, ...]
     faults: tuple[str, ...]
 
@@ -99,11 +101,11 @@ def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None
     episodes: list[SourceEpisode] = []
     faults: list[str] = []
     found = ""
-    num_bytes = mtime_ns = 0
+    num_bytes = mtime_ns = inode = 0
     try:
         with open_source(path) as file:
             status = path.stat()
-            num_bytes, mtime_ns = status.st_size, status.st_mtime_ns
+            num_bytes, mtime_ns, inode = status.st_size, status.st_mtime_ns, status.st_ino
             layout = layout_of(file, layout_name)
             found = layout.name
             for group in layout.groups(file):
@@ -115,7 +117,7 @@ def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None
         raise
     except EpistreamError as error:
         faults.append(sentence(error))
-    return SourceScan(str(path), found, num_bytes, mtime_ns, tuple(episodes), tuple(faults))
+    return SourceScan(str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), tuple(faults))
 
 
 def _contents(file: h5py.File) -> str:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,8 @@ from epistream.sharding.format.manifest_file import read_manifest, write_manifes
 from epistream.sharding.format.sources import Source
 from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
+from epistream.sharding.pack.kept_results import keep_statistics, kept_statistics, key_if_kept, pack_and_keep, read_kept
+from epistream.sharding.pack.kept_scans import if_unchanged, keep_scans, kept_scans
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.plan import (
     PackPlan,
@@ -35,13 +37,16 @@ from epistream.sharding.pack.plan import (
 )
 from epistream.sharding.pack.pool import Pulse, TaskPool
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport
-from epistream.sharding.pack.shard_task import ShardResult, ShardTask, hash_source, pack_or_resume, pack_shard
+from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
+from epistream.sharding.pack.source_reader import hash_source
 from epistream.sharding.pack.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
 # Opening a file takes some 5 ms, starting the processes a second.
 _MIN_PARALLEL_SCANS = 64
+# How often in a job the statistics so far are kept: a job that resumes reads them once, and those of few shards.
+_NUM_SUMS = 16
 
 
 def pack(
@@ -55,7 +60,8 @@ def pack(
 ) -> PackReport:
     """Pack HDF5 episodes into a dataset of tar shards.
 
-    The same sources and options give the same bytes, whatever the number of workers.
+    The same sources and options give the same bytes, whatever the number of workers. Each source is read once, and held
+    in memory by the process that packs it, if it is of up to 256 MiB; larger ones are read for their checksum first.
 
     Args:
         sources: Files, folders (walked) and globs.
@@ -71,12 +77,13 @@ def pack(
     Raises:
         OptionError: If an option cannot work.
         SourceError: If a folder or glob gives no files.
+        SourceChangedError: If a source is written to meanwhile.
         DatasetExistsError: If there is a dataset or an unfinished job at `out`.
         PackError: If any episode cannot be packed (all of them are listed), or the disk is full.
         WorkerError: If a process died.
 
     After an error nothing is published. What `KeyboardInterrupt`, a dead process or a crash leaves behind is not
-    taken for a dataset, and ``resume`` can go on from it; other errors leave nothing.
+    taken for a dataset, and ``resume`` goes on from it without reading again what is done; other errors leave nothing.
     """
     options = changed(options or PackOptions(), changes, "pack")
     paths = find_sources(sources)
@@ -86,22 +93,28 @@ def pack(
 
 @dataclass
 class _Results:
-    """What came of the tasks so far, added up in the order of the plan: shards, and the statistics of one split."""
+    """What came of the tasks so far, added up in the order of the plan: shards, and the statistics of one split.
+
+    `checksums` are those of source files, by their position among the scans.
+    """
 
     statistics_split: str = ""
     shard_names: list[str] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
     num_resumed: int = 0
+    checksums: dict[int, str] = field(default_factory=dict)
     statistics: dict[str, Summary] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
 
-    def take(self, task: ShardTask, result: ShardResult) -> None:
-        """Add the next result in the order of the plan."""
+    def take(self, task: ShardTask, result: ShardResult, *, is_summed: bool) -> None:
+        """Add the next result in the order of the plan, whose statistics may be in it already."""
+        self.checksums |= result.checksums
+        if not result.is_packed:
+            return
         split = task.episodes[0].split
         self.shard_names.append(task.name)
         self.splits.add(split)
-        self.num_resumed += result.is_resumed
-        if split == self.statistics_split:
+        if split == self.statistics_split and not is_summed:
             self.statistics = merge_all((self.statistics, result.statistics))
         for name, measured in result.fidelity.items():
             self.fidelity.setdefault(name, Fidelity()).add(measured)
@@ -125,22 +138,27 @@ class _Job:
 
     def run(self) -> PackReport:
         """Do all of it. From `Workspace.begin` on there is something to clean up."""
-        scans = self._scan()
         # Those of libraries can change the bytes of the result: arrays, resizing, codecs.
         libraries = sorted({"numpy", "pillow", *(codec.library for codec in CODECS.values())})
         versions = {"epistream": __version__, **{name: version(name) for name in libraries}}
+        about = identity((), self._options, versions)
+        scans = self._scan(about)
         plan = make_plan(scans, self._options)
         self._note_faults(plan.faults)
         self._stop_at_faults(any_good=True)
         job = identity(scans, self._options, versions)
         if self._options.resume and (done := self._already_done(scans, versions)):
+            if self._workspace.has_job:
+                self._workspace.conclude(done.columns.names)
             return self._report(done, scans, _Results(num_resumed=done.columns.num_shards))
         is_resumed = self._workspace.begin(job)
         try:
+            if not self._workspace.is_remote:
+                keep_scans(self._workspace.folder, about, scans)
             results = self._pack(plan, scans, is_resumed)
             self._stop_at_faults(any_good=bool(results.shard_names))
-            checksums = self._hash_sources(scans)
-            manifest = self._publish(plan, scans, results, checksums, versions)
+            self._hash_others(scans, results)
+            manifest = self._publish(plan, scans, results, versions)
         except BaseException as error:
             self._pool.stop()
             self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
@@ -148,17 +166,20 @@ class _Job:
         self._workspace.conclude(manifest.columns.names)
         return self._report(manifest, scans, results)
 
-    def _scan(self) -> list[ScannedFile]:
-        """Look into every file, in the order given."""
-        scans: list[ScannedFile] = []
-        num_faults = 0
+    def _scan(self, about: Mapping[str, str]) -> list[ScannedFile]:
+        """Look into every file, in the order given; a resumed job only into those that changed since."""
+        workspace, num_faults = self._workspace, 0
+        kept = kept_scans(workspace.folder, about) if self._options.resume and workspace.has_job else {}
         names = names_below_root(self._paths)
-        tasks = [(str(path), name, self._options) for path, name in zip(self._paths, names, strict=True)]
-        for scan in self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS):
-            scans.append(scan)
+        found = [if_unchanged(kept.get(str(path)), name) for path, name in zip(self._paths, names, strict=True)]
+        missing = [number for number, scan in enumerate(found) if scan is None]
+        tasks = [(str(self._paths[number]), names[number], self._options) for number in missing]
+        scanned = self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS)
+        for number_done, (number, scan) in enumerate(zip(missing, scanned, strict=True), 1):
+            found[number] = scan
             num_faults += len(scan.faults)
-            self._tell(PackProgress("scanning", len(scans), len(tasks), num_faults=num_faults))
-        return scans
+            self._tell(PackProgress("scanning", number_done, len(tasks), num_faults=num_faults))
+        return [scan for scan in found if scan is not None]
 
     def _stop_at_faults(self, *, any_good: bool) -> None:
         if self._faults and not (self._options.skip_bad and any_good):
@@ -189,56 +210,81 @@ class _Job:
             "Choose another folder, or replace it with --overwrite."
         )
 
-    def _tasks(self, plan: PackPlan, scans: Sequence[ScannedFile]) -> list[ShardTask]:
-        return [
-            ShardTask(
+    def _tasks(self, plan: PackPlan, scans: Sequence[ScannedFile]) -> Iterator[ShardTask]:
+        hashed: set[int] = set()
+        for number, episodes in enumerate(plan.shards):
+            used = {episode.source_index for episode in episodes}
+            yield ShardTask(
                 name=self._workspace.shard_name(number),
                 folder=str(self._workspace.folder),
                 url=self._workspace.url,
                 episodes=episodes,
-                sources={episode.source_index: scans[episode.source_index].source for episode in episodes},
+                sources={index: scans[index].source for index in used},
+                unhashed=frozenset(used - hashed),
                 features=plan.features,
                 options=self._options,
                 storage_options=self._workspace.storage_options,
             )
-            for number, episodes in enumerate(plan.shards)
-        ]
+            hashed |= used
 
     def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> _Results:
-        """Make every shard."""
+        """Make every shard that is not complete."""
+        tasks = list(self._tasks(plan, scans))
+        keys = [key_if_kept(task) if is_resumed else "" for task in tasks]
+        done = [episode for task, key in zip(tasks, keys, strict=True) if key for episode in task.episodes]
+        done_bytes = sum(episode.source_bytes for episode in done)
 
         def tick(num_episodes: int, num_bytes: int) -> None:
             self._tell(
                 PackProgress(
-                    "packing", num_episodes, plan.num_episodes, num_bytes, plan.source_bytes, len(self._faults)
+                    "packing",
+                    len(done) + num_episodes,
+                    plan.num_episodes,
+                    done_bytes + num_bytes,
+                    plan.source_bytes,
+                    len(self._faults),
                 )
             )
 
+        folder, is_kept = self._workspace.folder, not self._workspace.is_remote
+        function = pack_and_keep if is_kept else pack_shard
+        made = self._pool.map(function, [task for task, key in zip(tasks, keys, strict=True) if not key], tick)
         results = _Results("train" if "train" in plan.splits else plan.splits[0])
-        function = pack_or_resume if is_resumed else pack_shard
+        num_summed, results.statistics = kept_statistics(folder, keys)
         # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at once,
         # because those of 100,000 shards do not fit into memory.
-        tasks = self._tasks(plan, scans)
-        for task, result in zip(tasks, self._pool.map(function, tasks, tick), strict=True):
+        for number, task in enumerate(tasks):
+            is_summed = number < num_summed
+            result = read_kept(task, with_statistics=not is_summed) if keys[number] else None
+            results.num_resumed += result is not None
+            if result is None:  # a kept one can turn out to be torn
+                result = next(self._pool.map(function, [task])) if keys[number] else next(made)
+            keys[number] = result.key
             self._note_faults(result.faults)
-            if result.is_packed:
-                results.take(task, result)
+            results.take(task, result, is_summed=is_summed)
+            if (
+                is_kept
+                and not is_summed
+                and (number + 1) % -(-len(tasks) // _NUM_SUMS) == 0
+                and all(keys[: number + 1])
+            ):
+                keep_statistics(folder, keys[: number + 1], results.statistics)
+        next(made, None)  # it tells how far it is once more at its end
         return results
 
-    def _hash_sources(self, scans: Sequence[ScannedFile]) -> list[str]:
-        paths = [source.path for source in _usable(scans)]
-        checksums: list[str] = []
-        for checksum in self._pool.map(hash_source, paths):
-            checksums.append(checksum)
-            self._tell(PackProgress("hashing", len(checksums), len(paths)))
-        return checksums
+    def _hash_others(self, scans: Sequence[ScannedFile], results: _Results) -> None:
+        """Checksums of the files that no task read: none of their episodes is packed."""
+        numbers = [number for number, scan in enumerate(scans) if scan.episodes and number not in results.checksums]
+        made = self._pool.map(hash_source, [scans[number].source for number in numbers])
+        for num_done, (number, checksum) in enumerate(zip(numbers, made, strict=True), 1):
+            results.checksums[number] = checksum
+            self._tell(PackProgress("hashing", num_done, len(numbers)))
 
     def _publish(
         self,
         plan: PackPlan,
         scans: Sequence[ScannedFile],
         results: _Results,
-        checksums: Sequence[str],
         versions: Mapping[str, str],
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
@@ -256,8 +302,9 @@ class _Job:
             # Empty if every episode of that split was bad.
             statistics_split=results.statistics_split if results.statistics else None,
             sources=[
-                Source(source.name, source.num_bytes, checksum)
-                for source, checksum in zip(sources, checksums, strict=True)
+                Source(scan.source.name, scan.source.num_bytes, results.checksums[number])
+                for number, scan in enumerate(scans)
+                if scan.episodes
             ],
             provenance={
                 "versions": dict(versions),

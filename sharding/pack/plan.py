@@ -40,6 +40,7 @@ class SourceFile:
     layout: str
     num_bytes: int
     mtime_ns: int
+    inode: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
                 features=tuple(output.feature for output in outputs),
             )
         )
-    source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns)
+    source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns, scan.inode)
     return ScannedFile(source, tuple(episodes), tuple(faults), tuple(left_out), applied)
 
 

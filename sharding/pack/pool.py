@@ -27,11 +27,19 @@ class Pulse:
     """The counters of one task, and the word to stop. In shared memory when tasks run in other processes.
 
     Each running task writes a row of its own, so that no lock is needed that a killed process could keep.
+    `kept` is what the tasks that one process runs leave for each other, by name.
     """
 
-    def __init__(self, counters: NDArray[np.int64], row: int, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        counters: NDArray[np.int64],
+        row: int,
+        kept: dict[str, Any],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._stopped, self._row, self._on_change = counters[0], counters[row], on_change
         self.num_bytes = 0  # that this task has reported
+        self.kept = kept
 
     def add(self, episodes: int = 0, num_bytes: int = 0) -> None:
         """Report progress; also the place where a task learns that the job is over.
@@ -62,6 +70,7 @@ class TaskPool:
         self._context = multiprocessing.get_context("spawn")
         self._cells: Any = None
         self._executor: ProcessPoolExecutor | None = None
+        self._others: set[Any] = set()
         self._children: set[Any] = set()
 
     def __enter__(self) -> "TaskPool":
@@ -105,6 +114,7 @@ class TaskPool:
     ) -> Iterator[Result]:
         counters = np.zeros((2, _NUM_COUNTERS), np.int64)
         last = time.monotonic()
+        kept: dict[str, Any] = {}
 
         def tick() -> None:
             nonlocal last
@@ -113,7 +123,7 @@ class TaskPool:
                 on_tick(*counters[1, :2].tolist())
 
         for task in tasks:
-            yield function(task, Pulse(counters, 1, tick))
+            yield function(task, Pulse(counters, 1, kept, tick))
         on_tick(*counters[1, :2].tolist())
 
     def _map_in_processes(
@@ -124,6 +134,7 @@ class TaskPool:
         free = list(range(1, 1 + 2 * self._workers))
         if self._executor is None:
             self._cells = self._context.RawArray("q", (1 + len(free)) * _NUM_COUNTERS)
+            self._others = set(multiprocessing.active_children())
             self._executor = ProcessPoolExecutor(self._workers, self._context, _set_up_process, (self._cells,))
         executor, rows = self._executor, _counters(self._cells)[1:]
         before = rows.sum(axis=0)
@@ -138,8 +149,10 @@ class TaskPool:
                 while free and (item := next(todo, None)):
                     row = free.pop()
                     pending[executor.submit(_run_task, function, item[1], row)] = item[0], row
-                    # The pool starts its processes one by one as tasks come in.
-                    self._children |= set(multiprocessing.active_children())
+                    # The pool starts its processes one by one as tasks come in. Asking for all costs a system call
+                    # each, which with many processes is more than a small file takes.
+                    if len(self._children) < self._workers:
+                        self._children |= set(multiprocessing.active_children()) - self._others
                 if not pending:
                     return
                 done, _ = wait(pending, _TICK_S, FIRST_COMPLETED)
@@ -166,6 +179,7 @@ class TaskPool:
 
 # What this process was given when it was started as a worker. Shared memory can only be handed over at that moment.
 _cells: Any = None
+_kept: dict[str, Any] = {}
 
 
 def _set_up_process(cells: Any) -> None:
@@ -176,7 +190,7 @@ def _set_up_process(cells: Any) -> None:
 
 
 def _run_task(function: Callable[[Task, Pulse], Result], task: Task, row: int) -> Result:
-    return function(task, Pulse(_counters(_cells), row))
+    return function(task, Pulse(_counters(_cells), row, _kept))
 
 
 def _counters(cells: Any) -> NDArray[np.int64]:
@@ -187,7 +201,8 @@ def _counters(cells: Any) -> NDArray[np.int64]:
 def _explain_death(what: str, children: set[Any]) -> str:
     """The message about a dead process. The pool ends the others itself, by SIGTERM: those are not the cause.
 
-    `children` may hold processes that the calling program started; as long as they live they have no exit code.
+    `children` may hold processes that the calling program started meanwhile; as long as they live they have no exit
+    code.
     """
     codes = [child.exitcode for child in children if child.exitcode not in (None, 0, -15, 128 + 15)]
     how = how_it_ended(codes[0] if codes else None, "was ended")

@@ -1,36 +1,30 @@
 """One task of a packing job: reads the episodes of one shard from their sources and writes it."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
-from epistream.sharding.format.checksums import hash_file
 from epistream.sharding.format.episode_meta import EpisodeMeta
-from epistream.sharding.format.features import Feature, describe_difference
-from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.format.statistics import Summary, merge_all, summarize
 from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import layout_by_name
+from epistream.sharding.layouts.source_bytes import BytesInMemory
 from epistream.sharding.pack.encoding import Fidelity, FrameSource
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import outputs_of
 from epistream.sharding.pack.plan import PlannedEpisode, SourceFile
 from epistream.sharding.pack.pool import Pulse
+from epistream.sharding.pack.source_reader import SourceReader, check_unchanged
 from epistream.sharding.pack.workspace import upload
-from epistream.sharding.tar.shard_statistics import statistics_of
 from epistream.sharding.tar.shard_writer import ShardWriter
-
-_HASH_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class ShardTask:
         url: Where it is published, if that is not the folder.
         episodes: What goes into it.
         sources: Source files by `PlannedEpisode.source_index`.
+        unhashed: Of these, those that no earlier task reads: their checksums are made here.
         features: Of every episode.
         options: Of the job.
         storage_options: For `url`.
@@ -53,6 +48,7 @@ class ShardTask:
     url: str
     episodes: tuple[PlannedEpisode, ...]
     sources: Mapping[int, SourceFile]
+    unhashed: frozenset[int]
     features: Mapping[str, Feature]
     options: PackOptions
     storage_options: Options = None
@@ -60,10 +56,15 @@ class ShardTask:
 
 @dataclass
 class ShardResult:
-    """What became of a task. If one of its episodes was good, it `is_packed`, and its index is in the folder."""
+    """What became of a task. If one of its episodes was good, it `is_packed`, and its index is in the folder.
+
+    `checksums` are those of the task's `unhashed` sources, by their index; a file that cannot be read has none. `key`
+    is that of `kept_results`, empty if nothing is kept.
+    """
 
     is_packed: bool = False
-    is_resumed: bool = False
+    key: str = ""
+    checksums: dict[int, str] = field(default_factory=dict)
     statistics: dict[str, Summary] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -98,56 +99,36 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
     return result
 
 
-def find_complete(task: ShardTask, pulse: Pulse) -> ShardResult | None:
-    """The result of a task that an interrupted job has done already, or None if it must be done (again).
-
-    The tar is read whole: its checksum must be the index's, and its episodes those of the task.
-    """
-    path = Path(task.folder) / task.name
-    index_path = path.with_name(index_name(task.name))
-    try:
-        num_bytes = path.stat().st_size
-        index = ShardIndex.parse(index_path.read_bytes(), index_path.name)
-    except (FileNotFoundError, FormatError):
-        return None
-    wanted = [(episode.episode_index, episode.length) for episode in task.episodes]
-    found = [(meta.episode_index, meta.length) for meta in index.episodes]
-    if found != wanted or index.shard_name != task.name or describe_difference(index.features, task.features):
-        return None
-    if num_bytes != index.shard_bytes or hash_file(path).checksum != index.shard_checksum:
-        return None
-    pulse.add(len(task.episodes), sum(episode.source_bytes for episode in task.episodes))
-    return ShardResult(is_packed=True, is_resumed=True, statistics=statistics_of(path, index))
-
-
-def pack_or_resume(task: ShardTask, pulse: Pulse) -> ShardResult:
-    """What a task of a resumed job does."""
-    return find_complete(task, pulse) or pack_shard(task, pulse)
-
-
-def hash_source(path: str, pulse: Pulse) -> str:
-    """XXH3-128 of a source file, for the manifest's provenance.
-
-    Raises:
-        SourceError: If it cannot be read.
-    """
-    hasher = xxhash.xxh3_128()
-    try:
-        with Path(path).open("rb", buffering=0) as file:
-            while data := file.read(_HASH_BYTES):
-                hasher.update(data)
-                pulse.add()
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error}), wanted its checksum.") from error
-    return hasher.hexdigest()
-
-
 def _pack_episode(
     task: ShardTask, writer: ShardWriter, planned: PlannedEpisode, result: ShardResult, pulse: Pulse
 ) -> None:
     source = task.sources[planned.source_index]
-    _check_unchanged(source)
-    with open_source(source.path) as file:
+    reader: SourceReader = pulse.kept.setdefault("sources", SourceReader())
+    check_unchanged(source)
+    if planned.source_index in task.unhashed and planned.source_index not in result.checksums:
+        result.checksums[planned.source_index] = reader.read(source, pulse)
+    content = reader.content(source)
+    try:
+        _copy_episode(task, writer, planned, content, result, pulse)
+    except EpistreamError:
+        if content is None or not content.names_others:
+            raise
+        _copy_episode(task, writer, planned, None, result, pulse)
+    if content is None or content.names_others:
+        check_unchanged(source)
+
+
+def _copy_episode(
+    task: ShardTask,
+    writer: ShardWriter,
+    planned: PlannedEpisode,
+    content: BytesInMemory | None,
+    result: ShardResult,
+    pulse: Pulse,
+) -> None:
+    """Write one episode, read from `content` or else from its file."""
+    source = task.sources[planned.source_index]
+    with open_source(source.path, content) as file:
         episode = layout_by_name(task.options.layout or source.layout).episode(file, planned.group)
         outputs = {output.feature.name: output for output in outputs_of(episode, task.options)}
         arrays = {
@@ -160,7 +141,8 @@ def _pack_episode(
             for name, output in outputs.items()
             if output.feature.kind == "frames"
         }
-        frames = {name: _watched(camera, pulse) for name, camera in cameras.items()}
+        frames = {name: _watched(camera, content, pulse) for name, camera in cameras.items()}
+        _refuse_others(content, source.path)
         writer.add(_meta(episode, planned, source), arrays, frames)
     result.statistics = merge_all((result.statistics, {name: summarize(values) for name, values in arrays.items()}))
     for name, camera in cameras.items():
@@ -168,12 +150,19 @@ def _pack_episode(
             result.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
 
 
-def _watched(camera: FrameSource, pulse: Pulse) -> Iterator[Any]:
+def _watched(camera: FrameSource, content: BytesInMemory | None, pulse: Pulse) -> Iterator[Any]:
     """The frames of `camera` as the writer wants them, each reported, until the job is stopped."""
     num_bytes = camera.output.source.num_bytes // camera.length
     for frame in camera.frames():
         pulse.add(num_bytes=num_bytes)
         yield frame
+    _refuse_others(content, camera.output.source.path)
+
+
+def _refuse_others(content: BytesInMemory | None, where: str) -> None:
+    """Some versions of HDF5 give the fill value for what a virtual dataset has in a file that they cannot open."""
+    if content is not None and content.names_others:
+        raise SourceError(f"{where}: is in another file, wanted it to be read there.")
 
 
 def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: SourceFile) -> EpisodeMeta:
@@ -187,15 +176,4 @@ def _meta(episode: SourceEpisode, planned: PlannedEpisode, source: SourceFile) -
         source_path=episode.group,
         layout=source.layout,
         attributes=episode.attributes,
-    )
-
-
-def _check_unchanged(source: SourceFile) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        status = Path(source.path).stat()
-        if (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns):
-            return
-    raise SourceChangedError(
-        f"{source.path}: changed since the job looked at it, wanted {source.num_bytes:,} bytes as then. "
-        "Pack again when nothing writes to it."
     )

@@ -23,8 +23,19 @@ _log = logging.getLogger(__name__)
 
 JOB_FILE = ".pack-job.json"
 LOCK_FILE = ".pack.lock"
+# What a job leaves for the one that resumes it: its scans, the results of shards, and the statistics of the first ones.
+# Names of files that no reader and no glob takes for a shard begin with a dot.
+SCANS_FILE = ".pack-scans"
+STATISTICS_FILE = ".pack-statistics"
 _OURS = re.compile(r"(shard-(?:r\d+-)?)\d{6,}\.(?:tar|index)")
-_TEMPORARY = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:tar|index)\.tmp")
+_KEPT = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:result|statistics)|\.pack-(?:scans|statistics)")
+_ATOMIC = f"{_KEPT.pattern}|{TABLES_NAME.pattern}|{re.escape(FILE_NAME)}"  # temporary names have a process' number
+_TEMPORARY = re.compile(rf"\.shard-(?:r\d+-)?\d{{6,}}\.(?:tar|index)\.tmp|\.(?:{_ATOMIC})\.\d+\.tmp")
+
+
+def kept_name(shard_name: str, what: str) -> str:
+    """``shard-000012.tar`` -> ``.shard-000012.result``."""
+    return f".{shard_name.removesuffix('.tar')}.{what}"
 
 
 @dataclass
@@ -55,8 +66,14 @@ class Workspace:
 
     @property
     def was_complete(self) -> bool:
-        """Whether there was a dataset, and no unfinished job, when the job began."""
-        return FILE_NAME in self._names and JOB_FILE not in self._names
+        """Whether there was a dataset, and no unfinished job, when the job began.
+
+        A job that died after its manifest was in place has nothing left to do but to clean up.
+        """
+        if FILE_NAME not in self._names or JOB_FILE not in self._names:
+            return FILE_NAME in self._names
+        job = self._read_job()
+        return job is not None and job["prefix"] in self._published_prefixes()
 
     def __enter__(self) -> "Workspace":
         local = local_path(self.url)
@@ -88,7 +105,7 @@ class Workspace:
             self._choose_prefix()
             return False
         job = self._read_job()
-        self._remove_temporary()
+        self._remove_local(_TEMPORARY)
         if self.options.resume and job is not None:
             changed = [name for name, value in identity.items() if job["identity"].get(name) != value]
             if changed:
@@ -101,6 +118,7 @@ class Workspace:
         if job is not None and job["prefix"] not in self._published_prefixes():
             # An interrupted job may have got as far as its manifest: then its shards are the dataset.
             self._remove_shards(job["prefix"])
+        self._remove_local(_KEPT)
         self._names = set(list_names(self.url) or ())
         self._choose_prefix()
         self._write_job({"identity": dict(identity), "prefix": self.prefix})
@@ -116,14 +134,21 @@ class Workspace:
         An error can come after the manifest is in place: then the shards are a dataset's, and nothing is removed.
         """
         if not self.is_remote:
-            self._remove_temporary()
+            self._remove_local(_TEMPORARY)
         if self.prefix in self._published_prefixes() or (keep_complete and not self.is_remote):
             return
+        if not self.is_remote:
+            self._remove_local(_KEPT)
         self._remove_shards(self.prefix)
         for name in list_names(self.url, self.storage_options) or ():
             if TABLES_NAME.fullmatch(name) and name not in self._names:
                 remove_quietly(join(self.url, name), self.storage_options)
         (self.folder / JOB_FILE).unlink(missing_ok=True)
+
+    @property
+    def has_job(self) -> bool:
+        """Whether an earlier job left something to take up or to clean up."""
+        return JOB_FILE in self._names
 
     def conclude(self, shard_names: Iterable[str]) -> None:
         """After the manifest is published: remove what an older dataset or an interrupted job left."""
@@ -132,6 +157,9 @@ class Workspace:
             for name in sorted(self._names - current):
                 if _OURS.fullmatch(name):
                     remove_quietly(join(self.url, name), self.storage_options)
+        if not self.is_remote:
+            self._remove_local(_KEPT)
+        # Last: as long as it is there, whoever resumes comes back here.
         (self.folder / JOB_FILE).unlink(missing_ok=True)
 
     def _make_folder(self, held: contextlib.ExitStack) -> None:
@@ -223,9 +251,9 @@ class Workspace:
             if _prefixes([name]) == {prefix}:
                 remove_quietly(join(self.url, name), self.storage_options)
 
-    def _remove_temporary(self) -> None:
+    def _remove_local(self, pattern: re.Pattern[str]) -> None:
         for name in list_names(self.url) or ():
-            if _TEMPORARY.fullmatch(name) or name == f"{JOB_FILE}.tmp":
+            if pattern.fullmatch(name) or name == f"{JOB_FILE}.tmp":
                 (self.folder / name).unlink(missing_ok=True)
 
 

@@ -1,0 +1,93 @@
+"""What a job saw when it looked into its sources, kept for the one that resumes it."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from epistream.errors import FormatError
+from epistream.sharding.files.storage import write_local
+from epistream.sharding.format.features import Feature, features_from_list
+from epistream.sharding.format.tables import parse_tables, write_tables
+from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SourceFile
+from epistream.sharding.pack.workspace import SCANS_FILE
+
+_KIND = "epistream.pack-scans"
+_VERSION = 1
+
+
+def keep_scans(folder: Path, job: Mapping[str, str], scans: Sequence[ScannedFile]) -> None:
+    """Keep the scans of a job beside its shards.
+
+    Args:
+        folder: Of the shards.
+        job: What else they depend on: hashes of the options, and of the versions of libraries.
+        scans: Of every source.
+    """
+    numbers: dict[tuple[Feature, ...], int] = {}  # most episodes have the same features
+    files = [
+        [
+            vars(scan.source),
+            [_plain(one, numbers.setdefault(one.features, len(numbers))) for one in scan.episodes],
+            scan.faults,
+            scan.left_out,
+            sorted(scan.applied),
+        ]
+        for scan in scans
+    ]
+    features = [[feature.to_dict() for feature in mine] for mine in numbers]
+    said = {"version": _VERSION, "job": dict(job), "features": features, "files": files}
+    data = write_tables(_KIND, {}, {"scans": np.frombuffer(json.dumps(said).encode(), np.uint8)})
+    # Not synchronised, and left out on a full disk: without them, the job that resumes looks into every file again.
+    with contextlib.suppress(OSError):
+        write_local(folder / SCANS_FILE, data, sync=False)
+
+
+def kept_scans(folder: Path, job: Mapping[str, str]) -> dict[str, ScannedFile]:
+    """The scans that a job kept, by path; of a job with other options, and from a torn file, none."""
+    try:
+        tables = parse_tables((folder / SCANS_FILE).read_bytes(), _KIND, SCANS_FILE, "The files are looked into again.")
+        said = json.loads(tables.arrays["scans"].tobytes())
+        if said["version"] != _VERSION or said["job"] != dict(job):
+            return {}
+        features = [tuple(features_from_list(mine, SCANS_FILE).values()) for mine in said["features"]]
+        scans = [_scan(file, features) for file in said["files"]]
+    except (OSError, FormatError, LookupError, TypeError, ValueError):
+        return {}
+    return {scan.source.path: scan for scan in scans}
+
+
+def if_unchanged(scan: ScannedFile | None, name: str) -> ScannedFile | None:
+    """`scan`, with the name that its file has now; None if the file is no longer the one that was looked into."""
+    if scan is None:
+        return None
+    try:
+        status = Path(scan.source.path).stat()
+    except OSError:
+        return None
+    source = scan.source
+    is_same = (status.st_size, status.st_mtime_ns, status.st_ino) == (source.num_bytes, source.mtime_ns, source.inode)
+    return replace(scan, source=replace(source, name=name)) if is_same else None
+
+
+def _plain(one: ScannedEpisode, number: int) -> list[Any]:
+    """An episode as `_scan` takes it, its features by their number."""
+    return [one.group, one.length, one.split, one.source_bytes, one.estimated_bytes, number]
+
+
+def _scan(file: list[Any], features: Sequence[tuple[Feature, ...]]) -> ScannedFile:
+    source, episodes, faults, left_out, applied = file
+    return ScannedFile(
+        source=SourceFile(**source),
+        episodes=tuple(
+            ScannedEpisode(group, length, split, source_bytes, estimated_bytes, features[number])
+            for group, length, split, source_bytes, estimated_bytes, number in episodes
+        ),
+        faults=tuple(faults),
+        left_out=tuple(left_out),
+        applied=frozenset(applied),
+    )

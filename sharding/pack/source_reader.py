@@ -1,0 +1,85 @@
+"""Reads each source file once, for its checksum and for its episodes."""
+
+import contextlib
+from pathlib import Path
+
+import xxhash
+
+from epistream.errors import SourceChangedError, SourceError
+from epistream.sharding.layouts.source_bytes import BytesInMemory
+from epistream.sharding.pack.plan import SourceFile
+from epistream.sharding.pack.pool import Pulse
+
+# A process holds one file of up to this size in memory. Longer ones, which nobody should need memory for, are read
+# for their checksum first and through HDF5 right after, while the operating system still has them.
+WHOLE_BYTES = 256 << 20
+_READ_BYTES = 1 << 22
+
+
+class SourceReader:
+    """Holds the bytes of the file that a process read last, since most files are packed right after."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._content: BytesInMemory | None = None
+
+    def read(self, source: SourceFile, pulse: Pulse) -> str:
+        """XXH3-128 of a source file, whose bytes `content` then has, if it is small enough.
+
+        Raises:
+            SourceError: If it cannot be read.
+            SourceChangedError: If it is not the file that was scanned.
+        """
+        self._path, self._content = "", None  # before there is memory for another
+        is_whole = source.num_bytes <= WHOLE_BYTES
+        piece_bytes = source.num_bytes if is_whole else _READ_BYTES
+        hasher = xxhash.xxh3_128()
+        data, done = b"", 0
+        try:
+            with Path(source.path).open("rb", buffering=0) as file:
+                while done < source.num_bytes:
+                    data = file.read(min(source.num_bytes - done, piece_bytes))
+                    if not data:
+                        break
+                    hasher.update(data)
+                    done += len(data)
+                    pulse.add()
+        except OSError as error:
+            raise SourceError(
+                f"{source.path}: cannot be read ({error.strerror or error}), wanted its checksum."
+            ) from error
+        check_unchanged(source, done)
+        if is_whole and len(data) == done:  # else it came in pieces
+            self._path, self._content = source.path, BytesInMemory(data)
+        return hasher.hexdigest()
+
+    def content(self, source: SourceFile) -> BytesInMemory | None:
+        """The bytes of `source`, if they are at hand; None also if HDF5 found other files named in them."""
+        content = self._content if self._path == source.path else None
+        return None if content is None or content.names_others else content
+
+
+def hash_source(source: SourceFile, pulse: Pulse) -> str:
+    """XXH3-128 of a source file that nothing was packed from, for the manifest's provenance.
+
+    Raises:
+        SourceError, SourceChangedError: As `SourceReader.read`.
+    """
+    return SourceReader().read(source, pulse)
+
+
+def check_unchanged(source: SourceFile, bytes_read: int | None = None) -> None:
+    """See that a source is the file that was scanned, and that all of it was read, if it was.
+
+    Raises:
+        SourceChangedError: If it is not.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        status = Path(source.path).stat()
+        is_same = (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns)
+        if is_same and bytes_read in (None, source.num_bytes):
+            return
+    raise SourceChangedError(
+        f"{source.path}: changed since the job looked at it, wanted {source.num_bytes:,} bytes as then. "
+        "Pack again when nothing writes to it."
+    )
