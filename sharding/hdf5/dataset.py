@@ -9,8 +9,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.sharding.files.hdf5_sources import given_twice
+from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder, make_once
 from epistream.sharding.format.episode_meta import NO_SPLIT
@@ -21,7 +24,7 @@ from epistream.sharding.format.manifest_columns import fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
 from epistream.sharding.format.statistics_schema import statistics_problem
-from epistream.sharding.hdf5.file import open_hdf5, version_and_bytes
+from epistream.sharding.hdf5.file import read_hdf5, version_and_bytes
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array
@@ -199,6 +202,7 @@ def _statistics(
 def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict[str, Any]] | None:
     with contextlib.suppress(OSError, ValueError):
         values = json.loads(path.read_bytes())
+        mark_used(path)
         if isinstance(values, dict) and statistics_problem(values, features) is None:
             return values
     return None
@@ -210,17 +214,20 @@ def _summaries(shard: _Shard, options: Options, layout: str | MappingLayout | No
     Raises:
         _ChangedError: If they cannot be read any more, or are no longer those of its index.
     """
+
+    def sum_up(file: h5py.File, _: Any) -> dict[str, Summary]:
+        found = layout_of(file, layout)
+        return merge_all(
+            {
+                field.feature.name: summarize(read_array(file, field, episode.length))
+                for field in episode.fields
+                if field.feature.kind == "array"
+            }
+            for episode in (found.episode(file, meta.source_path) for meta in shard.summary.episodes)
+        )
+
     try:
-        with open_hdf5(shard.url, options) as (file, _):
-            found = layout_of(file, layout)
-            summaries = merge_all(
-                {
-                    field.feature.name: summarize(read_array(file, field, episode.length))
-                    for field in episode.fields
-                    if field.feature.kind == "array"
-                }
-                for episode in (found.episode(file, meta.source_path) for meta in shard.summary.episodes)
-            )
+        summaries = read_hdf5(shard.url, options, sum_up)
         if version_and_bytes(shard.url, options)[0] != shard.version:
             raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")
     except BAD_FILE as error:

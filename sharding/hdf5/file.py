@@ -1,10 +1,10 @@
 """HDF5 files as sources of a stream, local or remote: opening them, and what tells one version from another."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import h5py
 from fsspec.spec import AbstractBufferedFile
@@ -14,6 +14,9 @@ from epistream.file_systems import ask, local_path, open_file_system, version_fa
 from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.reading import open_source
+from epistream.sharding.layouts.source_bytes import BlocksOfFile, SourceBytes
+
+T = TypeVar("T")
 
 # Over a network h5py reads metadata in pieces of a few hundred bytes; a block of this size spares it most of them.
 _REMOTE_BLOCK_BYTES = 1 << 20
@@ -41,6 +44,32 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SourceError(f"{url}: {reason}, wanted an HDF5 file. Check the path or pattern.") from error
     return ";".join([f"bytes={info.get('size')}", *version_facts(info)]), int(info.get("size") or 0)
+
+
+def read_hdf5(url: str, options: Options, use: Callable[[h5py.File, Any], T]) -> T:
+    """What `use` gives for an open file and its bytes as they are; of a local one these come in blocks.
+
+    A file that names others (external links, virtual datasets) is read once more, and `use` called again.
+
+    Raises:
+        SourceError, LayoutError: As `open_hdf5`.
+    """
+    path = local_path(url)
+    if path is None:
+        with open_hdf5(url, options) as (file, raw):
+            return use(file, raw)
+    blocks: SourceBytes | None = None
+    try:
+        if path.is_file():  # else `open_hdf5` says what it is
+            with BlocksOfFile(path) as blocks, open_source(path, blocks) as file:
+                result = use(file, blocks)
+            if not blocks.names_others:
+                return result
+    except EpistreamError:
+        if blocks is None or not blocks.names_others:
+            raise
+    with open_hdf5(url, options) as (file, raw):
+        return use(file, raw)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from epistream.sharding.format.features import Feature, describe_difference, fea
 from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
-from epistream.sharding.hdf5.file import open_hdf5, shard_name_of, version_and_bytes
+from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_bytes
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.layouts.base import Field, Layout, SourceEpisode, dataset
 from epistream.sharding.layouts.mapping import MappingLayout
@@ -65,11 +65,14 @@ def index_hdf5(
         LayoutError: If it fits no layout, or one of its episodes breaks its layout.
     """
     version, file_bytes = version_and_bytes(url, options)
-    with open_hdf5(url, options) as (file, raw):
+
+    def look(file: h5py.File, raw: BinaryIO) -> list[_Episode]:
         try:
-            episodes = _episodes(file, raw, layout_of(file, layout))
+            return _episodes(file, raw, layout_of(file, layout))
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
+
+    episodes = read_hdf5(url, options, look)
     sizes = [sum(int(rows.sizes.sum()) for rows in one.rows.values()) for one in episodes]
     groups = fill_shards(((one, one.meta.split, size) for one, size in zip(episodes, sizes, strict=True)), shard_bytes)
     return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]

@@ -1,0 +1,95 @@
+"""Indexing reads a small file in a few pieces, and finds the same as h5py does in the file itself."""
+
+from pathlib import Path
+
+import pytest
+from hdf5_files import aloha_jpeg, aloha_raw, robomimic
+
+from epistream.sharding.hdf5 import file as hdf5_file
+from epistream.sharding.hdf5.dataset import open_hdf5_files
+from epistream.sharding.hdf5.scan import index_hdf5
+from epistream.sharding.layouts import source_bytes
+from epistream.sharding.layouts.source_bytes import BlocksOfFile
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """(start, bytes) of every read of a file in blocks."""
+    made, real = [], source_bytes.os.preadv
+
+    def preadv(descriptor, buffers, offset):
+        made.append((offset, sum(map(len, buffers))))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(source_bytes.os, "preadv", preadv)
+    return made
+
+
+def test_small_file_is_read_once_to_index_it_and_once_for_its_statistics(tmp_path, reads):
+    path = aloha_jpeg(tmp_path / "a.hdf5", 20, cameras=("top",))
+    size = path.stat().st_size
+    assert size < 64 << 10
+    index_hdf5(str(path))
+    assert reads == [(0, size)]
+    open_hdf5_files([str(path)], folder=tmp_path / "kept")
+    assert reads == [(0, size)] * 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux only")
+def test_nothing_else_reads_the_file(tmp_path):
+    path = aloha_jpeg(tmp_path / "a.hdf5", 20, cameras=("top",))
+    index_hdf5(str(path))  # everything is imported
+
+    def calls():
+        return int(Path("/proc/self/io").read_text().partition("syscr: ")[2].split()[0])
+
+    first = calls()
+    overhead = calls() - first
+    first = calls()
+    index_hdf5(str(path))
+    assert calls() - first - overhead <= 3
+
+
+@pytest.mark.parametrize("block_bytes", [512, 5_000, 64 << 10])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: aloha_jpeg(path, 20),
+        lambda path: aloha_raw(path, 20),
+        lambda path: robomimic(path, {"demo_0": 9, "demo_1": 7}, {"train": ["demo_0"], "valid": ["demo_1"]}),
+    ],
+)
+def test_index_is_that_of_the_file_as_h5py_reads_it(tmp_path, monkeypatch, make, block_bytes):
+    url = str(make(tmp_path / "a.hdf5"))
+    monkeypatch.setattr(source_bytes, "_BLOCK_BYTES", block_bytes)
+    found = [index.to_bytes() for index in index_hdf5(url)]
+
+    monkeypatch.setattr("epistream.sharding.hdf5.scan.read_hdf5", straight)
+    assert [index.to_bytes() for index in index_hdf5(url)] == found
+
+
+def straight(url, options, use):
+    with hdf5_file.open_hdf5(url, options) as (file, raw):
+        return use(file, raw)
+
+
+def test_blocks_give_the_bytes_of_the_file_in_any_order(tmp_path):
+    data = bytes(range(256)) * 2000
+    path = tmp_path / "a"
+    path.write_bytes(data)
+    with BlocksOfFile(path) as blocks:
+        assert blocks.seek(0, 2) == len(data)
+        for start, size in ((7, 3), (65_530, 20), (300_000, 150_000), (1, 70_000), (len(data) - 5, 50), (len(data), 9)):
+            blocks.seek(start)
+            assert blocks.read(size) == data[start : start + size]
+            assert blocks.tell() == min(start + size, len(data))
+
+
+def test_file_that_loses_its_end_while_it_is_indexed_is_an_error(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(200_000))
+    with BlocksOfFile(path) as blocks:
+        path.write_bytes(bytes(100_000))
+        blocks.seek(150_000)
+        with pytest.raises(OSError, match=r"ends at byte 1.*it was cut off"):
+            blocks.read(10)
