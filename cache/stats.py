@@ -24,7 +24,7 @@ class CacheStats:
         bytes_ranged: Bytes that ranged reads without the cache brought.
         retries: Requests that were tried again.
         refetches: Parts that were fetched again because of a wrong checksum.
-        made_hits: Entries made of others (decoded episodes) that were there.
+        made_hits: Entries made of others (decoded frames) that were there.
         made_fills: Such entries that this process made.
         made_refused: Such entries that it would have made, had there been room.
         made_paused: Such entries that it would have made, had memory not been short.

@@ -64,7 +64,7 @@ class ShardStore:
         name = key + SHARD
         while True:
             try:
-                fd = DESCRIPTORS.open(name, os.O_RDONLY, dir_fd=self.directory.dir_fd)
+                fd = DESCRIPTORS.open(name, os.O_RDWR, dir_fd=self.directory.dir_fd)
             except FileNotFoundError:
                 return None
             self._observe("hit.opened")

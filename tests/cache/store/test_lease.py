@@ -1,5 +1,6 @@
 """A lease ends when it is closed or dropped, and its views with it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,53 @@ def test_lease_dropped_without_close_ends_with_its_last_reference(cache_path: Pa
     del lease
     get(store, 2).close()
     assert names(cache_path) == {"2.shard"}
+
+
+def test_lease_that_rests_lets_the_entry_go_and_knows_it(cache_path: Path) -> None:
+    store = open_test_store(cache_path, cap=SIZE)
+    lease = get(store, 1)
+    view = lease.view(0, SIZE)
+    assert lease.renew(used=True)
+    lease.rest()
+    assert lease.renew(used=True)
+    get(store, 2).close()  # evicts 1
+    assert names(cache_path) == {"2.shard"}
+    assert not lease.renew(used=True)
+    assert not lease.renew(used=False)
+    assert bytes(view) == content(1)
+    lease.close()
+    assert not lease.renew(used=False)
+
+
+def test_lease_that_rests_leaves_before_those_used_after_it_unless_it_was_used_again(cache_path: Path) -> None:
+    store = open_test_store(cache_path, cap=2 * SIZE)
+    first, second = get(store, 1), get(store, 2)
+    for lease in (first, second):
+        lease.rest()
+    assert second.renew(used=False)
+    assert first.renew(used=True)
+    get(store, 3).close()
+    assert names(cache_path) == {"1.shard", "3.shard"}
+    assert not second.renew(used=False)
+
+
+def test_lease_writes_in_place_what_others_then_see(cache_path: Path) -> None:
+    store = open_test_store(cache_path)
+    get(store, 1).close()
+    writer, reader = get(store, 1), get(store, 1)
+    view = reader.view(0, SIZE)
+    assert writer.write(3, b"abc")
+    assert writer.write(SIZE - 1, memoryview(b"z"))
+    assert bytes(view) == content(1)[:3] + b"abc" + content(1)[6 : SIZE - 1] + b"z"
+
+
+def test_lease_in_a_forked_child_neither_unlocks_nor_writes(cache_path: Path) -> None:
+    store = open_test_store(cache_path, cap=SIZE)
+    lease = get(store, 1)
+    pid = os.fork()
+    if pid == 0:
+        lease.rest()
+        os._exit(int(lease.renew(used=True)))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert store.give_back() == 0  # still leased here
+    lease.close()
