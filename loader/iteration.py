@@ -91,8 +91,10 @@ class Iteration:
             if views is None:
                 return
             busy_s, effort = time.perf_counter() - began, read_thread_time() - before
-            cache, replaced = job.cache.stats(), batches.replaced
-            message = Message(self.serial, 0, busy_s=busy_s, cache=cache, effort=effort, replaced=replaced)
+            cache, replaced, decoded = job.cache.stats(), batches.replaced, job.decoded_stats()
+            message = Message(
+                self.serial, 0, busy_s=busy_s, cache=cache, effort=effort, replaced=replaced, decoded=decoded
+            )
             self._recorder.receive(0, message, busy_s)
             self._recorder.hand_out(len(views["step_index"]), copied=False)
             yield views

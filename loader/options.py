@@ -35,9 +35,9 @@ class StreamOptions(SampleOptions):
             ``"uneven"`` lets the last batches differ (not under DDP).
         image_size: [height, width] in pixels that camera frames are resized to as they are read. See `FrameOptions`
             for the filters.
-        decode: whether decoded episodes are kept. ``"per_read"`` decodes a frame whenever a window shows it; ``"once"``
-            decodes whole episodes once per node and keeps them in the cache, as far as they fit; ``"auto"`` is
-            ``"once"`` where all of them fit the cache's budget. The batches are the same.
+        decode: whether decoded frames are kept. ``"per_read"`` decodes a frame whenever a window shows it; ``"once"``
+            keeps them in the node's cache as they are read, as far as they fit; ``"auto"`` keeps all or none: all must
+            fit ``budget_bytes``, or an eighth of the available memory and 4 GiB at most. The batches are the same.
         channels_first: pictures as (..., C, H, W). Instead of (..., H, W, C), as views of the same memory. Not with a
             preset `sample_format`, which decides that itself.
         squeeze: drop step axes of length 1. Of features, and their masks, that have a single offset.

@@ -40,7 +40,7 @@ LOADER = {
     "loader.workers": {"loader.order", "loader.reading", "cache"},
     "loader.samples.formats": {"loader.order", "sharding.format"},
     "loader.samples": {"loader.order", "loader.reading", "loader.samples.formats", "sharding.format"},
-    "loader.monitoring": {"loader.workers", "cache", "cache.store"},
+    "loader.monitoring": {"loader.reading", "loader.workers", "cache", "cache.store"},
     "loader": {"loader.order", "loader.reading", "loader.workers", "loader.samples", "loader.monitoring", "cache"}
     | {"sharding", "sharding.format"},
     "loader.episodic": {"loader.order", "loader.reading", "loader.samples", "loader.samples.formats", "loader", "cache"}

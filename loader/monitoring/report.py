@@ -44,6 +44,7 @@ class PerformanceReport:
             ("loop", _loop(self.stats)),
             ("workers", worker_shares(self.stats)),
             ("cache", _cache(self.stats)),
+            *(("decoded", text) for text in [_decoded(self.stats)] if text),
             ("memory", _memory(self.memory)),
             *(("skipped", f"{url}: {reason}") for url, reason in self.stats.bad_shards.items()),
             *(("left out", f"{path}: {reason}") for path, reason in self.left_out.items()),
@@ -86,6 +87,21 @@ def _cache(stats: LoaderStats) -> str:
         rate = cache.bytes_fetched / cache.fill_seconds if cache.fill_seconds else 0.0
         fetched = f"; fetched {size_text(cache.bytes_fetched)}, {size_text(rate)}/s a fill"
     return f"{cache.tier} ({cache.reason}): {counts}{fetched}"
+
+
+def _decoded(stats: LoaderStats) -> str:
+    """What became of camera frames, and why no more of them are kept; "" where none are."""
+    decoded = stats.decoded
+    num_frames = decoded.num_taken + decoded.num_decoded
+    if not num_frames:
+        return f"no frames are kept: {decoded.why}" if decoded.why else ""
+    share = decoded.num_taken / num_frames * 100
+    room = f"room for {size_text(decoded.room_bytes)} of {size_text(decoded.all_bytes)}"
+    why = f"; not all: {decoded.why}" if decoded.why else ""
+    return (
+        f"{decoded.num_taken:,} frames copied ({share:.0f} %), {decoded.num_decoded:,} decoded and "
+        f"{decoded.num_kept:,} of these kept, {room}{why}"
+    )
 
 
 def _memory(memory: MemoryUse) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from epistream.cache.stats import CacheStats
+from epistream.loader.reading.keeping import DecodedStats
 from epistream.loader.workers.thread_time import ThreadTime
 from epistream.loader.workers.worker import Message
 
@@ -19,7 +20,7 @@ class LoaderStats:
     `worker_idle_s` (waiting for a free slot) are summed over workers; `effort` tells what the busy time was
     spent on, the rest of it being waits for bytes or locks. `elapsed_s` is the time inside ``for`` loops.
     `bad_shards` gives the reason by URL of shards that were skipped, and `num_replaced_windows` how many of their
-    windows were replaced.
+    windows were replaced. `decoded` tells of the camera frames that are kept decoded.
     """
 
     num_batches: int = 0
@@ -35,6 +36,7 @@ class LoaderStats:
     num_replaced_windows: int = 0
     bad_shards: dict[str, str] = field(default_factory=dict)
     cache: CacheStats = field(default_factory=CacheStats)
+    decoded: DecodedStats = field(default_factory=DecodedStats)
 
     @property
     def windows_per_s(self) -> float:
@@ -70,7 +72,9 @@ class LoaderStats:
     def since(self, earlier: "LoaderStats") -> "LoaderStats":
         """What was added after an earlier snapshot of the same loader."""
         cache = replace(self.cache, **_added(self.cache, earlier.cache, "tier", "reason"))
-        return replace(self, **_added(self, earlier, "first_batch_s", "bad_shards", "cache"), cache=cache)
+        decoded = replace(self.decoded, **_added(self.decoded, earlier.decoded, "room_bytes", "all_bytes", "why"))
+        counters = _added(self, earlier, "first_batch_s", "bad_shards", "cache", "decoded")
+        return replace(self, **counters, cache=cache, decoded=decoded)
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""
@@ -96,6 +100,8 @@ class StatsRecorder:
         # What each worker's cache has counted, and what those of workers that are gone had counted.
         self._cache: dict[int, CacheStats] = {}
         self._past = CacheStats()
+        self._decoded: dict[int, DecodedStats] = {}
+        self._past_decoded = DecodedStats()
         self._began_s: float | None = None
         self._is_start = True
         self._mutex = threading.Lock()
@@ -108,6 +114,8 @@ class StatsRecorder:
         """The workers are gone: the caches of new ones count from 0, and their first batch takes longer."""
         with self._mutex:
             self._past, self._cache = self._past + self._sum(shared_cache), {}
+            if not shared_cache:  # threads go on with the counts of their process
+                self._past_decoded, self._decoded = self._sum_decoded(shared_cache), {}
             self._is_start = True
 
     def receive(self, worker_index: int, message: Message, waited_s: float) -> None:
@@ -127,6 +135,8 @@ class StatsRecorder:
             if message.cache is not None:
                 self._cache.pop(worker_index, None)  # so that the newest is the last
                 self._cache[worker_index] = message.cache
+            self._decoded.pop(worker_index, None)
+            self._decoded[worker_index] = message.decoded
 
     def hand_out(self, num_windows: int, copied: bool) -> None:
         """A batch is handed out."""
@@ -146,9 +156,17 @@ class StatsRecorder:
         """The figures so far. Workers that are threads share one cache (`shared_cache`), processes have one each."""
         with self._mutex:
             return replace(
-                self._stats, bad_shards=dict(self._stats.bad_shards), cache=self._past + self._sum(shared_cache)
+                self._stats,
+                bad_shards=dict(self._stats.bad_shards),
+                cache=self._past + self._sum(shared_cache),
+                decoded=self._sum_decoded(shared_cache),
             )
 
     def _sum(self, shared_cache: bool) -> CacheStats:
         workers = list(self._cache.values())
         return sum(workers[-1:] if shared_cache else workers, CacheStats())
+
+    def _sum_decoded(self, shared_cache: bool) -> DecodedStats:
+        workers = list(self._decoded.values())
+        # The newest first: why no more are kept now, not why they were not by workers that are gone.
+        return sum(workers[:-2:-1] if shared_cache else workers[::-1], DecodedStats()) + self._past_decoded

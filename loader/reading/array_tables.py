@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
-from epistream.loader.reading.kept_arrays import KeptArrays
+from epistream.loader.reading.kept_arrays import Kept, KeptArrays
 from epistream.loader.reading.open_shards import OpenShard
 from epistream.lru import SharedLru
 from epistream.sharding.format.features import Feature
@@ -18,9 +18,6 @@ from epistream.sharding.format.index import ShardIndex
 
 # Raised whenever the bytes of an entry change their meaning: jobs of other releases share the node's cache.
 _VERSION = 1
-
-# Batches after which a table is asked for again that could not be had: another process may just have been making it.
-_ASK_AGAIN = 16
 
 # One element per row, so that numpy moves a row as a whole instead of value by value.
 Table = NDArray[np.void]
@@ -43,37 +40,32 @@ class ArrayTables:
     def __init__(self, features: Mapping[str, Feature], cache: NodeCache, max_open: int) -> None:
         self._row_dtypes = {name: np.dtype(f"V{feature.step_bytes}") for name, feature in features.items()}
         self._tables: KeptArrays[int] = KeptArrays(cache, max_open)
-        # Batches for which the tables of a shard are not asked for again.
-        self._waits: dict[int, int] = {}
         # Their keys are hashes of JSON, which takes as long as opening them.
         self._entries: SharedLru[int, Entry] = SharedLru(max_open)
         self._content = json.dumps(["columns", _VERSION, [feature.to_dict() for feature in features.values()]])
 
     def take(self, opened: OpenShard) -> Mapping[str, Table]:
-        """The tables of a shard, until `release`: by feature (rows,); empty if there are none."""
-        shard = opened.number
-        tables = self._tables.get(shard)
+        """The tables of a shard: by feature (rows,); empty if there are none."""
+        tables = self._tables.get(opened.number)
         if tables is not None:
-            return tables
+            return tables.arrays
         # Over the network a few ranges are cheaper than the columns of a whole shard; in memory rows are at hand.
         if opened.tar.is_mapped or opened.tar.has_ranges or not self._row_dtypes:
             return {}
-        waits = self._waits.get(shard, 0)
-        if waits:
-            self._waits[shard] = waits - 1
+        if self._tables.is_missing(opened.number) and not self._tables.may_make:
             return {}
         tables = self._open(opened)
-        if tables is None:
-            self._waits[shard] = _ASK_AGAIN - 1
-            return {}
-        return tables
+        return {} if tables is None else tables.arrays
 
-    def release(self) -> None:
+    def begin_batch(self, *, is_short: bool = False) -> None:
+        """Another batch begins; memory may be short."""
+        self._tables.begin_batch(is_short=is_short)
+
+    def close(self) -> None:
         """Give up every table."""
-        self._tables.release()
-        self._waits.clear()
+        self._tables.close()
 
-    def _open(self, opened: OpenShard) -> Mapping[str, Table] | None:
+    def _open(self, opened: OpenShard) -> Kept | None:
         tar, index = opened.tar, opened.index
 
         def fill(tables: Mapping[str, Table]) -> None:
@@ -82,7 +74,9 @@ class ArrayTables:
                 episodes = np.split(table, cuts)
                 tar.read_each(starts, [episode.view(np.uint8).data for episode in episodes])
 
-        entry = self._entries.get(opened.number, lambda: Entry(opened.source.parts, self._content))
+        def entry() -> Entry:
+            return self._entries.get(opened.number, lambda: Entry(opened.source.parts, self._content))
+
         shapes = {name: (dtype, (index.num_rows,)) for name, dtype in self._row_dtypes.items()}
         return self._tables.open(opened.number, entry, shapes, fill, may_evict=False)
 

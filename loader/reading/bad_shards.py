@@ -109,9 +109,9 @@ class PartFeed:
                 if not self._find_bad(windows):
                     raise  # each shard can be read by itself: something else is wrong
 
-    def release(self, *, hold_tables: bool) -> None:
+    def release(self) -> None:
         """Give up every shard that the cache leases."""
-        self._reader.release(hold_tables=hold_tables)
+        self._reader.release()
 
     def close(self) -> None:
         """Give up everything that is open."""

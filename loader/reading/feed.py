@@ -1,7 +1,6 @@
 """Batches for one thread or process: the schedule says which windows, and the cache is filled ahead of them."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -80,24 +79,23 @@ class Feed:
         return len(positions), replaced
 
     def release(self) -> None:
-        """Give up every shard that the cache leases, and what others may wait for. Call before any wait."""
+        """Give up every shard that the cache leases. Call before any wait."""
         self._give_up()
         self._in_use.clear()
 
     def _give_up(self) -> None:
         """As `release`, also while a part reads, which may open more."""
         for number in self._in_use:
-            self._parts[number].release(hold_tables=self._holds_tables)
+            self._parts[number].release()
 
-    @cached_property
-    def _holds_tables(self) -> bool:
-        """Where no shard goes through the cache nobody waits for room: tables need not be opened for every batch."""
-        return not self._job.keeps_shards()
+    def rest(self) -> None:
+        """Give up files and mappings too, before a long wait; the next read opens them again."""
+        for part in self._parts:
+            part.close()
 
     def close(self) -> None:
         """Give up everything, and stop filling ahead."""
-        for part in self._parts:
-            part.close()
+        self.rest()
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

@@ -18,8 +18,6 @@ Decode = Literal["auto", "once", "per_read"]
 Side = Annotated[int, Range(ge=1, le=(1 << 15) - 1)]
 ImageSize = Annotated[tuple[Side, Side], "(height, width) in pixels, for example (224, 224)"]
 Int64 = NDArray[np.int64]
-# The frames of an episode by camera, each (T, H, W, C).
-Frames = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,9 @@ class FrameOptions:
         image_size: (height, width) in pixels of all cameras; None leaves them as they are stored. Colour and grey
             cameras of bytes are filtered (Lanczos), so that shrinking does not alias; of everything else, depth
             above all, whose values must not be mixed, the nearest pixel is taken.
-        decode: "per_read" decodes a frame whenever a window shows it; "once" decodes whole episodes, once per node,
-            and keeps them in the cache as far as its budget goes; "auto" is "once" where all of them fit.
+        decode: "per_read" decodes a frame whenever a window shows it; "once" keeps decoded frames in the node's cache
+            as far as its budget goes; "auto" keeps them where all fit, within its budget if the user gave one, else
+            within an eighth of the available memory and 4 GiB.
 
     Raises:
         OptionError: sizes below 1, or an unknown `decode`.
@@ -65,6 +64,7 @@ class FrameDecoder:
 
     Attributes:
         is_copy: whether the stored bytes are the frame as it is wanted.
+        num_bytes: of a frame as it is wanted.
 
     Raises:
         FormatError: frames of this codec cannot be decoded one by one.
@@ -76,6 +76,7 @@ class FrameDecoder:
         self._codec = codec_of(feature)
         self._is_whole = feature.shape == shape
         self.is_copy = self._is_whole and self._codec.storage == "array"
+        self.num_bytes = replace(feature, shape=shape).step_bytes
 
     def decode(self, data: bytes | memoryview, out: NDArray[Any], where: str) -> None:
         """Make one frame.
@@ -92,31 +93,6 @@ class FrameDecoder:
             self._codec.decode(data, out, where)
         else:
             out[...] = resized(self._codec.decode_reduced(data, self.shape[0], self.shape[1], where), self.shape)
-
-
-def copy_frames(
-    decoded: Mapping[int, NDArray[Any]], episodes: Int64, steps: Int64, out: NDArray[Any], rows: Int64
-) -> None:
-    """Copy steps (R, n) of decoded episodes into `out[rows]`; neighbouring steps in one go.
-
-    Args:
-        decoded: frames (T, H, W, C) by episode.
-        episodes: (R,) keys of `decoded`.
-        steps: (R, n).
-        out: (B, n, H, W, C).
-        rows: (R,) rows of `out`.
-    """
-    num_steps = steps.shape[1]
-    adjacent = (steps[:, 1:] - steps[:, :-1] == 1).all(axis=1)
-    for row, episode, wanted, whole in zip(
-        rows.tolist(), episodes.tolist(), steps.tolist(), adjacent.tolist(), strict=True
-    ):
-        frames = decoded[episode]
-        if whole:
-            np.copyto(out[row], frames[wanted[0] : wanted[0] + num_steps])
-        else:
-            for position, step in enumerate(wanted):
-                np.copyto(out[row, position], frames[step])
 
 
 def draw_frames(
@@ -144,26 +120,33 @@ def draw_frames(
         flat = out.reshape(len(out), -1).view(np.uint8)
         tar.read_each(offsets, [flat[place].data for place in places[order].tolist()])
         return
-    # By hand: np.unique takes twice as long, which shows in small batches.
-    order = np.argsort(needed, kind="stable")
-    rows, targets = needed[order], places[order].tolist()
-    repeats = np.flatnonzero(rows[1:] == rows[:-1]) + 1
-    frames, firsts = rows, targets
-    if len(repeats):
-        is_first = np.ones(len(rows), np.bool_)
-        is_first[repeats] = False
-        frames, firsts = rows[is_first], places[order[is_first]].tolist()
-    offsets, sizes = index.frame_offset[name][frames].tolist(), index.frame_size[name][frames].tolist()
+    decode_frames(tar, index, decoder, needed.tolist(), out, places.tolist())
+
+
+def decode_frames(
+    tar: Blob, index: ShardIndex, decoder: FrameDecoder, needed: list[int], out: NDArray[Any], places: list[int]
+) -> None:
+    """As `draw_frames`, for frames that must be decoded."""
+    name = decoder.feature.name
+    # By hand: what numpy does for a few numbers takes as long as decoding a small frame.
+    targets: dict[int, int] = {}
+    again = []
+    for row, place in zip(needed, places, strict=True):
+        target = targets.setdefault(row, place)
+        if target != place:
+            again.append((place, target))
+    frames = sorted(targets)
+    offsets, sizes = index.frame_offset[name].take(frames).tolist(), index.frame_size[name].take(frames).tolist()
     num_done = 0
     try:
-        for data, target in zip(tar.read_in_turn(offsets, sizes), firsts, strict=True):
-            decoder.decode(data, out[target], name)
+        for frame, data in zip(frames, tar.read_in_turn(offsets, sizes), strict=True):
+            decoder.decode(data, out[targets[frame]], name)
             num_done += 1
     except FormatError as error:
         tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
-        raise FormatError(f"{_where(index, int(frames[num_done]))}: {error}") from error
-    for repeat in repeats.tolist():
-        np.copyto(out[targets[repeat]], out[targets[repeat - 1]])
+        raise FormatError(f"{_where(index, frames[num_done])}: {error}") from error
+    for place, target in again:
+        np.copyto(out[place], out[target])
 
 
 def _where(index: ShardIndex, row: int) -> str:

@@ -1,7 +1,7 @@
 """What a rank reads, of one dataset or of several: all that worker processes receive, free of torch."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from epistream.loader.order.window import Window
 from epistream.loader.order.working_set import open_bytes, open_shards
 from epistream.loader.order.world import World
 from epistream.loader.reading.batch_layout import BatchLayout
-from epistream.loader.reading.decoded_episodes import DecodedPlan
+from epistream.loader.reading.decoded_frames import chunk_rows
 from epistream.loader.reading.frames import FrameOptions
+from epistream.loader.reading.keeping import DecodedPlan, DecodedStats
 from epistream.loader.reading.reader import BatchWindows, ReaderOptions
 from epistream.loader.reading.shard_entry import shard_entry
 from epistream.sharding.format.features import Feature
@@ -201,12 +202,31 @@ class ReadJob:
             for part in self.parts
         )
 
+    def decoded_stats(self) -> DecodedStats:
+        """What became of the frames that this process needed, over all datasets."""
+        plans = [options.decoded for options in self.reader_options if options.decoded is not None]
+        stats = [plan.costs.stats(plan.num_bytes) for plan in plans]
+        summed = sum(stats, DecodedStats())
+        return replace(
+            summed,
+            room_bytes=sum(each.room_bytes for each in stats),
+            all_bytes=sum(each.all_bytes for each in stats),
+        )
+
     def _decoded(self, part: DatasetPart, windows_in_flight: int) -> DecodedPlan | None:
-        """Sizes of the decoded episodes of a part; None where frames are decoded whenever they are read."""
+        """Sizes of the decoded frames of a part; None where frames are decoded whenever they are read."""
         decode = part.frames.decode
         if decode == "per_read" or (decode == "auto" and self.cache.options.mode == "off"):
             return None
         episodes = part.anchors.per_shard[part.dataset.episode_shard] > 0
         num_steps = int(part.dataset.episode_length[episodes].sum())
         step_bytes = sum(part.frames.shown(f).step_bytes for f in part.features.values() if f.kind == "frames")
-        return DecodedPlan(decode == "once", num_steps * step_bytes, open_bytes(part.plan, windows_in_flight))
+        # Shards that are read in place take no room beside the frames.
+        is_kept = self.cache.budget_ahead(shard_entry(part.dataset, 0), 0) is not None
+        return DecodedPlan(
+            decode == "once",
+            num_steps * step_bytes,
+            open_bytes(part.plan, windows_in_flight) if is_kept else 0,
+            chunk_rows(part.dataset.num_steps * step_bytes, max(1, step_bytes)),
+            f"decoded frames of {part.dataset.fingerprint} {step_bytes}",
+        )

@@ -1,7 +1,7 @@
 """Arrays that readers make of a shard once per node: one entry of the cache holds all of a kind, and is held open."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, TypeVar
 
@@ -17,68 +17,164 @@ Arrays = Mapping[str, NDArray[Any]]
 # dtype and shape of each array by its name, in the order in which they lie in the entry.
 Shapes = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
+# How long an entry is used before it is asked whether it was evicted, and marked as used; and how long one that is not
+# used may stay mapped after that.
+_RENEW_S, _SWEEP_S = 0.25, 1.0
+# What is not there is looked for again after so long: somebody else may have made it meanwhile.
+_LOOK_AGAIN_S = 2.0
+# Where there is no room nothing more is made for so long, at first (another process may just be making the same) and
+# at most. Each try looks through the cache, for every shard that is missing, in every batch.
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.25, 30.0
 
-@dataclass
-class _Held:
-    entry: OpenEntry
-    arrays: Arrays
+
+class Kept:
+    """The arrays of one entry that is held open.
+
+    Attributes:
+        arrays: by name, read-only views of the entry.
+        offsets: bytes of the entry at which each begins.
+        renew_at: when to ask whether it is still in the cache.
+        views: for its user: what it makes of the arrays, to have it again.
+    """
+
+    def __init__(self, entry: OpenEntry, arrays: Arrays, offsets: Mapping[str, int], renew_at: float) -> None:
+        self.arrays = arrays
+        self.offsets = offsets
+        self.renew_at = renew_at
+        self.views: dict[str, Any] = {}
+        self._entry = entry
+
+    def write(self, offset: int, data: bytes | memoryview) -> bool:
+        """Put bytes into the entry, for all who have it open; whether all of them were written."""
+        return self._entry.write(offset, data)
+
+    def renew(self, *, used: bool) -> bool:
+        """Whether it is still in the cache."""
+        return self._entry.renew(used=used)
+
+    def close(self) -> None:
+        """Give it up."""
+        self.arrays, self.views = {}, {}  # views first: memory that is still looked at stays, uncounted
+        self._entry.close()
 
 
 class KeptArrays(Generic[K]):
     """The arrays in the node's cache that one reader draws from. Not shared between threads.
 
+    Entries stay mapped from batch to batch, but are not leased: small batches would spend more time on opening them
+    than on reading them, and a training loop that pauses shall not keep others out of the cache. What was mapped stays
+    readable if it is evicted, and is given back soon after.
+
     Args:
         cache: where they are kept.
-        max_open: entries held open at a time, each a descriptor and a mapping.
+        max_open: entries held open at a time, each two descriptors and a mapping.
+        clock: seconds.
     """
 
-    def __init__(self, cache: NodeCache, max_open: int) -> None:
+    def __init__(self, cache: NodeCache, max_open: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._cache = cache
-        self._open: Lru[K, _Held] = Lru(max_open, _close)
+        self._clock = clock
+        self._open: Lru[K, Kept] = Lru(max_open, Kept.close)
+        self._now_s = self._sweep_at = 0.0
+        self._look_at: dict[K, float] = {}
+        self._make_at = 0.0
+        self._pause_s = _FIRST_PAUSE_S
 
-    def get(self, key: K) -> Arrays | None:
-        """The arrays of an entry that is held open."""
-        held = self._open.get(key)
-        return None if held is None else held.arrays
+    def begin_batch(self, *, is_short: bool = False) -> None:
+        """Look at the clock, for all calls until the next batch; give back what was evicted: now and then.
+
+        Args:
+            is_short: memory is short, so do it now.
+        """
+        self._now_s = now = self._clock()
+        if now < self._sweep_at and not is_short:
+            return
+        self._sweep_at = now + _SWEEP_S
+        for kept in list(self._open.values()):
+            if not kept.renew(used=False):
+                self._drop(kept)
+
+    def get(self, key: K) -> Kept | None:
+        """An entry that is held open."""
+        kept = self._open.get(key)
+        if kept is None or self._now_s < kept.renew_at:
+            return kept
+        kept.renew_at = self._now_s + _RENEW_S
+        if kept.renew(used=True):
+            return kept
+        self._drop(kept)
+        return None
+
+    def is_missing(self, key: K) -> bool:
+        """Whether an entry was looked for just now, and was not there."""
+        return self._now_s < self._look_at.get(key, 0.0)
+
+    @property
+    def may_make(self) -> bool:
+        """Whether there may be room: for a while after there was none, nothing is made."""
+        return self._now_s >= self._make_at
 
     def open(
-        self, key: K, entry: Entry, shapes: Shapes, fill: Callable[[Arrays], None] | None, *, may_evict: bool
-    ) -> Arrays | None:
-        """Open an entry and hold it, until `release` or until others were used later.
+        self,
+        key: K,
+        entry: Callable[[], Entry],
+        shapes: Shapes,
+        fill: Callable[[Arrays], None] | None,
+        *,
+        may_evict: bool,
+    ) -> Kept | None:
+        """Open an entry and hold it, until `close` or until others were used later.
+
+        What is not there is asked for again after a pause, and so is room.
 
         Args:
             key: what `get` is asked for.
-            entry: what the arrays are made of, and how.
+            entry: tells what the arrays are made of, and how.
             shapes: of the arrays.
             fill: makes them, if nobody on this node has; None leaves that to others.
             may_evict: whether entries that nobody uses may have to leave for them.
 
         Returns:
-            The arrays, read-only; None if they are not there, see `NodeCache.open_made`.
+            None if they are not there, see `NodeCache.open_made`.
         """
+        now = self._now_s
+        if fill is not None and now < self._make_at:
+            fill = None
+        if fill is None and now < self._look_at.get(key, 0.0):
+            return None
         sizes = [prod(shape) * dtype.itemsize for dtype, shape in shapes.values()]
-        offsets = part_offsets(sizes)
+        starts = part_offsets(sizes)
 
         def views(buffer: memoryview) -> Arrays:
             return {
-                name: np.ndarray(shape, dtype, buffer, offset)
-                for (name, (dtype, shape)), offset in zip(shapes.items(), offsets, strict=True)
+                name: np.ndarray(shape, dtype, buffer, start)
+                for (name, (dtype, shape)), start in zip(shapes.items(), starts, strict=True)
             }
 
         make = None if fill is None else lambda buffer: fill(views(buffer))
-        opened = self._cache.open_made(entry, offsets[-1] + sizes[-1], make, may_evict=may_evict)
+        opened = self._cache.open_made(entry(), starts[-1] + sizes[-1], make, may_evict=may_evict)
         if opened is None:
+            self._look_at[key] = now + _LOOK_AGAIN_S
+            if fill is not None:
+                self._rest_from_making()
             return None
+        if fill is not None:
+            self._pause_s = _FIRST_PAUSE_S
+        self._look_at.pop(key, None)
+        opened.rest()
         blob = opened.blobs[0]
-        held = _Held(opened, views(blob.read(0, blob.size)))
-        self._open.put(key, held)
-        return held.arrays
+        kept = Kept(opened, views(blob.read(0, blob.size)), dict(zip(shapes, starts, strict=True)), now + _RENEW_S)
+        self._open.put(key, kept)
+        return kept
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give up every entry."""
         self._open.clear()
 
+    def _drop(self, kept: Kept) -> None:
+        self._open.drop_if(lambda held: held is kept)
+        self._rest_from_making()  # somebody needs the room
 
-def _close(held: _Held) -> None:
-    held.arrays = {}  # views first: memory that is still looked at stays, uncounted
-    held.entry.close()
+    def _rest_from_making(self) -> None:
+        self._make_at = self._now_s + self._pause_s
+        self._pause_s = min(_LAST_PAUSE_S, 2 * self._pause_s)

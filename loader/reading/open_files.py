@@ -2,14 +2,14 @@
 
 import resource
 
-# Shards, their tables and decoded episodes take up to two descriptors each: six in 16. Two threads (those of a loader
-# without worker processes) leave a quarter of the limit to others.
+# Shards, their tables and chunks of decoded frames take up to two descriptors each: six in 16. Two threads (those of a
+# loader without worker processes) leave a quarter of the limit to others.
 _SHARE = 16
 _ENOUGH = 1 << 16
 
 
 def most_open(num_readers: int) -> int:
-    """Shards, tables or decoded episodes, of each kind, that one of a thread's readers may keep open."""
+    """Shards, tables or chunks of decoded frames, of each kind, that one of a thread's readers may keep open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (_ENOUGH if limit == resource.RLIM_INFINITY else limit) // (_SHARE * num_readers))
 

@@ -13,8 +13,9 @@ from epistream.cache.node import NodeCache
 from epistream.loader.order.window import Window
 from epistream.loader.reading.array_tables import ArrayTables, gather_rows, gather_steps
 from epistream.loader.reading.cold_start import ColdReads, Wanted
-from epistream.loader.reading.decoded_episodes import DecodedEpisodes, DecodedPlan
-from epistream.loader.reading.frames import FrameDecoder, FrameOptions, Frames, copy_frames, draw_frames
+from epistream.loader.reading.decoded_frames import DecodedFrames
+from epistream.loader.reading.frames import FrameDecoder, FrameOptions, draw_frames
+from epistream.loader.reading.keeping import DecodedPlan
 from epistream.loader.reading.open_files import most_open
 from epistream.loader.reading.open_shards import OpenShard, OpenShards
 from epistream.sharding.format.features import Feature
@@ -45,7 +46,7 @@ class ReaderOptions:
     Args:
         max_open_shards: shards held open between batches; fewer where the process may open few files.
         frames: size of the frames.
-        decoded: sizes of the decoded episodes; None decodes every frame when it is read.
+        decoded: sizes of the decoded frames; None decodes every frame when it is read.
         num_readers: readers that the same thread has, among which the files that it may open are shared.
     """
 
@@ -101,7 +102,8 @@ class EpisodeReader:
         self._cold = ColdReads(self._features, self._max_open_shards)
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
-        self._decoded = DecodedEpisodes(costly, cache, options.decoded, most) if costly and options.decoded else None
+        self._decoded = DecodedFrames(costly, cache, options.decoded, most) if costly and options.decoded else None
+        self._costly = frozenset(costly)
 
     def read(self, windows: BatchWindows, out: Arrays, *, wait: bool = True) -> int:
         """Fill the arrays of one batch.
@@ -125,10 +127,12 @@ class EpisodeReader:
         out["step_index"][:num_windows] = windows.step
         out["task_index"][:num_windows] = windows.task_index
         out["is_repeat"][:num_windows] = windows.is_repeat
-        if self._cache.is_short():
+        is_short = self._cache.is_short()
+        if is_short:
             self.release()  # nobody can give back what is leased
+        self._tables.begin_batch(is_short=is_short)
         if self._decoded is not None:
-            self._decoded.begin_batch()
+            self._decoded.begin_batch(is_short=is_short)
         steps: dict[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]] = {}
         for name, offsets in self._offsets.items():
             if offsets not in steps:
@@ -140,26 +144,23 @@ class EpisodeReader:
         if self._window.pad == "zero":
             for name in self._features:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
+        if self._decoded is not None:
+            self._decoded.end_batch()
         return num_cold
 
-    def release(self, *, hold_tables: bool = False) -> None:
-        """Give up every shard and episode that the cache leases. Call before any wait.
+    def release(self) -> None:
+        """Give up every lease. Call before any wait.
 
         Files that are read in place stay open: nobody waits for these, and a stream without workers would open and
-        parse them for every batch.
-
-        Args:
-            hold_tables: keep the tables of such files too, which are small: only where no shard waits for room.
+        parse them for every batch. So do tables and decoded frames, which are not leased.
         """
-        if self._decoded is not None:
-            self._decoded.release()
-        if not hold_tables:
-            self._tables.release()
         self._shards.release()
 
     def close(self) -> None:
         """Give up everything, files that are read in place included; the next read opens them again."""
-        self.release()
+        if self._decoded is not None:
+            self._decoded.close()
+        self._tables.close()
         self._shards.close()
 
     def _read_shards(self, windows: BatchWindows, steps: Steps, out: Arrays, *, wait: bool) -> int:
@@ -204,39 +205,32 @@ class EpisodeReader:
                 out[name][rows] = gather_rows(tables[name], wanted + first_row, feature)
             else:
                 out[name][rows] = gather_steps(opened.tar, opened.index, feature, episodes, wanted)
-        decoded: Mapping[int, Frames] = {}
-        if self._decoded is not None and not opened.is_cold:
-            decoded = self._decoded.take(opened, episodes)
         for name in self._decoders:
             wanted, is_pad = steps[self._offsets[name]]
-            self._read_frames(opened, name, decoded, (episodes, wanted[rows], is_pad[rows], rows), out[name])
+            self._read_frames(opened, name, (episodes, wanted[rows], is_pad[rows], rows), out[name])
 
     def _read_frames(
         self,
         opened: OpenShard,
         name: str,
-        decoded: Mapping[int, Frames],
         wanted: tuple[Int64, Int64, NDArray[np.bool_], Int64],
         out: NDArray[Any],
     ) -> None:
         """Fill `out[rows]` with frames; `wanted` is episodes (R,), steps (R, n), padding (R, n) and rows (R,)."""
         episodes, steps, is_pad, rows = wanted
-        ready = {episode: frames[name] for episode, frames in decoded.items() if name in frames}
-        if ready:
-            is_ready = np.array([episode in ready for episode in episodes.tolist()])
-            copy_frames(ready, episodes[is_ready], steps[is_ready], out, rows[is_ready])
-            if is_ready.all():
-                return
-            episodes, steps, is_pad, rows = (part[~is_ready] for part in wanted)
         num_steps = steps.shape[1]
         needed = steps + opened.index.first_row[episodes][:, None]
         places = rows[:, None] * num_steps + np.arange(num_steps)
         if self._window.pad == "zero":
             needed, places = needed[~is_pad], places[~is_pad]
-        if needed.size:
-            frames = out.reshape(-1, *out.shape[2:])
-            decoder = self._decoders[name]
-            draw_frames(opened.tar, opened.index, decoder, needed.reshape(-1), frames, places.reshape(-1))
+        if not needed.size:
+            return
+        needed, places = needed.reshape(-1), places.reshape(-1)
+        frames = out.reshape(-1, *out.shape[2:])
+        if self._decoded is not None and name in self._costly:
+            self._decoded.draw(opened, name, needed, frames, places)
+        else:
+            draw_frames(opened.tar, opened.index, self._decoders[name], needed, frames, places)
 
 
 def _rows_by_shard(shard: Int64) -> list[Int64]:

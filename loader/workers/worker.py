@@ -16,6 +16,7 @@ from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.reading.keeping import DecodedStats
 from epistream.loader.reading.open_files import raise_limit
 from epistream.loader.workers.pipe import Record, RecordKind, RecordPipe
 from epistream.loader.workers.ring import Ring
@@ -23,6 +24,8 @@ from epistream.loader.workers.slots import Slots
 from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer
 from epistream.processes import end_with_parent
 
+# How long files and mappings are held while waiting, leased or not.
+_REST_S = 5.0
 # How long shards are held while waiting: short against the time that a process waits for room in the cache.
 _HOLD_S = 0.02
 # An orphan gives back leases and memory in a fraction of this, unless it is stuck.
@@ -39,7 +42,7 @@ class Message:
 
     `first_batch` is the first of those in the slot. `busy_s` is the time spent reading them, `effort` what of it the
     thread did itself, `slot_wait_s` the time spent waiting for a free slot before it. `replaced` tells of bad shards
-    whose windows were replaced.
+    whose windows were replaced, `decoded` of what became of the frames of this process so far.
     """
 
     serial: int
@@ -52,6 +55,7 @@ class Message:
     cache: CacheStats | None = None
     effort: ThreadTime = field(default_factory=ThreadTime)
     replaced: tuple[Replaced, ...] = ()
+    decoded: DecodedStats = field(default_factory=DecodedStats)
 
 
 class Worker:
@@ -136,10 +140,9 @@ class Worker:
                 started = time.perf_counter()
                 num_windows, replaced = self._feed.read(batches, self._views[self._free[0]])
                 busy_s, effort = time.perf_counter() - started, self._timer.lap()
-                slot, cache = self._free.popleft(), self._job.cache.stats()
-                self._send(
-                    Message(serial, batches[0], slot, num_windows, None, busy_s, waited_s, cache, effort, replaced)
-                )
+                slot, cache, decoded = self._free.popleft(), self._job.cache.stats(), self._job.decoded_stats()
+                told = (busy_s, waited_s, cache, effort, replaced, decoded)
+                self._send(Message(serial, batches[0], slot, num_windows, None, *told))
         except Exception as error:  # whatever it is, the training process must hear of it
             self._feed.release()
             self._send(Message(serial, batches[0], error=_sendable(error, self.index)))
@@ -162,6 +165,10 @@ class Worker:
         self._read_inbox()
         if not ready():
             self._feed.release()
+            self.inbox.wait(timeout_s=_REST_S)
+            self._read_inbox()
+        if not ready():
+            self._feed.rest()
         while not ready():
             # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
             self.inbox.wait(timeout_s=3600.0)

@@ -114,9 +114,9 @@ def test_process_that_takes_half_of_a_group_while_a_stream_runs_is_not_killed(
         (group / "memory.limit_in_bytes").write_text(str(limit))
         running.tell("go")
         heard = read()
-        while heard["epoch"] < 2:
+        while heard["held"] < 0.9 * DECODED_BYTES:
+            assert heard["epoch"] < 30, "everything is kept as long as nobody else wants the memory"
             heard = read()
-        assert heard["held"] >= 0.9 * DECODED_BYTES, "everything is kept as long as nobody else wants the memory"
         assert heard["given"] == 0
 
         taker = Talker("take", str(group))
@@ -169,9 +169,14 @@ def test_stream_on_a_machine_that_others_fill_gives_back_and_goes_on_with_right_
             machine.have(free - held(), total)
             np.testing.assert_array_equal(next(batches)[camera].numpy(), want)
 
-    for _ in range(2):
-        read_epoch()
-    assert held() == whole
+    def keep_all() -> None:
+        for _ in range(30):  # by and by: it may take a share of the time only
+            read_epoch()
+            if held() >= whole:
+                break
+        assert whole <= held() <= 1.01 * whole  # with a byte for each frame
+
+    keep_all()
     assert stream.job.cache.stats().bytes_given_back == 0
     read_epoch(2 * whole // len(wanted))
     read_epoch()
@@ -186,9 +191,7 @@ def test_stream_on_a_machine_that_others_fill_gives_back_and_goes_on_with_right_
 
     free, total = 3 * whole, 4 * whole  # the others have ended, a minute ago
     monkeypatch.setattr(pressure.time, "monotonic", lambda now=pressure.time.monotonic: now() + 60)
-    for _ in range(2):
-        read_epoch()
-    assert held() == whole
+    keep_all()
     stream.job.cache.close()
 
 

@@ -143,8 +143,9 @@ def test_streamed_frames_are_those_of_the_source(shards, files, tmp_path, decode
                     if size is None:
                         episode, step = int(batch["episode_index"][0]), int(batch["step_index"][0])
                         np.testing.assert_array_equal(batch[camera][0, 1], list(recorded(files, camera))[episode][step])
-        made = ours.stats().cache.made_fills
-    assert (made > 1) == (decode == "once")  # one is the table of the shard's arrays
+        stats = ours.stats()
+    assert (stats.cache.made_fills > 1) == (decode == "once")  # one is the table of the shard's arrays
+    assert (stats.decoded.num_decoded > 0) == (decode == "once")
 
 
 def test_depth_goes_to_a_codec_that_can_hold_it(zipped, tmp_path):

@@ -34,12 +34,21 @@ ACTION = (
     '{"name": "action", "kind": "array", "dtype": "float64", "shape": [7], "codec": "npy", '
     '"jpeg_channels": null, "rotate": 0, "fps": 20.0, "units": null, "source_path": "actions"}'
 )
-# What is said of entries that are made of shards, each with its version, 1.
+# What is said of entries that are made of shards, each with its version: 1 of columns, 2 of decoded frames.
 COLUMNS = f'["columns", 1, [{GRIPPER}, {ACTION}]]'
 
 
-def decoded(episode_in_shard, side=24):
-    return f"decoded {episode_in_shard} [1, [[{CAMERA}, [{side}, {side}, 3]]]]"
+# Steps whose decoded frames are one entry, at least so many bytes.
+CHUNK_BYTES = 1 << 20
+STEPS_OF_SHARD = [sum(NUM_STEPS[demo] for demo in demos) for demos in DEMOS_OF_SHARD]
+
+
+def decoded_key(stored, shard, side=24):
+    """The key of the decoded frames of a shard, which are few enough for one entry; it begins with their group."""
+    about = f"[2, {CHUNK_BYTES // (side * side * 3)}, [[{CAMERA}, [{side}, {side}, 3]]]]"
+    group = f"decoded frames of {es.open_dataset(stored / 'jpeg').fingerprint} {side * side * 3} {about}"
+    begin = hashlib.blake2b(group.encode(), digest_size=4).hexdigest()
+    return begin + key(parts_of(stored, shard), f"decoded rows 0 {about}")[8:]
 
 
 def key(parts, content=""):
@@ -114,30 +123,30 @@ def test_entry_that_was_pickled_before_there_were_groups_has_none():
 
 
 def test_directory_after_epochs_holds_these_files_and_no_others(stored, cache_path):
+    shards = [key(parts_of(stored, shard)) for shard in range(2)]
+    frames = [decoded_key(stored, shard) for shard in range(2)]
     with es.StreamingLoader(stream_of(stored, cache_path, decode="once"), num_workers=0, num_threads=1) as loader:
-        for epoch in range(3):
+        for epoch in range(60):  # keeping takes a share of the time only
             for batch in loader:
                 assert len(batch["task"]) == 4
                 if epoch == 0:  # filling ahead goes on beside the loop
                     wait_for(lambda: any(name.startswith("prefetch-") for name in names(cache_path)))
-        shards = [key(parts_of(stored, shard)) for shard in range(2)]
-        episodes = {
-            demo: key(parts_of(stored, shard), decoded(k))
-            for shard, demos in enumerate(DEMOS_OF_SHARD)
-            for k, demo in enumerate(demos)
-        }
-        entries = {*shards, *episodes.values()}
+            if {f"{entry}.shard" for entry in frames} <= names(cache_path):
+                break
+        entries = {*shards, *frames}
         assert names(cache_path) == {
             ".users",
             ".lock",
             ".budget",
             "prefetch-faef82557b5ddbe8.lock",
+            f"claim-{frames[0][:8]}",
             *(f"{entry}.shard" for entry in entries),
         }
         for shard, entry in enumerate(shards):
             assert (cache_path / f"{entry}.shard").read_bytes() == shard_bytes(stored, shard)
-        for demo, entry in episodes.items():
-            assert (cache_path / f"{entry}.shard").stat().st_size == NUM_STEPS[demo] * 24 * 24 * 3
+        for num_steps, entry in zip(STEPS_OF_SHARD, frames, strict=True):
+            size = num_steps * 24 * 24 * 3
+            assert (cache_path / f"{entry}.shard").stat().st_size == size + -size % 64 + num_steps
         assert (cache_path / ".budget").read_text() == "67108864"
         assert (cache_path / ".users").read_bytes() == b""
         pages = sum(-(-(cache_path / f"{entry}.shard").stat().st_size // 4096) for entry in entries)
@@ -146,24 +155,30 @@ def test_directory_after_epochs_holds_these_files_and_no_others(stored, cache_pa
     assert not cache_path.exists()
 
 
-def test_decoded_entry_holds_the_pixels_that_pillow_saw_one_camera_after_the_other(stored, shards, cache_path):
+def test_decoded_entry_holds_the_pixels_that_pillow_saw_and_then_which_of_them_are_there(stored, shards, cache_path):
     with es.StreamingLoader(stream_of(stored, cache_path, decode="once"), num_workers=0, num_threads=0) as loader:
-        for _ in range(3):
+        for _ in range(60):  # keeping takes a share of the time only
             list(loader)
+            if loader.stats().decoded.num_kept == sum(STEPS_OF_SHARD):
+                break
         for shard, held in enumerate(shards["jpeg"].values()):
-            for k, episode in enumerate(held):
-                entry = key(parts_of(stored, shard), decoded(k))
-                frames = np.frombuffer((cache_path / f"{entry}.shard").read_bytes(), np.uint8).reshape(-1, 24, 24, 3)
-                assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == episode["frames"]
+            data = (cache_path / f"{decoded_key(stored, shard)}.shard").read_bytes()
+            expected = [digest for episode in held for digest in episode["frames"]]
+            frames = np.frombuffer(data, np.uint8, len(expected) * 24 * 24 * 3).reshape(-1, 24, 24, 3)
+            assert [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames] == expected
+            assert data.endswith(b"\1" * len(expected))
 
 
 def test_decoded_entry_of_a_smaller_size_has_a_name_of_its_own(stored, cache_path):
     options = {"decode": "once", "image_size": (8, 8)}
     with es.StreamingLoader(stream_of(stored, cache_path, **options), num_workers=0, num_threads=0) as loader:
-        for _ in range(3):
+        path = cache_path / f"{decoded_key(stored, 1, side=8)}.shard"
+        for _ in range(60):
             list(loader)
-        entry = key(parts_of(stored, 1), decoded(1, side=8))
-        assert (cache_path / f"{entry}.shard").stat().st_size == NUM_STEPS["demo_4"] * 8 * 8 * 3
+            if path.exists():
+                break
+        size = STEPS_OF_SHARD[1] * 8 * 8 * 3
+        assert path.stat().st_size == size + -size % 64 + STEPS_OF_SHARD[1]
 
 
 def test_columns_entry_holds_the_rows_of_its_features_one_after_the_other(stored, cache_path):
@@ -235,9 +250,8 @@ def as_another_release_left_it(folder, entries):
 def test_entries_of_another_release_are_used_and_not_filled_again(stored, cache_path):
     # Pixels that no decoder would give, so that one sees where they come from.
     white = {
-        key(parts_of(stored, shard), decoded(k)): b"\xff" * (NUM_STEPS[demo] * 24 * 24 * 3)
-        for shard, demos in enumerate(DEMOS_OF_SHARD)
-        for k, demo in enumerate(demos)
+        decoded_key(stored, shard): joined(b"\xff" * (num_steps * 24 * 24 * 3), b"\1" * num_steps)
+        for shard, num_steps in enumerate(STEPS_OF_SHARD)
     }
     shards = {key(parts_of(stored, shard)): shard_bytes(stored, shard) for shard in range(2)}
     as_another_release_left_it(cache_path, {**shards, **white})

@@ -117,6 +117,26 @@ def test_report_of_a_run_as_text_and_json(aloha_shards):
     ]
 
 
+def test_report_says_which_frames_are_kept_and_why_not_more(aloha_shards, tmp_path):
+    cache = es.CacheOptions(directory=str(tmp_path / "cache"), budget_bytes="1500KiB")
+    options = {"batch_size": 10, "image_size": (48, 64), "cache": cache}
+    lines = {}
+    for decode in ("once", "auto", "per_read"):
+        stream = es.EpisodeStream(aloha_shards, decode=decode, **options)
+        with es.StreamingLoader(stream, num_workers=2) as loader:
+            for _ in range(2):
+                list(loader)
+            rows = dict(line.split(maxsplit=1) for line in str(loader.report()).splitlines()[1:])
+            values = json.loads(json.dumps(loader.report().to_json()))["stats"]["decoded"]
+        lines[decode] = rows.get("decoded", "")
+        assert values["num_taken"] + values["num_decoded"] == (2 * 140 * 2 if decode == "once" else 0)
+    assert "frames copied" in lines["once"]
+    assert "of 2.5 MiB; not all: they may take 1.5 MiB (the cache's budget" in lines["once"]
+    assert lines["auto"].startswith("no frames are kept: they may take 1.5 MiB (the cache's budget")
+    assert "raise budget_bytes" in lines["once"]
+    assert lines["per_read"] == ""
+
+
 def test_report_before_the_first_batch_and_after_close_is_no_error(aloha_shards):
     loader = es.StreamingLoader(es.EpisodeStream(aloha_shards, batch_size=10, features=["action"]), num_workers=1)
     assert loader.report().limit.limit == "too early"

@@ -7,6 +7,7 @@ import pytest
 import epistream as es
 from epistream.cache.stats import CacheStats
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
+from epistream.loader.reading.keeping import DecodedStats
 from epistream.loader.workers import thread_time
 from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer, read_thread_time
 from epistream.loader.workers.worker import Message
@@ -55,6 +56,31 @@ def test_stats_after_a_restart_keep_what_the_old_workers_counted():
     assert stats.start_wait_s == 2.0  # new workers start anew
 
 
+def decoded_message(*counts, why=""):
+    return Message(1, 0, 0, 8, decoded=DecodedStats(*counts, why))
+
+
+def test_stats_of_decoded_frames_add_up_over_workers_and_their_successors():
+    recorder = StatsRecorder()
+    recorder.receive(0, decoded_message(1, 2, 3, 40, 100), waited_s=0.0)
+    recorder.receive(1, decoded_message(10, 20, 30, 60, 100, why="an old reason"), waited_s=0.0)
+    recorder.receive(0, decoded_message(2, 3, 4, 50, 100, why="the newest"), waited_s=0.0)
+    assert recorder.snapshot(shared_cache=False).decoded == DecodedStats(12, 23, 34, 60, 100, "the newest")
+    recorder.restart(shared_cache=False)
+    recorder.receive(0, decoded_message(100, 0, 0, 100, 100), waited_s=0.0)
+    assert recorder.snapshot(shared_cache=False).decoded == DecodedStats(112, 23, 34, 100, 100, "the newest")
+
+
+def test_stats_of_decoded_frames_of_threads_are_those_of_their_process():
+    recorder = StatsRecorder()
+    for worker, count in ((0, 1), (1, 2), (0, 3)):
+        recorder.receive(worker, decoded_message(count, count, 0, 5, 9), waited_s=0.0)
+    recorder.restart(shared_cache=True)
+    assert recorder.snapshot(shared_cache=True).decoded == DecodedStats(3, 3, 0, 5, 9)
+    recorder.receive(0, decoded_message(7, 3, 0, 5, 9), waited_s=0.0)
+    assert recorder.snapshot(shared_cache=True).decoded == DecodedStats(7, 3, 0, 5, 9)
+
+
 def test_stats_snapshot_does_not_change_afterwards():
     recorder = StatsRecorder()
     recorder.receive(0, message(), waited_s=1.0)
@@ -92,6 +118,7 @@ def test_stats_since_is_what_was_added():
         start_wait_s=0.5,
         effort=ThreadTime(1.0, 0.5, 512),
         cache=CacheStats(hits=1, fills=2, tier="shm"),
+        decoded=DecodedStats(1, 2, 3, 40, 100, "full"),
     )
     later = LoaderStats(
         num_batches=5,
@@ -102,12 +129,14 @@ def test_stats_since_is_what_was_added():
         start_wait_s=0.5,
         effort=ThreadTime(3.0, 0.75, 1024),
         cache=CacheStats(hits=4, fills=2, tier="disk"),
+        decoded=DecodedStats(5, 7, 9, 60, 100, "fuller"),
     )
     added = later.since(earlier)
     assert (added.num_batches, added.num_windows, added.num_copied_batches) == (3, 24, 1)
     assert (added.elapsed_s, added.data_wait_s, added.start_wait_s) == (2.0, 1.0, 0.0)
     assert added.effort == ThreadTime(2.0, 0.25, 512)
     assert (added.cache.hits, added.cache.fills, added.cache.tier) == (3, 0, "disk")
+    assert added.decoded == DecodedStats(4, 5, 6, 60, 100, "fuller")
     assert added.windows_per_s == 12.0
 
 

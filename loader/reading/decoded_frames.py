@@ -1,0 +1,292 @@
+"""Frames that were decoded once per node: kept in the cache beside the shards as they are read, and copied then."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epistream.cache.node import NodeCache
+from epistream.cache.source.entry import Entry
+from epistream.loader.reading.frames import FrameDecoder, decode_frames, draw_frames
+from epistream.loader.reading.keeping import DecodedPlan, Room, Spent
+from epistream.loader.reading.kept_arrays import Arrays, Kept, KeptArrays, Shapes
+from epistream.loader.reading.open_shards import OpenShard
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever the bytes of an entry change their meaning: jobs of other releases share the node's cache.
+_VERSION = 2
+# Each open chunk is up to three descriptors and a mapping.
+_MAX_OPEN = 1024
+# Chunks of a dataset: few enough to stay open, enough to keep a share of them. A chunk is made within a batch, and
+# fresh memory takes a millisecond for 4 MiB.
+_NUM_CHUNKS = 48
+# No more than this need be saved up for the next one: one that took longer was disturbed.
+_MOST_SAVED_UP_S = 0.05
+_CHUNK_BYTES = 1 << 20, 64 << 20
+
+Int64 = NDArray[np.int64]
+
+
+class DecodedFrames:
+    """The kept frames that a reader draws from, and adds to. Not shared between threads.
+
+    An entry of the cache, a chunk, has room for the frames of neighbouring steps of a shard, whatever episodes these
+    are of, and a byte for each frame that says whether it is there. Nothing is decoded ahead: who decodes a frame for
+    a batch puts it into the chunk, and whoever needs it next, in any process of the node, copies it from there. So a
+    frame is decoded once, the first batches come as soon as without keeping, and the pixels are the same in any
+    case. At most one chunk is made for a batch, and none for the first one.
+
+    Args:
+        decoders: of the cameras, by feature.
+        cache: where they are kept.
+        plan: sizes of the whole.
+        max_open: chunks that may be held open at a time.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        decoders: Mapping[str, FrameDecoder],
+        cache: NodeCache,
+        plan: DecodedPlan,
+        max_open: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._decoders = dict(decoders)
+        self._chunks: KeptArrays[tuple[int, int]] = KeptArrays(cache, min(_MAX_OPEN, max_open))
+        self._plan = plan
+        self._clock = clock
+        self._spent = Spent()
+        self._began_s = self._making_s = 0.0
+        self._is_first = True
+        self._may_make = False
+        # Bytes of the chunks that were seen in the cache.
+        self._seen: dict[tuple[int, int], int] = {}
+        self._room_bytes = 0
+        self._fence = threading.Lock()
+        # Names are hashed into keys whenever a chunk is opened: what they have in common is written once.
+        shown = [[decoder.feature.to_dict(), list(decoder.shape)] for decoder in decoders.values()]
+        self._content = json.dumps([_VERSION, plan.chunk_rows, shown])
+        self._group = f"{plan.group} {self._content}"
+        self._room = Room(cache, plan, self._group)
+
+    def begin_batch(self, *, is_short: bool = False) -> None:
+        """Another batch begins; memory may be short."""
+        self._chunks.begin_batch(is_short=is_short)
+        why = "" if self._plan.wanted else self._plan.costs.judge()
+        if why:
+            self._room.give_up(why)
+            self._chunks.close()
+        self._room.look(self._room_bytes)
+        # What making one took is there to be spent first: until then the frames of those that are there are kept.
+        is_time = self._plan.costs.allowance_s > self._making_s
+        self._may_make = is_time and not self._is_first and self._chunks.may_make
+        self._is_first = False
+        self._began_s = self._clock()
+
+    def end_batch(self) -> None:
+        """It is read."""
+        spent, self._spent = self._spent, Spent()
+        spent.reading_s = self._clock() - self._began_s - spent.keeping_s
+        costs = self._plan.costs
+        costs.add(spent, self._room_bytes, self._room.why, wanted=self._plan.wanted)
+
+    def draw(self, opened: OpenShard, name: str, needed: Int64, out: NDArray[Any], places: Int64) -> None:
+        """As `draw_frames`: frames that are kept are copied, and the others decoded and, if there is room, kept.
+
+        Args:
+            opened: the shard.
+            name: of the camera.
+            needed: (N,) rows of the index.
+            out: (M, H, W, C) frames of the batch.
+            places: (N,) positions in `out`.
+
+        Raises:
+            FormatError: a frame that is torn; the message names it.
+        """
+        decoder = self._decoders[name]
+        # What is kept of whole shards waits until they are there.
+        if not self._room.keeps or opened.is_cold:
+            draw_frames(opened.tar, opened.index, decoder, needed, out, places)
+            return
+        spent, clock = self._spent, self._clock
+        began_s, kept_before_s = clock(), spent.keeping_s
+        chunks: dict[int, _Frames | None] = {}
+        rows, targets = needed.tolist(), places.tolist()
+        missing = self._take(opened, name, (rows, targets), out, chunks)
+        taken_s = clock()
+        spent.num_taken += len(rows) - len(missing)
+        if not missing:
+            spent.num_timed_taken += len(rows)
+            spent.taking_s += taken_s - began_s - (spent.keeping_s - kept_before_s)
+            return
+        are_some = len(missing) < len(rows)
+        if are_some:
+            rows, targets = [rows[each] for each in missing], [targets[each] for each in missing]
+        decode_frames(opened.tar, opened.index, decoder, rows, out, targets)
+        decoded_s = clock()
+        spent.num_decoded += len(rows)
+        if not are_some:
+            spent.num_timed_decoded += len(rows)
+            spent.decoding_s += decoded_s - taken_s
+        if self._may_keep:
+            self._keep(rows, targets, out, chunks)
+            spent.keeping_s += clock() - decoded_s
+
+    def close(self) -> None:
+        """Give up every chunk."""
+        self._chunks.close()
+
+    def _take(
+        self,
+        opened: OpenShard,
+        name: str,
+        wanted: tuple[list[int], list[int]],
+        out: NDArray[Any],
+        chunks: "dict[int, _Frames | None]",
+    ) -> list[int]:
+        """Copy the kept ones of the wanted rows to their places, neighbours in one go; numbers of the others."""
+        chunk_rows = self._plan.chunk_rows
+        missing: list[int] = []
+        runs: list[tuple[NDArray[Any], int, int, int]] = []
+        frames: NDArray[Any] | None = None
+        first = start = length = 0  # of the run in hand: in the chunk, in `out`, and how many
+        needed, places = wanted
+        for position, row in enumerate(needed):
+            number, at = divmod(row, chunk_rows)
+            if number not in chunks:
+                chunks[number] = self._open(opened, number, name)
+            chunk = chunks[number]
+            if chunk is None or not chunk.is_there[at]:
+                missing.append(position)
+                continue
+            place = places[position]
+            if frames is chunk.frames and at == first + length and place == start + length:
+                length += 1
+                continue
+            if frames is not None:
+                runs.append((frames, first, start, length))
+            frames, first, start, length = chunk.frames, at, place, 1
+        if frames is not None:
+            runs.append((frames, first, start, length))
+        if not runs:
+            return missing
+        # A processor that orders memory weakly must not have read the frames before what says that they are there.
+        with self._fence:
+            pass
+        for frames, first, start, length in runs:
+            if length == 1:
+                np.copyto(out[start], frames[first])
+            else:
+                np.copyto(out[start : start + length], frames[first : first + length])
+        return missing
+
+    def _keep(
+        self, needed: list[int], places: list[int], out: NDArray[Any], chunks: "Mapping[int, _Frames | None]"
+    ) -> None:
+        """Put frames of the batch into their chunks."""
+        try:
+            for row, place in zip(needed, places, strict=True):
+                number, at = divmod(row, self._plan.chunk_rows)
+                chunk = chunks[number]
+                if chunk is not None and not chunk.is_there[at]:
+                    self._spent.num_kept += chunk.put(at, out[place])
+        except OSError as error:
+            self._room.give_up(f"writing to the cache failed: {error}")
+
+    @property
+    def _may_keep(self) -> bool:
+        return self._plan.costs.allowance_s > self._spent.keeping_s
+
+    def _open(self, opened: OpenShard, number: int, name: str) -> "_Frames | None":
+        key = opened.number, number
+        kept = self._chunks.get(key)
+        if kept is None:
+            if self._chunks.is_missing(key) and not self._may_make:
+                return None
+            kept = self._open_anew(opened, key)
+        if kept is None:
+            return None
+        frames = kept.views.get(name)
+        if frames is None:
+            frames = kept.views[name] = _Frames(kept, name)
+        return frames
+
+    def _open_anew(self, opened: OpenShard, key: tuple[int, int]) -> Kept | None:
+        number = key[1]
+        first = number * self._plan.chunk_rows
+        length = min(self._plan.chunk_rows, opened.index.num_rows - first)
+        shapes: Shapes = {
+            **{name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()},
+            **{_is_there(name): (np.dtype(np.uint8), (length,)) for name in self._decoders},
+        }
+        num_bytes = sum(length * d.num_bytes for d in self._decoders.values())
+        fits = self._room_bytes - self._seen.get(key, 0) + num_bytes <= self._room.most_bytes
+        may_make = self._may_make and fits
+        made = False
+
+        def begin(arrays: Arrays) -> None:
+            nonlocal made
+            made = True  # all zeros, as files are born
+
+        began_s = self._clock()
+        kept = self._chunks.open(
+            key,
+            lambda: Entry(opened.source.parts, f"decoded rows {number} {self._content}", group=self._group),
+            shapes,
+            begin if may_make else None,
+            may_evict=self._room.may_evict,
+        )
+        if self._may_make:
+            self._may_make = False
+        if made:
+            made_s = self._clock() - began_s
+            self._spent.keeping_s += made_s
+            self._making_s = min(made_s, _MOST_SAVED_UP_S)
+        seen = num_bytes if kept is not None else 0
+        if seen != self._seen.get(key, 0):
+            self._room_bytes += seen - self._seen.get(key, 0)
+            self._seen[key] = seen
+        return kept
+
+
+class _Frames:
+    """The frames of one camera in a chunk that is open.
+
+    Attributes:
+        frames: (rows, H, W, C), read-only.
+        is_there: (rows,) not 0 where the frame is there; changes as others put frames in.
+    """
+
+    def __init__(self, kept: Kept, name: str) -> None:
+        self.frames = kept.arrays[name]
+        self.is_there: memoryview = kept.arrays[_is_there(name)].data
+        self._write = kept.write
+        self._row_bytes = self.frames.strides[0]
+        self._first_frame, self._first_flag = kept.offsets[name], kept.offsets[_is_there(name)]
+
+    def put(self, at: int, frame: NDArray[Any]) -> bool:
+        """Put a frame (H, W, C) at a row; whether it is there now. Who dies in here leaves it not there."""
+        write = self._write
+        return write(self._first_frame + at * self._row_bytes, frame.data) and write(self._first_flag + at, b"\1")
+
+
+def _is_there(name: str) -> str:
+    return f"is there: {name}"
+
+
+def chunk_rows(num_bytes: int, step_bytes: int) -> int:
+    """Steps whose decoded frames are kept together.
+
+    Args:
+        num_bytes: of all decoded frames of the dataset: a function of the manifest, so that all jobs agree.
+        step_bytes: of the decoded frames of a step.
+    """
+    least, most = _CHUNK_BYTES
+    return max(1, min(most, max(least, num_bytes // _NUM_CHUNKS)) // step_bytes)
