@@ -67,7 +67,7 @@ class Group:
     Attributes:
         scenario: the windows, a name of `peers.data.SCENARIOS`.
         batch_size: windows of a batch.
-        decode: of `EpisodeStream`; "once" is measured when everything was decoded by an epoch before.
+        decode: of `EpisodeStream`; "once" is measured when everything was decoded by epochs before.
         loader: options of `StreamingLoader`.
         cache: mode of the cache, which is empty at the start of each measurement.
         is_start: what is measured is the time to the first batch.

@@ -18,6 +18,7 @@ from typing import Any
 import torch  # a training program has it before the clock runs
 
 _WARM_BATCHES = 12
+_KEEP_EPOCHS = 8
 _SETTLE_S = 0.1  # of CPU time
 _REST_S, _LOOK_S, _IDLE_CPU_S = 2.0, 0.05, 0.001
 
@@ -43,8 +44,8 @@ def rate(seconds: float, **options: Any) -> Iterator[Figures]:
     """
     with opened(**options) as loader:
         batches, once = chain.from_iterable(repeat(loader)), options["stream"]["decode"] == "once"
-        # The epoch that decodes visits every episode.
-        next(islice(batches, max(_WARM_BATCHES, loader.num_batches if once else 0), None))
+        # Some epochs, after which all frames are kept decoded.
+        next(islice(batches, max(_WARM_BATCHES, _KEEP_EPOCHS * loader.num_batches if once else 0), None))
         found: Figures = {}
         while True:
             rest(loader)

@@ -19,7 +19,8 @@ from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.store.places import file_system_type, is_network
 from epistream.configs.config import Config
 from epistream.file_systems import local_path
-from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, measure_loading, unique_share
+from epistream.loader.loader import StreamingLoader
+from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, keep_decoded, measure_loading, unique_share
 from epistream.loader.order.world import World
 from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
@@ -32,6 +33,7 @@ from epistream.loader.workers.cores import num_usable_cores
 _SAMPLE_BYTES = 192 << 20
 _SAMPLE_SHARDS = 16
 _KEPT_BYTES = 512 << 20
+_KEEP_S = 60.0
 _ROUNDS = 2
 # One rank alone, every window at least once, and every frame decoded: what is kept decoded is reckoned later.
 PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read"}
@@ -158,8 +160,10 @@ def survey_kept(
         budget = holder.budget()
         if budget is None or budget.bytes < 1.5 * sizes[number - 1]:
             return None
-        # A reader makes one episode a batch, and looks for all of them at first.
-        alone, together = _rates(few, found.num_cores, seconds, WARM_UP + 2 * number, say)
+        say("keeping decoded frames")
+        with StreamingLoader(few, num_workers=found.num_cores) as loader:
+            keep_decoded(loader, _KEEP_S)
+        alone, together = _rates(few, found.num_cores, seconds, WARM_UP, say)
     # Mapped episodes would count as a worker's own memory; the cache's bytes have them.
     workers = found.together["processes"].worker_bytes
     return replace(

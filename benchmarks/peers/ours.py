@@ -7,6 +7,9 @@ from typing import Any
 from peers.contender import BATCH_SIZE, NUM_WORKERS, Batches, forever
 from peers.data import Scenario
 
+# An earlier epoch or job has decoded everything: at most so long.
+_KEEP_S = 300.0
+
 
 def load() -> None:
     import epistream as es
@@ -28,10 +31,15 @@ def epistream(**options: Any) -> Callable[[Scenario, Path], Batches]:
             decode=decode,
         )
         loader = es.StreamingLoader(stream, **{"num_workers": NUM_WORKERS, **options.get("loader", {})})
-        if decode == "once":
-            # Warm: everything was decoded before, by an earlier epoch or job. An epoch visits every episode.
-            for _ in loader:
-                pass
-        return forever(loader)
+        return _kept(loader) if decode == "once" else forever(loader)
 
     return start
+
+
+def _kept(loader: Any) -> Batches:
+    """Batches of a loader: the first as it comes to a user, the others once all is kept that there is room for."""
+    from epistream.loader.measuring.rates import keep_decoded
+
+    yield next(iter(loader))
+    keep_decoded(loader, _KEEP_S)
+    yield from forever(loader)

@@ -3,8 +3,6 @@
 import os
 import platform
 import statistics
-import time
-from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,7 +14,7 @@ from epistream._version import __version__
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.measuring.bound import Bound, measure_bound
-from epistream.loader.measuring.rates import run_steadily
+from epistream.loader.measuring.rates import keep_decoded, run_steadily
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.order.window import Window
 from epistream.loader.reading.frames import Decode
@@ -81,7 +79,7 @@ class BenchResult:
 def run_bench(url: str, options: BenchOptions, stream: EpisodeStream | None = None) -> BenchResult:
     """Measure the dataset at `url`, or a `stream` of it.
 
-    It takes about ``rounds * seconds`` for each row, and the time to decode every episode once.
+    It takes about ``rounds * seconds`` for each row, and the time until every frame is kept decoded.
     """
     given = stream
     stream = given or _stream(url, options, "per_read")
@@ -139,21 +137,13 @@ class _Plan:
                 row.shm_bytes = max(row.shm_bytes, memory.cache_bytes)
 
     def warm(self) -> None:
-        """Let every episode be decoded."""
-        episodes = self._stream.job.dataset.num_episodes
-        deadline = time.monotonic() + _WARM_S
+        """Let every frame be decoded."""
         with StreamingLoader(self._stream, num_workers=self._number) as loader:
-            # Found or made: whatever an earlier run left is there already.
-            while loader.stats().cache.made_fills < episodes and time.monotonic() < deadline:
-                num_made = loader.stats().cache.made_fills
-                for _ in range(2):
-                    deque(loader, maxlen=0)
-                if loader.stats().cache.made_fills == num_made:
-                    break
+            keep_decoded(loader, _WARM_S)
 
 
 def fits_decoded(job: ReadJob) -> bool:
-    """Whether there are frames to decode, and all decoded episodes would fit the cache's budget now."""
+    """Whether there are frames to decode, and all of them would fit the cache's budget now."""
     part = replace(job.part, frames=replace(job.part.frames, decode="once"))
     plan = replace(job, parts=(part,)).reader_options[0].decoded
     budget = job.cache.budget() if plan is not None and plan.num_bytes else None

@@ -61,6 +61,22 @@ class SteadyRun:
         return self.stats.num_windows / self.elapsed_s
 
 
+def keep_decoded(loader: StreamingLoader, seconds: float) -> None:
+    """Read epochs until all decoded frames that there is room for are kept, or for so many seconds.
+
+    Found or decoded: what an earlier run left is there already. Keeping takes a share of the time only, so this takes
+    some epochs.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        num_kept = loader.stats().decoded.num_kept
+        for _ in range(2):
+            for batch in loader:
+                del batch
+        if loader.stats().decoded.num_kept == num_kept:
+            return
+
+
 def run_steadily(loader: StreamingLoader, warm_up: int, seconds: float, least: int = 1) -> SteadyRun:
     """Take batches of a loader that has not begun, epoch after epoch.
 
