@@ -13,12 +13,17 @@ from epistream.file_systems import local_path
 
 
 class Direct:
-    """Reads sources without the cache."""
+    """Reads sources without the cache.
+
+    Attributes:
+        advises: Whether the kernel is told of a local file that it is wanted soon; unless somebody reads it ahead.
+    """
 
     def __init__(self, remote: Remote, counters: Counters) -> None:
         self._remote = remote
         self._counters = counters
         self._versions: dict[str, str] = {}
+        self.advises = True
 
     def open(self, entry: Entry) -> OpenEntry:
         """The entry's parts, each by what it takes to read it.
@@ -39,7 +44,7 @@ class Direct:
             return part.supply.open()
         path = local_path(part.url)
         if path is not None:
-            return FileBlob(path, part.size)
+            return FileBlob(path, part.size, None if self.advises else (0, 0))
         return RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size))
 
     def identified(self, entry: Entry) -> Entry:

@@ -1,16 +1,19 @@
 """The node's cache as readers see it: `NodeCache.open` gives the bytes of an entry, from wherever is best."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing import util
+from pathlib import Path
 from typing import Any
 
+from epistream.cache.ahead_board import number_of
 from epistream.cache.direct import Direct
 from epistream.cache.open_entry import OpenEntry
 from epistream.cache.options import CacheOptions
 from epistream.cache.prefetch import Prefetcher
-from epistream.cache.routes import route_of
+from epistream.cache.read_ahead import Places, ReadAhead, local_ranges
+from epistream.cache.routes import is_on_disk, route_of
 from epistream.cache.source.entry import Entry, group_digits
 from epistream.cache.source.fetch import Fetcher
 from epistream.cache.source.remote import Remote, RetryOptions
@@ -158,6 +161,27 @@ class NodeCache:
         """
         return self._use().prefetcher(plan, entries, ahead)
 
+    def is_on_disk(self, entry: Entry) -> bool:
+        """Whether an entry is read in place from a disk of this machine."""
+        return self._use().is_on_disk(entry) and not self.keeps(entry)
+
+    def read_ahead(self, board: Path, entries: Iterable[Entry], ahead: int) -> ReadAhead:
+        """Have the next entries of a plan that are on a disk in the page cache, where that is worth it.
+
+        Args:
+            board: A local file that all ranks of the node with the same plan have.
+            entries: In the order of use; read lazily, in a thread of this process. Those elsewhere are passed over.
+            ahead: Entries to keep ready beyond those that were passed.
+
+        Returns:
+            What does it, not started: ``start()`` it after any fork, tell it ``advance(num_passed)``.
+        """
+        places = ((number_of(entry), self._places(entry)) for entry in entries)
+        return self._use().read_ahead(board, places, ahead)
+
+    def _places(self, entry: Entry) -> Places:
+        return local_ranges(entry) if self.is_on_disk(entry) else ()
+
     def budget(self) -> Budget | None:
         """The byte budget of the first tier as it is now; None if nothing is cached (mode "off", or no directory)."""
         return self._use().stores.budget()
@@ -237,11 +261,27 @@ class _Used:
         self.tiers = Tiers(options, self.stores, self.direct, fetcher, self.counters)
         self._mutex = threading.Lock()
         self._prefetchers: list[Prefetcher] = []
+        self._readers_ahead: list[ReadAhead] = []
+        self._on_disk: dict[str, bool] = {}
 
     def prefetcher(self, plan: str, entries: Iterable[Entry], ahead: int) -> Prefetcher:
         made = Prefetcher(self.tiers, self.direct.identified, plan, entries, ahead)
         with self._mutex:
             self._prefetchers = [*(one for one in self._prefetchers if not one.is_closed), made]
+        return made
+
+    def is_on_disk(self, entry: Entry) -> bool:
+        url = entry.parts[0].url
+        folder = url.rpartition("/")[0]
+        if folder not in self._on_disk:
+            self._on_disk[folder] = is_on_disk(url)
+        return self._on_disk[folder]
+
+    def read_ahead(self, board: Path, places: Iterator[tuple[int, Places]], ahead: int) -> ReadAhead:
+        self.direct.advises = False  # that is done better from now on
+        made = ReadAhead(board, places, ahead, self.counters)
+        with self._mutex:
+            self._readers_ahead = [*(one for one in self._readers_ahead if not one.is_closed), made]
         return made
 
     def _upcoming(self) -> frozenset[str]:
@@ -250,6 +290,9 @@ class _Used:
     def close(self) -> None:
         with self._mutex:
             prefetchers, self._prefetchers = self._prefetchers, []
+            readers_ahead, self._readers_ahead = self._readers_ahead, []
         for prefetcher in prefetchers:
             prefetcher.close()
+        for reader in readers_ahead:
+            reader.close()
         self.stores.close()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from epistream.cache.options import Mode
 from epistream.cache.source.entry import Entry
-from epistream.cache.store.places import file_system_type, is_network
+from epistream.cache.store.places import file_system_type, is_memory, is_network
 from epistream.file_systems import local_path
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,15 @@ def route_of(url: str, mode: Mode) -> Route:
     """The route of an entry whose first part is at a URL."""
     path = local_path(url)
     return choose_route(mode, None if path is None else file_system_type(path))
+
+
+def is_on_disk(url: str) -> bool:
+    """Whether a URL leads to a file on a disk of this machine."""
+    path = local_path(url)
+    if path is None:
+        return False
+    kind = file_system_type(path)
+    return not is_network(kind) and not is_memory(kind)
 
 
 class Routes:

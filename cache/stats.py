@@ -22,6 +22,7 @@ class CacheStats:
         disk_hits: Fills of memory that found the entry on the disk tier.
         bytes_fetched: Bytes that fills brought from the source.
         bytes_ranged: Bytes that ranged reads without the cache brought.
+        bytes_ahead: Bytes of local files that were read ahead, into the page cache.
         retries: Requests that were tried again.
         refetches: Parts that were fetched again because of a wrong checksum.
         made_hits: Entries made of others (decoded frames) that were there.
@@ -34,6 +35,7 @@ class CacheStats:
         wait_seconds: Time waiting for fills of others and for room.
         tier: Where the last entry came from: "shm", "disk" or "direct"; "" before the first.
         reason: Why that tier, in words.
+        disk: How local files are read, and why; "" where nobody looked.
     """
 
     hits: int = 0
@@ -47,6 +49,7 @@ class CacheStats:
     disk_hits: int = 0
     bytes_fetched: int = 0
     bytes_ranged: int = 0
+    bytes_ahead: int = 0
     retries: int = 0
     refetches: int = 0
     made_hits: int = 0
@@ -58,16 +61,17 @@ class CacheStats:
     wait_seconds: float = 0.0
     tier: str = ""
     reason: str = ""
+    disk: str = ""
 
     def __add__(self, other: "CacheStats") -> "CacheStats":
-        """Sums of the counters; tier and reason of the first that has any."""
+        """Sums of the counters; the words of the first that has any."""
         summed = {
             field.name: getattr(self, field.name) + getattr(other, field.name)
             for field in fields(self)
-            if field.name not in ("tier", "reason")
+            if field.name not in ("tier", "reason", "disk")
         }
         known = self if self.tier else other
-        return CacheStats(**summed, tier=known.tier, reason=known.reason)
+        return CacheStats(**summed, tier=known.tier, reason=known.reason, disk=self.disk or other.disk)
 
 
 class Counters:
@@ -100,6 +104,11 @@ class Counters:
         """Note where the last entry came from."""
         with self._mutex:
             self._amounts.update(tier=tier, reason=reason)
+
+    def tell_disk(self, disk: str) -> None:
+        """Note how local files are read."""
+        with self._mutex:
+            self._amounts.update(disk=disk)
 
     def snapshot(self) -> CacheStats:
         """The counters now."""

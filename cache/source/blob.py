@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -100,4 +101,11 @@ class Supply(Protocol):
 
         Raises:
             SourceError, SourceChangedError, FetchError: As reading the URL itself.
+        """
+
+    def local_ranges(self) -> Iterable[tuple[Path, int, int]]:
+        """The bytes [first, stop) of files of this machine that they are made of, as far as it knows; may be none.
+
+        Raises:
+            EpistreamError: They cannot be told.
         """

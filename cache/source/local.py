@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
+from epistream.cache.source.page_cache import advise, is_at_hand
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs, rows
 from epistream.errors import SourceChangedError, SourceError
 
@@ -71,10 +72,11 @@ class FileBlob(Blob):
         self._fd = -1  # also for `close`, should it not open
         self._fd, status = open_source(path, size)
         self._identity = _identity(status)
-        # The whole shard: windows are drawn from all over it, and soon.
+        # Windows are drawn from all over it, and soon. Not where it is there: the advice walks all pages, 0.2 ms for
+        # a shard.
         first, stop = ahead or (0, size)
-        if stop > first and not (self._is_at_hand(first) and self._is_at_hand(stop - 1)):
-            os.posix_fadvise(self._fd, first, stop - first, os.POSIX_FADV_WILLNEED)
+        if stop > first and not (is_at_hand(self._fd, first) and is_at_hand(self._fd, stop - 1)):
+            advise(self._fd, first, stop - first)
 
     @property
     def status(self) -> os.stat_result:
@@ -123,13 +125,6 @@ class FileBlob(Blob):
     def __del__(self) -> None:
         # A reader may be dropped with files open, which unlike leases nobody else waits for.
         self.close()
-
-    def _is_at_hand(self, offset: int) -> bool:
-        """Whether a byte is in the page cache: the advice walks all pages, 0.2 ms for a shard that is all there."""
-        try:
-            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except (OSError, AttributeError):  # would wait, or the file system or the system cannot tell
-            return False
 
     def _read_at(self, offset: int, target: memoryview) -> None:
         size = len(target)

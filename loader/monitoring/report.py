@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from epistream.cache.stats import CacheStats
 from epistream.loader.monitoring.diagnosis import Finding
 from epistream.loader.monitoring.memory_use import MemoryUse
 from epistream.loader.monitoring.stats import LoaderStats
@@ -45,6 +46,7 @@ class PerformanceReport:
             ("workers", worker_shares(self.stats)),
             ("cache", _cache(self.stats)),
             *(("decoded", text) for text in [_decoded(self.stats)] if text),
+            *(("disk", text) for text in _disk(self.stats.cache)),
             ("memory", _memory(self.memory)),
             *(("skipped", f"{url}: {reason}") for url, reason in self.stats.bad_shards.items()),
             *(("left out", f"{path}: {reason}") for path, reason in self.left_out.items()),
@@ -102,6 +104,12 @@ def _decoded(stats: LoaderStats) -> str:
         f"{decoded.num_taken:,} frames copied ({share:.0f} %), {decoded.num_decoded:,} decoded and "
         f"{decoded.num_kept:,} of these kept, {room}{why}"
     )
+
+
+def _disk(cache: CacheStats) -> list[str]:
+    """How local files are read, where anybody looked."""
+    ahead = f" ({size_text(cache.bytes_ahead)} ahead)" if cache.bytes_ahead else ""
+    return [f"{cache.disk}{ahead}"] if cache.disk else []
 
 
 def _memory(memory: MemoryUse) -> str:

@@ -71,7 +71,7 @@ class LoaderStats:
 
     def since(self, earlier: "LoaderStats") -> "LoaderStats":
         """What was added after an earlier snapshot of the same loader."""
-        cache = replace(self.cache, **_added(self.cache, earlier.cache, "tier", "reason"))
+        cache = replace(self.cache, **_added(self.cache, earlier.cache, "tier", "reason", "disk"))
         decoded = replace(self.decoded, **_added(self.decoded, earlier.decoded, "room_bytes", "all_bytes", "why"))
         counters = _added(self, earlier, "first_batch_s", "bad_shards", "cache", "decoded")
         return replace(self, **counters, cache=cache, decoded=decoded)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FetchError, FormatError, SourceChangedError, SourceError
 from epistream.loader.order.epoch import EpochOrder
+from epistream.loader.reading.arrivals import Arrivals
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader
 
@@ -44,13 +46,15 @@ class PartFeed:
         job: what to read.
         number: which of its datasets.
         before_wait: gives up what the caller holds for the other datasets too, before this one waits for anything.
+        arrivals: of shards that are read ahead.
     """
 
-    def __init__(self, job: ReadJob, number: int, before_wait: Callable[[], None] | None) -> None:
+    def __init__(self, job: ReadJob, number: int, before_wait: Callable[[], None] | None, arrivals: Arrivals) -> None:
         self._part = part = job.parts[number]
         self._batch_size = job.batch_size
         options = job.reader_options[number]
         self._reader = EpisodeReader(part.dataset, part.features, part.window, job.cache, options, before_wait)
+        self._reader.wait_for = partial(arrivals.wait_for, part.dataset)
         self._bad: dict[int, str] = {}
         self._orders: dict[int, EpochOrder] = {}
         self._num_cold_batches = 0

@@ -3,7 +3,7 @@
 `epistream.sharding.hdf5.index` says what packed bytes are, and what the places of their extents mean.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ class Hdf5Supply:
 
     def open(self) -> "Hdf5Blob":
         """As `Supply.open`."""
+        return Hdf5Blob(self.url, self._extents(), self.storage_options)
+
+    def local_ranges(self) -> Iterable[tuple[Path, int, int]]:
+        """As `Supply.local_ranges`: from the first extent to the last."""
+        path = local_path(self.url)
+        return () if path is None else ((path, *_span(self._extents())),)
+
+    def _extents(self) -> Extents:
         try:
             data = Path(self.index_url).read_bytes()
         except OSError as error:
@@ -49,7 +57,7 @@ class Hdf5Supply:
                 f"{self.index_url}: {error.strerror}, wanted the index of {self.url}. Open the dataset again: it is "
                 "made anew."
             ) from error
-        return Hdf5Blob(self.url, Extents.parse(data, self.index_url), self.storage_options)
+        return Extents.parse(data, self.index_url)
 
 
 class Hdf5Blob(Blob):
@@ -153,9 +161,7 @@ def _open_file(url: str, extents: Extents, storage_options: Mapping[str, Any]) -
         _check_version(url, version_and_bytes(url, storage_options)[0], extents)
         return RangeBlob(Part(url, extents.file_bytes), remote, lambda _: None)
     _check_version(url, version_and_bytes(url)[0], extents)
-    places = extents.place[extents.place >= 0]
-    ahead = (int(places.min()), int(places.max())) if len(places) else (0, 0)
-    file = FileBlob(path, extents.file_bytes, ahead)
+    file = FileBlob(path, extents.file_bytes, _span(extents))
     # It may have been replaced since it was looked at.
     try:
         _check_version(url, version_of_file(file.status), extents)
@@ -163,6 +169,12 @@ def _open_file(url: str, extents: Extents, storage_options: Mapping[str, Any]) -
         file.close()
         raise
     return file
+
+
+def _span(extents: Extents) -> tuple[int, int]:
+    """From the first byte of the extents in the file to where the last of them begins."""
+    places = extents.place[extents.place >= 0]
+    return (int(places.min()), int(places.max())) if len(places) else (0, 0)
 
 
 def _check_version(url: str, version: str, extents: Extents) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
+from epistream.file_systems import local_path
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.epoch import EpochOrder
 from epistream.loader.order.instructions import Instruction, first_task, random_task
@@ -173,6 +175,16 @@ class ReadJob:
     def keeps_shards(self) -> bool:
         """Whether shards of any dataset go through the node's cache, rather than being read where they lie."""
         return any(self.cache.keeps(entry) for entry in self._some_entries())
+
+    def board(self) -> Path | None:
+        """The file where the processes that read this plan tell each other what they read ahead.
+
+        Returns:
+            The index of the plan's first shard on a disk of this node; None if none is read in place from one.
+        """
+        if not any(self.cache.is_on_disk(entry) for entry in self._some_entries()):
+            return None
+        return next((local_path(e.parts[-1].url) for _, e in self.uses_from(0, 0) if self.cache.is_on_disk(e)), None)
 
     def budget_ahead(self, reserved_bytes: int) -> int | None:
         """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""

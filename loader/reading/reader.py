@@ -71,6 +71,10 @@ class EpisodeReader:
         options: what may be kept, and how frames are made.
         before_wait: gives up whatever this reader's thread holds, where other readers hold shards too; `release`
             by default.
+
+    Attributes:
+        wait_for: called with a shard before it is read, and with what gives up whatever is held, if there may be
+            something to wait for.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class EpisodeReader:
         # None, not `release`: what refers to itself keeps its leases until the garbage collector comes.
         self._before_wait = before_wait
         self._cache = cache
+        self.wait_for: Callable[[int, Callable[[], None]], None] | None = None
         self._dataset = dataset
         self._features = dict(features)
         self._window = window
@@ -170,6 +175,8 @@ class EpisodeReader:
         with ExitStack() as not_kept:
             for rows in _rows_by_shard(windows.shard):
                 shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
+                if self.wait_for is not None:
+                    self.wait_for(shard, self._before_wait or self.release)
                 opened = self._shards.take(shard, self._before_wait or self.release, wait=wait)
                 if isinstance(opened, OpenShard):
                     self._read_shard(opened, rows, episodes, steps, out)

@@ -9,6 +9,7 @@ import epistream as es
 from epistream.cache.stats import CacheStats
 from epistream.cgroups import System
 from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_remarks
+from epistream.loader.monitoring.report import _disk
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.loader.workers.thread_time import ThreadTime
@@ -179,3 +180,14 @@ def test_usable_cores_follow_the_control_groups(tmp_path, files, most):
     found = num_usable_cores(System(tmp_path / "proc", tmp_path))
     everything = num_usable_cores(System(tmp_path / "nothing", tmp_path))
     assert found == (everything if most is None else most)
+
+
+def test_report_says_how_a_local_disk_is_read_where_somebody_looked():
+    words = "8.1 ms a read, 96.0 MiB/s in sequence: shards are read ahead whole"
+    shown = CacheStats(tier="direct", reason="r", disk=words, bytes_ahead=3 << 30) + CacheStats(bytes_ahead=1 << 30)
+    assert _disk(shown) == [f"{words} (4.0 GiB ahead)"]
+    assert _disk(CacheStats() + shown) == [f"{words} (4.0 GiB ahead)"]
+    assert _disk(CacheStats(disk="0.1 ms a read: read where and when needed")) == [
+        "0.1 ms a read: read where and when needed"
+    ]
+    assert _disk(CacheStats()) == []

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 import epistream as es
+from epistream.cache.read_ahead import local_ranges
+from epistream.cache.store.places import file_system_type, is_memory
 from epistream.loader.reading.prefetch import ShardsAhead
+from epistream.loader.reading.shard_entry import shard_entry
 
 
 class Recorder:
@@ -82,3 +85,44 @@ def test_loader_over_shared_memory_fetches_each_byte_once_in_three_epochs(shards
     assert stats.fills <= dataset.num_shards
     assert stats.bytes_fetched <= int(dataset.shard_bytes.sum() + dataset.index_bytes.sum())
     assert not directory.exists()
+
+
+def test_hdf5_file_on_a_disk_is_read_ahead_where_its_rows_lie(tmp_path, monkeypatch):
+    import h5py
+    import hdf5_world
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = hdf5_world.write_episode(tmp_path / "episode.hdf5")
+    dataset = es.open_dataset(path)
+    index, rows = local_ranges(shard_entry(dataset, 0))
+    assert (index.path, index.first, index.stop) == (Path(dataset.index_url[0]), 0, int(dataset.index_bytes[0]))
+    assert rows.path == path
+    with h5py.File(path) as file:
+        action = file["action"]
+        assert action.chunks is None
+        place = action.id.get_offset()
+    assert 0 < rows.first <= place <= rows.stop <= path.stat().st_size
+
+
+def test_index_that_is_gone_leaves_nothing_to_read_ahead(tmp_path, monkeypatch):
+    import hdf5_world
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset = es.open_dataset(hdf5_world.write_episode(tmp_path / "episode.hdf5"))
+    entry = shard_entry(dataset, 0)
+    Path(dataset.index_url[0]).unlink()
+    assert [place.path for place in local_ranges(entry)] == [Path(dataset.index_url[0])], "who opens it finds out"
+
+
+def test_ranks_of_a_node_meet_at_the_same_board_and_kept_shards_have_none(shards):
+    def board(mode: str, seed: int, rank: int) -> Path | None:
+        world, order = es.World.of(rank, 4, local_size=4), es.OrderOptions(lanes=2, resident_shards=4)
+        return es.EpisodeStream(shards, batch_size=50, order=order, seed=seed, world=world, cache=mode).job.board()
+
+    if is_memory(file_system_type(shards)):
+        pytest.skip("the folder of the tests is in memory, wanted on a disk")
+    boards = [{board("auto", seed, rank) for rank in range(4)} for seed in range(8)]
+    assert [len(found) for found in boards] == [1] * 8
+    assert all(next(iter(found)).suffix == ".index" for found in boards)
+    assert len(set().union(*boards)) > 1, "other plans, other boards"
+    assert board("off", 0, 0) in boards[0]
