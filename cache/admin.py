@@ -15,7 +15,7 @@ from epistream.cache.store.locks import LockFile, inode_holders
 from epistream.cache.store.markers import CLAIM, KEEP, Note, boot_time_s, is_kept, read_note, read_origin, write_cap
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
-from epistream.cache.store.survey import FILL, PART, SHARD, Item, charge, charged_bytes, survey, unlink
+from epistream.cache.store.survey import FILL, HAVE, PART, SHARD, Item, charge, charged_bytes, survey, unlink
 from epistream.cache.store.sweep import sweep
 from epistream.errors import CacheError
 
@@ -28,9 +28,9 @@ class EntryRow:
         key: Its key.
         url: Where its first part came from; "" where the file system keeps no such attributes.
         size: Bytes.
-        state: "ready", "filling", or "remains" of a filler that died.
+        state: "ready", "filling", "partial" if cold readers brought some of it, or "remains" of a filler that died.
         idle_s: Seconds since it was last used.
-        pids: Processes that lease it, or fill it.
+        pids: Processes that lease it, fill it, or read what is there of it.
     """
 
     key: str
@@ -197,16 +197,20 @@ def _holders(directory: CacheDirectory, name: str, locks: _Locks) -> tuple[int, 
 
 def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[EntryRow]:
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    partial = {item.key for item in items if item.kind == HAVE}
     rows = []
     for item in reversed(in_leaving_order(items)):
         if item.kind == SHARD:
             idle_s = max(0.0, (now_ns - item.stamp_ns) / 1e9)
             pids, state = _holders(directory, item.name, locks), "ready"
         elif item.kind == PART:
-            # A fill that has not ended has its time of day as stamp.
-            idle_s = max(0.0, time.time() - item.stamp_ns / 1e9)
+            # What was written to has its time of day as stamp.
+            since_ns = now_ns if item.stamp_ns <= now_ns else time.time_ns()
+            idle_s = max(0.0, (since_ns - item.stamp_ns) / 1e9)
             pids = _holders(directory, item.key + FILL, locks)
             state = "filling" if pids else "remains"
+            if not pids and item.key in partial:
+                pids, state = _holders(directory, item.key + HAVE, locks), "partial"
         else:
             continue
         rows.append(EntryRow(item.key, read_origin(directory.dir_fd, item.name), item.size, state, idle_s, pids))

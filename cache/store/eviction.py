@@ -1,17 +1,19 @@
 """Who leaves first: the only place that orders by recency. Under ``.lock`` but for hits."""
 
+import contextlib
 import fcntl
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
+from typing import NamedTuple
 
 from epistream.cache.store.claims import Claims, group_of
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.directory import CacheDirectory
-from epistream.cache.store.locks import try_flock
-from epistream.cache.store.survey import SHARD, Item, charge
+from epistream.cache.store.locks import LockFile, try_flock
+from epistream.cache.store.survey import FILL, HAVE, PART, SHARD, Item, charge, unlink
 from epistream.cache.store.total import Total
 
 # Leased entries that are older than those that left are tried again at each eviction, so many of them; the others
@@ -56,7 +58,7 @@ def in_leaving_order(
     """The lowest rank first, and of one rank the least recently used; with `made_first`, all that was made before."""
     return sorted(
         items,
-        key=lambda item: (made_first and not item.is_made, rank(item.key, upcoming, claimed), item.stamp_ns),
+        key=lambda item: (made_first and not item.is_made, rank(item.key, upcoming, claimed), _recency(item)),
     )
 
 
@@ -69,8 +71,21 @@ def rebase_stamps(directory: CacheDirectory, items: Iterable[Item]) -> None:
             os.utime(item.name, ns=(number, number), dir_fd=directory.dir_fd, follow_symlinks=False)
 
 
-def _stamp_of(item: Item) -> int:
-    return item.stamp_ns
+def _recency(item: Item) -> int:
+    """The stamp; of a partial entry whose last writer died before he could set it, as if it were never used."""
+    return 0 if item.kind == PART and item.stamp_ns > time.clock_gettime_ns(time.CLOCK_BOOTTIME) else item.stamp_ns
+
+
+class _Victim(NamedTuple):
+    """An entry that nobody uses: it, its descriptor, and the locks that keep others from it until it is unlinked."""
+
+    item: Item
+    fd: int
+    guards: tuple[LockFile, ...]
+
+    def unguard(self) -> None:
+        for guard in self.guards:
+            guard.close()
 
 
 class Leaving:
@@ -96,17 +111,17 @@ class Leaving:
 
     def renew(self, items: Iterable[Item]) -> None:
         """Take over what a survey found, just now."""
-        shards = [item for item in items if item.kind == SHARD]
-        groups = {group_of(item.key) for item in shards if item.is_made}
+        entries = list(items)
+        groups = {group_of(item.key) for item in entries if item.is_made}
         self._claimed_groups = frozenset(group for group in groups if self._claims.are_others(group))
         self._claimed = []
-        self._set_order(shards)
+        self._set_order(entries)
 
     def _set_order(self, items: Iterable[Item]) -> None:
         order: list[Item] = []
         for item in items:
             (self._claimed if group_of(item.key) in self._claimed_groups else order).append(item)
-        self._order = deque(sorted(order, key=_stamp_of))
+        self._order = deque(sorted(order, key=_recency))
 
     def evict(
         self,
@@ -118,7 +133,9 @@ class Leaving:
         reach: Reach = Reach.ALL,
         made_first: bool = False,
     ) -> tuple[list[int], int]:
-        """Unlink shards that nobody leases, in leaving order, until `wanted_bytes` are freed.
+        """Unlink shards that nobody leases and partial entries that nobody uses, in leaving order.
+
+        It ends when `wanted_bytes` are freed.
 
         None are unlinked if leases, or the end of the order, stand in the way of `least_bytes`. It stops at some
         hundred shards, because all of them are open until it returns: the caller goes on.
@@ -136,7 +153,7 @@ class Leaving:
             Descriptors of the unlinked files, exclusively locked: closing them frees their pages, which takes
             long and is done by the caller outside ``.lock``. And the bytes that they free.
         """
-        victims: list[tuple[Item, int]] = []
+        victims: list[_Victim] = []
         kept: list[Item] = []
         num_leased = freed = 0
         upcoming = self._upcoming()
@@ -152,43 +169,74 @@ class Leaving:
             if not is_fresh and rank(item.key, upcoming):
                 kept.append(item)
                 continue
-            fd = self._try_take(item)
-            if fd is None:
+            taken = self._try_take(item)
+            if isinstance(taken, _Victim):
+                victims.append(taken)
+                freed += charge(item.size)
+            elif taken:
                 num_leased += 1
                 if num_leased <= _LEASED_AGAIN:
                     kept.append(item)
-            elif fd >= 0:
-                victims.append((item, fd))
-                freed += charge(item.size)
         if freed < least_bytes and len(victims) < _MOST_VICTIMS:
-            for _, fd in victims:
-                DESCRIPTORS.close(fd)
-            kept += [item for item, _ in victims]
+            for victim in victims:
+                victim.unguard()
+                DESCRIPTORS.close(victim.fd)
+            kept += [victim.item for victim in victims]
             victims, freed = [], 0
-        for item, _ in victims:
-            total.open()
-            self._directory.observe("evict.locked")
-            total.remove(item.name)
-            self._directory.observe("evict.unlinked")
+        self._unlink(total, victims)
         if is_fresh:
             self._claimed = self._claimed if reach != Reach.ALL else []
             self._set_order([*kept, *order])
         else:
-            order.extendleft(sorted(kept, key=_stamp_of, reverse=True))
-        return [fd for _, fd in victims], freed
+            order.extendleft(sorted(kept, key=_recency, reverse=True))
+        return [victim.fd for victim in victims], freed
 
-    def _try_take(self, item: Item) -> int | None:
-        """A descriptor with its exclusive lock; None if somebody leases it, -1 if it was used since, or has gone."""
-        try:
-            fd = DESCRIPTORS.open(item.name, os.O_RDONLY, dir_fd=self._directory.dir_fd)
-        except FileNotFoundError:
-            return -1
-        taken = try_flock(fd, fcntl.LOCK_EX)
-        status = os.fstat(fd)
-        if taken and (status.st_mtime_ns, status.st_size) == (item.stamp_ns, item.size):
-            return fd
-        DESCRIPTORS.close(fd)
-        return -1 if taken or status.st_mtime_ns != item.stamp_ns else None
+    def _unlink(self, total: Total, victims: Iterable[_Victim]) -> None:
+        for victim in victims:
+            total.open()
+            self._directory.observe("evict.locked")
+            # The guards first: without them a .part is what the dead left, and a .have is never beside another .part.
+            for guard in reversed(victim.guards):
+                unlink(self._directory, guard.name)
+            total.remove(victim.item.name)
+            self._directory.observe("evict.unlinked")
+            victim.unguard()
+
+    def _try_take(self, item: Item) -> _Victim | bool:
+        """An entry with the locks that its eviction needs; True if somebody uses it now, False if its turn is not now.
+
+        It was used since the order was made then, or it is gone.
+        """
+        is_partial = item.kind == PART
+        with contextlib.ExitStack() as undo:
+            try:
+                guards = tuple(self._guards(item.key, undo)) if is_partial else ()
+                fd = DESCRIPTORS.open(item.name, os.O_RDONLY, dir_fd=self._directory.dir_fd)
+            except FileNotFoundError:
+                return False
+            undo.callback(DESCRIPTORS.close, fd)
+            taken = all(guard.try_exclusive() for guard in guards) and (is_partial or try_flock(fd, fcntl.LOCK_EX))
+            status = os.fstat(fd)
+            is_same = status.st_mtime_ns == item.stamp_ns
+            if not taken or not is_same or status.st_size != item.size:
+                return is_same and not taken
+            undo.pop_all()
+            return _Victim(item, fd, guards)
+
+    def _guards(self, key: str, undo: contextlib.ExitStack) -> Iterable[LockFile]:
+        """The files on which those who use a partial entry have locks.
+
+        That of its filler comes first: who has it finds the other one free.
+        """
+        for name in (key + FILL, key + HAVE):
+            try:
+                guard = LockFile(name, self._directory.dir_fd, create=False)
+            except FileNotFoundError:
+                if name == key + HAVE:
+                    raise
+                continue  # who makes it waits for .lock before he does anything
+            undo.callback(guard.close)
+            yield guard
 
 
 def free(fds: list[int]) -> None:

@@ -18,7 +18,8 @@ from epistream.cache.store.eviction import Leaving, Reach, Stamps, free
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, try_flock
 from epistream.cache.store.markers import CARRIED, Note, boot_time_s, read_cap, write_note
-from epistream.cache.store.survey import PART, SHARD, charge, mark_made, unlink
+from epistream.cache.store.partial import is_shared
+from epistream.cache.store.survey import HAVE, PART, SHARD, charge, mark_made, unlink
 from epistream.cache.store.total import Total, counted, held_bytes
 from epistream.errors import CacheError
 from epistream.units import size_text
@@ -91,7 +92,7 @@ class Filling:
         self.directory = directory
         self.options = options
         self.leaving = Leaving(directory, options.upcoming, claims)
-        self._stamps = stamps
+        self.stamps = stamps
         self._memory = MemoryTerms(options.limits, _MEMORY_S)
         self._observe = directory.observe
 
@@ -122,7 +123,7 @@ class Filling:
         part, published = -1, False
         try:
             fill_lock.write_text(str(os.getpid()))
-            part, evicted = self._reserve(key, size, reach, outcome)
+            part, evicted = self.reserve(key, size, reach, outcome)
             self._observe("fill.reserved")
             free(evicted)
             self._observe("fill.freed")
@@ -137,7 +138,7 @@ class Filling:
             # The filler's own lease, before anybody can see the shard and evict it.
             if not try_flock(part, fcntl.LOCK_SH):
                 raise CacheError(f"{key}{PART}: locked by a stranger, wanted our own. Remove what locks it.")
-            self._stamps.touch(part)
+            self.stamps.touch(part)
             self._observe("fill.leased")
             # Under .lock, although it is one atomic call: a listing that runs at the same time may see neither
             # name (the new one comes to lie where it has been already), and would let in a shard too many.
@@ -147,12 +148,14 @@ class Filling:
                 os.rename(key + PART, key + SHARD, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
                 published = True
                 self._observe("fill.renamed")
+                if unlink(self.directory, key + HAVE):
+                    self._observe("publish.unshared")
                 unlink(self.directory, fill_lock.name)
                 self._observe("fill.dropped")
         except BaseException as error:
             if part >= 0:
                 if not published:
-                    self._abandon(key)
+                    self.abandon(key)
                 DESCRIPTORS.close(part)
             name = type(error).__name__
             if name in CARRIED:
@@ -165,8 +168,9 @@ class Filling:
         outcome.fill_s += time.monotonic() - started
         return Lease(part, key + SHARD, self.directory.dir_fd, size)
 
-    def _abandon(self, key: str) -> None:
+    def abandon(self, key: str) -> None:
         """Remove the ``.part`` of a fill that failed, and what it counted for."""
+        unlink(self.directory, key + HAVE)
         try:
             with self.counted() as total:
                 total.remove(key + PART)
@@ -206,7 +210,7 @@ class Filling:
         self.leaving.renew(total.check(own_key, note_s))
         self._memory.forget()
 
-    def _reserve(self, key: str, size: int, reach: Reach, outcome: Outcome) -> tuple[int, list[int]]:
+    def reserve(self, key: str, size: int, reach: Reach, outcome: Outcome) -> tuple[int, list[int]]:
         """Make room and take it: a ``.part`` of the full size, which counts from now on.
 
         Returns:
@@ -218,9 +222,14 @@ class Filling:
             with self.counted(key) as total:
                 self._observe("reserve.locked")
                 self._discard_damaged(total, key, size)
+                adopted = self._adopt(key, size)
+                if adopted >= 0:
+                    return adopted, []
                 self._make_room(total, key, charge(size), reach, evicted, outcome)
                 self._observe("reserve.evicted")
                 total.open()
+                # A .have tells only of a .part that was there before it.
+                unlink(directory, key + HAVE)
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
                 try:
                     fd = DESCRIPTORS.open(part, flags, dir_fd=directory.dir_fd)
@@ -241,6 +250,20 @@ class Filling:
             free(evicted)
             raise
         return fd, evicted
+
+    def _adopt(self, key: str, size: int) -> int:
+        """The ``.part`` that others began and that counts already, opened; -1 if there is none that is whole."""
+        if not is_shared(self.directory, key):
+            return -1
+        try:
+            part = DESCRIPTORS.open(key + PART, os.O_RDWR, dir_fd=self.directory.dir_fd)
+        except FileNotFoundError:
+            return -1
+        if os.fstat(part).st_size != size:
+            DESCRIPTORS.close(part)
+            return -1
+        self._observe("reserve.adopted")
+        return part
 
     def _make_room(
         self, total: Total, key: str, wanted: int, reach: Reach, evicted: list[int], outcome: Outcome

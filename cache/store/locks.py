@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import random
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ _FIRST_PAUSE_S = 0.0005
 _LAST_PAUSE_S = 0.02
 
 
-def pauses(deadline: float) -> Iterator[None]:
+def pauses(deadline: float, longest_s: float = _LAST_PAUSE_S) -> Iterator[None]:
     """Yield at once, then after growing, jittered pauses, until ``time.monotonic()`` passes `deadline`.
 
     Jitter, because processes that wait for the same thing would otherwise poll in step for ever.
@@ -31,7 +32,7 @@ def pauses(deadline: float) -> Iterator[None]:
         if left_s <= 0:
             return
         time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.5)))
-        pause_s = min(_LAST_PAUSE_S, pause_s * 1.5)
+        pause_s = min(longest_s, pause_s * 1.5)
 
 
 def poll(attempt: Callable[[], T | None], deadline: float, what: Callable[[], str]) -> T:
@@ -115,6 +116,32 @@ def try_flock(fd: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def try_range_lock(fd: int, first: int, count: int) -> bool:
+    """Whether bytes [first, first + count) of a file were locked at once, for this open description alone.
+
+    The lock belongs to the description, as one of flock(2) does: threads that open the file for themselves exclude each
+    other, it ends with the process, and fork shares it. The bytes need not be there.
+
+    Raises:
+        OSError: The system or the file system has no such locks.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK, first, count))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock_range(fd: int, first: int, count: int) -> None:
+    """Give back what `try_range_lock` took."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, first, count))
+
+
+def _range(kind: int, first: int, count: int) -> bytes:
+    """A struct flock: type, whence, start, length, and a process id that has to be 0."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, first, count, 0)
 
 
 def leads_to(name: str | Path, fd: int, dir_fd: int | None = None) -> bool:

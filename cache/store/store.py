@@ -6,6 +6,9 @@ State of a key, as its files tell it (``.fill`` is only ever a lock and a note):
                           |
                           +--any failure, or the cleaning of the next who counts the files--> nothing
 
+A ``.part`` that cold readers may read has a ``.have`` beside it (see `partial`): it stays when its filler dies, and is
+gone on with, or evicted like a ``.shard``.
+
 A ``.fill`` lives no longer than the fill, unless a note is left in it. No wait holds a lock: `acquire` polls for the
 fill right, and gives it back before it waits for room.
 """
@@ -32,6 +35,7 @@ from epistream.cache.store.fill import (
     StoreOptions,
     TooLargeError,
 )
+from epistream.cache.store.joining import Joining
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.locks import LockFile, lock_holders, pauses, try_flock
 from epistream.cache.store.markers import Note, agree_on_cap, boot_time_s, fresh_note, mark_kept, read_note, write_note
@@ -56,6 +60,7 @@ class ShardStore:
         self._stamps = Stamps()
         self._filling = Filling(directory, options, self._stamps, self.claims)
         self._refusals = Refusals()
+        self.joining = Joining(self._filling, self._refusals, self.lookup)
 
     # --- hit ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from epistream.cache.store.markers import fresh_note
 
 SHARD = ".shard"
 PART = ".part"
+HAVE = ".have"
 FILL = ".fill"
 PAGE_BYTES = 4096
 
@@ -20,7 +21,7 @@ class Item(NamedTuple):
 
     Args:
         key: The entry's key.
-        kind: ".shard", ".part" or ".fill".
+        kind: ".shard", ".part", ".have" or ".fill".
         size: Bytes of the file.
         stamp_ns: Recency: the mtime, which every hit sets.
         is_made: Whether it was made of other entries, and can be made of them again.
@@ -58,7 +59,7 @@ def survey(directory: CacheDirectory) -> list[Item]:
     for name in os.listdir(directory.dir_fd):  # noqa: PTH208, an open directory
         key, dot, kind = name.rpartition(".")
         kind = dot + kind
-        if kind in (SHARD, PART, FILL) and key:
+        if kind in (SHARD, PART, HAVE, FILL) and key:
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(name, dir_fd=directory.dir_fd, follow_symlinks=False)
                 is_made = bool(status.st_mode & stat.S_ISVTX)
@@ -68,15 +69,22 @@ def survey(directory: CacheDirectory) -> list[Item]:
 
 def charged_bytes(items: list[Item]) -> int:
     """Bytes that shards and fills count for."""
-    return sum(charge(item.size) for item in items if item.kind != FILL)
+    return sum(charge(item.size) for item in items if item.kind in (SHARD, PART))
 
 
 def find_remains(directory: CacheDirectory, items: list[Item], own_key: str) -> list[Item]:
-    """The ``.part`` files that nobody fills any more.
+    """The ``.part`` files that nobody fills any more or can go on with, and any ``.have`` without its ``.part``.
 
     The caller holds the ``.fill`` of `own_key` ("" for none), whose ``.part`` is a remain by definition.
     """
-    return [item for item in items if item.kind == PART and _is_dead(directory, item.key, own_key)]
+    parts = {item.key for item in items if item.kind == PART}
+    partial = {item.key for item in items if item.kind == HAVE}
+    return [
+        item
+        for item in items
+        if (item.kind == HAVE and item.key not in parts)
+        or (item.kind == PART and item.key not in partial and _is_dead(directory, item.key, own_key))
+    ]
 
 
 def _is_dead(directory: CacheDirectory, key: str, own_key: str) -> bool:

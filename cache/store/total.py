@@ -14,7 +14,18 @@ from collections.abc import Iterator
 from epistream.cache.store.directory import IN_DOUBT, LOCK, CacheDirectory
 from epistream.cache.store.locks import LockFile
 from epistream.cache.store.markers import boot_time_s, read_text
-from epistream.cache.store.survey import FILL, Item, charge, charged_bytes, drop_fill, find_remains, survey, unlink
+from epistream.cache.store.survey import (
+    FILL,
+    PART,
+    SHARD,
+    Item,
+    charge,
+    charged_bytes,
+    drop_fill,
+    find_remains,
+    survey,
+    unlink,
+)
 
 # A survey may take this share of the time of one processor (of 10,000 entries it takes some 50 ms).
 _SHARE = 0.005
@@ -75,12 +86,12 @@ class Total:
         for item in remains:
             self.open()
             unlink(self._directory, item.name)
-            self._directory.observe("remains.part")
+            self._directory.observe(f"remains{item.kind}")
         for item in items:
             if item.kind == FILL and item.key != own_key:
                 drop_fill(self._directory, item.key, note_s)
         gone = set(remains)
-        left = [item for item in items if item.kind != FILL and item not in gone]
+        left = [item for item in items if item.kind in (SHARD, PART) and item not in gone]
         self._directory.observe("total.counted")
         self.open()
         self.bytes = charged_bytes(left)
