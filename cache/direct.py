@@ -8,7 +8,9 @@ from epistream.cache.source.entry import Entry, Part
 from epistream.cache.source.local import FileBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote
+from epistream.cache.source.shared import Shared
 from epistream.cache.stats import Counters
+from epistream.cache.store.partial import Partial
 from epistream.file_systems import local_path
 
 
@@ -25,27 +27,35 @@ class Direct:
         self._versions: dict[str, str] = {}
         self.advises = True
 
-    def open(self, entry: Entry) -> OpenEntry:
+    def open(self, entry: Entry, partial: Partial | None = None) -> OpenEntry:
         """The entry's parts, each by what it takes to read it.
+
+        Args:
+            entry: What to open.
+            partial: It, where others of the node bring blocks of it too; closed with what is opened, or at once where
+                that fails.
 
         Raises:
             SourceError, SourceChangedError, FetchError: A part cannot be opened; none stays open then.
         """
         blobs: list[Blob] = []
+        shares = [None] * len(entry.parts) if partial is None else partial.parts
         with contextlib.ExitStack() as undo:
-            for part in entry.parts:
-                blobs.append(self._open_part(part))
+            if partial is not None:
+                undo.callback(partial.close)
+            for part, shared in zip(entry.parts, shares, strict=True):
+                blobs.append(self._open_part(part, shared))
                 undo.callback(blobs[-1].close)
             undo.pop_all()
-        return OpenEntry(tuple(blobs), "direct", None)
+        return OpenEntry(tuple(blobs), "direct", partial)
 
-    def _open_part(self, part: Part) -> Blob:
+    def _open_part(self, part: Part, shared: Shared | None) -> Blob:
         if part.supply is not None:
             return part.supply.open()
         path = local_path(part.url)
         if path is not None:
             return FileBlob(path, part.size, None if self.advises else (0, 0))
-        return RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size))
+        return RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size), shared)
 
     def identified(self, entry: Entry) -> Entry:
         """The entry under the key that it is kept by: with a version where the manifest tells no checksum.

@@ -72,9 +72,10 @@ class NodeCache:
         Args:
             entry: What to open.
             before_wait: Called once, before anything that may take long; never on a hit.
-            wait: False to have the bytes now: an entry that is not in the cache is read by ranges of its source,
-                and not filled. For the first batches after a cold start, while a prefetcher fills; open it anew
-                for each batch, so that the cache serves it as soon as it can.
+            wait: False to have the bytes now: an entry that is not in the cache is read by ranges of its source. What
+                they bring stays for the entry's filler, and for others who read so. For the first batches after a cold
+                start, while a prefetcher fills; open it anew for each batch, so that the cache serves it as soon as it
+                can.
 
         Returns:
             An entry that the caller closes, in the same process.

@@ -2,6 +2,7 @@
 
 from epistream.cache.source.blob import Blob
 from epistream.cache.store.lease import Lease
+from epistream.cache.store.partial import Partial
 
 
 class OpenEntry:
@@ -14,10 +15,10 @@ class OpenEntry:
     Args:
         blobs: One per part.
         tier: "shm", "disk" or "direct".
-        lease: Of the cache; None for direct reads.
+        lease: Of the cache; for direct reads the partial entry that they share with others, or None.
     """
 
-    def __init__(self, blobs: tuple[Blob, ...], tier: str, lease: Lease | None) -> None:
+    def __init__(self, blobs: tuple[Blob, ...], tier: str, lease: Lease | Partial | None) -> None:
         self.blobs = blobs
         self.tier = tier
         self._lease = lease

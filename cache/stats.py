@@ -20,8 +20,9 @@ class CacheStats:
         cold: Entries read by ranges because they were not there yet, while they come in.
         direct: Entries read in place because that is best (local disks), or because mode is "off".
         disk_hits: Fills of memory that found the entry on the disk tier.
-        bytes_fetched: Bytes that fills brought from the source.
-        bytes_ranged: Bytes that ranged reads without the cache brought.
+        bytes_fetched: Bytes that fills brought from the source, without those that cold readers had brought by then.
+        bytes_ranged: Bytes that ranged reads brought. Added to `bytes_fetched` over a node, they are what crossed the
+            network: each byte once while it stays.
         bytes_ahead: Bytes of local files that were read ahead, into the page cache.
         retries: Requests that were tried again.
         refetches: Parts that were fetched again because of a wrong checksum.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 from epistream.cache.direct import Direct
@@ -15,6 +16,7 @@ from epistream.cache.stats import Counters
 from epistream.cache.store.fill import write_mapped
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.markers import write_origin
+from epistream.cache.store.partial import Partial, Places
 from epistream.cache.store.pressure import Relief
 from epistream.cache.store.store import Filler, NoRoomError, Outcome, ShardStore, TooLargeError
 from epistream.cache.stores import Stores
@@ -81,16 +83,37 @@ class Tiers:
     def _open_now(self, tier: str, entry: Entry) -> OpenEntry:
         """The entry from the cache if it is in it, else by ranges; somebody else fills it meanwhile."""
         store = self._stores.get(tier)
+        found = None
         if store is not None:
             self._relieve(store)
-        lease = store.lookup(entry.key, entry.size) if store is not None else None
-        if lease is not None:
+            found = store.lookup(entry.key, entry.size) or self._join(tier, store, entry)
+        if isinstance(found, Lease):
             self._counters.add(hits=1)
             self._counters.tell_tier(tier, "there already")
-            return _mapped(entry, tier, lease)
+            return _mapped(entry, tier, found)
         self._counters.add(cold=1)
         self._counters.tell_tier("direct", "not there yet")
-        return self._direct.open(entry)
+        return self._direct.open(entry, found)
+
+    def _join(self, tier: str, store: ShardStore, entry: Entry) -> Lease | Partial | None:
+        """An entry as others of the node bring it, begun here if need be; None if it cannot be shared, or now not."""
+        if not self._may_share(tier, entry):
+            return None
+        outcome = Outcome()
+        try:
+            found = store.joining.join(entry.key, _places(entry), outcome)
+            if isinstance(found, Partial):
+                write_origin(found.part_fd, entry.parts[0].url)
+            return found
+        except OSError as error:
+            logger.info("cold reads are not shared: %s", error)
+            return None
+        finally:
+            self._counters.add(evictions=outcome.num_evicted)
+
+    def _may_share(self, tier: str, entry: Entry) -> bool:
+        """Whether cold readers and the filler of an entry bring it together: not where it has to pass the disk."""
+        return entry.is_shareable and not (tier == "shm" and self._disk_is_tier)
 
     def open_made(
         self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool
@@ -173,7 +196,7 @@ class Tiers:
         if store is None:
             return None
         outcome = Outcome()
-        lease = store.try_acquire(entry.key, entry.size, self._filler(tier, entry), outcome)
+        lease = store.try_acquire(entry.key, entry.size, self._filler(tier, store, entry), outcome)
         if outcome.filled:
             self._counters.add_outcome(outcome)
             self._counters.add(prefetches=1)
@@ -189,25 +212,27 @@ class Tiers:
         self._relieve(store)
         outcome = Outcome()
         try:
-            lease = store.acquire(entry.key, entry.size, self._filler(tier, entry), before_wait, outcome)
+            lease = store.acquire(entry.key, entry.size, self._filler(tier, store, entry), before_wait, outcome)
         except BaseException:
             self._counters.add(evictions=outcome.num_evicted, wait_seconds=outcome.wait_s)
             raise
         self._counters.add_outcome(outcome)
         return lease
 
-    def _filler(self, tier: str, entry: Entry) -> Filler:
+    def _filler(self, tier: str, store: ShardStore, entry: Entry) -> Filler:
         def fill(fd: int) -> None:
             write_origin(fd, entry.parts[0].url)
-            if tier != "shm" or not self._disk_is_tier or not self._fill_from_disk(entry, fd):
+            if self._may_share(tier, entry):
+                with closing(store.joining.share(entry.key, _places(entry))) as partial:
+                    self._fetch(entry, fd, partial)
+            elif tier != "shm" or not self._disk_is_tier or not self._fill_from_disk(entry, fd):
                 self._fetch(entry, fd)
 
         return fill
 
-    def _fetch(self, entry: Entry, fd: int) -> None:
-        again = self._fetcher.fetch(entry, fd)
-        num_bytes = sum(part.size for part in (*entry.parts, *again))
-        self._counters.add(bytes_fetched=num_bytes, refetches=len(again))
+    def _fetch(self, entry: Entry, fd: int, partial: Partial | None = None) -> None:
+        fetched = self._fetcher.fetch(entry, fd, None if partial is None else partial.parts)
+        self._counters.add(bytes_fetched=fetched.num_bytes, refetches=len(fetched.twice))
 
     @property
     def _disk_is_tier(self) -> bool:
@@ -236,6 +261,10 @@ class Tiers:
                 return False
         self._counters.add(disk_hits=int(outcome.hit))
         return True
+
+
+def _places(entry: Entry) -> Places:
+    return [(offset, part.size) for offset, part in zip(entry.offsets, entry.parts, strict=True)]
 
 
 def _mapped(entry: Entry, tier: str, lease: Lease) -> OpenEntry:

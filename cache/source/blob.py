@@ -75,12 +75,18 @@ class Blob(Protocol):
         return
 
     def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], object]]:
-        """Requests after which reads of these ranges wait no more; made in any threads, at the same time.
+        """Requests for these ranges; made in any threads, at the same time.
+
+        Once all are done, `requests_left` tells those for what other processes of the node were bringing meanwhile.
 
         Args:
             starts: int64 (n,) first bytes.
             sizes: int64 (n,) bytes of each.
         """
+        return ()
+
+    def requests_left(self) -> Sequence[Callable[[], object]]:
+        """Requests after which reads of the ranges of `requests` wait no more; likewise."""
         return ()
 
     def close(self) -> None:

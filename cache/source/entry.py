@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Supply
 from epistream.errors import OptionError
+from epistream.file_systems import local_path
 
 # Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
 ALIGNMENT_BYTES = 64
@@ -100,6 +101,13 @@ class Entry:
     def is_identified(self) -> bool:
         """Whether its key tells its content: a checksum or a version of each part is known."""
         return all(part.checksum is not None or part.version is not None for part in self.parts)
+
+    @cached_property
+    def is_shareable(self) -> bool:
+        """Whether blocks of it can be brought one by one by many, because its bytes can be told from wrong ones."""
+        return all(
+            part.checksum is not None and part.supply is None and local_path(part.url) is None for part in self.parts
+        )
 
     def with_versions(self, versions: Sequence[str | None]) -> "Entry":
         """The same entry with these versions in its parts, where they have none."""

@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -15,6 +17,7 @@ from epistream.cache.source.blob import Supply
 from epistream.cache.source.entry import Entry, Part
 from epistream.cache.source.local import open_source
 from epistream.cache.source.remote import Remote, WholeBodyError
+from epistream.cache.source.shared import Shared
 from epistream.errors import ChecksumError, SourceChangedError
 from epistream.file_systems import local_path
 
@@ -26,8 +29,31 @@ CHUNK_BYTES = 4 << 20
 # A chunk of a compressed file may hold many frames.
 SUPPLY_BYTES = 16 << 20
 
-# A part, and where it begins in the entry.
-Place = tuple[Part, int]
+# The same where others bring blocks of the entry too: they wait for a chunk that is under way.
+_SHARED_CHUNK_BYTES = 1 << 20
+# How long a chunk waits for another process that is bringing some of it, and may be stopped.
+_PATIENCE_S = 10.0
+
+
+class Place(NamedTuple):
+    """A part, where it begins in the entry, and what tells which of its bytes are there already, if anything does."""
+
+    part: Part
+    offset: int
+    shared: Shared | None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch did.
+
+    Args:
+        num_bytes: Bytes that came from the source; not those that others had brought.
+        twice: Parts that had to be fetched twice.
+    """
+
+    num_bytes: int
+    twice: tuple[Part, ...]
 
 
 class Fetcher:
@@ -46,11 +72,13 @@ class Fetcher:
         # Whether a part of an object was ever had; one that then sends everything is read through, later than could be.
         self._knows_ranges = False
 
-    def fetch(self, entry: Entry, fd: int) -> list[Part]:
+    def fetch(self, entry: Entry, fd: int, shares: Sequence[Shared] | None = None) -> Fetched:
         """Write every part of an entry to its offset in `fd`, and verify each.
 
-        Returns:
-            The parts that had to be fetched twice.
+        Args:
+            entry: What to fetch.
+            fd: A file of its size.
+            shares: The same file as others know it who bring some of it, for each part: what is there stays.
 
         Raises:
             FetchError: A part could not be had in time.
@@ -58,57 +86,77 @@ class Fetcher:
             SourceError: A part is not there, or may not be read.
         """
         deadline = time.monotonic() + self._timeout_s
-        places = list(zip(entry.parts, entry.offsets, strict=True))
-        self._fetch_parts(places, fd, deadline)
-        wrong = [place for place in places if mismatch(*place, fd)]
-        for part, _ in wrong:
+        shared: Sequence[Shared | None] = shares if shares is not None else [None] * len(entry.parts)
+        places = [Place(*one) for one in zip(entry.parts, entry.offsets, shared, strict=True)]
+        num_bytes = self._fetch_parts(places, fd, deadline)
+        wrong = [place for place in places if mismatch(place.part, place.offset, fd)]
+        for part, _, known in wrong:
             logger.warning("%s: not of checksum %s; fetched once more.", part.url, part.checksum)
-        self._fetch_parts(wrong, fd, deadline)
-        for part, offset in wrong:
+            if known is not None:
+                known.clear()
+        num_bytes += self._fetch_parts(wrong, fd, deadline)
+        for part, offset, _ in wrong:
             found = mismatch(part, offset, fd)
             if found:
                 raise ChecksumError(
                     f"{part.url}: checksum {found} twice, wanted {part.checksum}. Upload the file again, or re-create "
                     "the index with 'epistream index URL' if it was changed on purpose."
                 )
-        return [part for part, _ in wrong]
+        return Fetched(num_bytes, tuple(place.part for place in wrong))
 
-    def _fetch_parts(self, places: Sequence[Place], fd: int, deadline: float) -> None:
+    def _fetch_parts(self, places: Sequence[Place], fd: int, deadline: float) -> int:
+        """Bytes that came from their sources."""
         remote: list[Place] = []
-        for part, offset in places:
+        num_bytes = 0
+        for place in places:
+            part, offset, _ = place
             path = local_path(part.url)
+            if part.supply is None and path is None:
+                remote.append(place)
+                continue
             if part.supply is not None:
                 _copy_supply(part.supply, part, fd, offset)
             elif path is not None:
                 self._remote.retry(partial(_copy_file, path, part, fd, offset), str(path), deadline)
-            else:
-                remote.append((part, offset))
+            num_bytes += part.size
         try:
-            self._fetch_ranges(remote, fd, deadline)
+            return num_bytes + self._fetch_ranges(remote, fd, deadline)
         except WholeBodyError:
-            for part, offset in remote:
+            for part, offset, _ in remote:
                 self._remote.retry(partial(self._stream, part, fd, offset, deadline), part.url, deadline)
+            return num_bytes + sum(place.part.size for place in remote)
 
-    def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float) -> None:
+    def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float) -> int:
         """Several ranges at a time; each is tried again by itself, so a dropped connection costs one chunk."""
-
-        def bring(part: Part, offset: int, start: int, stop: int) -> None:
-            write_all(fd, self._remote.read_range(part.url, start, stop, deadline), offset + start)
-
-        pieces = [(part, offset, *piece) for part, offset in places for piece in chunks(part.size)]
+        absent = [
+            (place, run)
+            for place in places
+            for run in ([(0, place.part.size)] if place.shared is None else place.shared.absent(0, place.part.size))
+        ]
+        # Others are about if something is there; else it is most likely a shard that nobody needs yet.
+        is_begun = sum(stop - start for _, (start, stop) in absent) < sum(place.part.size for place in places)
+        chunk_bytes = _SHARED_CHUNK_BYTES if is_begun else CHUNK_BYTES
+        pieces = [
+            (place, first + start, first + stop)
+            for place, (first, last) in absent
+            for start, stop in chunks(last - first, chunk_bytes)
+        ]
+        bring = _Bringing(self._remote, fd, deadline)
+        num_bytes = 0
         if pieces and not self._knows_ranges:
             # Alone: a server that ignores ranges is found out before it is asked eight times.
-            first = pieces.pop(0)
-            bring(*first)
-            self._knows_ranges = first[0].size > CHUNK_BYTES
+            place, start, stop = pieces.pop(0)
+            num_bytes += bring(place, start, stop)
+            self._knows_ranges = num_bytes > 0 and stop - start < place.part.size
         if not pieces:
-            return
+            return num_bytes
         pool = ThreadPoolExecutor(min(self._parallel, len(pieces)), thread_name_prefix="epistream-fetch")
         try:
             for future in as_completed([pool.submit(bring, *piece) for piece in pieces]):
-                future.result()
+                num_bytes += future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+        return num_bytes
 
     def _stream(self, part: Part, fd: int, offset: int, deadline: float) -> None:
         """From the beginning to the end, for servers without ranges."""
@@ -120,6 +168,41 @@ class Fetcher:
                     raise OSError(f"a body of {position} bytes instead of {part.size}")
                 write_all(fd, data, offset + position)
                 position += len(data)
+
+
+class _Bringing:
+    """Brings pieces of one entry, from several threads."""
+
+    def __init__(self, remote: Remote, fd: int, deadline: float) -> None:
+        self._remote = remote
+        self._fd = fd
+        self._deadline = deadline
+        self._patience_s = _PATIENCE_S
+
+    def __call__(self, place: Place, start: int, stop: int) -> int:
+        """Bring what is absent of a range of a part; the bytes of it."""
+        part, offset, shared = place
+        if shared is None:
+            write_all(self._fd, self._remote.read_range(part.url, start, stop, self._deadline), offset + start)
+            return stop - start
+        num_bytes = 0
+        left = [(start, stop)]
+        while left:
+            start, stop = left.pop()
+            patience_s = min(self._patience_s, self._deadline - time.monotonic())
+            with shared.turn(start, stop, shared.granule_bytes, patience_s) as runs:
+                if runs is None:
+                    # Somebody is stopped; he writes what is right, if he ever does. None is waited for again.
+                    self._patience_s = 0.0
+                for first, last in shared.absent(start, stop) if runs is None else runs:
+                    shared.write(first, self._remote.read_range(part.url, first, last, self._deadline))
+                    num_bytes += last - first
+            if runs:
+                # What others were bringing lies between: not all again, which may be told to nobody on a full disk.
+                ends = [start, *(last for _, last in runs)]
+                begins = [*(first for first, _ in runs), stop]
+                left += [gap for gap in zip(ends, begins, strict=True) if gap[0] < gap[1]]
+        return num_bytes
 
 
 def chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
-"""The bytes of a part that is read over the network, block by block, without the cache."""
+"""The bytes of a part that is read over the network, block by block, before the cache has all of it."""
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Part
 from epistream.cache.source.remote import Remote, WholeBodyError
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs
+from epistream.cache.source.shared import Shared
 from epistream.errors import ChecksumError, FetchError
 
 # Parts up to this size are checked as a whole when they are read as a whole: indexes are.
@@ -24,26 +26,40 @@ _KEPT_BLOCKS = 16
 _GAP_BYTES = 128 << 10
 # Longest of these requests, so that several bring what is far more.
 _REQUEST_BYTES = 1 << 20
+# How long to wait for another process that is bringing the same bytes: many times what a request takes.
+_PATIENCE_S = 2.0
+# The same for one who was waited for in vain.
+_IMPATIENCE_S = 0.001
 
 
 class RangeBlob(Blob):
-    """A part that is read over the network, block by block, without the cache.
+    """A part that is read over the network, block by block, before the cache has all of it.
 
     Every block is checked where the index gave its checksum. A few blocks are kept, because the frames of a
-    window lie side by side. `count` is told the bytes of every request.
+    window lie side by side.
+
+    Args:
+        part: What is read.
+        remote: Reads ranges of it.
+        count: Told the bytes of every request.
+        shared: Where others of the node find the blocks that were checked, and leave those that they brought; None
+            where everybody reads for himself.
     """
 
     has_ranges = True
 
-    def __init__(self, part: Part, remote: Remote, count: Callable[[int], None]) -> None:
+    def __init__(self, part: Part, remote: Remote, count: Callable[[int], None], shared: Shared | None = None) -> None:
         self.size = part.size
         self.url = part.url
         self._count = count
         self._part = part
         self._remote = remote
+        self._shared = shared
+        self._patience_s = _PATIENCE_S
         self._mutex = threading.Lock()
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._kept_blocks = _KEPT_BLOCKS
+        self._left: set[int] = set()
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes; checked as a whole if all are asked for and the blocks have no checksums."""
@@ -72,6 +88,19 @@ class RangeBlob(Blob):
         Raises:
             ChecksumError: They are wrong twice.
         """
+        shared = self._shared if self.size and self._part.checksum is not None else None
+        if shared is None:
+            return self._request_whole()
+        with shared.turn(0, self.size, self.size, _PATIENCE_S) as runs:
+            if runs != []:
+                data = self._request_whole()
+                if runs is not None:
+                    _share(shared, 0, data)
+                return data
+        data = shared.read(0, self.size)
+        return data if xxhash.xxh3_128_hexdigest(data) == self._part.checksum else self._request_whole()
+
+    def _request_whole(self) -> bytes:
         found = ""
         for _ in range(2):
             data = self._remote.read_range(self.url, 0, self.size) if self.size else b""
@@ -98,7 +127,13 @@ class RangeBlob(Blob):
 
     def requests(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Sequence[Callable[[], object]]:
         """One request for each of `runs_of`."""
-        return [partial(self.bring, first, last) for first, last in self.runs_of(starts, sizes)]
+        return [partial(self._bring_free, first, last) for first, last in self.runs_of(starts, sizes)]
+
+    def requests_left(self) -> Sequence[Callable[[], object]]:
+        """For what other processes of the node were bringing: each waits for it, or brings it after all."""
+        with self._mutex:
+            left, self._left = self._left, set()
+        return [partial(self.bring, first, last) for first, last in _runs(sorted(left))]
 
     def runs_of(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
         """What to `bring` so that reads of these ranges wait no more, each in one request.
@@ -115,41 +150,108 @@ class RangeBlob(Blob):
         block_bytes = self._part.block_bytes
         first, last = starts // block_bytes, (starts + np.maximum(sizes, 1) - 1) // block_bytes
         wanted = sorted({block for low, high in zip(first, last, strict=True) for block in range(low, high + 1)})
+        absent = self._absent_blocks(wanted[0], wanted[-1])
         runs: list[tuple[int, int]] = []
         for block in wanted:
+            if absent is not None and block not in absent:
+                continue  # there is nothing to wait for
             begin, end = runs[-1] if runs else (block, block)
             is_near = (block - end - 1) * block_bytes <= _GAP_BYTES
-            if runs and is_near and (block + 1 - begin) * block_bytes <= _REQUEST_BYTES:
+            is_gap_absent = absent is None or all(between in absent for between in range(end + 1, block))
+            if runs and is_near and is_gap_absent and (block + 1 - begin) * block_bytes <= _REQUEST_BYTES:
                 runs[-1] = (begin, block)
             else:
                 runs.append((block, block))
         with self._mutex:
-            self._kept_blocks = max(_KEPT_BLOCKS, sum(last - first + 1 for first, last in runs))
+            num_blocks = len(wanted) + sum(last - first + 1 for first, last in runs)
+            self._kept_blocks = max(_KEPT_BLOCKS, num_blocks)
         return runs
 
     def bring(self, first: int, last: int) -> Sequence[bytes]:
         """Blocks `first` to `last`, from those kept and in as few requests as the rest needs; from any thread."""
+        return list(self._bring(first, last, self._patience_s).values())
+
+    def _bring_free(self, first: int, last: int) -> None:
+        """As `bring`, without waiting for other processes; what they are bringing is for `requests_left`."""
+        found = self._bring(first, last, 0.0)
+        with self._mutex:
+            self._left.update(index for index in range(first, last + 1) if index not in found)
+
+    def _bring(self, first: int, last: int, patience_s: float) -> dict[int, bytes]:
+        """Blocks by number; all of them if there is any patience, or nobody to share with."""
         with self._mutex:
             found = {index: self._blocks[index] for index in range(first, last + 1) if index in self._blocks}
-        missing = [index for index in range(first, last + 1) if index not in found]
-        while missing:
-            length = 1
-            while length < len(missing) and missing[length] == missing[0] + length:
-                length += 1
-            found.update(self._fetch_blocks(missing[0], length))
-            missing = missing[length:]
+        for begin, end in _runs([index for index in range(first, last + 1) if index not in found]):
+            found.update(self._obtain(begin, end, patience_s))
         with self._mutex:
             for index, block in found.items():
                 self._blocks[index] = block
                 self._blocks.move_to_end(index)
             while len(self._blocks) > self._kept_blocks:
                 self._blocks.popitem(last=False)
-        return [found[index] for index in range(first, last + 1)]
+        return dict(sorted(found.items()))
 
-    def _fetch_blocks(self, first: int, num_blocks: int) -> dict[int, bytes]:
-        """Blocks in one request; once more if a checksum is wrong."""
+    # --- shared with others of the node ------------------------------------------------------------------
+
+    def _obtain(self, first: int, last: int, patience_s: float) -> dict[int, bytes]:
+        """Blocks that others brought, and requests for those that nobody brings, which others then find."""
+        shared = self._shared
+        if shared is None or not self._is_shareable(shared):
+            return self._split(first, self._request(first, last))
+        found: dict[int, bytes] = {}
+        left = [(first, last)]
+        while left:
+            begin, end = left.pop()
+            some = self._bring_some(shared, begin, end, patience_s)
+            found.update(some)
+            if some:
+                left += _runs([index for index in range(begin, end + 1) if index not in found])
+        absent = self._absent_blocks(first, last) or ()
+        for begin, end in _runs([index for index in range(first, last + 1) if index not in {*found, *absent}]):
+            there = self._split(begin, memoryview(shared.read(*self._range(begin, end))))
+            for index, block in there.items():
+                # A fill is checked at its end, and what it brings may be looked at before.
+                is_good = self._is_good(index, block)
+                found[index] = block if is_good else bytes(self._request(index, index))
+        return found
+
+    def _bring_some(self, shared: Shared, first: int, last: int, patience_s: float) -> dict[int, bytes]:
+        """Request blocks that nobody else brings; {} if all are there, or there is no patience."""
         block_bytes = self._part.block_bytes
-        start, stop = first * block_bytes, min(self.size, (first + num_blocks) * block_bytes)
+        found: dict[int, bytes] = {}
+        with shared.turn(*self._range(first, last), block_bytes, patience_s) as runs:
+            for start, stop in runs or ():
+                data = self._request(start // block_bytes, (stop - 1) // block_bytes)
+                _share(shared, start, data)
+                found.update(self._split(start // block_bytes, data))
+        if runs is None and patience_s:
+            # Who was waited for in vain once is not waited for again.
+            self._patience_s = _IMPATIENCE_S
+            for begin, end in _runs(sorted(self._absent_blocks(first, last) or ())):
+                found.update(self._split(begin, self._request(begin, end)))
+        return found
+
+    def _is_shareable(self, shared: Shared) -> bool:
+        """Whether blocks can be told from wrong ones, and are of whole granules."""
+        return self._part.block_checksums is not None and self._part.block_bytes % shared.granule_bytes == 0
+
+    def _absent_blocks(self, first: int, last: int) -> set[int] | None:
+        """Those of blocks `first` to `last` that nobody brought yet; None if nobody shares them."""
+        shared = self._shared
+        if shared is None or not self._is_shareable(shared):
+            return None
+        block_bytes = self._part.block_bytes
+        return {
+            block
+            for start, stop in shared.absent(*self._range(first, last), block_bytes)
+            for block in range(start // block_bytes, (stop - 1) // block_bytes + 1)
+        }
+
+    # --- over the network --------------------------------------------------------------------------------
+
+    def _request(self, first: int, last: int) -> memoryview:
+        """Blocks in one request; once more if a checksum is wrong."""
+        start, stop = self._range(first, last)
         for _ in range(2):
             try:
                 data = memoryview(self._remote.read_range(self.url, start, stop))
@@ -159,15 +261,47 @@ class RangeBlob(Blob):
                     "whole shards (cache='auto'), with a budget that holds them."
                 ) from None
             self._count(len(data))
-            blocks = {first + i: bytes(data[i * block_bytes : (i + 1) * block_bytes]) for i in range(num_blocks)}
-            bad = [index for index, block in blocks.items() if not self._is_good(index, block)]
+            bad = [index for index, block in self._split(first, data).items() if not self._is_good(index, block)]
             if not bad:
-                return blocks
+                return data
         raise ChecksumError(
-            f"{self.url}: block {bad[0]} (bytes from {bad[0] * block_bytes}) has the wrong checksum twice, wanted the "
-            "index's. Upload the file again, or re-create its index."
+            f"{self.url}: block {bad[0]} (bytes from {bad[0] * self._part.block_bytes}) has the wrong checksum twice, "
+            "wanted the index's. Upload the file again, or re-create its index."
         )
+
+    def _range(self, first: int, last: int) -> tuple[int, int]:
+        """The half-open range of bytes of blocks `first` to `last`."""
+        block_bytes = self._part.block_bytes
+        return first * block_bytes, min(self.size, (last + 1) * block_bytes)
+
+    def _split(self, first: int, data: memoryview) -> dict[int, bytes]:
+        block_bytes = self._part.block_bytes
+        return {
+            first + number: bytes(data[start : start + block_bytes])
+            for number, start in enumerate(range(0, len(data), block_bytes))
+        }
 
     def _is_good(self, index: int, block: bytes) -> bool:
         sums = self._part.block_checksums
         return sums is None or xxhash.xxh3_64_intdigest(block) == int(sums[index])
+
+
+def _share(shared: Shared, start: int, data: bytes | memoryview) -> None:
+    """Leave checked bytes to others; where there is no room for them, everybody brings them for himself."""
+    with contextlib.suppress(OSError):
+        shared.write(start, data)
+
+
+def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) of each run of consecutive numbers.
+
+    >>> _runs([1, 2, 5])
+    [(1, 2), (5, 5)]
+    """
+    runs: list[tuple[int, int]] = []
+    for block in blocks:
+        if runs and runs[-1][1] == block - 1:
+            runs[-1] = (runs[-1][0], block)
+        else:
+            runs.append((block, block))
+    return runs

@@ -17,8 +17,8 @@ from epistream.loader.reading.reader import BatchWindows, EpisodeReader
 
 # What a shard can do wrong; errors of the cache or of the caller are nobody's fault to be skipped.
 BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)
-# A worker that still finds shards missing after so many batches waits for their fills: what it reads by ranges
-# comes over the network a second time.
+# A worker that still finds shards missing after so many batches waits for their fills: many small requests bring less
+# than a few large ones, and where the cache has no room, or keeps on a disk too, they bring it a second time.
 _MOST_COLD_BATCHES = 4
 # Positions that are looked through at a time for a window to put in a bad one's place.
 _LOOK = 64

@@ -1,4 +1,4 @@
-"""Shards that are read by ranges, without the cache: the first batches do not wait for whole shards."""
+"""Shards that are read by ranges while they come in: the first batches do not wait for whole shards."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,6 +84,10 @@ class ColdReads:
                 for block in blocks:
                     block.result()
                 indexes.append(index)
+            # Last, so that nobody waits for other processes while there is something to request.
+            left = [request for one in wanted for request in one.cold.entry.blobs[0].requests_left()]
+            for block in [pool.submit(request) for request in left]:
+                block.result()
         finally:
             pool.shutdown(cancel_futures=True)
         for one, index in zip(wanted, indexes, strict=True):
