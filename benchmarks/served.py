@@ -21,6 +21,7 @@ class Network:
 
     def __init__(self, rate: float, latency_s: float) -> None:
         self.rate, self.latency_s = rate, latency_s
+        self.num_bytes = self.num_requests = 0
         self._lock = threading.Lock()
         self._free_at = 0.0
         self.num_bytes = 0  # that were carried
@@ -51,6 +52,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def _answer(self, *, send_body: bool) -> None:
         network: Network = self.server.network  # type: ignore[attr-defined]
+        network.num_requests += 1
         time.sleep(network.latency_s)
         path = Path(self.translate_path(self.path))
         if not path.is_file():
