@@ -130,10 +130,16 @@ class RangeBlob(Blob):
         return [partial(self._bring_free, first, last) for first, last in self.runs_of(starts, sizes)]
 
     def requests_left(self) -> Sequence[Callable[[], object]]:
-        """For what other processes of the node were bringing: each waits for it, or brings it after all."""
+        """For what other processes of the node were bringing: it waits for that, or brings it after all."""
         with self._mutex:
             left, self._left = self._left, set()
-        return [partial(self.bring, first, last) for first, last in _runs(sorted(left))]
+
+        def bring_left() -> None:
+            # All of it comes in meanwhile, whichever is waited for; a thread for each would only look more often.
+            for first, last in _runs(sorted(left)):
+                self.bring(first, last)
+
+        return [bring_left] if left else []
 
     def runs_of(self, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
         """What to `bring` so that reads of these ranges wait no more, each in one request.

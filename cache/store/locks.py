@@ -20,7 +20,7 @@ _FIRST_PAUSE_S = 0.0005
 _LAST_PAUSE_S = 0.02
 
 
-def pauses(deadline: float, longest_s: float = _LAST_PAUSE_S) -> Iterator[None]:
+def pauses(deadline: float) -> Iterator[None]:
     """Yield at once, then after growing, jittered pauses, until ``time.monotonic()`` passes `deadline`.
 
     Jitter, because processes that wait for the same thing would otherwise poll in step for ever.
@@ -32,7 +32,7 @@ def pauses(deadline: float, longest_s: float = _LAST_PAUSE_S) -> Iterator[None]:
         if left_s <= 0:
             return
         time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.5)))
-        pause_s = min(longest_s, pause_s * 1.5)
+        pause_s = min(_LAST_PAUSE_S, pause_s * 1.5)
 
 
 def poll(attempt: Callable[[], T | None], deadline: float, what: Callable[[], str]) -> T:
