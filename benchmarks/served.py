@@ -52,7 +52,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def _answer(self, *, send_body: bool) -> None:
         network: Network = self.server.network  # type: ignore[attr-defined]
-        network.num_requests += 1
+        network.num_requests += send_body
         time.sleep(network.latency_s)
         path = Path(self.translate_path(self.path))
         if not path.is_file():

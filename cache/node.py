@@ -88,7 +88,13 @@ class NodeCache:
         return self._use().tiers.open(entry, before_wait, wait=wait)
 
     def open_made(
-        self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool = True
+        self,
+        entry: Entry,
+        size: int,
+        fill: Callable[[memoryview], None] | None,
+        *,
+        may_evict: bool = True,
+        allocated: int | None = None,
     ) -> OpenEntry | None:
         """Something made from an entry's bytes, made once per node and kept beside the shards. Never waits.
 
@@ -99,12 +105,14 @@ class NodeCache:
                 nothing is kept then. None only looks whether somebody made it.
             may_evict: Whether entries that nobody uses or claims may have to leave for it; else it only takes what is
                 free.
+            allocated: Bytes from the beginning that `fill` may write, where the others are written later, by
+                `OpenEntry.write`, and get memory then; all unless given. Nobody looks at those before.
 
         Returns:
             The bytes as a single blob, which the caller closes; None if there is no room now that is not claimed by
             others, if memory is short, if another process makes it at this moment, or if the cache is off.
         """
-        return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict)
+        return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict, allocated=allocated)
 
     def claim(self, group: str, num_bytes: int) -> int:
         """Tell the other processes of the node that this one uses so many bytes of the entries made in a group.

@@ -116,7 +116,13 @@ class Tiers:
         return entry.is_shareable and not (tier == "shm" and self._disk_is_tier)
 
     def open_made(
-        self, entry: Entry, size: int, fill: Callable[[memoryview], None] | None, *, may_evict: bool
+        self,
+        entry: Entry,
+        size: int,
+        fill: Callable[[memoryview], None] | None,
+        *,
+        may_evict: bool,
+        allocated: int | None = None,
     ) -> OpenEntry | None:
         """See `NodeCache.open_made`: only ever from the first tier of the mode, because nothing else keeps it."""
         tier, store = self._made_place()
@@ -129,7 +135,9 @@ class Tiers:
         outcome = Outcome()
         lease = None
         try:
-            lease = store.try_acquire(entry.key, size, write, outcome, may_evict=may_evict, is_made=True)
+            lease = store.try_acquire(
+                entry.key, size, write, outcome, may_evict=may_evict, is_made=True, allocated=allocated
+            )
         except EpistreamError:
             raise
         except OSError as error:

@@ -148,6 +148,7 @@ class StreamIterator(Iterator[Any]):
         worker_index, num_workers = self._worker
         batch_index = worker_index + self._num_done * num_workers
         if batch_index >= self._num_batches:
+            self._feed.close()  # whoever keeps the iterator need not keep files and memory
             raise StopIteration
         views = self._job.layout.allocate()
         try:

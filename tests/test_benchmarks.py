@@ -74,7 +74,7 @@ def test_contenders_without_other_packages_make_batches_of_the_scenario(name, sm
 
 
 def test_server_answers_ranges_and_counts_the_bytes_of_contents(tmp_path):
-    from remote.server import CountingNetwork, S3Handler, Server
+    from remote.server import Network, S3Handler, Server
 
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "shard").write_bytes(bytes(range(100)))
@@ -83,7 +83,7 @@ def test_server_answers_ranges_and_counts_the_bytes_of_contents(tmp_path):
         return S3Handler(*arguments, directory=str(tmp_path))
 
     with Server(("127.0.0.1", 0), handler) as server:
-        server.network = CountingNetwork(1e9, 0.0)
+        server.network = Network(1e9, 0.0)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
         connection.request("GET", "/bucket/shard", headers={"Range": "bytes=10-19"})

@@ -15,19 +15,11 @@ from pathlib import Path
 from served import Handler, Network
 
 
-class CountingNetwork(Network):
-    """A link that everybody shares and that knows what it carried."""
-
-    def __init__(self, rate: float, latency_s: float) -> None:
-        super().__init__(rate, latency_s)
-        self.num_requests = 0
-
-
 class S3Handler(Handler):
     """Adds what S3 clients want to see, and the counters."""
 
     def do_GET(self) -> None:  # noqa: N802
-        network: CountingNetwork = self.server.network  # type: ignore[attr-defined]
+        network: Network = self.server.network  # type: ignore[attr-defined]
         if self.path == "/-/count":
             body = json.dumps({"bytes": network.num_bytes, "requests": network.num_requests}).encode()
             self.send_response(200)
@@ -35,7 +27,6 @@ class S3Handler(Handler):
             self.end_headers()
             self.wfile.write(body)
             return
-        network.num_requests += 1
         super().do_GET()
 
     def end_headers(self) -> None:
@@ -68,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     handler = functools.partial(S3Handler, directory=str(arguments.folder))
     with Server(("127.0.0.1", 0), handler) as server:
-        server.network = CountingNetwork(arguments.rate, arguments.latency)  # type: ignore[attr-defined]
+        server.network = Network(arguments.rate, arguments.latency)  # type: ignore[attr-defined]
         print(server.server_port, flush=True)
         server.serve_forever()
 

@@ -106,6 +106,7 @@ class Filling:
         reach: Reach = Reach.ALL,
         *,
         is_made: bool = False,
+        allocated: int | None = None,
     ) -> Lease:
         """Make room, write, verify and publish, as `ShardStore.try_acquire` for who holds the key's ``.fill``.
 
@@ -127,7 +128,7 @@ class Filling:
             self._observe("fill.reserved")
             free(evicted)
             self._observe("fill.freed")
-            self._allocate(part, size)
+            self._allocate(part, size if allocated is None else allocated)
             self._observe("fill.allocated")
             fill(part)
             self._observe("fill.verified")

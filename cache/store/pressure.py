@@ -33,6 +33,8 @@ _SHARE = 0.25
 _SLACK = 0.05
 # For so long after memory was short nothing new is made: it would be given back again.
 _PAUSE_S = 10.0
+# And for so long after something was given back because it lay above the budget.
+_GIVEN_S = 1.0
 # How often at most it is told: while others grow slowly, a little is given back at each look.
 _TELL_EVERY_S = 30.0
 
@@ -83,6 +85,8 @@ class Relief:
         if given < excess:  # leases stand in the way: their holders are to give them up
             self._short_until = now + _PAUSE_S
             self._next_look = now + (_LOOK_IN_VAIN_S if self._is_in_vain else _LOOK_AGAIN_S)
+        elif given:  # whoever maps what has just left gives that up, or its memory would not be free
+            self._short_until = max(self._short_until, now + _GIVEN_S)
         self._is_in_vain = given < excess
         self._untold_bytes += given
         if self._untold_bytes and now >= self._tell_at:

@@ -157,6 +157,7 @@ class ShardStore:
         *,
         may_evict: bool = True,
         is_made: bool = False,
+        allocated: int | None = None,
     ) -> Lease | None:
         """Lease an entry, filling it if that needs nobody else: no fill of another process, no lease to end.
 
@@ -171,6 +172,8 @@ class ShardStore:
             may_evict: Whether others may have to leave for it; else it only takes what is free.
             is_made: Whether it is made of other entries: nothing that another live process claims leaves for it, and it
                 leaves before others where memory is short.
+            allocated: Bytes from the beginning that get memory now; all unless given. The others get it as they are
+                written, by system calls alone: a mapping of what got none would be SIGBUS where there is none left.
 
         Returns:
             None if somebody is filling it, there is no room now or ever, or a note says not to try.
@@ -199,7 +202,9 @@ class ShardStore:
                 unlink(self.directory, fill_lock.name)
             elif is_named:
                 try:
-                    lease = self._filling.run(fill_lock, key, size, fill, outcome, reach, is_made=is_made)
+                    lease = self._filling.run(
+                        fill_lock, key, size, fill, outcome, reach, is_made=is_made, allocated=allocated
+                    )
                 except PresentError:
                     pass
                 except (NoRoomError, TooLargeError):

@@ -223,8 +223,8 @@ class DecodedFrames:
         first = number * self._plan.chunk_rows
         length = min(self._plan.chunk_rows, opened.index.num_rows - first)
         shapes: Shapes = {
-            **{name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()},
             **{_is_there(name): (np.dtype(np.uint8), (length,)) for name in self._decoders},
+            **{name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()},
         }
         num_bytes = sum(length * d.num_bytes for d in self._decoders.values())
         fits = self._room_bytes - self._seen.get(key, 0) + num_bytes <= self._room.most_bytes
@@ -242,6 +242,7 @@ class DecodedFrames:
             shapes,
             begin if may_make else None,
             may_evict=self._room.may_evict,
+            num_filled=len(self._decoders),  # fresh memory for frames that are never kept would be dear
         )
         if self._may_make:
             self._may_make = False

@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 _ASK_AGAIN_S = 8.0, 12.0
 # What "auto" takes of the available memory, and at most, where the user gave no budget: others use the machine too.
 _SHARE, _MOST_BYTES = 1 / 8, 4 << 30
-# Keeping may take so much of the time of reading where the user wants it, until all is kept; and by default, until this
-# part of what it saves is more. And so many seconds at once, after a time without.
-_EXTRA_WANTED, _EXTRA, _REINVESTED, _MOST_ALLOWED_S = 0.08, 0.15, 0.8, 0.1
+# Keeping may take so much of the time of reading in a first epoch, where the user wants it and by default, and in the
+# later ones, which are to cost less than without keeping; beside this part of what it saves. And so many seconds at
+# once, after a time without.
+_EXTRA_WANTED, _EXTRA, _EXTRA_LATER, _REINVESTED, _MOST_ALLOWED_S = 0.08, 0.15, 0.02, 0.8, 0.1
 # Frames decoded in all, and taken since the last time, after which it is judged whether taking is cheaper; by how much
 # it must be; and how often in a row it must be found dearer before nothing is kept any more.
 _JUDGED_AFTER, _WORTH, _TIMES_AGAINST = 2000, 0.9, 3
@@ -105,8 +106,8 @@ class Costs:
 
     The readers of a process share it, from epoch to epoch; threads may. In another process, by fork or by pickling, it
     starts afresh. Keeping a frame takes fresh memory, up to half as long as decoding it. So it may take a share of the
-    time of reading only, and what the frames that were kept already save. By default it may take either of them, not
-    both: later epochs cost less than without keeping.
+    time of reading only, most of it in a first epoch, and a part of what the frames that were kept already save: later
+    epochs cost less than without keeping.
     """
 
     def __init__(self) -> None:
@@ -116,6 +117,8 @@ class Costs:
         self._pid = os.getpid()
         self._mutex = threading.Lock()
         self._all = Spent()
+        self._first_epoch: int | None = None
+        self._is_first_epoch = True
         self._room_bytes, self._why = 0, ""
         self._allowance_s = 0.0
         self.is_told = False  # that not all are kept
@@ -125,6 +128,14 @@ class Costs:
     def allowance_s(self) -> float:
         """How long more frames may be kept; not at all below 0."""
         return self._allowance_s
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Readers of this process turn to an epoch of the dataset."""
+        if self._pid != os.getpid():
+            self._begin()
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+        self._is_first_epoch = epoch == self._first_epoch
 
     def add(self, spent: Spent, room_bytes: int, why: str, *, wanted: bool) -> None:
         """A batch was read.
@@ -142,10 +153,8 @@ class Costs:
             self._judged.add(spent)
             self._room_bytes, self._why = room_bytes, why
             saved_s = spent.num_taken * (self._all.decoding_a_frame_s - self._all.taking_a_frame_s)
-            if wanted:
-                earned_s = _EXTRA_WANTED * spent.reading_s + max(0.0, saved_s)
-            else:
-                earned_s = max(_EXTRA * spent.reading_s, _REINVESTED * saved_s)
+            extra = (_EXTRA_WANTED if wanted else _EXTRA) if self._is_first_epoch else _EXTRA_LATER
+            earned_s = extra * spent.reading_s + _REINVESTED * max(0.0, saved_s)
             self._allowance_s = min(_MOST_ALLOWED_S, self._allowance_s + earned_s - spent.keeping_s)
 
     def stats(self, all_bytes: int) -> DecodedStats:

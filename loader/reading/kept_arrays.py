@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 # How long an entry is used before it is asked whether it was evicted, and marked as used; and how long one that is not
 # used may stay mapped after that.
-_RENEW_S, _SWEEP_S = 0.25, 1.0
+_RENEW_S, _SWEEP_S = 0.25, 0.1
 # What is not there is looked for again after so long: somebody else may have made it meanwhile.
 _LOOK_AGAIN_S = 2.0
 # Where there is no room nothing more is made for so long, at first (another process may just be making the same) and
@@ -33,6 +33,7 @@ class Kept:
     Attributes:
         arrays: by name, read-only views of the entry.
         offsets: bytes of the entry at which each begins.
+        write: puts bytes into the entry at an offset, for all who have it open; whether all of them were written.
         renew_at: when to ask whether it is still in the cache.
         views: for its user: what it makes of the arrays, to have it again.
     """
@@ -43,10 +44,8 @@ class Kept:
         self.renew_at = renew_at
         self.views: dict[str, Any] = {}
         self._entry = entry
-
-    def write(self, offset: int, data: bytes | memoryview) -> bool:
-        """Put bytes into the entry, for all who have it open; whether all of them were written."""
-        return self._entry.write(offset, data)
+        # The entry's own: what refers to itself stays mapped until the garbage collector comes.
+        self.write = entry.write
 
     def renew(self, *, used: bool) -> bool:
         """Whether it is still in the cache."""
@@ -122,6 +121,7 @@ class KeptArrays(Generic[K]):
         fill: Callable[[Arrays], None] | None,
         *,
         may_evict: bool,
+        num_filled: int | None = None,
     ) -> Kept | None:
         """Open an entry and hold it, until `close` or until others were used later.
 
@@ -133,6 +133,8 @@ class KeptArrays(Generic[K]):
             shapes: of the arrays.
             fill: makes them, if nobody on this node has; None leaves that to others.
             may_evict: whether entries that nobody uses may have to leave for them.
+            num_filled: the first arrays, which `fill` may write; the others are written by `Kept.write`, and nobody
+                looks at what was not; all unless given.
 
         Returns:
             None if they are not there, see `NodeCache.open_made`.
@@ -152,7 +154,8 @@ class KeptArrays(Generic[K]):
             }
 
         make = None if fill is None else lambda buffer: fill(views(buffer))
-        opened = self._cache.open_made(entry(), starts[-1] + sizes[-1], make, may_evict=may_evict)
+        allocated = None if num_filled is None else starts[num_filled]
+        opened = self._cache.open_made(entry(), starts[-1] + sizes[-1], make, may_evict=may_evict, allocated=allocated)
         if opened is None:
             self._look_at[key] = now + _LOOK_AGAIN_S
             if fill is not None:

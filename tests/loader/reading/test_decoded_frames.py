@@ -1,7 +1,9 @@
 """Decoded frames and resizing: the same pixels and the same order in every way of running, within the budget."""
 
+import gc
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +126,8 @@ def count_openings(monkeypatch):
     counts = {"tries": 0, "failed": 0, "looks": 0}
     old = NodeCache.open_made
 
-    def open_made(self, entry, size, fill, *, may_evict=True):
-        opened = old(self, entry, size, fill, may_evict=may_evict)
+    def open_made(self, entry, size, fill, **how):
+        opened = old(self, entry, size, fill, **how)
         counts["looks" if fill is None else "tries"] += 1
         counts["failed"] += fill is not None and opened is None
         return opened
@@ -171,7 +173,7 @@ def test_decoded_chunk_is_tried_once_a_batch_whatever_comes_of_it(
     monkeypatch.setattr(kept_arrays, "_LAST_PAUSE_S", 0.0)
     tries = []
 
-    def open_made(self, entry, size, fill, *, may_evict=True):
+    def open_made(self, entry, size, fill, **how):
         tries.append(fill is not None)
 
     monkeypatch.setattr(NodeCache, "open_made", open_made)
@@ -358,3 +360,43 @@ def test_image_size_looks_like_filtering_the_whole_frame(aloha_shards, aloha_fil
 def test_frame_options_that_cannot_work_are_refused(aloha_shards, options):
     with pytest.raises(OptionError, match=next(iter(options))):
         es.EpisodeStream(aloha_shards, **options)
+
+
+def mapped(folder):
+    """The mappings that this process has of entries in a cache's directory, as /proc/self/maps has them."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+
+
+def test_mappings_end_with_their_reader_without_the_garbage_collector(aloha_shards, folder, at_once):
+    stream = stream_of(aloha_shards, folder, mode="auto", decode="once")
+    gc.disable()
+    try:
+        for _ in range(6):
+            batches = iter(stream)
+            for _ in range(6):
+                next(batches)
+            num_mapped = len(mapped(folder))
+            assert 0 < num_mapped <= 6, "those of the iterator before are gone"
+        for _ in batches:
+            pass
+        assert not mapped(folder), "although somebody keeps the iterator"
+    finally:
+        gc.enable()
+        stream.job.cache.close()
+
+
+def test_mappings_of_what_was_evicted_are_given_up(aloha_shards, folder, at_once):
+    stream = stream_of(aloha_shards, folder, mode="auto", decode="once")
+    for _ in range(2):
+        for _ in stream:
+            pass
+    batches = iter(stream)
+    next(batches)
+    next(batches)
+    assert mapped(folder)
+    for file in folder.glob("*.shard"):
+        file.unlink()
+    time.sleep(0.2)
+    next(batches)
+    assert not [line for line in mapped(folder) if "deleted" in line]
+    stream.job.cache.close()

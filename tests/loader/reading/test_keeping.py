@@ -181,12 +181,15 @@ def test_keeping_takes_a_share_of_the_reading_and_a_debt_is_paid_first():
     assert costs.allowance_s == pytest.approx(0.1)  # a time without keeping is no licence to spend all of it at once
 
 
-def test_what_was_saved_is_invested_by_default_only_in_part_and_in_place_of_the_share():
-    for wanted, earned in ((True, 0.0008 + 0.0036), (False, 0.8 * 0.0036)):  # 0.15 times 10 ms is less
-        costs = Costs()
+@pytest.mark.parametrize(("wanted", "share"), [(True, 0.08), (False, 0.15)])
+def test_part_of_what_was_saved_is_invested_and_a_share_of_the_time_in_the_first_epoch_above_all(wanted, share):
+    costs = Costs()
+    for epoch, extra in ((3, share), (3, share), (4, 0.02), (5, 0.02)):  # two readers, then later epochs
+        costs.begin_epoch(epoch)
         costs.add(batch(decoded=10), 0, "", wanted=wanted)
+        before = costs.allowance_s
         costs.add(batch(reading=0.01, taken=40), 0, "", wanted=wanted)  # saves 40 times 90 us
-        assert costs.allowance_s == pytest.approx(earned)
+        assert costs.allowance_s - before == pytest.approx(extra * 0.01 + 0.8 * 0.0036)
 
 
 def test_keeping_that_does_not_pay_is_ended_after_three_findings_in_a_row_and_not_by_a_disturbance():

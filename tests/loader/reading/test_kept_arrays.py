@@ -28,7 +28,7 @@ class FullCache:
     def __init__(self):
         self.looked, self.tried = [], []
 
-    def open_made(self, entry, size, fill, *, may_evict):
+    def open_made(self, entry, size, fill, **how):
         (self.looked if fill is None else self.tried).append(entry)
 
 
