@@ -55,7 +55,6 @@ class PartFeed:
         options = job.reader_options[number]
         self._reader = EpisodeReader(part.dataset, part.features, part.window, job.cache, options, before_wait)
         self._reader.wait_for = partial(arrivals.wait_for, part.dataset)
-        self._decoded = options.decoded
         self._bad: dict[int, str] = {}
         self._orders: dict[int, EpochOrder] = {}
         self._num_cold_batches = 0
@@ -67,8 +66,6 @@ class PartFeed:
     def begin(self, epoch: int) -> None:
         """A pass begins at an epoch: bad shards get another chance, and earlier epochs are done with."""
         self._bad.clear()
-        if self._decoded is not None:
-            self._decoded.costs.begin_epoch(epoch)
         self._orders = {number: order for number, order in self._orders.items() if number >= epoch}
 
     def read(

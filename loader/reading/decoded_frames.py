@@ -29,6 +29,8 @@ _NUM_CHUNKS = 48
 # No more than this need be saved up for the next one: one that took longer was disturbed.
 _MOST_SAVED_UP_S = 0.05
 _CHUNK_BYTES = 1 << 20, 64 << 20
+# How long it is believed which chunks there are: to ask for each row of a small batch costs a tenth of reading it.
+_BELIEVED_S = 0.2
 
 Int64 = NDArray[np.int64]
 
@@ -66,6 +68,9 @@ class DecodedFrames:
         self._began_s = self._making_s = 0.0
         self._is_first = True
         self._may_make = False
+        # What was found of chunks a moment ago: by shard and camera, and then by chunk.
+        self._found: dict[tuple[int, str], dict[int, _Frames | None]] = {}
+        self._believed_until = self._full_until = 0.0
         # Bytes of the chunks that were seen in the cache.
         self._seen: dict[tuple[int, int], int] = {}
         self._room_bytes = 0
@@ -78,17 +83,20 @@ class DecodedFrames:
 
     def begin_batch(self, *, is_short: bool = False) -> None:
         """Another batch begins; memory may be short."""
+        self._began_s = now = self._clock()
+        if is_short or now >= self._believed_until:
+            self._believed_until = now + _BELIEVED_S
+            self._found.clear()  # before its chunks may be given up
         self._chunks.begin_batch(is_short=is_short)
         why = "" if self._plan.wanted else self._plan.costs.judge()
         if why:
             self._room.give_up(why)
-            self._chunks.close()
+            self.close()
         self._room.look(self._room_bytes)
         # What making one took is there to be spent first: until then the frames of those that are there are kept.
         is_time = self._plan.costs.allowance_s > self._making_s
-        self._may_make = is_time and not self._is_first and self._chunks.may_make
+        self._may_make = is_time and not self._is_first and self._chunks.may_make and now >= self._full_until
         self._is_first = False
-        self._began_s = self._clock()
 
     def end_batch(self) -> None:
         """It is read."""
@@ -117,16 +125,19 @@ class DecodedFrames:
             return
         spent, clock = self._spent, self._clock
         began_s, kept_before_s = clock(), spent.keeping_s
-        chunks: dict[int, _Frames | None] = {}
+        chunks = self._found.setdefault((opened.number, name), {})
         rows, targets = needed.tolist(), places.tolist()
         missing = self._take(opened, name, (rows, targets), out, chunks)
         taken_s = clock()
         spent.num_taken += len(rows) - len(missing)
+        looking_s = taken_s - began_s - (spent.keeping_s - kept_before_s)
         if not missing:
             spent.num_timed_taken += len(rows)
-            spent.taking_s += taken_s - began_s - (spent.keeping_s - kept_before_s)
+            spent.taking_s += looking_s
             return
         are_some = len(missing) < len(rows)
+        if not are_some:  # it was in vain
+            spent.keeping_s += looking_s
         if are_some:
             rows, targets = [rows[each] for each in missing], [targets[each] for each in missing]
         decode_frames(opened.tar, opened.index, decoder, rows, out, targets)
@@ -141,6 +152,7 @@ class DecodedFrames:
 
     def close(self) -> None:
         """Give up every chunk."""
+        self._found.clear()
         self._chunks.close()
 
     def _take(
@@ -160,8 +172,8 @@ class DecodedFrames:
         needed, places = wanted
         for position, row in enumerate(needed):
             number, at = divmod(row, chunk_rows)
-            if number not in chunks:
-                chunks[number] = self._open(opened, number, name)
+            if number not in chunks or (self._may_make and chunks[number] is None):
+                chunks[number] = self._look(opened, number, name)
             chunk = chunks[number]
             if chunk is None or not chunk.is_there[at]:
                 missing.append(position)
@@ -204,7 +216,7 @@ class DecodedFrames:
     def _may_keep(self) -> bool:
         return self._plan.costs.allowance_s > self._spent.keeping_s
 
-    def _open(self, opened: OpenShard, number: int, name: str) -> "_Frames | None":
+    def _look(self, opened: OpenShard, number: int, name: str) -> "_Frames | None":
         key = opened.number, number
         kept = self._chunks.get(key)
         if kept is None:
@@ -229,6 +241,8 @@ class DecodedFrames:
         num_bytes = sum(length * d.num_bytes for d in self._decoders.values())
         fits = self._room_bytes - self._seen.get(key, 0) + num_bytes <= self._room.most_bytes
         may_make = self._may_make and fits
+        if self._may_make and not fits:
+            self._full_until = self._began_s + _BELIEVED_S
         made = False
 
         def begin(arrays: Arrays) -> None:

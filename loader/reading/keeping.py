@@ -19,10 +19,12 @@ logger = logging.getLogger(__name__)
 _ASK_AGAIN_S = 8.0, 12.0
 # What "auto" takes of the available memory, and at most, where the user gave no budget: others use the machine too.
 _SHARE, _MOST_BYTES = 1 / 8, 4 << 30
-# Keeping may take so much of the time of reading in a first epoch, where the user wants it and by default, and in the
-# later ones, which are to cost less than without keeping; beside this part of what it saves. And so many seconds at
-# once, after a time without.
-_EXTRA_WANTED, _EXTRA, _EXTRA_LATER, _REINVESTED, _MOST_ALLOWED_S = 0.08, 0.15, 0.02, 0.8, 0.1
+# Keeping may take so much of the time of reading where the user wants it, and by default until this part of the frames
+# was taken, as in a first epoch; after that it lives on what it saves.
+_EXTRA_WANTED, _EXTRA, _TAKEN = 0.05, 0.13, 0.02
+# It may take this part of what it saves, less a share of the reading that looking and counting take where frames are
+# small. What taking a frame costs before that is known, in parts of decoding it. And so many seconds may go at once.
+_REINVESTED, _LOOKING, _TAKING_UNKNOWN, _MOST_ALLOWED_S = 0.8, 0.05, 0.4, 0.05
 # Frames decoded in all, and taken since the last time, after which it is judged whether taking is cheaper; by how much
 # it must be; and how often in a row it must be found dearer before nothing is kept any more.
 _JUDGED_AFTER, _WORTH, _TIMES_AGAINST = 2000, 0.9, 3
@@ -117,8 +119,6 @@ class Costs:
         self._pid = os.getpid()
         self._mutex = threading.Lock()
         self._all = Spent()
-        self._first_epoch: int | None = None
-        self._is_first_epoch = True
         self._room_bytes, self._why = 0, ""
         self._allowance_s = 0.0
         self.is_told = False  # that not all are kept
@@ -128,14 +128,6 @@ class Costs:
     def allowance_s(self) -> float:
         """How long more frames may be kept; not at all below 0."""
         return self._allowance_s
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Readers of this process turn to an epoch of the dataset."""
-        if self._pid != os.getpid():
-            self._begin()
-        if self._first_epoch is None:
-            self._first_epoch = epoch
-        self._is_first_epoch = epoch == self._first_epoch
 
     def add(self, spent: Spent, room_bytes: int, why: str, *, wanted: bool) -> None:
         """A batch was read.
@@ -152,9 +144,12 @@ class Costs:
             self._all.add(spent)
             self._judged.add(spent)
             self._room_bytes, self._why = room_bytes, why
-            saved_s = spent.num_taken * (self._all.decoding_a_frame_s - self._all.taking_a_frame_s)
-            extra = (_EXTRA_WANTED if wanted else _EXTRA) if self._is_first_epoch else _EXTRA_LATER
-            earned_s = extra * spent.reading_s + _REINVESTED * max(0.0, saved_s)
+            decoding_s = self._all.decoding_a_frame_s
+            saved_s = spent.num_taken * (decoding_s - (self._all.taking_a_frame_s or _TAKING_UNKNOWN * decoding_s))
+            is_first = self._all.num_taken < _TAKEN * (self._all.num_taken + self._all.num_decoded)
+            extra = _EXTRA_WANTED if wanted else _EXTRA if is_first else 0.0
+            gained_s = max(0.0, saved_s - _LOOKING * spent.reading_s)
+            earned_s = extra * spent.reading_s + _REINVESTED * gained_s
             self._allowance_s = min(_MOST_ALLOWED_S, self._allowance_s + earned_s - spent.keeping_s)
 
     def stats(self, all_bytes: int) -> DecodedStats:
