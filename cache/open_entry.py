@@ -25,16 +25,16 @@ class OpenEntry:
 
     def write(self, offset: int, data: bytes | memoryview) -> bool:
         """Change bytes of a kept entry in place, see `Lease.write`."""
-        return self._lease is not None and self._lease.write(offset, data)
+        return isinstance(self._lease, Lease) and self._lease.write(offset, data)
 
     def rest(self) -> None:
         """Let a kept entry be evicted, but keep it mapped, see `Lease`."""
-        if self._lease is not None:
+        if isinstance(self._lease, Lease):
             self._lease.rest()
 
     def renew(self, *, used: bool) -> bool:
         """Whether a kept entry is still there, see `Lease.renew`."""
-        return self._lease is not None and self._lease.renew(used=used)
+        return isinstance(self._lease, Lease) and self._lease.renew(used=used)
 
     def close(self) -> None:
         """End the lease, or close the files. Harmless when called twice."""

@@ -1,5 +1,6 @@
 """Advisory file locks that are never waited for without a deadline."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -135,8 +136,9 @@ def try_range_lock(fd: int, first: int, count: int) -> bool:
 
 
 def unlock_range(fd: int, first: int, count: int) -> None:
-    """Give back what `try_range_lock` took."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, first, count))
+    """Give back what `try_range_lock` took; nothing where there are no such locks."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, first, count))
 
 
 def _range(kind: int, first: int, count: int) -> bytes:

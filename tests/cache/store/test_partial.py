@@ -1,6 +1,7 @@
 """Partial entries: many bring one, nobody brings what is there, and what the dead brought is gone on with."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -267,10 +268,14 @@ def test_full_disk_tells_nobody_of_bytes_that_were_not_written(store, monkeypatc
 def test_file_system_without_such_locks_shares_nothing(store, monkeypatch):
     cold = begun(store, 1)
 
-    def refuse(*arguments):
-        raise OSError(errno.EINVAL, "Invalid argument")
+    real = fcntl.fcntl
 
-    monkeypatch.setattr("epistream.cache.store.partial.try_range_lock", refuse)
+    def refuse(fd, command, *arguments):
+        if command == fcntl.F_OFD_SETLK:  # to unlock, too
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, command, *arguments)
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
     with cold.parts[0].turn(0, GRANULE_BYTES, GRANULE_BYTES, DEADLINE_S) as runs:
         assert runs is None
     cold.close()
