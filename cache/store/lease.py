@@ -29,6 +29,7 @@ class Lease:
         self.size = size
         self._fd = fd
         self._pid = os.getpid()
+        self._is_written = False
         self._mapping: mmap.mmap | None = None
         self._views: list[memoryview] = []
         try:
@@ -59,8 +60,10 @@ class Lease:
         """Change bytes in place, where readers of the entry fill it piece by piece; whether all were written.
 
         By a system call, because writing fresh pages through a mapping costs two to three times as much, and because
-        what one call wrote is seen by whoever sees what a later one wrote.
+        what one call wrote is seen by whoever sees what a later one wrote. The next `renew`, or `close`, makes it the
+        most recently used: until then its stamp is of another clock.
         """
+        self._is_written = True
         return os.pwrite(self._fd, data, offset) == memoryview(data).nbytes
 
     def rest(self) -> None:
@@ -69,10 +72,11 @@ class Lease:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def renew(self, *, used: bool) -> bool:
-        """Whether the entry is still there; if it was `used`, it is the most recently used from now on."""
+        """Whether the entry is still there; if it was `used` or written, it is the most recently used from now on."""
         if self._fd < 0 or os.fstat(self._fd).st_nlink == 0:
             return False
-        if used:
+        if used or self._is_written:
+            self._is_written = False
             now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             os.utime(self._fd, ns=(now_ns, now_ns))
         return True
@@ -80,6 +84,8 @@ class Lease:
     def close(self) -> None:
         """End the lease. Harmless when called twice, or in a forked child."""
         if self._fd >= 0 and self._pid == os.getpid():
+            if self._is_written:
+                self.renew(used=True)
             fd, self._fd = self._fd, -1
             # Explicit: a child between fork and exec may hold a duplicate of the descriptor.
             fcntl.flock(fd, fcntl.LOCK_UN)

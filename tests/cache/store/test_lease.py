@@ -73,6 +73,22 @@ def test_lease_writes_in_place_what_others_then_see(cache_path: Path) -> None:
     assert bytes(view) == content(1)[:3] + b"abc" + content(1)[6 : SIZE - 1] + b"z"
 
 
+@pytest.mark.parametrize("end", ["closed", "asked for"])
+def test_entry_that_was_written_in_place_is_as_recent_as_that_and_no_more(cache_path: Path, end: str) -> None:
+    store = open_test_store(cache_path, cap=3 * SIZE)
+    writer = get(store, 1)
+    writer.write(0, b"abc")  # its stamp is the time of day now, which is after all times since boot
+    if end == "closed":
+        writer.close()
+    else:
+        writer.rest()
+        assert writer.renew(used=False)
+    for number in (2, 3, 4):
+        get(store, number).close()
+    assert names(cache_path) == {"2.shard", "3.shard", "4.shard"}
+    writer.close()
+
+
 def test_lease_in_a_forked_child_neither_unlocks_nor_writes(cache_path: Path) -> None:
     store = open_test_store(cache_path, cap=SIZE)
     lease = get(store, 1)
