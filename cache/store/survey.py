@@ -83,8 +83,19 @@ def find_remains(directory: CacheDirectory, items: list[Item], own_key: str) -> 
         item
         for item in items
         if (item.kind == HAVE and item.key not in parts)
-        or (item.kind == PART and item.key not in partial and _is_dead(directory, item.key, own_key))
+        or (item.kind == PART and item.key not in partial and _is_remain(directory, item.key, own_key))
     ]
+
+
+def _is_remain(directory: CacheDirectory, key: str, own_key: str) -> bool:
+    """Whether nobody is filling this key, nor shared it, and ended, since the files were listed: in this order."""
+    if not _is_dead(directory, key, own_key):
+        return False
+    try:
+        os.stat(key + HAVE, dir_fd=directory.dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _is_dead(directory: CacheDirectory, key: str, own_key: str) -> bool:

@@ -27,6 +27,7 @@ from partial_actors import (
 
 from epistream.cache.store.lease import Lease
 from epistream.cache.store.partial import GRANULE_BYTES, Partial
+from epistream.cache.store.survey import find_remains, survey
 
 NOTHING_ABSENT = [[], []]
 ALL_ABSENT = [[(0, PLACES[0][1])], [(0, PLACES[1][1])]]
@@ -279,6 +280,30 @@ def test_file_system_without_such_locks_shares_nothing(store, monkeypatch):
     with cold.parts[0].turn(0, GRANULE_BYTES, GRANULE_BYTES, DEADLINE_S) as runs:
         assert runs is None
     cold.close()
+
+
+def test_entry_that_is_shared_while_the_files_are_listed_is_no_remain(store, cache_path, monkeypatch):
+    real, shared = os.listdir, []
+
+    def listdir(path):
+        listed = real(path)
+        if isinstance(path, int) and shared == []:  # half way: its .part is there, and the .have is not
+            begun_meanwhile = begun(other, 1)
+            bring(begun_meanwhile, 1)
+            shared.append(begun_meanwhile)
+            listed.append(f"{key_of(1)}.part")
+        return listed
+
+    other = open_test_store(cache_path)
+    monkeypatch.setattr(os, "listdir", listdir)
+    items = survey(store.directory)
+    assert [item.kind for item in items] == [".part"]
+    assert find_remains(store.directory, items, "") == []
+    assert find_remains(store.directory, items, key_of(1)) == []
+    shared[0].close()
+    (cache_path / f"{key_of(1)}.have").unlink()
+    assert find_remains(store.directory, items, "") == items
+    other.leave()
 
 
 # --- processes -------------------------------------------------------------------------------------------------
