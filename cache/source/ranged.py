@@ -212,7 +212,8 @@ class RangeBlob(Blob):
             found.update(some)
             if some:
                 left += _runs([index for index in range(begin, end + 1) if index not in found])
-        absent = self._absent_blocks(first, last) or ()
+        # With patience all of it is there now, or was: a fill that came to a wrong end takes it back.
+        absent = () if patience_s else self._absent_blocks(first, last) or ()
         for begin, end in _runs([index for index in range(first, last + 1) if index not in {*found, *absent}]):
             there = self._split(begin, memoryview(shared.read(*self._range(begin, end))))
             for index, block in there.items():

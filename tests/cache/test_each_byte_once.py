@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from epistream.cache.admin import clear, look
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source import ranged
 from epistream.cache.source.entry import Entry, Part
-from epistream.cache.store.partial import GRANULE_BYTES
+from epistream.cache.store.partial import GRANULE_BYTES, SharedPart
 from epistream.errors import ChecksumError
 
 BLOCK = GRANULE_BYTES
@@ -134,6 +134,28 @@ def test_wrong_bytes_of_a_fill_never_reach_a_cold_reader_and_are_all_fetched_aga
         assert read == [True]
         assert cache.stats().refetches == 1
     assert not cache_path.exists()
+
+
+def test_bytes_that_are_taken_back_just_before_they_are_read_are_brought_again(server, cache_path, monkeypatch):
+    with NodeCache(options(cache_path)) as cache:
+        assert read_blocks(cache, entry_of(server, 0), DATAS[0], np.random.default_rng(0))
+        asked = asked_bytes(server)
+        real = SharedPart.turn
+
+        @contextmanager
+        def turn(shared, *wanted):
+            with real(shared, *wanted) as runs:
+                yield runs
+            if wanted[1] - wanted[0] == BLOCK:
+                shared.clear()  # by a fill, which found that it was wrong
+
+        monkeypatch.setattr(SharedPart, "turn", turn)
+        with cache.open(entry_of(server, 0), wait=False) as opened:
+            tar = opened.blobs[0]
+            tar.check_with(block_sums(DATAS[0]), BLOCK)
+            first = next(b for b in range(4) if not tar._absent_blocks(b, b))
+            assert bytes(tar.read(first * BLOCK, BLOCK)) == DATAS[0][first * BLOCK : (first + 1) * BLOCK]
+        assert asked_bytes(server) == asked, "they are right after all"
 
 
 def test_damaged_bytes_of_a_partial_entry_are_noticed_by_readers_and_fillers(server, cache_path):
