@@ -202,6 +202,7 @@ class CacheDirectory:
             for lock in (self._users, self._lock):
                 if lock is not None:
                     lock.close()
+            self._lock = None  # who still asks for it meets a directory that is closed
             DESCRIPTORS.close(self.dir_fd)
             self.dir_fd = -1
         finally:

@@ -19,8 +19,8 @@ from epistream.cache.store.total import Total
 # Leased entries that are older than those that left are tried again at each eviction, so many of them; the others
 # after the next survey.
 _LEASED_AGAIN = 16
-# Descriptors that are held at a time: a process may have 1,024, and needs others.
-_MOST_VICTIMS = 256
+# Descriptors that are held at a time, up to three a victim: a process may have 1,024, and needs others.
+_MOST_OPEN = 256
 
 
 class Reach(IntEnum):
@@ -84,8 +84,14 @@ class _Victim(NamedTuple):
     guards: tuple[LockFile, ...]
 
     def unguard(self) -> None:
+        """Give the locks of its guards back."""
         for guard in self.guards:
             guard.close()
+
+    def spare(self) -> None:
+        """Give everything back."""
+        self.unguard()
+        DESCRIPTORS.close(self.fd)
 
 
 class Leaving:
@@ -155,35 +161,37 @@ class Leaving:
         """
         victims: list[_Victim] = []
         kept: list[Item] = []
-        num_leased = freed = 0
+        num_leased = num_open = freed = 0
         upcoming = self._upcoming()
         order = self._order
         if is_fresh:
             claimed = self._claimed if reach == Reach.ALL else []
             order = deque(in_leaving_order([*order, *claimed], upcoming, self._claimed_groups, made_first=made_first))
-        while order and freed < wanted_bytes and len(victims) < _MOST_VICTIMS:
-            item = order.popleft()
-            if not is_fresh and self._claims.are_others(item.key):  # since the survey
-                self._claimed.append(item)
-                continue
-            if not is_fresh and rank(item.key, upcoming):
-                kept.append(item)
-                continue
-            taken = self._try_take(item)
-            if isinstance(taken, _Victim):
-                victims.append(taken)
-                freed += charge(item.size)
-            elif taken:
-                num_leased += 1
-                if num_leased <= _LEASED_AGAIN:
+        with contextlib.ExitStack() as undo:  # else their locks would keep everybody out while this process lives
+            while order and freed < wanted_bytes and num_open < _MOST_OPEN:
+                item = order.popleft()
+                if not is_fresh and self._claims.are_others(item.key):  # since the survey
+                    self._claimed.append(item)
+                    continue
+                if not is_fresh and rank(item.key, upcoming):
                     kept.append(item)
-        if freed < least_bytes and len(victims) < _MOST_VICTIMS:
-            for victim in victims:
-                victim.unguard()
-                DESCRIPTORS.close(victim.fd)
-            kept += [victim.item for victim in victims]
-            victims, freed = [], 0
-        self._unlink(total, victims)
+                    continue
+                taken = self._try_take(item)
+                if isinstance(taken, _Victim):
+                    victims.append(taken)
+                    undo.callback(taken.spare)
+                    num_open += 1 + len(taken.guards)
+                    freed += charge(item.size)
+                elif taken:
+                    num_leased += 1
+                    if num_leased <= _LEASED_AGAIN:
+                        kept.append(item)
+            if freed < least_bytes and num_open < _MOST_OPEN:
+                undo.close()
+                kept += [victim.item for victim in victims]
+                victims, freed = [], 0
+            self._unlink(total, victims)
+            undo.pop_all()
         if is_fresh:
             self._claimed = self._claimed if reach != Reach.ALL else []
             self._set_order([*kept, *order])

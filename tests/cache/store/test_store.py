@@ -6,8 +6,21 @@ import os
 from pathlib import Path
 
 import pytest
-from cache_actors import PAGE, SIZE, content, fill_with, get, key_of, names, open_test_store, read_all
+from cache_actors import (
+    PAGE,
+    SIZE,
+    content,
+    counted_bytes,
+    fill_with,
+    get,
+    key_of,
+    names,
+    noted_bytes,
+    open_test_store,
+    read_all,
+)
 
+from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.markers import mark_kept
 from epistream.cache.store.store import NoRoomError, Outcome, TooLargeError
 
@@ -185,3 +198,37 @@ def test_give_back_frees_the_oldest_unleased(cache_path: Path) -> None:
     assert names(cache_path) == {"1.shard", "3.shard", "4.shard"}
     assert store.give_back() == 2 * SIZE
     assert names(cache_path) == {"1.shard"}
+
+
+def test_store_that_was_left_meanwhile_is_an_error_of_the_system_for_all_of_its_threads(cache_path):
+    store = open_test_store(cache_path)
+    get(store, 1).close()
+    store.leave()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        get(store, 2)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        store.give_back()
+
+
+def test_eviction_that_fails_half_way_keeps_nobody_from_what_it_had_taken(cache_path, monkeypatch):
+    store = open_test_store(cache_path, cap=3 * SIZE)
+    for number in (1, 2, 3):
+        get(store, number).close()
+    real, left = DESCRIPTORS.open, [1]
+
+    def few(name, *more, **options):
+        if str(name).endswith(".shard") and not left[0]:
+            raise OSError(errno.EMFILE, "Too many open files")
+        left[0] -= str(name).endswith(".shard")
+        return real(name, *more, **options)
+
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.setattr(DESCRIPTORS, "open", few)
+        with pytest.raises(OSError, match="Too many"):
+            store.give_back()
+    assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    get(store, 1).close()
+    assert names(cache_path) == {"1.shard", "2.shard", "3.shard"}
+    get(store, 4).close()
+    assert noted_bytes(cache_path) == counted_bytes(cache_path) == 3 * SIZE
