@@ -19,6 +19,7 @@ from epistream.errors import ChecksumError, FetchError, SourceChangedError, Sour
 logger = logging.getLogger(__name__)
 
 _BUDGET = ".budget"
+_BOOT = ".boot"
 _NO_CAP = "none"
 KEEP = ".keep"
 # What the files of claims begin with; a claim does not outlive the users of its directory.
@@ -80,6 +81,27 @@ def read_text(dir_fd: int, name: str) -> str | None:
             return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
     except FileNotFoundError:
         return None
+
+
+# --- the boot in which a directory on a disk was last entered --------------------------------------------
+
+
+def is_of_this_boot(dir_fd: int) -> bool:
+    """Whether the machine is up since somebody called `mark_boot`."""
+    return read_text(dir_fd, _BOOT) == _boot_id()
+
+
+def mark_boot(dir_fd: int) -> None:
+    """Note this boot. On a full file system there is no note, or a torn one."""
+    with contextlib.suppress(OSError), DESCRIPTORS.opened(_BOOT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, dir_fd) as fd:
+        os.write(fd, _boot_id().encode())
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return "unknown"
 
 
 # --- what outlives the last user: everything, or chosen keys ---------------------------------------------

@@ -43,7 +43,7 @@ from epistream.cache.store.places import default_name, is_of_family
 from epistream.cache.store.refusals import Refusals
 from epistream.cache.store.survey import FILL, SHARD, unlink
 from epistream.cache.store.sweep import sweep
-from epistream.cache.store.total import counted, held_bytes
+from epistream.cache.store.total import counted, drop_unsure, held_bytes
 from epistream.errors import CacheError, DeadlineError
 
 __all__ = ["Filler", "NoRoomError", "Outcome", "ShardStore", "StoreOptions", "TooLargeError"]
@@ -346,7 +346,8 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
                     mark_kept(directory.dir_fd)
                 if sole:
                     drop_dead_claims(directory)
-                    rebase_stamps(directory, total.check("", 0.0))
+                    items = total.check("", 0.0)
+                    rebase_stamps(directory, items if options.limits.in_memory else drop_unsure(total, items))
         except OSError as error:
             directory.leave()
             if isinstance(error, CacheError | DeadlineError):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from epistream.cache.store.directory import IN_DOUBT, LOCK, CacheDirectory
 from epistream.cache.store.locks import LockFile
-from epistream.cache.store.markers import boot_time_s, read_text
+from epistream.cache.store.markers import boot_time_s, is_of_this_boot, mark_boot, read_text
 from epistream.cache.store.survey import (
     FILL,
     PART,
@@ -36,7 +36,7 @@ class Total:
     """The total of a directory whose ``.lock`` the caller holds. Build it with `counted`."""
 
     def __init__(self, directory: CacheDirectory, lock: LockFile, check_s: float) -> None:
-        self._directory = directory
+        self.directory = directory
         self._lock = lock
         self._check_s = check_s
         self._is_open = False
@@ -56,16 +56,16 @@ class Total:
         if not self._is_open:
             self._is_open = True
             self._write(IN_DOUBT)
-            self._directory.observe("total.opened")
+            self.directory.observe("total.opened")
 
     def remove(self, name: str) -> int:
         """Unlink a shard or a fill; returns the bytes that it counted for, 0 if it is gone already."""
         try:
-            size = os.stat(name, dir_fd=self._directory.dir_fd, follow_symlinks=False).st_size
+            size = os.stat(name, dir_fd=self.directory.dir_fd, follow_symlinks=False).st_size
         except FileNotFoundError:
             return 0
         self.open()
-        if not unlink(self._directory, name):
+        if not unlink(self.directory, name):
             return 0
         self.bytes -= charge(size)
         return charge(size)
@@ -81,18 +81,18 @@ class Total:
             The shards and fills that are left.
         """
         started = time.monotonic()
-        items = survey(self._directory)
-        remains = find_remains(self._directory, items, own_key)
+        items = survey(self.directory)
+        remains = find_remains(self.directory, items, own_key)
         for item in remains:
             self.open()
-            unlink(self._directory, item.name)
-            self._directory.observe(f"remains{item.kind}")
+            unlink(self.directory, item.name)
+            self.directory.observe(f"remains{item.kind}")
         for item in items:
             if item.kind == FILL and item.key != own_key:
-                drop_fill(self._directory, item.key, note_s)
+                drop_fill(self.directory, item.key, note_s)
         gone = set(remains)
         left = [item for item in items if item.kind in (SHARD, PART) and item not in gone]
-        self._directory.observe("total.counted")
+        self.directory.observe("total.counted")
         self.open()
         self.bytes = charged_bytes(left)
         self._is_known = self.is_exact = True
@@ -107,7 +107,7 @@ class Total:
         if self._is_open:
             self._is_open = False
             self._write(f"clean {max(0, self.bytes):020d} {self._due_s:019.6f}\n".encode())
-            self._directory.observe("total.closed")
+            self.directory.observe("total.closed")
 
     def _write(self, text: bytes) -> None:
         # On a full file system there is no total, or one that is in doubt: then everybody counts.
@@ -134,6 +134,24 @@ def counted(directory: CacheDirectory, timeout_s: float, check_s: float) -> Iter
         total = Total(directory, lock, check_s)
         yield total
         total.close()
+
+
+def drop_unsure(total: Total, items: list[Item]) -> list[Item]:
+    """Remove what was made, and may have been written in place, before the machine started; returns what is left.
+
+    A disk may have got what says that bytes are there, and not the bytes, when the power went.
+
+    Args:
+        total: Of a directory on a disk.
+        items: What it holds.
+    """
+    if is_of_this_boot(total.directory.dir_fd):
+        return items
+    for item in items:
+        if item.is_made:
+            total.remove(item.name)
+    mark_boot(total.directory.dir_fd)
+    return [item for item in items if not item.is_made]
 
 
 def held_bytes(directory: CacheDirectory) -> int:

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from cache_actors import get, key_of, open_test_store
+from cache_actors import SIZE, counted_bytes, fill_with, get, key_of, noted_bytes, open_test_store
 
+from epistream.cache.store import markers
+from epistream.cache.store.budget import Limits
 from epistream.cache.store.markers import mark_kept
 from epistream.cache.store.store import ShardStore
 
@@ -69,3 +71,36 @@ def test_keys_that_find_no_room_to_be_written_change_nothing(
     assert not list(cache_path.glob(".keep.*"))
     store.directory.leave()
     assert left_by_its_last_user(cache_path) == [key_of(number) for number in before]
+
+
+@pytest.mark.parametrize("note", ["of another boot", "none", "torn"])
+def test_what_was_made_on_a_disk_does_not_outlive_the_boot_in_which_it_was_written(
+    cache_path: Path, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(in_memory=False)
+    store = open_test_store(cache_path, limits=limits)
+    mark(store, None)
+    get(store, 1).close()
+    made = store.try_acquire(key_of(2), SIZE, fill_with(2), is_made=True)
+    assert made is not None
+    made.close()
+    store.directory.leave()
+    store = open_test_store(cache_path, limits=limits)  # the power did not go
+    store.directory.leave()
+    assert left_by_its_last_user(cache_path) == [key_of(1), key_of(2)]
+    if note == "of another boot":
+        monkeypatch.setattr(markers, "_boot_id", lambda: "another")
+    elif note == "none":
+        (cache_path / ".boot").unlink()
+    else:
+        (cache_path / ".boot").write_text("2f")
+    store = open_test_store(cache_path, limits=limits)
+    assert noted_bytes(cache_path) == counted_bytes(cache_path) == SIZE
+    other = open_test_store(cache_path, limits=limits)  # who is not the first finds it done
+    made = store.try_acquire(key_of(2), SIZE, fill_with(2), is_made=True)
+    assert made is not None
+    made.close()
+    other.directory.leave()
+    store.directory.leave()
+    open_test_store(cache_path, limits=limits).directory.leave()
+    assert left_by_its_last_user(cache_path) == [key_of(1), key_of(2)]
