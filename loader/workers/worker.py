@@ -26,6 +26,8 @@ from epistream.processes import end_with_parent
 
 # How long files and mappings are held while waiting, leased or not.
 _REST_S = 5.0
+# How often a worker that waits for longer looks at the memory.
+_LOOK_S = 2.0
 # How long shards are held while waiting: short against the time that a process waits for room in the cache.
 _HOLD_S = 0.02
 # An orphan gives back leases and memory in a fraction of this, unless it is stuck.
@@ -170,8 +172,10 @@ class Worker:
         if not ready():
             self._feed.rest()
         while not ready():
-            # No deadline here: an idle worker waits as long as its loader lives, and dies with it.
-            self.inbox.wait(timeout_s=3600.0)
+            # No deadline here: an idle worker waits as long as its loader lives, and dies with it. There may be nobody
+            # else to give memory back when others take it.
+            self._job.cache.is_short()
+            self.inbox.wait(timeout_s=_LOOK_S)
             self._read_inbox()
         return time.perf_counter() - started
 

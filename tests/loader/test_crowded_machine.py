@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import epistream as es
 from epistream.cache import routes, stores
 from epistream.cache.store import places, pressure
 from epistream.cache.store.budget import Limits
+from epistream.loader.workers import worker
 
 MIB = 1 << 20
 DEADLINE_S = 120.0
@@ -193,6 +195,38 @@ def test_stream_on_a_machine_that_others_fill_gives_back_and_goes_on_with_right_
     monkeypatch.setattr(pressure.time, "monotonic", lambda now=pressure.time.monotonic: now() + 60)
     keep_all()
     stream.job.cache.close()
+
+
+def test_loader_whose_training_loop_pauses_gives_back_what_others_take(
+    shards: Path, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path)
+    machine.have(2 * GIB, 4 * GIB)
+    monkeypatch.setattr(stores, "Limits", lambda **terms: Limits(**terms, system=machine.system))
+    monkeypatch.setattr(worker, "_REST_S", 0.05)
+    monkeypatch.setattr(worker, "_LOOK_S", 0.05)
+    camera = "observation.images.top"
+    options = {"batch_size": 8, "features": [camera], "image_size": (60, 80), "shuffle": False}
+
+    def held() -> int:
+        return sum(file.stat().st_size for file in directory.glob("*.shard"))
+
+    stream = es.EpisodeStream(shards, decode="once", cache=es.CacheOptions(directory=directory), **options)
+    with es.StreamingLoader(stream, num_workers=0, num_threads=1) as loader:
+        for _ in range(20):
+            wanted = [batch[camera].numpy().copy() for batch in loader]
+            if held() > 8 * MIB:
+                break
+        batches = iter(loader)
+        next(batches)
+        assert held() > 8 * MIB
+        machine.have(MIB, 4 * GIB)
+        deadline = time.monotonic() + DEADLINE_S
+        while held() > 2 * MIB:
+            assert time.monotonic() < deadline, "nobody looks while the loop pauses"
+            time.sleep(0.02)
+        for batch, want in zip(batches, wanted[1:], strict=True):
+            np.testing.assert_array_equal(batch[camera].numpy(), want)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small tmpfs")
