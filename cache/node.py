@@ -110,7 +110,8 @@ class NodeCache:
 
         Returns:
             The bytes as a single blob, which the caller closes; None if there is no room now that is not claimed by
-            others, if memory is short, if another process makes it at this moment, or if the cache is off.
+            others, if memory is short, if another process makes it at this moment or is stopped in the middle of its
+            accounting, or if the cache is off.
         """
         return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict, allocated=allocated)
 

@@ -138,6 +138,8 @@ class Tiers:
             lease = store.try_acquire(
                 entry.key, size, write, outcome, may_evict=may_evict, is_made=True, allocated=allocated
             )
+        except DeadlineError as error:  # somebody holds .lock and is stopped: nothing is kept meanwhile
+            self._stores.step_down(tier, error)
         except EpistreamError:
             raise
         except OSError as error:

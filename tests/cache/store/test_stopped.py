@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ from cache_actors import (
     run_victim,
 )
 
+from epistream.cache import stores
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part
+from epistream.cache.store.store import StoreOptions
 from epistream.errors import DeadlineError
 
 SHORT_S = 0.05
@@ -135,6 +138,34 @@ def test_reader_beside_a_stopped_filler_reads_directly_and_keeps_its_leases(tmp_
         assert process.exitcode == 0
         with cache.open(entry) as opened:
             assert opened.tier == "shm"
+
+
+def test_nothing_is_made_beside_a_stopped_accountant_and_nobody_ends_for_it(
+    tmp_path: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "s.tar"
+    source.write_bytes(b"episode" * 1000)
+    parts = (Part(str(source), 7000, xxhash.xxh3_128_hexdigest(source.read_bytes())),)
+    options = CacheOptions(mode="shm", directory=str(cache_path))
+    process = context().Process(
+        target=open_and_close,
+        args=(NodeCache(options, observe=StopSelfAt("reserve.created")), Entry(parts)),
+        daemon=True,
+    )
+    monkeypatch.setattr(stores, "StoreOptions", partial(StoreOptions, lock_timeout_s=SHORT_S))
+    with NodeCache(options) as cache:
+        cache.budget()  # enters the directory
+        process.start()
+        wait_until_stopped(process)
+        made = Entry(parts, "made")
+        try:
+            assert cache.open_made(made, SIZE, lambda view: None) is None
+        finally:
+            process.kill()
+            process.join(DEADLINE_S)
+        opened = cache.open_made(made, SIZE, lambda view: None)
+        assert opened is not None
+        opened.close()
 
 
 def open_and_close(cache: NodeCache, entry: Entry) -> None:
