@@ -76,9 +76,13 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
         judged = {"judgement": None if judgement is None else judgement.to_dict()}
         click.echo(json.dumps(about | judged | found.to_dict(), indent=1))
         return
-    _show(dataset.url, found, budget, advice)
+    on_a_node = None if judgement is None or judgement.num_nodes == 1 else judgement.now.node_bytes
+    _show(dataset.url, found, budget, on_a_node)
+    say = Console(highlight=False, markup=False, soft_wrap=True).print
+    if advice is not None:
+        say(advice)
     if judgement is not None:
-        Console(highlight=False, markup=False, soft_wrap=True).print(f"{judgement}.")
+        say(f"{judgement}.")
 
 
 def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | None, global_batch: int) -> "Plan":
@@ -95,16 +99,18 @@ def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | 
     return Plan.of(anchors, dataset, replace(wanted, lanes=fit.lanes, resident_shards=fit.resident_shards))
 
 
-def _show(url: str, found: "OrderReport", budget: int | None, advice: str | None) -> None:
+def _show(url: str, found: "OrderReport", budget: int | None, bytes_on_a_node: int | None) -> None:
     table = new_list()
+    shards, at_once = (f"{count:,} shard{'' if count == 1 else 's'}" for count in (found.num_shards, found.open_shards))
     ratios = [f"{value / found.distinct_permuted:.3f}" for value in found.distinct]
     rows = {
         "dataset": escape(url),
-        "holds": f"{found.num_windows:,} windows of {found.num_episodes:,} episodes in {found.num_shards:,} shards, "
+        "holds": f"{found.num_windows:,} windows of {found.num_episodes:,} episodes in {shards}, "
         f"{size_text(found.num_bytes)}",
         "order": f"{found.lanes} lanes, resident shards K = {found.resident_shards}",
-        "in memory": f"up to {found.open_shards} shards at once, {size_text(found.open_bytes)}"
-        + ("" if budget is None else f" of a budget of {size_text(budget)}"),
+        "in memory": f"up to {at_once} at once, {size_text(found.open_bytes)}"
+        + ("" if bytes_on_a_node is None else f" over all nodes, {size_text(bytes_on_a_node)} on one")
+        + ("" if budget is None else f"; budget {size_text(budget)}"),
         "episodes": f"{', '.join(f'{value:.1f}' for value in found.distinct)} distinct in a batch of "
         f"{found.global_batch:,}: first hundred, middle, last hundred\n"
         f"{', '.join(ratios)} of a full random permutation, which has {found.distinct_permuted:.1f}",
@@ -116,5 +122,3 @@ def _show(url: str, found: "OrderReport", budget: int | None, advice: str | None
     for name, value in rows.items():
         table.add_row(name, value)
     print_table(table)
-    if advice is not None:
-        Console(highlight=False, markup=False, soft_wrap=True).print(advice)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
+from numpy.typing import NDArray
 
 from epistream.loader.order.lanes import Lanes
 from epistream.loader.order.plan import Plan
@@ -21,7 +22,8 @@ def open_shards(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None 
             segments of a lane, and each segment has one shard that the one before has not.
         lanes: the lanes that the node reads (`Schedule.lanes`); all when left out.
     """
-    return _open_shards(plan, plan.lanes(), plan.parts, windows_in_flight, lanes)
+    each = _open_in_lanes(plan, plan.lanes(), plan.parts, windows_in_flight)
+    return _at_most_all(plan, int(each.sum() if lanes is None else each[list(lanes)].sum()))
 
 
 def open_bytes(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
@@ -48,13 +50,12 @@ def largest_fit(plan: Plan, budget_bytes: int, windows_in_flight: int) -> Fit | 
     for num_lanes in range(plan.num_lanes, 0, -1):
         if plan.num_lanes % num_lanes or num_lanes % (plan.options.nodes or 1):
             continue
-        which = lanes_of_node(num_lanes, plan.options.nodes)
         lanes = plan.lanes() if num_lanes == plan.num_lanes else plan.lay_out(num_lanes)
-        low, high = 2, max(2, *(lanes.num_pieces(lane) for lane in range(num_lanes)))
+        low, high = 2, max(2, int(_pieces(plan, lanes).max()))
         found = None
         while low <= high:
             parts = (low + high) // 2
-            count = _open_shards(plan, lanes, parts, windows_in_flight, which)
+            count = _open_on_a_node(plan, lanes, parts, windows_in_flight, plan.options.nodes)
             size = largest_bytes(plan, count)
             if size <= budget_bytes:
                 found, low = Fit(num_lanes, num_lanes * parts, count, size), parts + 1
@@ -72,13 +73,13 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
     are counted: as many nodes as lanes may share them, but each must be able to resume alone. Where the options declare
     a number of nodes, those of one of them are.
     """
-    which = lanes_of_node(plan.num_lanes, plan.options.nodes)
-    needed = open_bytes(plan, windows_in_flight, which)
+    count = _open_on_a_node(plan, plan.lanes(), plan.parts, windows_in_flight, plan.options.nodes)
+    needed = largest_bytes(plan, count)
     if needed <= budget_bytes:
         return None
     found = (
         f"cache budget: {size_text(budget_bytes)}, but the order draws from "
-        f"{open_shards(plan, windows_in_flight, which)} shards at once (lanes={plan.num_lanes}, "
+        f"{count} shard{'' if count == 1 else 's'} at once (lanes={plan.num_lanes}, "
         f"resident_shards={plan.resident_shards}), up to {size_text(needed)}."
     )
     fit = largest_fit(plan, budget_bytes, windows_in_flight) if plan.options.shuffle else None
@@ -92,28 +93,38 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
     return f"{found} Use {fitting}, or a larger budget."
 
 
-def lanes_of_node(num_lanes: int, num_nodes: int | None) -> range:
-    """The lanes that one of so many nodes reads; all if nobody says how many nodes there are."""
-    return range(0, num_lanes, gcd(num_lanes, num_nodes or 1))
-
-
 def bytes_of(plan: Plan, num_lanes: int, resident_shards: int, windows_in_flight: int, num_nodes: int) -> int:
-    """As `open_bytes` for one of so many nodes, of the plan's shards under another L and K."""
+    """As `open_bytes` for that of so many nodes which has most, of the plan's shards under another L and K."""
     lanes, parts = plan.lay_out(num_lanes), -(-resident_shards // num_lanes)
-    which = lanes_of_node(num_lanes, num_nodes)
-    return largest_bytes(plan, _open_shards(plan, lanes, parts, windows_in_flight, which))
+    return largest_bytes(plan, _open_on_a_node(plan, lanes, parts, windows_in_flight, num_nodes))
 
 
-def _open_shards(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int, which: Iterable[int] | None) -> int:
+def _open_on_a_node(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int, num_nodes: int | None) -> int:
+    """Open shards of the node that has most; of all lanes if nobody says how many nodes there are."""
+    each = _open_in_lanes(plan, lanes, parts, windows_in_flight)
+    # Node n reads the lanes that leave the same remainder as n by the greatest common divisor. Cuts make them differ.
+    of_nodes = each.reshape(-1, gcd(lanes.num_lanes, num_nodes or 1)).sum(axis=0)
+    return _at_most_all(plan, int(of_nodes.max()))
+
+
+def _open_in_lanes(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int) -> NDArray[np.int64]:
+    """(lanes,) open shards of each lane whose segments mix `parts` shards."""
+    pieces = _pieces(plan, lanes)
     items = -(-windows_in_flight // lanes.num_lanes)
-    total = 0
-    for lane in range(lanes.num_lanes) if which is None else which:
-        num_pieces = lanes.num_pieces(lane)
-        inside = min(parts, num_pieces)
-        segments = num_pieces - inside + 1
-        entering = -(-items * segments // lanes.length(lane)) if segments > 1 else 0
-        total += min(num_pieces, inside + entering)
-    return min(total, int(np.sum(plan.per_shard > 0)))
+    inside = np.minimum(parts, pieces)
+    segments = pieces - inside + 1
+    # A lane's length, short of one window at most, so that the bound holds for the shorter ones.
+    entering = np.where(segments > 1, -(-items * segments // (lanes.num_windows // lanes.num_lanes)), 0)
+    found: NDArray[np.int64] = np.minimum(pieces, inside + entering)
+    return found
+
+
+def _pieces(plan: Plan, lanes: Lanes) -> NDArray[np.int64]:
+    return lanes.counts(plan.shard_episodes).pieces
+
+
+def _at_most_all(plan: Plan, count: int) -> int:
+    return min(count, int(np.sum(plan.per_shard > 0)))
 
 
 def largest_bytes(plan: Plan, count: int) -> int:

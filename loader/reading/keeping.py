@@ -273,7 +273,7 @@ class Room:
             self._is_given_up = True
             self._tell("the cache is off", logging.WARNING if plan.wanted else logging.INFO)
             return
-        most, term = self._limit(budget.bytes, budget.terms, f"the cache's budget, {budget}", budget.cure)
+        most, term = self._limit(budget.bytes, budget.terms, f"the cache's budget of {budget}", budget.cure)
         others = self._claim(self._claimed)
         if plan.num_bytes <= most - others:
             others = self._claim(plan.num_bytes)  # others may have claimed the same room just now
@@ -302,8 +302,8 @@ class Room:
         if share >= most:
             return most, text
         return share, (
-            f"{size_text(share)} (an eighth of the available memory, at most {size_text(_MOST_BYTES)}; say more with "
-            "budget_bytes, decode='once' or a smaller image_size)"
+            f"{size_text(share)} (an eighth of the available memory, at most {size_text(_MOST_BYTES)}; allow more with "
+            "budget_bytes or decode='once', or ask for a smaller image_size)"
         )
 
     def _claim(self, num_bytes: int) -> int:
@@ -315,5 +315,6 @@ class Room:
         if not self._plan.costs.is_told:
             self._plan.costs.is_told = True
             found = f"{size_text(self._plan.num_bytes)} of decoded frames"
-            logger.log(level, "Not all frames are kept decoded: %s, %s.", found, why)
+            start = "Not all frames are" if self.keeps else "No frames are"
+            logger.log(level, "%s kept decoded: %s, %s.", start, found, why)
         self.why = why

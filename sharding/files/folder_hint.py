@@ -7,6 +7,7 @@ from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import Options, list_names
 
 _OTHERS = "other files or folders"
+_UNFINISHED = "files of an unfinished packing job"
 
 
 def describe_folder(url: str, options: Options = None) -> str:
@@ -35,7 +36,7 @@ def _kind(name: str) -> str:
     if name.endswith((".tmp", ".part")) or (
         name.startswith((".shard-", ".pack")) or (name.startswith(".") and "tmp" in name)
     ):
-        return "unfinished files"
+        return _UNFINISHED
     if name.endswith(".index"):
         return "shard indexes"
     return _OTHERS
@@ -44,7 +45,7 @@ def _kind(name: str) -> str:
 def _advice(kinds: Counter[str], url: str) -> str:
     if kinds["HDF5 files"]:
         return f"Pack them first: epistream pack {url} OUT"
-    if kinds["shard indexes"] or kinds["unfinished files"]:
+    if kinds["shard indexes"] or kinds[_UNFINISHED]:
         return "A packing run did not finish: run it again with --resume, or index what is there with " + (
             f"'epistream index {url}'."
         )

@@ -98,7 +98,7 @@ class TestPlanCommand:
     def test_plan_prints_a_table_with_all_of_it(self):
         output = run("--budget", "50%")
         for words in ("27,500 windows of 550 episodes in 55 shards, 52.5 MiB", "8 lanes, resident shards K = 16",
-                      "up to 24 shards at once, 22.9 MiB of a budget of 26.2 MiB", "distinct in a batch of 64",
+                      "up to 24 shards at once, 22.9 MiB; budget 26.2 MiB", "distinct in a batch of 64",
                       "of a full random permutation, which has 60.", "an epoch", "first batch"):  # fmt: skip
             assert words in output
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from epistream.loader.order.plan import OrderOptions, Plan
-from epistream.loader.order.working_set import budget_advice, open_bytes, open_shards
+from epistream.loader.order.working_set import budget_advice, bytes_of, open_bytes, open_shards
 
 MIB = 2**20
 
@@ -81,3 +81,17 @@ def test_advice_for_a_declared_batch_says_that_it_raises_k():
     assert plan.resident_shards > 8
     advice = budget_advice(plan, 170 * MIB, 64)
     assert "Use resident_shards=12 (160.0 MiB) without global_batch, which raises it" in advice
+
+
+def test_a_node_draws_from_what_the_node_with_most_does():
+    # 8 lanes over 5 shards: the first lane lies in one shard, others have a cut within.
+    plan = plan_of(5, lanes=8)
+    most = max(open_shards(plan, 0, [lane]) for lane in range(8))
+    assert (open_shards(plan, 0, [0]), most) == (1, 2)
+    assert bytes_of(plan, 8, 16, 0, num_nodes=8) == 20 * MIB
+    declared = plan_of(5, lanes=8, nodes=8)
+    assert "draws from 2 shards at once" in budget_advice(declared, 15 * MIB, 0)
+
+
+def test_one_shard_is_one_shard():
+    assert "draws from 1 shard at once" in budget_advice(plan_of(1), MIB, 64)

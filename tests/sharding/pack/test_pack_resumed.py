@@ -164,6 +164,7 @@ def test_folder_of_an_interrupted_job_is_described_as_one(tmp_path):
         aloha_raw(tmp_path / "in" / f"e_{seed}.hdf5", 20, seed)
     interrupted(tmp_path / "out", tmp_path / "in", 2)
     assert "other files" not in describe_folder(str(tmp_path / "out"))
+    assert "files of an unfinished packing job, 2 shard indexes, 2 tars" in describe_folder(str(tmp_path / "out"))
     assert "--resume" in describe_folder(str(tmp_path / "out"))
 
 
