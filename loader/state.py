@@ -1,7 +1,7 @@
 """What is saved to resume a stream, and the checks that states and other ranks mean the same order."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import distributed
@@ -15,6 +15,8 @@ _FEW_DATASETS = 8
 _SHORT_VERSION = 2
 # Digits of a plan's fingerprint that are saved then, which tell any two plans apart.
 _PLAN_DIGITS = 16
+# Of each value of a mixture's datasets, so many are told where they differ from those of a state.
+_MOST_DIFFERENCES = 3
 
 
 def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
@@ -40,11 +42,7 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
             "Resume with the release that saved it."
         )
     ours, saved = (_short(each) if state["version"] == _SHORT_VERSION else each for each in (job.identity, state))
-    different = [
-        f"{name} is {saved.get(name)!r}, this stream has {ours[name]!r}"
-        for name in ours
-        if ours[name] != saved.get(name)
-    ]
+    different = list(_differences(saved, ours))
     if different:
         raise StateError(
             f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this "
@@ -54,6 +52,28 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
     if epoch < 0 or not 0 <= position <= job.num_windows:
         raise StateError(f"state: epoch {epoch}, position {position} of {job.num_windows} windows.")
     return epoch, position
+
+
+def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+    """What differs, in words; of mixtures only the datasets that do."""
+    numbers = [len(each["dataset"]) if isinstance(each.get("dataset"), list) else 0 for each in (saved, ours)]
+    if numbers[0] != numbers[1]:  # then everything else is of another length, too
+        texts = [
+            f"a mixture of {number:,}" if number else repr(each.get("dataset"))
+            for number, each in zip(numbers, (saved, ours), strict=True)
+        ]
+        yield f"dataset is {texts[0]}, this stream has {texts[1]}"
+        return
+    for name, value in ours.items():
+        was = saved.get(name)
+        pairs = [(name, was, value)]
+        if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
+            pairs = [(f"{name}[{number}]", *pair) for number, pair in enumerate(zip(was, value, strict=True))]
+        pairs = [pair for pair in pairs if pair[1] != pair[2]]
+        for where, theirs, own in pairs[:_MOST_DIFFERENCES]:
+            yield f"{where} is {theirs!r}, this stream has {own!r}"
+        if len(pairs) > _MOST_DIFFERENCES:
+            yield f"and {len(pairs) - _MOST_DIFFERENCES} more of {name}"
 
 
 def _short(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_mixture_normalises_each_dataset_with_its_own_statistics(shards):
 def test_mixture_refuses_a_state_of_other_weights(shards):
     state = mixture(shards).state_dict()
     other = es.Mixture(streams(shards), [0.5, 0.5], batch_size=10, stop="all_exhausted")
-    with pytest.raises(StateError, match="weights is"):
+    with pytest.raises(StateError, match=r"weights\[0\] is '0.75', this stream has '0.5'; weights\[1\] is"):
         other.load_state_dict(state)
 
 

@@ -130,13 +130,23 @@ def test_state_of_many_as_earlier_releases_saved_it_is_read(folders):
 def test_state_of_many_names_what_differs(folders):
     state = mixture(folders).state_dict()
     other = mixture([folders[1], folders[0], *folders[2:]])
-    with pytest.raises(StateError, match="dataset is"):
+    with pytest.raises(StateError, match=r"state: dataset\[0\] is .* this stream has .*; dataset\[1\] is [^;]*\. Make"):
         other.load_state_dict(state)
     weighted = es.Mixture(
         [es.EpisodeStream(folder, order=es.OrderOptions(lanes=2)) for folder in folders], [2, *[1] * (NUM - 1)]
     )
-    with pytest.raises(StateError, match="weights is"):
+    with pytest.raises(StateError, match=r"state: weights\[0\] is '1', this stream has '2'\. Make"):
         weighted.load_state_dict(state)
+    streams = [es.EpisodeStream(folder, order=es.OrderOptions(lanes=2), seed=9) for folder in folders]
+    seeds = es.Mixture(streams, [1] * NUM)
+    with pytest.raises(StateError, match=rf"plans\[2\] is [^;]*; and {NUM - 3} more of plans"):
+        seeds.load_state_dict(state)
+    fewer = mixture(folders, 10)
+    many = f"state: dataset is a mixture of {NUM}, this stream has"
+    with pytest.raises(StateError, match=f"{many} a mixture of 10. Make"):
+        fewer.load_state_dict(state)
+    with pytest.raises(StateError, match=f"{many} '[0-9a-f]+'. Make"):
+        es.EpisodeStream(folders[0]).load_state_dict(state)
     with pytest.raises(StateError, match="reads versions 1 and 2"):
         weighted.load_state_dict({**state, "version": 3})
 
