@@ -13,8 +13,8 @@ from epistream.units import size_text
 _CURES = {
     "cap": "raise budget_bytes, or run 'epistream cache resize'",
     "filesystem": (
-        "enlarge it: --shm-size (Docker), an emptyDir with medium: Memory (Kubernetes), or name another directory; a "
-        "tenth of it, and 64 MiB at least, is left to others"
+        "enlarge the file system, of which a tenth, and 64 MiB at least, is left to others (--shm-size in Docker, an "
+        "emptyDir with medium: Memory in Kubernetes), or name another directory"
     ),
     "disk": "free some space there, or name another disk_directory; half of what is free is left to others",
     "cgroup": "raise the job's memory limit (--memory, Slurm --mem)",
@@ -60,6 +60,11 @@ class Budget:
     def cure(self) -> str:
         """What would make the budget larger."""
         return _CURES.get(self.binding, "nothing known")
+
+    @property
+    def next_step(self) -> str:
+        """The same as the begin of a sentence."""
+        return self.cure[:1].upper() + self.cure[1:]
 
     def __str__(self) -> str:
         terms = ", ".join(f"{name} {size_text(value)}" for name, value in self.terms.items())

@@ -299,12 +299,12 @@ class Filling:
         where = self.directory.path
         if wanted > budget.bytes:
             raise TooLargeError(
-                f"{where}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.cure}."
+                f"{where}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.next_step}."
             )
         claimed = "" if reach == Reach.ALL else " or claimed by others"
         raise NoRoomError(
             f"{where}: a budget of {budget}, {size_text(total.bytes)} held and too much of it leased{claimed}, wanted "
-            f"{size_text(wanted)} more. {budget.cure}, or keep fewer shards resident."
+            f"{size_text(wanted)} more. {budget.next_step}, or keep fewer shards resident."
         )
 
     def measure(self, held: int | None = None, *, afresh: bool = False) -> Budget:

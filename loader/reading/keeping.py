@@ -273,7 +273,7 @@ class Room:
             self._is_given_up = True
             self._tell("the cache is off", logging.WARNING if plan.wanted else logging.INFO)
             return
-        most, term = self._limit(budget.bytes, budget.terms, f"the cache's budget of {budget}", budget.cure)
+        most, reason = self._limit(budget.bytes, budget.terms, f"the cache's budget of {budget}", budget.cure)
         others = self._claim(self._claimed)
         if plan.num_bytes <= most - others:
             others = self._claim(plan.num_bytes)  # others may have claimed the same room just now
@@ -282,28 +282,33 @@ class Room:
             self.keeps, self.most_bytes = True, plan.num_bytes
             self.why, plan.costs.is_told = "", False
             return
+        if room_bytes >= plan.num_bytes:  # others came close, but all are kept
+            self.keeps, self.most_bytes, self.why = True, room_bytes, ""
+            self._claim(plan.num_bytes)
+            return
         left = max(0, most - others)
         self.most_bytes = left if plan.wanted else 0
         self.keeps = plan.wanted or room_bytes > 0
         self._claim(min(plan.num_bytes, left) if plan.wanted else room_bytes)
         beside = f", of which other jobs claim {size_text(others)}" if others else ""
-        self._tell(f"they may take {term}{beside}", logging.WARNING if plan.wanted else logging.INFO)
+        level = logging.WARNING if plan.wanted else logging.INFO
+        self._tell(f"they may take {size_text(most)}{beside} ({reason})", level)
 
     def _limit(self, budget_bytes: int, terms: Mapping[str, int], name: str, cure: str) -> tuple[int, str]:
-        """Most bytes of decoded frames with nobody else there, and what that is, with what would make it more."""
+        """Most bytes of decoded frames with nobody else there, and why, with what would make it more."""
         plan, options = self._plan, self._cache.options
         most = max(0, budget_bytes - plan.source_bytes)
         beside = f", less {size_text(plan.source_bytes)} of open shards" if plan.source_bytes else ""
-        text = f"{size_text(most)} ({name}{beside}; {cure}, or ask for a smaller image_size)"
+        reason = f"{name}{beside}; {cure}, or ask for a smaller image_size"
         if plan.wanted or options.budget("disk" if options.mode == "disk" else "shm") is not None:
-            return most, text
+            return most, reason
         measured = [terms[each] for each in ("memory", "cgroup") if each in terms]
         share = min([_MOST_BYTES, *(int(term / options.memory_fraction * _SHARE) for term in measured)])
         if share >= most:
-            return most, text
+            return most, reason
         return share, (
-            f"{size_text(share)} (an eighth of the available memory, at most {size_text(_MOST_BYTES)}; allow more with "
-            "budget_bytes or decode='once', or ask for a smaller image_size)"
+            f"an eighth of the available memory, at most {size_text(_MOST_BYTES)}; allow more with budget_bytes or "
+            "decode='once', or ask for a smaller image_size"
         )
 
     def _claim(self, num_bytes: int) -> int:

@@ -97,7 +97,7 @@ def test_too_small_shared_memory_steps_down_to_disk_and_says_so_once(
     assert "tier shm left aside" in messages[0]
     assert "0.5 MiB" in messages[0]
     assert "wanted 1.0 MiB for one shard" in messages[0]
-    assert "raise budget_bytes" in messages[0]
+    assert "Raise budget_bytes" in messages[0]
 
 
 def test_too_small_disk_too_reads_directly(server: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -266,7 +266,7 @@ class TestSmallTmpfs:
         (message,) = [record.getMessage() for record in caplog.records]
         assert "tier shm left aside, the next one is used" in message
         assert "a budget of 0.0 MiB (the least of: filesystem 0.0 MiB" in message
-        assert "--shm-size (Docker)" in message
+        assert "--shm-size in Docker" in message
         assert "64 MiB at least, is left to others" in message
         with (
             NodeCache(CacheOptions(mode="shm")) as cache,

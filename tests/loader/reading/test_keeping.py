@@ -92,7 +92,7 @@ def test_once_keeps_what_fits_beside_others_and_asks_nobody_to_leave(caplog):
         room.look(0)
     assert (room.keeps, room.may_evict, room.most_bytes) == (True, False, 60 * MIB)
     assert cache.claims[-1] == 60 * MIB
-    assert "other jobs claim 30.0 MiB" in caplog.text
+    assert "they may take 90.0 MiB, of which other jobs claim 30.0 MiB (the cache's budget of 100.0 MiB" in caplog.text
     assert "budget_bytes" in caplog.text
     assert "10.0 MiB of open shards" in caplog.text
 
@@ -119,6 +119,19 @@ def test_room_is_decided_again_when_others_come_and_go_and_not_between():
     room.look(GIB // 2)
     assert (room.keeps, room.may_evict, room.most_bytes, room.why) == (True, True, GIB, "")
     assert cache.claims[-1] == GIB
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_job_that_has_all_its_frames_is_not_told_that_it_has_not_when_another_takes_the_rest(wanted, caplog):
+    cache = FakeCache(CacheOptions(budget_bytes=100 * MIB), terms={"cap": 100 * MIB})
+    room, clock = room_of(cache, 60 * MIB, wanted=wanted, source_bytes=3 * MIB)
+    room.look(0)
+    # The other one left this job its frames, but not its open shards.
+    cache.others = 38 * MIB
+    clock.now += 12.1
+    room.look(60 * MIB)
+    assert (room.keeps, room.may_evict, room.why, caplog.text) == (True, False, "", "")
+    assert cache.claims[-1] == 60 * MIB
 
 
 def test_two_that_claim_the_last_room_at_the_same_time_both_give_way():
