@@ -31,6 +31,8 @@ class EntryRow:
         state: "ready", "filling", "partial" if cold readers brought some of it, or "remains" of a filler that died.
         idle_s: Seconds since it was last used.
         pids: Processes that lease it, fill it, or read what is there of it.
+        is_made: Whether it was made of other entries, as decoded frames are. The first eight digits of its key are its
+            group's.
     """
 
     key: str
@@ -39,6 +41,7 @@ class EntryRow:
     state: str
     idle_s: float
     pids: tuple[int, ...]
+    is_made: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,8 @@ def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[E
                 pids, state = _holders(directory, item.key + HAVE, locks), "partial"
         else:
             continue
-        rows.append(EntryRow(item.key, read_origin(directory.dir_fd, item.name), item.size, state, idle_s, pids))
+        url = read_origin(directory.dir_fd, item.name)
+        rows.append(EntryRow(item.key, url, item.size, state, idle_s, pids, item.is_made))
     return rows
 
 

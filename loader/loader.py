@@ -170,7 +170,8 @@ class StreamingLoader:
         title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._kind_of_workers()}"
         memory = measure_memory(self.worker_pids, pool.ring.num_bytes if pool else 0, job.cache.options)
         stats = self.stats()
-        limit, also = find_limit(stats, self._situation(stats)), tuple(find_remarks(stats))
+        limit = find_limit(stats, self._situation(stats))
+        also = tuple(find_remarks(stats, limit.limit))
         return PerformanceReport(title, stats, limit, also, memory, job.left_out)
 
     def print_performance_report(self, file: TextIO | None = None) -> None:

@@ -11,7 +11,7 @@ from epistream.errors import EpistreamError
 
 _HELP = {
     "bench": "Measure windows/s on a dataset, beside the bound of this machine.",
-    "cache": "List, clear and warm the node's shard cache.",
+    "cache": "List, clear, resize and warm the node's shard cache.",
     "config": "Show a configuration: every key, its value, and where it comes from.",
     "index": "Write indexes and a manifest for tar shards that have none.",
     "inspect": "Show what a dataset holds.",

@@ -5,6 +5,8 @@ import json
 import shutil
 import time
 from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -209,20 +211,34 @@ def _headline(view: admin.CacheView) -> str:
 
 
 def _claim(row: admin.ClaimRow) -> str:
-    held = f"{size_text(row.held_bytes)} of it there"
-    return f"{size_text(row.num_bytes)} of what was made in group {row.group}, {held}; used by {_processes(row.pids)}"
+    held = f"which hold {size_text(row.held_bytes)}"
+    return f"{size_text(row.num_bytes)} for decoded frames of group {row.group}, {held}; by {_processes(row.pids)}"
 
 
 def _entries(view: admin.CacheView, most: int | None = None) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("entry", "size", "state", "unused for", "leased by"):
         table.add_column(name, justify="right" if name in ("size", "unused for") else "left", overflow="fold")
-    for row in view.entries[:most]:
-        what = row.url or row.key
-        table.add_row(Text(what), size_text(row.size), row.state, _age(row.idle_s), _processes(row.pids))
-    if most is not None and len(view.entries) > most:
-        table.add_row(f"and {len(view.entries) - most} more", "", "", "", "")
+    lines = list(_lines(view.entries))
+    for line in lines[:most]:
+        table.add_row(*line)
+    if most is not None and len(lines) > most:
+        table.add_row(f"and {len(lines) - most} more", "", "", "", "")
     return table
+
+
+def _lines(entries: Iterable[admin.EntryRow]) -> Iterator[tuple[Text | str, ...]]:
+    """A line for each entry; chunks of decoded frames, of which there are dozens, are one for each group and state."""
+    lines = defaultdict(list)
+    for row in entries:
+        lines[(row.key[:8], row.state) if row.is_made else row.key].append(row)
+    for rows in lines.values():
+        first = rows[0]
+        what = first.url or first.key
+        if first.is_made:
+            what = f"decoded frames of group {first.key[:8]}, {len(rows)} {'entry' if len(rows) == 1 else 'entries'}"
+        pids = tuple(sorted({pid for row in rows for pid in row.pids}))
+        yield Text(what), size_text(sum(row.size for row in rows)), first.state, _age(first.idle_s), _processes(pids)
 
 
 def _screen(view: admin.CacheView) -> Group:

@@ -103,8 +103,8 @@ def _limit_of_workers(stats: LoaderStats, situation: Situation, workers: str) ->
     if most == "queue":
         return (
             "cores",
-            f"{workers} wait for a core {share} ({situation.num_cores} cores, {situation.num_workers} workers on each "
-            f"of {situation.local_ranks} ranks)",
+            f"{workers} wait for a core {share} (cores: {situation.num_cores}, ranks on this node: "
+            f"{situation.local_ranks}, workers of each: {situation.num_workers})",
             _fewer_workers(situation),
         )
     return _limit_of_bytes(stats, situation, f"{workers} wait for bytes {share}")
@@ -146,9 +146,9 @@ def _limit_of_bytes(stats: LoaderStats, situation: Situation, why: str) -> tuple
     return "waiting", why, "look at the machine: swapping, page faults, a slow mount"
 
 
-def find_remarks(stats: LoaderStats) -> list[Finding]:
-    """What else is worth knowing, whatever limits the run."""
-    return list(_remarks(stats))
+def find_remarks(stats: LoaderStats, limit: Limit | Remark) -> list[Finding]:
+    """What else is worth knowing, beside what limits the run."""
+    return [found for found in _remarks(stats) if (found.limit, limit) != ("crowded", "cores")]
 
 
 def _remarks(stats: LoaderStats) -> Iterator[Finding]:

@@ -88,7 +88,7 @@ def _cache(stats: LoaderStats) -> str:
     if cache.bytes_fetched:
         rate = cache.bytes_fetched / cache.fill_seconds if cache.fill_seconds else 0.0
         fetched = f"; fetched {size_text(cache.bytes_fetched)}, {size_text(rate)}/s a fill"
-    return f"{cache.tier} ({cache.reason}): {counts}{fetched}"
+    return f"{cache.tier} ({cache.reason.rstrip('.')}): {counts}{fetched}"
 
 
 def _decoded(stats: LoaderStats) -> str:

@@ -84,7 +84,7 @@ def test_ls_and_stats_show_what_live_processes_claim(cache: NodeCache, place: Pa
     opened.close()
     group = made.key[:8]
     (place / "claim-00000000").write_text("7")  # of a dead process
-    what = f"3.0 MiB of what was made in group {group}, 2.0 MiB of it there; used by "
+    what = f"3.0 MiB for decoded frames of group {group}, which hold 2.0 MiB; by "
     for name in ("ls", "stats"):
         (line,) = [line for line in run(name).splitlines() if "claimed" in line]
         assert what in line
@@ -93,6 +93,21 @@ def test_ls_and_stats_show_what_live_processes_claim(cache: NodeCache, place: Pa
     assert view["claims"] == [
         {"group": group, "num_bytes": 3 << 20, "held_bytes": 2 << 20, "pids": [os.getpid()]},
     ]
+
+
+def test_ls_has_one_line_for_the_decoded_frames_of_a_group(cache: NodeCache, tmp_path: Path) -> None:
+    made = [Entry((Part(str(tmp_path / "0.tar"), 1, "0" * 32),), f"decoded {n}", f"frames {n // 3}") for n in range(4)]
+    for entry in made:
+        opened = cache.open_made(entry, 1 << 20, lambda view: None)
+        assert opened is not None
+        opened.close()
+    lines = [" ".join(line.split()) for line in run("ls").splitlines() if "decoded" in line]
+    assert [line.partition(" ready")[0] for line in lines] == [
+        f"decoded frames of group {made[3].key[:8]}, 1 entry 1.0 MiB",
+        f"decoded frames of group {made[0].key[:8]}, 3 entries 3.0 MiB",
+    ]
+    (view,) = json.loads(run("ls", "--json"))
+    assert [entry["is_made"] for entry in view["entries"]].count(True) == 4
 
 
 @pytest.mark.usefixtures("place")

@@ -80,15 +80,17 @@ def test_limit_of_a_loop_that_waits_names_the_share():
 def test_more_names_copies_retries_checksums_and_bypasses():
     stats = stats_of(retries=2, refetches=1, bypasses=3, reason="no room", tier="direct")
     stats.num_copied_batches = 25
-    found = {finding.limit: finding for finding in find_remarks(stats)}
+    found = {finding.limit: finding for finding in find_remarks(stats, "decoding")}
     assert set(found) == {"copies", "retries", "checksums", "bypasses"}
     assert found["copies"].share == 0.25
     assert "no room" in found["bypasses"].why
 
 
 def test_more_is_empty_for_a_quiet_run_and_names_a_crowd():
-    assert find_remarks(stats_of(cpu=0.9)) == []
-    assert [finding.limit for finding in find_remarks(stats_of(cpu=0.7, queue=0.3))] == ["crowded"]
+    assert find_remarks(stats_of(cpu=0.9), "decoding") == []
+    crowded = stats_of(cpu=0.7, queue=0.3)
+    assert [finding.limit for finding in find_remarks(crowded, "decoding")] == ["crowded"]
+    assert find_remarks(crowded, "cores") == [], "said already"
 
 
 def test_report_of_a_run_as_text_and_json(aloha_shards):
