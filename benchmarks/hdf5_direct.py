@@ -10,7 +10,7 @@ frames, stored raw in chunks of one frame (ACT's simulator), raw and contiguous,
 and as robomimic stores small cameras (there h5py keeps the file open, as robomimic does).
 
 Both sides decode each JPEG whenever a window shows it; "jpeg, default" is what a stream does unless it is told
-otherwise: frames are decoded once where they fit the cache's budget.
+otherwise: frames are kept decoded where all of them fit what a stream may take by default.
 """
 
 import argparse

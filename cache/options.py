@@ -17,7 +17,8 @@ class CacheOptions:
     Args:
         mode: where shards are kept on a node. "auto" reads files on local disks in place and keeps everything else in
             shared memory; "shm" and "disk" keep everything there; "off" reads every source directly.
-        budget_bytes: most bytes in shared memory; what the machine has if None. Also as text, such as "8GiB".
+        budget_bytes: most bytes in shared memory; what the machine has if None. Also as text, such as "8GiB". If given,
+            also what decoded frames may take under ``decode="auto"``.
         directory: on a tmpfs; one per user in /dev/shm if None. The user's jobs share that one.
         disk_directory: a second tier on a local disk, which outlives the job. What is fetched stays there when memory
             needs the room. None for one per user in /var/tmp, used only where shared memory is too small, and removed

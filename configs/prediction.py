@@ -28,7 +28,7 @@ class Prediction:
         ring_bytes: batches of all ranks.
         process_bytes: ranks and workers beside them.
         cache_bytes: shared memory, or page cache, that the shards take.
-        decoded_bytes: shared memory that decoded episodes take.
+        decoded_bytes: shared memory that decoded frames take.
     """
 
     windows_per_s: float
@@ -50,7 +50,7 @@ class Prediction:
         return (
             f"{size_text(self.memory_bytes)}: processes {size_text(self.process_bytes)}, "
             f"batches {size_text(self.ring_bytes)}, shards {size_text(self.cache_bytes)}, "
-            f"decoded episodes {size_text(self.decoded_bytes)}"
+            f"decoded frames {size_text(self.decoded_bytes)}"
         )
 
 

@@ -19,12 +19,12 @@ from epistream.loader.order.plan import WANTED_SHARE, fitting_lanes
 from epistream.loader.order.working_set import bytes_of
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.sharding.files.names import is_tar
-from epistream.units import size_text
+from epistream.units import count_text, size_text
 
 _MAX_WORKERS = 16
 # Fewer workers that reach this share of the best rate are enough.
 _ENOUGH = 0.95
-# Decoded episodes are 30 times as many bytes: only for this much more speed.
+# Decoded frames are 30 times as many bytes: only for this much more speed.
 _WORTH_KEEPING = 1.2
 # Rates vary; a target is met with something in hand.
 _MARGIN = 1.2
@@ -178,7 +178,7 @@ class _Chooser:
         lanes = fitting_lanes(wished, nodes, num_shards)
         if lanes != wished:
             few = lanes < wished and wished % nodes == 0
-            why = f"only {num_shards} {_shards(num_shards)}" if few else f"a multiple of {nodes} nodes"
+            why = f"only {count_text(num_shards, 'shard')}" if few else f"a multiple of {nodes} nodes"
             self._set("order.lanes", lanes, why if few else f"{why}, so that each fetches its own share only")
         if self.base.settings.stream.shuffle:
             self._choose_resident_shards(lanes, num_shards, cache_bytes)
@@ -197,7 +197,7 @@ class _Chooser:
         judged = figures(plan, lanes, fitting, global_batch, nodes)
         word = word_for(judged.distinct_share)
         reason = (
-            f"draws from {min(fitting, num_shards)} of {num_shards} {_shards(num_shards)} at a time: shuffle {word}, "
+            f"draws from {min(fitting, num_shards)} of {count_text(num_shards, 'shard')} at a time: shuffle {word}, "
             f"{judged.distinct_share:.2f} of the distinct episodes of a full permutation in a batch of {global_batch:,}"
         )
         if fitting < resident:
@@ -211,18 +211,18 @@ class _Chooser:
             )
         if judged.fetch_factor >= MANY_FETCHES:
             self.notes.append(
-                f"each of {nodes} nodes fetches {judged.fetch_factor:.1f} times its share of {num_shards} "
-                f"{_shards(num_shards)}: more, smaller ones are shared better"
+                f"each of {nodes} nodes fetches {judged.fetch_factor:.1f} times its share of "
+                f"{count_text(num_shards, 'shard')}: more, smaller ones are shared better"
             )
 
     def _choose_decode(self) -> Survey:
-        """Whether decoded episodes are kept; returns the survey as it is then."""
+        """Whether decoded frames are kept; returns the survey as it is then."""
         found, nodes = self.found, self.options.nodes
         kept = survey_kept(
             found, self.base, self.sample, self.options.seconds, lambda text: self.say(f"{text}, decoded before")
         )
         if kept is None:
-            self._set("stream.decode", "per_read", "no frames to decode, or no memory to keep a few episodes decoded")
+            self._set("stream.decode", "per_read", "no frames to decode, or no memory to keep those of a few episodes")
             return found
         room = int(min(self.machine.shm_free_bytes, self.machine.free_bytes * self.values["cache.memory_fraction"]))
         gain = kept.together["processes"].windows_per_s / found.together["processes"].windows_per_s * found.more_frames
@@ -237,7 +237,7 @@ class _Chooser:
             self._set("stream.decode", "per_read", f"{times}, {why}")
             return found
         self._set("stream.decode", "once", f"{times}, and {size_text(needed)} fit {size_text(room)} of memory")
-        self._set("cache.budget_bytes", int(needed * 1.05), "decoded episodes, and the shards they come from")
+        self._set("cache.budget_bytes", int(needed * 1.05), "decoded frames, and the shards they come from")
         self.kept_bytes = found.decoded_bytes // nodes
         return kept
 
@@ -287,7 +287,3 @@ class _Chooser:
         if not pays:
             self.notes.append("packing the data does not pay")
         return [Alternative("packed with the defaults", packed.dataset_bytes, prediction, pays)]
-
-
-def _shards(number: int) -> str:
-    return "shard" if number == 1 else "shards"

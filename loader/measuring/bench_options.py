@@ -19,7 +19,7 @@ class BenchOptions:
         cache: where shards are kept.
         rounds: interleaved rounds; medians are shown.
         seconds: length of each measurement.
-        once: also with all episodes decoded before. Where they fit the cache's budget.
+        once: also with all frames decoded before. Where they fit the cache's budget.
 
     Raises:
         OptionError: a number that measures nothing.
