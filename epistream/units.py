@@ -1,4 +1,4 @@
-"""Sizes as text: one parser and one printer."""
+"""Sizes and numbers of things as text: one parser and one printer."""
 
 import re
 
@@ -52,6 +52,15 @@ def size_text(num_bytes: float) -> str:
     ('1.5 MiB', '2.5 GiB')
     """
     return f"{num_bytes / 2**30:,.1f} GiB" if abs(num_bytes) >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def count_text(number: int, thing: str) -> str:
+    """A number of things.
+
+    >>> count_text(1, "shard"), count_text(1200, "shard")
+    ('1 shard', '1,200 shards')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def exact_size(num_bytes: int) -> int | str:

@@ -7,6 +7,7 @@ from epistream.commands.sources import storage_options
 from epistream.commands.tables import progress_bar
 from epistream.sharding.tar.reindex import Reindexed, ReindexOptions, reindex
 from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour
+from epistream.units import count_text
 
 
 @click.command()
@@ -33,9 +34,10 @@ def command(source: str, overwrite: bool, emit: tuple[Neighbour, ...], options_j
 
 def _summary(done: Reindexed) -> str:
     if done.manifest is None:
-        return f"{done.url}: wrote {len(done.names)} files: {', '.join(done.names[:5])}"
+        return f"{done.url}: wrote {count_text(len(done.names), 'file')}: {', '.join(done.names[:5])}"
     columns = done.manifest.columns
     return (
-        f"{done.url}: {columns.num_shards} shards, {columns.num_episodes} episodes, {columns.num_steps:,} steps; "
-        f"wrote {len(done.names)} files. Fingerprint {done.manifest.fingerprint}"
+        f"{done.url}: {count_text(columns.num_shards, 'shard')}, {count_text(columns.num_episodes, 'episode')}, "
+        f"{count_text(columns.num_steps, 'step')}; wrote {count_text(len(done.names), 'file')}. "
+        f"Fingerprint {done.manifest.fingerprint}"
     )

@@ -19,7 +19,7 @@ from epistream.sharding.format.features import Feature
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
-from epistream.units import size_text
+from epistream.units import count_text, size_text
 
 _MAX_FAULTS_SHOWN = 50
 
@@ -122,16 +122,18 @@ class _Display:
 
 def _print(report: PackReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    rate = report.source_bytes / max(report.seconds, 1e-9)
-    layouts = " and ".join(_count(count, f"{name} file") for name, count in report.layouts.items())
+    speed = size_text(report.source_bytes / max(report.seconds, 1e-9))
+    # A resumed job did not read all of these bytes.
+    how = f", {report.num_resumed:,} resumed" if report.num_resumed else f" ({speed}/s)"
+    layouts = " and ".join(count_text(count, f"{name} file") for name, count in report.layouts.items())
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     console.print(
-        f"{_count(report.num_episodes, 'episode')}, {_count(report.num_steps, 'step')} from {layouts}", markup=False
+        f"{count_text(report.num_episodes, 'episode')}, {count_text(report.num_steps, 'step')} from {layouts}",
+        markup=False,
     )
     console.print(
-        f"{_count(report.num_shards, 'shard')}, {size_text(report.num_bytes)} from {size_text(report.source_bytes)} "
-        f"in {report.seconds:.1f} s ({size_text(rate)}/s)"
-        + (f", {report.num_resumed} resumed" * bool(report.num_resumed))
+        f"{count_text(report.num_shards, 'shard')}, {size_text(report.num_bytes)} from "
+        f"{size_text(report.source_bytes)} in {report.seconds:.1f} s{how}"
     )
     console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
     for feature in report.features.values():
@@ -156,7 +158,3 @@ def _describe(feature: Feature, report: PackReport) -> str:
             f"({measured.num_frames} frames)"
         )
     return f"{text}, copied byte for byte" if CODECS[feature.codec].is_lossy else f"{text}, exact"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + "s" * (number != 1)

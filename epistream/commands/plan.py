@@ -13,7 +13,7 @@ from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import new_list, print_table
 from epistream.loader.order.plan import OrderOptions
-from epistream.units import parse_size, size_text
+from epistream.units import count_text, parse_size, size_text
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
@@ -101,14 +101,13 @@ def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | 
 
 def _show(url: str, found: "OrderReport", budget: int | None, bytes_on_a_node: int | None) -> None:
     table = new_list()
-    shards, at_once = (f"{count:,} shard{'' if count == 1 else 's'}" for count in (found.num_shards, found.open_shards))
     ratios = [f"{value / found.distinct_permuted:.3f}" for value in found.distinct]
     rows = {
         "dataset": escape(url),
-        "holds": f"{found.num_windows:,} windows of {found.num_episodes:,} episodes in {shards}, "
-        f"{size_text(found.num_bytes)}",
-        "order": f"{found.lanes} lanes, resident shards K = {found.resident_shards}",
-        "in memory": f"up to {at_once} at once, {size_text(found.open_bytes)}"
+        "holds": f"{count_text(found.num_windows, 'window')} of {count_text(found.num_episodes, 'episode')} in "
+        f"{count_text(found.num_shards, 'shard')}, {size_text(found.num_bytes)}",
+        "order": f"{count_text(found.lanes, 'lane')}, resident shards K = {found.resident_shards}",
+        "in memory": f"up to {count_text(found.open_shards, 'shard')} at once, {size_text(found.open_bytes)}"
         + ("" if bytes_on_a_node is None else f" over all nodes, {size_text(bytes_on_a_node)} on one")
         + ("" if budget is None else f"; budget {size_text(budget)}"),
         "episodes": f"{', '.join(f'{value:.1f}' for value in found.distinct)} distinct in a batch of "

@@ -9,7 +9,7 @@ from epistream.commands.sources import open_source
 from epistream.commands.tables import progress_bar
 from epistream.sharding.check.verify import Report, refuse_hdf5, verify
 from epistream.sharding.check.verify_shard import VerifyOptions
-from epistream.units import size_text
+from epistream.units import count_text, size_text
 
 
 @click.command()
@@ -43,8 +43,8 @@ def command(
 
 
 def _summary(report: Report) -> str:
-    found = f"{len(report.faults)} faults" if report.faults else "no faults"
+    found = count_text(len(report.faults), "fault") if report.faults else "no faults"
     return (
-        f"{found}: {report.num_shards} shards, {report.num_episodes} episodes, {report.num_frames:,} frames decoded, "
-        f"{size_text(report.num_bytes)}"
+        f"{found}: {count_text(report.num_shards, 'shard')}, {count_text(report.num_episodes, 'episode')}, "
+        f"{count_text(report.num_frames, 'frame')} decoded, {size_text(report.num_bytes)}"
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.loader.order.lanes import Lanes
 from epistream.loader.order.plan import Plan
-from epistream.units import size_text
+from epistream.units import count_text, size_text
 
 
 def open_shards(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
@@ -79,7 +79,7 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
         return None
     found = (
         f"cache budget: {size_text(budget_bytes)}, but the order draws from "
-        f"{count} shard{'' if count == 1 else 's'} at once (lanes={plan.num_lanes}, "
+        f"{count_text(count, 'shard')} at once (lanes={plan.num_lanes}, "
         f"resident_shards={plan.resident_shards}), up to {size_text(needed)}."
     )
     fit = largest_fit(plan, budget_bytes, windows_in_flight) if plan.options.shuffle else None

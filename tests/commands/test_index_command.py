@@ -195,7 +195,7 @@ def test_index_command_says_what_it_wrote(tars):
     assert result.exit_code == 0
     assert f"{tars}: 2 shards, 3 episodes, 12 steps; wrote 6 files. Fingerprint " in result.output
     result = CliRunner().invoke(cli, ["index", str(tars), "--emit", "wids"])
-    assert result.output == f"{tars}: wrote 1 files: wids.json\n"
+    assert result.output == f"{tars}: wrote 1 file: wids.json\n"
 
 
 def test_handmade_dataset_is_what_index_would_write(tmp_path):

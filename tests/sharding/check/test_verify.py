@@ -243,6 +243,6 @@ def test_verify_command_prints_a_line_a_fault_and_exits_with_one(folder):
     lines = bad.output.splitlines()
     assert bad.exit_code == 1
     assert lines[0] == "shard-000001.tar: no such file, wanted it to be whole"
-    assert lines[-1].startswith("1 faults: 2 shards, 3 episodes, 1 frames decoded")
+    assert lines[-1].startswith("1 fault: 2 shards, 3 episodes, 1 frame decoded")
     wrong = runner.invoke(cli, ["verify", str(folder), "--storage-options", "{"])
     assert isinstance(wrong.exception, OptionError)
