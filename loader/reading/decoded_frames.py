@@ -42,7 +42,7 @@ class DecodedFrames:
     are of, and a byte for each frame that says whether it is there. Nothing is decoded ahead: who decodes a frame for
     a batch puts it into the chunk, and whoever needs it next, in any process of the node, copies it from there. So a
     frame is decoded once, the first batches come as soon as without keeping, and the pixels are the same in any
-    case. At most one chunk is made for a batch, and none for the first one.
+    case. Chunks are made as long as keeping has time left, and none for the first batch.
 
     Args:
         decoders: of the cameras, by feature.
@@ -258,12 +258,14 @@ class DecodedFrames:
             may_evict=self._room.may_evict,
             num_filled=len(self._decoders),  # fresh memory for frames that are never kept would be dear
         )
-        if self._may_make:
-            self._may_make = False
         if made:
             made_s = self._clock() - began_s
             self._spent.keeping_s += made_s
             self._making_s = min(made_s, _MOST_SAVED_UP_S)
+            # Small batches are read many at a time: one chunk for all of them would be few.
+            self._may_make = self._plan.costs.allowance_s - self._spent.keeping_s > self._making_s
+        elif kept is None:
+            self._may_make = False
         seen = num_bytes if kept is not None else 0
         if seen != self._seen.get(key, 0):
             self._room_bytes += seen - self._seen.get(key, 0)
