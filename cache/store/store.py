@@ -312,8 +312,7 @@ class ShardStore:
         Returns:
             Bytes given back.
         """
-        leaving = self._filling.leaving
-        given = 0
+        leaving, given = self._filling.leaving, 0
         while given < wanted_bytes:
             with self._filling.counted() as total:
                 if not given and not total.is_exact:
