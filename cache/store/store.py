@@ -345,8 +345,7 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
                     mark_kept(directory.dir_fd)
                 if sole:
                     drop_dead_claims(directory)
-                    items = total.check("", 0.0)
-                    rebase_stamps(directory, items if options.limits.in_memory else drop_unsure(total, items))
+                    rebase_stamps(directory, drop_unsure(total, total.check("", 0.0), options.limits))
         except OSError as error:
             directory.leave()
             if isinstance(error, CacheError | DeadlineError):

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from epistream.cache.store.budget import Limits
 from epistream.cache.store.directory import IN_DOUBT, LOCK, CacheDirectory
 from epistream.cache.store.locks import LockFile
 from epistream.cache.store.markers import boot_time_s, is_of_this_boot, mark_boot, read_text
@@ -136,16 +137,17 @@ def counted(directory: CacheDirectory, timeout_s: float, check_s: float) -> Iter
         total.close()
 
 
-def drop_unsure(total: Total, items: list[Item]) -> list[Item]:
+def drop_unsure(total: Total, items: list[Item], limits: Limits) -> list[Item]:
     """Remove what was made, and may have been written in place, before the machine started; returns what is left.
 
     A disk may have got what says that bytes are there, and not the bytes, when the power went.
 
     Args:
-        total: Of a directory on a disk.
+        total: Of a directory.
         items: What it holds.
+        limits: Whether it is in memory: nothing there has seen another start.
     """
-    if is_of_this_boot(total.directory.dir_fd):
+    if limits.in_memory or is_of_this_boot(total.directory.dir_fd):
         return items
     for item in items:
         if item.is_made:
