@@ -136,10 +136,10 @@ class NodeCache:
         return self._use().tiers.claim(group_digits(group), num_bytes)
 
     def is_short(self) -> bool:
-        """Whether memory is short now, or was seconds ago: whoever holds entries open gives them up then.
+        """Whether memory is or was short seconds ago, or was given back just now: who holds entries open gives them up.
 
-        It looks twice a second, however often it is called, and gives back what nobody leases. Nothing is made
-        meanwhile: `open_made` only finds what is there.
+        It looks twice a second, however often it is called, and gives back what nobody leases. Nothing is made while
+        memory is short: `open_made` only finds what is there.
         """
         return self._use().tiers.is_short()
 

@@ -176,7 +176,7 @@ class Tiers:
         """See `NodeCache.is_short`; only directories that were entered already are looked at."""
         for store in self._stores.entered():
             self._relieve(store)
-        return self._relief.is_short
+        return self._relief.is_short or self._relief.has_given
 
     def _made_place(self) -> tuple[str, ShardStore | None]:
         """The tier that keeps what is made, and its store; None if nothing does."""

@@ -33,7 +33,7 @@ _SHARE = 0.25
 _SLACK = 0.05
 # For so long after memory was short nothing new is made: it would be given back again.
 _PAUSE_S = 10.0
-# And for so long after something was given back because it lay above the budget.
+# For so long after something was given back it may be mapped by somebody.
 _GIVEN_S = 1.0
 # How often at most it is told: while others grow slowly, a little is given back at each look.
 _TELL_EVERY_S = 30.0
@@ -44,7 +44,7 @@ class Relief:
 
     def __init__(self) -> None:
         self._next_look = 0.0
-        self._short_until = 0.0
+        self._short_until = self._given_until = 0.0
         self._is_in_vain = False
         self._tell_at = 0.0
         self._untold_bytes = 0
@@ -53,6 +53,11 @@ class Relief:
     def is_short(self) -> bool:
         """Whether memory was short seconds ago: what can be done without is not kept, and leases are given up."""
         return time.monotonic() < self._short_until
+
+    @property
+    def has_given(self) -> bool:
+        """Whether something that lay above the budget was given back a moment ago."""
+        return time.monotonic() < self._given_until
 
     def look(self, store: ShardStore) -> int:
         """Called often, looks twice a second, and only one process of the node at a time acts on it.
@@ -86,7 +91,7 @@ class Relief:
             self._short_until = now + _PAUSE_S
             self._next_look = now + (_LOOK_IN_VAIN_S if self._is_in_vain else _LOOK_AGAIN_S)
         elif given:  # whoever maps what has just left gives that up, or its memory would not be free
-            self._short_until = max(self._short_until, now + _GIVEN_S)
+            self._given_until = now + _GIVEN_S
         self._is_in_vain = given < excess
         self._untold_bytes += given
         if self._untold_bytes and now >= self._tell_at:
