@@ -20,8 +20,9 @@ _ASK_AGAIN_S = 8.0, 12.0
 # What "auto" takes of the available memory, and at most, where the user gave no budget: others use the machine too.
 _SHARE, _MOST_BYTES = 1 / 8, 4 << 30
 # Keeping may take so much of the time of reading where the user wants it, and by default until this part of the frames
-# was taken, as in a first epoch; after that it lives on what it saves.
-_EXTRA_WANTED, _EXTRA, _TAKEN = 0.05, 0.13, 0.02
+# was taken, as in a first epoch; after that it lives on what it saves. Less what counting takes of a batch, in seconds,
+# which shows where frames are small.
+_EXTRA_WANTED, _EXTRA, _TAKEN, _COUNTING_S = 0.09, 0.14, 0.02, 8e-6
 # It may take this part of what it saves, less a share of the reading that looking and counting take where frames are
 # small. What taking a frame costs before that is known, in parts of decoding it. And so many seconds may go at once.
 _REINVESTED, _LOOKING, _TAKING_UNKNOWN, _MOST_ALLOWED_S = 0.8, 0.05, 0.4, 0.05
@@ -149,7 +150,7 @@ class Costs:
             is_first = self._all.num_taken < _TAKEN * (self._all.num_taken + self._all.num_decoded)
             extra = _EXTRA_WANTED if wanted else _EXTRA if is_first else 0.0
             gained_s = max(0.0, saved_s - _LOOKING * spent.reading_s)
-            earned_s = extra * spent.reading_s + _REINVESTED * gained_s
+            earned_s = max(0.0, extra * spent.reading_s - _COUNTING_S) + _REINVESTED * gained_s
             self._allowance_s = min(_MOST_ALLOWED_S, self._allowance_s + earned_s - spent.keeping_s)
 
     def stats(self, all_bytes: int) -> DecodedStats:
