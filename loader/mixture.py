@@ -55,6 +55,8 @@ class Mixture(Stream):
         if isinstance(streams, Mapping) or not all(isinstance(stream, EpisodeStream) for stream in streams):
             raise OptionError("Mixture: wanted a list of EpisodeStream, and a list of as many weights.")
         self._streams = tuple(streams)
+        # Then their rows need not be finished by each, and put together again.
+        self._change_nothing = all(s.changes_nothing and type(s).finish is EpisodeStream.finish for s in streams)
         jobs = [stream.job for stream in streams]
         parts = tuple(job.part for job in jobs)
         for part in parts[1:]:
@@ -70,13 +72,22 @@ class Mixture(Stream):
 
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Each dataset's rows as its own stream makes them, together again; without copying where none copied."""
-        owner = views[DATASET_INDEX]
+        owner, marks_repeats = views[DATASET_INDEX], self._job.marks_repeats
         starts = np.flatnonzero(np.diff(owner, prepend=-1)).tolist()
-        pieces = []
-        for start, stop in zip(starts, [*starts[1:], len(owner)], strict=True):
-            rows = {name: view[start:stop] for name, view in views.items()}
-            pieces.append(self._streams[int(owner[start])].finish(rows, self._job.marks_repeats))
-        batch = _join(pieces, views)
+        pieces = [
+            (self._streams[int(owner[start])], slice(start, stop))
+            for start, stop in zip(starts, [*starts[1:], len(owner)], strict=True)
+        ]
+        batch: Batch
+        if self._change_nothing:
+            told = ("task_index", "episode_index")
+            tasks = [
+                task for stream, rows in pieces for task in stream.tasks({name: views[name][rows] for name in told})
+            ]
+            batch = self._streams[0].finish(views, marks_repeats, tasks)
+        else:
+            made = [s.finish({name: view[rows] for name, view in views.items()}, marks_repeats) for s, rows in pieces]
+            batch = _join(made, views)
         batch[DATASET_INDEX] = torch.from_numpy(owner)
         return batch
 

@@ -189,13 +189,25 @@ class EpisodeStream(Stream):
         access = RandomAccess(dataset, part.features, part.window, job.cache, job.reader_options[0])
         return self.finish(access.read([episode_index], [step]))
 
-    def finish(self, views: Mapping[str, NDArray[Any]], with_repeats: bool | None = None) -> Any:
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether `finish` only gives the arrays their names."""
+        return self._collator.changes_nothing and not self._transform.steps
+
+    def tasks(self, views: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """The instruction of each row, or all of them, of arrays that hold ``task_index`` and ``episode_index``."""
+        return self._collator.tasks(views)
+
+    def finish(
+        self, views: Mapping[str, NDArray[Any]], with_repeats: bool | None = None, tasks: list[Any] | None = None
+    ) -> Any:
         """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory.
 
         Args:
             views: the arrays.
             with_repeats: whether ``is_repeat`` is among the results; by default where there can be any.
+            tasks: the instructions, where they are not all of this dataset.
         """
         if with_repeats is None:
             with_repeats = self._job.marks_repeats
-        return self._transform(self._collator(views, with_repeats=with_repeats))
+        return self._transform(self._collator(views, with_repeats, tasks))

@@ -91,12 +91,18 @@ class Collator:
         self._every_task = options.instruction == "all"
         self._squeezed = [name for name in self.features if options.squeeze and len(window.offsets(name)) == 1]
 
-    def __call__(self, views: Mapping[str, NDArray[Any]], with_repeats: bool) -> Any:
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it only gives the arrays their names: then batches of several datasets can be made as one."""
+        return self._delta is None and self.normalizer is None and self._format is None and not self._squeezed
+
+    def __call__(self, views: Mapping[str, NDArray[Any]], with_repeats: bool, tasks: list[Any] | None = None) -> Any:
         """Make of a batch what a training loop gets.
 
         Args:
             views: the arrays of `BatchLayout`, B rows each; changed in place, and shared by what is returned.
             with_repeats: whether the mask of repeated windows is part of the batch.
+            tasks: the instructions, where they are not all of this dataset.
         """
         batch: Batch = {}
         for name in self.features:
@@ -104,7 +110,7 @@ class Collator:
                 batch[key] = torch.from_numpy(views[key])
         for key in ("episode_index", "step_index"):
             batch[key] = torch.from_numpy(views[key])
-        batch["task"] = self._tasks(views)
+        batch["task"] = self.tasks(views) if tasks is None else tasks
         if with_repeats:
             batch["is_repeat"] = torch.from_numpy(views["is_repeat"])
         if self._delta is not None:
@@ -119,7 +125,8 @@ class Collator:
                 batch[key] = batch[key].squeeze(1)
         return batch if self._format is None else self._format(batch)
 
-    def _tasks(self, views: Mapping[str, NDArray[Any]]) -> list[Any]:
+    def tasks(self, views: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """The instruction of each row, or all of them."""
         if self._every_task:
             return all_tasks(self._context.dataset, views["episode_index"])
         tasks = self._context.dataset.tasks
