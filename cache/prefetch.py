@@ -8,12 +8,12 @@ import logging
 import math
 import os
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from epistream.cache.ahead_thread import AheadThread
 from epistream.cache.source.entry import Entry
 from epistream.cache.store.directory import USERS
 from epistream.cache.store.lease import Lease
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # How often one that may not fill looks whether it may now: the filler may have died, or a lease ended.
 _PAUSE_S = 0.25
-_CLOSE_S = 5.0
 # Share of the time of one processor in which it may look who else is there.
 _SHARE = 0.01
 _PREFIX = "prefetch-"
@@ -49,7 +48,7 @@ class _Ahead:
             self.lease = None
 
 
-class Prefetcher:
+class Prefetcher(AheadThread):
     """A thread that keeps the next entries of a plan in the cache.
 
     Of all processes of the node with the same plan, the holder of ``prefetch-<plan>.lock`` works; when it ends,
@@ -67,15 +66,12 @@ class Prefetcher:
     def __init__(
         self, tiers: Tiers, identify: Callable[[Entry], Entry], plan: str, entries: Iterable[Entry], ahead: int
     ) -> None:
+        super().__init__("epistream-prefetch")
         self._tiers = tiers
         self._identify = identify
         self._name = f"{_PREFIX}{plan}{_SUFFIX}"
         self._entries: Iterator[Entry] = iter(entries)
         self._ahead = ahead
-        self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self.is_closed = False
-        self._passed = 0
         # Keys of what is in use or nearly so, also where another process fills: not to be evicted by this one.
         self.upcoming: frozenset[str] = frozenset()
         self._next_position = 0
@@ -83,12 +79,6 @@ class Prefetcher:
         self._lock: LockFile | None = None
         self._store: ShardStore | None = None
         self._neighbours = _Neighbours(self._name)
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin; after fork, if the process forks at all."""
-        self._thread = threading.Thread(target=self._run, name="epistream-prefetch", daemon=True)
-        self._thread.start()
 
     def advance(self, num_passed: int) -> None:
         """Tell that this rank needs the first `num_passed` entries no more; cheap, and never waits for a fill."""
@@ -96,27 +86,14 @@ class Prefetcher:
             self._passed = max(self._passed, num_passed)
             self._changed.notify()
 
-    def close(self) -> None:
-        """End the thread and give up its leases; a fill that takes longer than some seconds is left to itself."""
-        if self._pid != os.getpid():
-            return
-        with self._changed:
-            self.is_closed = True
-            self._changed.notify()
+    def _forget(self) -> None:
         self.upcoming = frozenset()
-        if self._thread is not None:
-            # Not for ever: a server may stall, and this is also called at the end of the process.
-            self._thread.join(_CLOSE_S)
 
     # --- in the thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    if self.is_closed:
-                        return
-                    passed = self._passed
+            while (passed := self._progress()) is not None:
                 try:
                     worked = self._step(passed)
                 except (EpistreamError, OSError) as error:
@@ -126,9 +103,7 @@ class Prefetcher:
                     logger.exception("prefetch: ended; readers fill for themselves.")
                     return
                 if not worked:
-                    with self._changed:
-                        if not self.is_closed and self._passed == passed:
-                            self._changed.wait(_PAUSE_S * random.uniform(0.5, 1.5))
+                    self._wait(passed, _PAUSE_S * random.uniform(0.5, 1.5))
         finally:
             self._drop_all()
 

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epistream.cache.ahead_board import AheadBoard
+from epistream.cache.ahead_thread import AheadThread
 from epistream.cache.source.entry import Entry
 from epistream.cache.source.page_cache import SAMPLE_BYTES, DiskSpeed, advise, is_at_hand
 from epistream.cache.stats import Counters
@@ -33,7 +33,6 @@ _MEMORY_SHARE = 0.5
 _LOOK_S = 5.0
 # How often one that does not lead looks whether it may.
 _PAUSE_S = 0.5
-_CLOSE_S = 5.0
 # Longest wait for the first batches of ranks.
 _FIRST_S, _FIRST_PAUSE_S = 10.0, 0.01
 # Where a disk is tried before anything is read ahead: so many files, at so many places of each.
@@ -72,7 +71,7 @@ class _Ahead:
         return sum(each.stop - each.first for each in self.ranges)
 
 
-class ReadAhead:
+class ReadAhead(AheadThread):
     """A thread that reads the next files of a plan in sequence, where that is faster than what readers do.
 
     Of all processes of the node with the same plan one works, as `Prefetcher` does. It first tries how long the disk
@@ -94,15 +93,12 @@ class ReadAhead:
         counters: Counters,
         system: System | None = None,
     ) -> None:
+        super().__init__("epistream-read-ahead")
         self._board_path = board
         self._uses = uses
         self._ahead = ahead
         self._counters = counters
         self._system = System() if system is None else system
-        self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self.is_closed = False
-        self._passed = 0
         self._next_position = 0
         self._window: deque[_Ahead] = deque()
         self._current: _Ahead | None = None
@@ -113,12 +109,6 @@ class ReadAhead:
         self._num_beats = self._num_files = 0
         self._allowed_bytes, self._next_look = 0, 0.0
         self._buffer = bytearray(_PIECE_BYTES)
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin; after fork, if the process forks at all."""
-        self._thread = threading.Thread(target=self._run, name="epistream-read-ahead", daemon=True)
-        self._thread.start()
 
     def advance(self, num_passed: int) -> None:
         """Tell that this rank needs the first `num_passed` entries no more; cheap, and never waits."""
@@ -126,16 +116,6 @@ class ReadAhead:
             with self._changed:
                 self._passed = num_passed
                 self._changed.notify()
-
-    def close(self) -> None:
-        """End the thread; a read that takes longer than some seconds is left to itself."""
-        if self._pid != os.getpid():
-            return
-        with self._changed:
-            self.is_closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(_CLOSE_S)
 
     # --- in the thread -----------------------------------------------------------------------------------
 
@@ -146,11 +126,7 @@ class ReadAhead:
             logger.info("read ahead: %s", error)
             return
         try:
-            while True:
-                with self._changed:
-                    if self.is_closed:
-                        return
-                    passed = self._passed
+            while (passed := self._progress()) is not None:
                 if not board.try_lead():
                     self._wait(passed, _PAUSE_S * random.uniform(0.5, 1.5))
                 elif not self.step(board, passed):
@@ -159,11 +135,6 @@ class ReadAhead:
             logger.exception("read ahead: ended; readers read for themselves.")
         finally:
             board.close()
-
-    def _wait(self, passed: int, seconds: float) -> None:
-        with self._changed:
-            if not self.is_closed and self._passed == passed:
-                self._changed.wait(seconds)
 
     def step(self, board: AheadBoard, passed: int) -> bool:
         """Read one piece, or pass over one entry; False if there is nothing to do until more was passed."""

@@ -121,19 +121,9 @@ class SharedPart:
 
     @contextlib.contextmanager
     def turn(self, start: int, stop: int, unit_bytes: int, patience_s: float) -> Iterator[list[tuple[int, int]] | None]:
-        """The right to bring some of what is absent: as much as nobody else is bringing; waits until there is some.
+        """As `source.shared.Shared.turn`; nothing is held while it waits.
 
-        Whoever wants all of the range asks again until nothing is left. Nothing is held while it waits.
-
-        Args:
-            start: First byte.
-            stop: One after the last.
-            unit_bytes: Bytes that are brought together or not at all.
-            patience_s: How long to wait for others, who may be stopped.
-
-        Returns:
-            Half-open runs that are absent, and brought by nobody else during the block; [] if all is there. None after
-            `patience_s`, and where the file system has no such locks, or the entry was given up.
+        None also where the file system has no such locks, or the entry was given up.
         """
         with contextlib.ExitStack() as held:
             yield self._take(held, (start, stop, unit_bytes), time.monotonic() + patience_s)
