@@ -50,7 +50,7 @@ def main() -> None:
         plain = replace(message, effort=ThreadTime())
         recorder, monitor = (
             StatsRecorder(),
-            Monitor(es.MonitorOptions(log_every_s=1e5), 0, 0, loader.stats, loader.report),
+            Monitor(es.MonitorOptions(log_every_s=1e5), loader.stats, loader.report),
         )
         recorder.begin()
         parts = {

@@ -249,7 +249,7 @@ def _measure_disk(path: Path) -> float:
 
 def _measure_finish(sample: EpisodeStream) -> float:
     """Seconds in which the training process makes of a batch what the training loop gets."""
-    views = next(StreamIterator(sample.job, lambda views: views, (0, 0), 0, 1))
+    views = next(StreamIterator(sample.job, lambda views: views, sample.next_place, 0, 1))
     sample.finish(views)
     times = []
     for _ in range(5):

@@ -10,6 +10,7 @@ from epistream.errors import StateError, WorkerError
 from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.state import Place
 from epistream.loader.stream_base import StreamIterator
 from epistream.loader.workers.pool import WorkerPool
 from epistream.loader.workers.thread_time import read_thread_time
@@ -17,38 +18,76 @@ from epistream.loader.workers.worker import NO_EPOCH, Message
 
 Views = dict[str, NDArray[Any]]
 
+ENDED = (
+    "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to the process that "
+    "this one was forked from. Iterate one at a time, or make a second loader."
+)
+
+
+def num_batches_of_epoch(schedule: Schedule, num_given: int | None) -> int:
+    """A rank's batches of a whole epoch: those that were given before `schedule` begins, and its own.
+
+    Trainers count the batches of an epoch on through a resume. Where nobody saved how many were given, they were as
+    large as those to come.
+    """
+    return (schedule.start // schedule.global_batch if num_given is None else num_given) + schedule.num_batches
+
 
 class Iteration:
     """One run of a StreamingLoader through an epoch, or through the rest of one.
 
     Args:
         schedule: this rank's batches.
+        num_given: batches of the epoch that were given before it, if that is known.
         recorder: is told what happens.
         before: the iteration that this one replaces.
 
     Attributes:
         serial: tells its messages from those of other iterations. The number after it belongs to the next epoch,
             which workers begin by themselves; every other continuation skips it.
-        place: epoch and position that the training loop has come to; None where that is where the next iteration
-            begins, as at the end.
+        place: where the training loop is; None where that is where the next iteration begins, as at the end.
+        has_begun: the training loop asked for a batch: the epoch is taken.
+        is_over: it ran out, failed, or was dropped by the training loop.
     """
 
-    def __init__(self, schedule: Schedule, recorder: StatsRecorder, before: "Iteration | None") -> None:
+    def __init__(
+        self, schedule: Schedule, num_given: int | None, recorder: StatsRecorder, before: "Iteration | None"
+    ) -> None:
         self._schedule, self._recorder = schedule, recorder
-        self._num_taken = 0
-        self.place = (schedule.epoch, schedule.start) if schedule.num_batches else None
-        self._has_run_out = False
+        self._num_given, self._num_taken = num_given, 0
+        self.place: Place | None = None
+        self.has_begun = self.is_over = self._has_run_out = False
         self.serial: int = NO_EPOCH + 2
         if before is not None:
             follows = before._has_run_out and (schedule.epoch, schedule.start) == (before._schedule.epoch + 1, 0)
             self.serial = before.serial + (1 if follows else 2)
 
+    @property
+    def cursor(self) -> tuple[int, int]:
+        """Epoch and position at which it begins."""
+        return self._schedule.epoch, self._schedule.start
+
+    @property
+    def num_batches_of_epoch(self) -> int:
+        """Batches of this rank in the epoch, those before this iteration included."""
+        return num_batches_of_epoch(self._schedule, self._num_given)
+
+    def begin(self) -> None:
+        """The training loop asks for its first batch."""
+        self.has_begun = True
+        self._recorder.begin()
+        if self._schedule.num_batches:
+            self.place = Place(*self.cursor, self._num_given)
+
     def count(self) -> None:
         """The training loop takes another batch."""
         self._num_taken += 1
         schedule = self._schedule
-        is_over = self._num_taken == schedule.num_batches
-        self.place = None if is_over else (schedule.epoch, schedule.position_after(self._num_taken - 1))
+        if self._num_taken == schedule.num_batches:
+            self.place = None
+            return
+        num_given = None if self._num_given is None else self._num_given + self._num_taken
+        self.place = Place(schedule.epoch, schedule.position_after(self._num_taken - 1), num_given)
 
     def collect(self, pool: WorkerPool, timeout_s: float, on_failure: Callable[[], None]) -> Iterator[Views]:
         """The batches that workers prepare, as views of their memory or as copies.
@@ -83,8 +122,7 @@ class Iteration:
 
     def read_here(self, job: ReadJob) -> Iterator[Views]:
         """The same batches without workers, each in fresh memory."""
-        cursor = self._schedule.epoch, self._schedule.start
-        batches = StreamIterator(job, lambda views: views, cursor, 0, 1)
+        batches = StreamIterator(job, lambda views: views, Place(*self.cursor), 0, 1)
         while True:
             began, before = time.perf_counter(), read_thread_time()
             views = next(batches, None)
@@ -121,7 +159,4 @@ class Iteration:
 
     def _check_current(self, pool: WorkerPool) -> None:
         if not pool.is_running(self.serial):
-            raise StateError(
-                "StreamingLoader: this iteration was ended by a later iter(loader) or by close(), or belongs to "
-                "the process that this one was forked from. Iterate one at a time, or make a second loader."
-            )
+            raise StateError(ENDED)

@@ -1,30 +1,29 @@
 """StreamingLoader: the fast way to run a stream, with workers that fill recycled memory ahead of the training loop."""
 
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Protocol, TextIO, TypeVar
 
-import numpy as np
 import torch
 
-from epistream.errors import OptionError
+from epistream.errors import OptionError, StateError
+from epistream.loader.crew import Crew
 from epistream.loader.device import Hook, check_device, move_ahead
-from epistream.loader.iteration import Iteration, Views
-from epistream.loader.monitoring.diagnosis import Situation, find_limit, find_remarks
+from epistream.loader.iteration import ENDED, Iteration, num_batches_of_epoch
+from epistream.loader.monitoring.diagnosis import find_limit, find_remarks
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
 from epistream.loader.monitoring.report import PerformanceReport
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
-from epistream.loader.order.working_set import budget_advice
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_order
+from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import check_agreement, make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.stream_base import Stream
-from epistream.loader.workers.cores import num_usable_cores
-from epistream.loader.workers.pool import StartMethod, WorkerPool
-from epistream.loader.workers.slots import Slots
+from epistream.loader.workers.pool import StartMethod
 from epistream.options import Count, Range, Seconds, check_values
 
 T = TypeVar("T")
@@ -90,19 +89,19 @@ class StreamingLoader:
             )
         self.stream = stream
         self._device, self._on_device = check_device(device), on_device
-        self._num_workers = num_workers or num_threads
-        self._start_method: StartMethod | None = start_method if num_workers else None
-        self._slots_per_worker = prefetch + 2
-        self._slots = Slots.plan(stream.job, max(1, self._num_workers), self._slots_per_worker)
         self._timeout_s = timeout_s
-        self._pool: WorkerPool | None = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
-        self._iteration: Iteration | None = None  # begun last
+        self._iteration: Iteration | None = None  # that the loop is in, or was last
         self._recorder = StatsRecorder()
-        world = stream.job.world
+        self._crew = Crew(
+            stream, num_workers or num_threads, prefetch, start_method if num_workers else None, self._recorder
+        )
+        # Also when the loader is dropped or the interpreter ends.
+        weakref.finalize(self, self._crew.stop)
+        self._agreed_job: ReadJob | None = None  # that ranks have compared
+        self._num_closed = 0
         # It must not keep the loader alive: a loader that is dropped ends its workers at once.
         stats, report = _weakly(self.stats), _weakly(self.report)
-        self._monitor = Monitor(monitor or MonitorOptions(), world.rank, world.local_rank, stats, report)
+        self._monitor = Monitor(monitor or MonitorOptions(), stats, report)
         weakref.finalize(self, self._monitor.stop).atexit = False
 
     @classmethod
@@ -120,6 +119,27 @@ class StreamingLoader:
         return cls(stream, **config.loader_arguments(stream.job.world))
 
     @property
+    def dataset(self) -> Stream:
+        """The stream, under the name that trainers know."""
+        return self.stream
+
+    @property
+    def sampler(self) -> "StreamingLoader":
+        """The loader itself: trainers call ``loader.sampler.set_epoch(epoch)``."""
+        return self
+
+    def __len__(self) -> int:
+        """Batches of this rank in the epoch that the loop is in, or that comes next: those before a resume included.
+
+        It stays the same from the first to the last batch of an epoch, as trainers count. What is left of an epoch
+        after a resume is `num_batches`.
+        """
+        if self._iteration is not None and self._iteration.place is not None:
+            return self._iteration.num_batches_of_epoch
+        epoch, position, num_given = self.stream.next_place
+        return num_batches_of_epoch(self.stream.job.schedule(epoch, position), num_given)
+
+    @property
     def num_batches(self) -> int:
         """Batches that this rank gets from the next iteration."""
         return self.stream.num_batches
@@ -132,12 +152,13 @@ class StreamingLoader:
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the worker processes that run now, by worker."""
-        return self._pool.pids if self._pool is not None else []
+        return self._crew.pool.pids if self._crew.pool is not None else []
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be `epoch`. Not needed in ordinary loops: the loader counts epochs by itself.
+        """Let the next iteration be of `epoch`. Not needed in ordinary loops: the loader counts epochs by itself.
 
-        An iteration that runs goes on in its own epoch, and `state_dict` with it.
+        Where it is already, in the middle of that epoch after `load_state_dict`, it stays there. An iteration that
+        runs goes on in its own epoch, and `state_dict` with it.
         """
         self.stream.set_epoch(epoch)
         self._forget_place()
@@ -149,7 +170,7 @@ class StreamingLoader:
         workers and any batch size may load it.
         """
         place = None if self._iteration is None else self._iteration.place
-        return make_state(self.stream.job, *(place or self.stream.cursor))
+        return make_state(self.stream.job, place or self.stream.next_place)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
@@ -162,15 +183,15 @@ class StreamingLoader:
 
     def stats(self) -> LoaderStats:
         """Counts and times of this rank so far."""
-        return self._recorder.snapshot(shared_cache=self._start_method is None)
+        return self._recorder.snapshot(shared_cache=self._crew.are_threads)
 
     def report(self) -> PerformanceReport:
         """What limits this run and what to change, with figures; takes some milliseconds for every worker."""
-        job, pool = self.stream.job, self._pool
-        title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._kind_of_workers()}"
+        job, pool = self.stream.job, self._crew.pool
+        title = f"{job.url}: rank {job.world.rank} of {job.world.size}, {self._crew}"
         memory = measure_memory(self.worker_pids, pool.ring.num_bytes if pool else 0, job.cache.options)
         stats = self.stats()
-        limit = find_limit(stats, self._situation(stats))
+        limit = find_limit(stats, self._crew.situation(evicts=stats.cache.evictions > 0))
         also = tuple(find_remarks(stats, limit.limit))
         return PerformanceReport(title, stats, limit, also, memory, job.left_out)
 
@@ -179,30 +200,26 @@ class StreamingLoader:
         (file or sys.stdout).write(f"{self.report()}\n")
 
     def __iter__(self) -> Iterator[Any]:
-        """Start the next epoch (or go on after `load_state_dict`); filling begins now, not at the first ``next``."""
-        job = self.stream.job
-        if self._iteration is None:
-            check_agreement(job)
-            log_order(job)
-        epoch, start = self.stream.cursor
-        schedule = job.schedule(epoch, start)
-        # A loop that breaks off has spent this epoch; the next loop is the next epoch.
-        self.stream.set_epoch(epoch + 1)
-        self._iteration = iteration = Iteration(schedule, self._recorder, self._iteration)
-        self._recorder.begin()
-        if self._num_workers == 0:
-            return self._hand_out(iteration, iteration.read_here(job))
-        pool = self._ensure_pool()
-        pool.run(iteration.serial, epoch, start)
-        return self._hand_out(iteration, iteration.collect(pool, self._timeout_s, self.close))
+        """An iterator over the next epoch, or over the rest of one after `load_state_dict`.
+
+        Making it spends nothing: the epoch is taken at the first ``next``, and that ends the iteration before. Workers
+        begin to prepare batches at once where no iteration is under way.
+        """
+        if self.stream.job is not self._agreed_job:  # the first time, or in another world than before
+            self.stream.warn_if_untold()
+            check_agreement(self.stream.job)
+            log_order(self.stream.job)
+            self._agreed_job = self.stream.job
+        if self._iteration is None or self._iteration.is_over:
+            self._crew.prepare()
+        return self._hand_out(self._num_closed, os.getpid())
 
     def close(self) -> None:
         """Stop the workers and leave the cache. Batches in use stay valid; iterating again starts new workers."""
+        self._num_closed += 1
         self._monitor.stop()
-        if self._finalizer is not None:
-            self._finalizer()
-            self._finalizer = self._pool = None
-        self._recorder.restart(shared_cache=self._start_method is None)
+        self._crew.stop()
+        self._recorder.restart(shared_cache=self._crew.are_threads)
         self.stream.job.cache.close()
 
     def __enter__(self) -> "StreamingLoader":
@@ -216,49 +233,27 @@ class StreamingLoader:
         if self._iteration is not None:
             self._iteration.place = None
 
-    def _kind_of_workers(self) -> str:
-        if self._num_workers == 0:
-            return "no workers"
-        kind = "thread" if self._start_method is None else "worker process"
-        plural = ("" if kind == "thread" else "e") + "s" if self._num_workers > 1 else ""
-        return f"{self._num_workers} {kind}{plural}"
-
-    def _situation(self, stats: LoaderStats) -> Situation:
-        job, prefetch = self.stream.job, self._slots_per_worker - 2
-        in_flight = max(1, self._num_workers * self._slots_per_worker * self._slots.batches_per_slot)
-        # Looking at the budget enters the cache's directory, so only when shards had to leave it.
-        budget = job.cache.budget() if stats.cache.evictions else None
-        return Situation(
-            num_workers=self._num_workers,
-            are_threads=self._start_method is None,
-            prefetch=prefetch,
-            num_cores=num_usable_cores(),
-            local_ranks=job.world.local_size,
-            num_shards=sum(int(np.count_nonzero(plan.per_shard)) for plan in job.plans),
-            budget_advice=budget_advice(job.plans[0], budget.bytes, in_flight * job.batch_size * job.world.size)
-            if budget and len(job.plans) == 1
-            else None,
-        )
-
-    def _ensure_pool(self) -> WorkerPool:
-        if self._pool is None or not self._pool.is_ours:
-            job, num_slots = self.stream.job, self._num_workers * self._slots_per_worker
-            # The rings of all ranks of this node come first; the cache's budget is what they leave.
-            job.cache.reserve(num_slots * self._slots.layout.num_bytes * job.world.local_size)
-            self._pool = WorkerPool(job, self._slots, self._num_workers, self._slots_per_worker, self._start_method)
-            # Also when the loader is dropped or the interpreter ends.
-            self._finalizer = weakref.finalize(self, self._pool.stop)
-        return self._pool
-
-    def _hand_out(self, iteration: Iteration, batches: Iterator[Views]) -> Iterator[Any]:
-        """Finish batches and hand them out, counting them. It begins at the first ``next``."""
-        self._monitor.start()  # the workers are forked by now
-        ring = None if self._pool is None else self._pool.ring
-        with move_ahead(map(self.stream.finish, batches), self._device, self._on_device, ring) as moved:
-            for batch in moved:
-                self._monitor.tick()
-                iteration.count()
-                yield batch
+    def _hand_out(self, num_closed: int, pid: int) -> Iterator[Any]:
+        """Begin the next iteration at the first ``next``, finish its batches and hand them out, counting them."""
+        if (num_closed, pid) != (self._num_closed, os.getpid()):
+            raise StateError(ENDED)
+        iteration = self._crew.prepare()
+        job, pool = self.stream.job, self._crew.pool
+        self._monitor.start(job.world.rank, job.world.local_rank)  # the workers are forked by now
+        self._iteration = iteration
+        iteration.begin()
+        # A loop that breaks off has spent this epoch; the next loop is the next epoch.
+        self.stream.set_epoch(iteration.cursor[0] + 1, 0)
+        batches = iteration.read_here(job) if pool is None else iteration.collect(pool, self._timeout_s, self.close)
+        try:
+            finished = map(self.stream.finish, batches)
+            with move_ahead(finished, self._device, self._on_device, pool.ring if pool else None) as moved:
+                for batch in moved:
+                    self._monitor.tick()
+                    iteration.count()
+                    yield batch
+        finally:
+            iteration.is_over = True
 
 
 def _weakly(method: Callable[[], T]) -> Callable[[], T]:

@@ -63,6 +63,7 @@ class Mixture(Stream):
             _check_alike(parts[0], part)
         cache = _one_cache(jobs)
         self._plan = MixturePlan([part.plan for part in parts], weights, stop)
+        self.finds_world = world is None and streams[0].finds_world
         self._job = ReadJob(parts, world or jobs[0].world, batch_size, remainder, cache, self._plan)
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 

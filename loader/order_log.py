@@ -5,6 +5,7 @@ from math import gcd
 
 from epistream.loader.order.judgement import MANY_FETCHES, judge
 from epistream.loader.order.plan import OrderOptions, fitting_lanes
+from epistream.loader.order.world import World
 from epistream.loader.reading.job import ReadJob
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,17 @@ def log_order(job: ReadJob) -> None:
     if judgement is not None:
         level = logging.WARNING if judgement.is_worth_a_warning else logging.INFO
         logger.log(level, "%s: %s.", job.url, judgement)
+
+
+def log_untold_rank(url: str, world: World) -> None:
+    """Warn in a process of several, as far as one can see, that reads everything because nobody told its rank."""
+    if world.is_untold:
+        logger.warning(
+            "%s: this process was started by another one, and neither a process group nor the environment tells its "
+            "rank: it reads all windows, as would its sisters. Call torch.distributed.init_process_group before the "
+            "first iteration, or pass world=World.of(rank, size); world=World() if it is alone.",
+            url,
+        )
 
 
 def _lanes_advice(job: ReadJob, nodes: int) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import distributed
 
@@ -13,21 +13,45 @@ STATE_VERSION = 1
 # Mixtures of more datasets than this save less of each, under a version of their own; earlier releases read the others.
 _FEW_DATASETS = 8
 _SHORT_VERSION = 2
+# Beside what decides the order; earlier releases do not save it, nor look at it.
+_NUM_GIVEN = "num_batches_given"
 # Digits of a plan's fingerprint that are saved then, which tell any two plans apart.
 _PLAN_DIGITS = 16
 # Of each value of a mixture's datasets, so many are told where they differ from those of a state.
 _MOST_DIFFERENCES = 3
 
 
-def make_state(job: ReadJob, epoch: int, position: int) -> dict[str, Any]:
-    """The state of a job that has consumed `position` windows of `epoch`, over all ranks."""
-    if len(job.parts) > _FEW_DATASETS:
-        return {"version": _SHORT_VERSION, "epoch": epoch, "position": position, **_short(job.identity)}
-    return {"version": STATE_VERSION, "epoch": epoch, "position": position, **job.identity}
+class Place(NamedTuple):
+    """Where a run stands in its epochs.
+
+    Attributes:
+        epoch: the epoch.
+        position: windows of it that are consumed, over all ranks.
+        num_given: batches of it that the loop was given, on each rank and also before a resume; None where a state of
+            an earlier release does not say it.
+    """
+
+    epoch: int
+    position: int
+    num_given: int | None = 0
 
 
-def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
-    """Epoch and position of a saved state.
+def make_state(job: ReadJob, place: Place) -> dict[str, Any]:
+    """The state of a job whose loop stands at `place`."""
+    is_short = len(job.parts) > _FEW_DATASETS
+    state = {
+        "version": _SHORT_VERSION if is_short else STATE_VERSION,
+        "epoch": place.epoch,
+        "position": place.position,
+        **(_short(job.identity) if is_short else job.identity),
+    }
+    if place.num_given:
+        state[_NUM_GIVEN] = place.num_given
+    return state
+
+
+def check_state(job: ReadJob, state: Mapping[str, Any]) -> Place:
+    """Where a saved state was taken.
 
     World size, workers and batch size may differ from the run that saved it; what decides the order may not.
 
@@ -51,7 +75,10 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> tuple[int, int]:
     epoch, position = int(state["epoch"]), int(state["position"])
     if epoch < 0 or not 0 <= position <= job.num_windows:
         raise StateError(f"state: epoch {epoch}, position {position} of {job.num_windows} windows.")
-    return epoch, position
+    num_given = state.get(_NUM_GIVEN, None if position else 0)
+    if num_given is not None and not 0 <= int(num_given) <= position:
+        raise StateError(f"state: {_NUM_GIVEN} {num_given} of {position} windows, wanted 0 to {position}.")
+    return Place(epoch, position, num_given)
 
 
 def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:

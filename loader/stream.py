@@ -85,7 +85,8 @@ class EpisodeStream(Stream):
         Args:
             source: a dataset folder or URL, a brace pattern of tars, HDF5 files, or a list of these.
             options: all options together; see `StreamOptions`.
-            world: which rank this is; detected from torch.distributed or the launcher by default.
+            world: which rank this is; by default what torch.distributed says, from when on it is initialised, or the
+                launcher.
             storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``.
             changes: single options by name, for example ``batch_size=32``.
 
@@ -115,6 +116,7 @@ class EpisodeStream(Stream):
             frames=FrameOptions(options.image_size, options.decode),
         )
         cache = NodeCache(options.cache_options, dataset.storage_options)
+        self.finds_world = world is None
         self._job = ReadJob((part,), world or World.detect(), options.batch_size, options.remainder, cache)
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
         steps = (ChannelsFirst(cameras) if options.channels_first else None, options.transform)

@@ -3,6 +3,8 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -10,13 +12,24 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError, StateError
-from epistream.loader.order_log import log_order
+from epistream.loader.order.world import World
+from epistream.loader.order_log import log_order, log_untold_rank
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.state import check_state, make_state
+from epistream.loader.state import Place, check_state, make_state
 
 Batch = dict[str, Any]
+
+
+class _Cell(IntEnum):
+    """What a stream keeps in memory shared with the workers of a stock DataLoader."""
+
+    EPOCH = 0
+    POSITION = 1
+    NUM_GIVEN = 2  # batches of the epoch before the position; -1 if nobody knows
+    IS_TOLD = 3  # the order was told of in the log
+    NUM_READERS = 4  # DataLoader workers that read since the epoch was set
 
 
 class Stream(IterableDataset[Batch], ABC):
@@ -27,15 +40,21 @@ class Stream(IterableDataset[Batch], ABC):
     """
 
     _job: ReadJob
+    finds_world = False  # nobody gave a world by hand: it is that of the process group, from when on there is one
 
     def __init__(self) -> None:
-        # Epoch, start position, and whether the order was told of in the log, in memory shared with the workers of a
-        # stock DataLoader: workers that stay alive over epochs have copies of everything else.
+        # Workers of a DataLoader that stay alive over epochs have copies of everything else.
         self._cursor = _CURSORS.take()
+        self._place: Place | None = None  # of the iteration over the stream in this process that gave a batch last
 
     @property
     def job(self) -> ReadJob:
         """What is read, in which order, for which rank."""
+        if self.finds_world:
+            # Streams are made before the process group is, in notebooks and wherever processes are spawned.
+            world = World.of_process_group(self._job.world)
+            if world != self._job.world:
+                self._job = replace(self._job, world=world)
         return self._job
 
     @abstractmethod
@@ -55,35 +74,86 @@ class Stream(IterableDataset[Batch], ABC):
     @property
     def cursor(self) -> tuple[int, int]:
         """Epoch and position at which the next iteration begins."""
-        epoch, position, _ = self._cursor.tolist()
-        return epoch, position
+        return self.next_place[:2]
 
-    def set_epoch(self, epoch: int, position: int = 0) -> None:
-        """Let the next iteration begin at `position` (windows over all ranks) of `epoch`."""
-        if epoch < 0 or position < 0:
+    @property
+    def next_place(self) -> Place:
+        """Where the next iteration begins."""
+        epoch, position, num_given, *_ = self._cursor.tolist()
+        return Place(epoch, position, None if num_given < 0 else num_given)
+
+    def set_epoch(self, epoch: int, position: int | None = None) -> None:
+        """Let the next iteration be of `epoch`.
+
+        Args:
+            epoch: the epoch.
+            position: where in it, in windows over all ranks. By default the start; but where the next iteration is of
+                that epoch already, its position stays: trainers set the epoch after they have loaded a state.
+        """
+        if epoch < 0 or (position or 0) < 0:
             raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
-        self._cursor[:2] = torch.tensor([epoch, position], dtype=torch.int64)
+        if position is None and epoch == self.cursor[0]:
+            self.set_place(self.next_place)
+        else:
+            self.set_place(Place(epoch, position or 0, None if position else 0))
+
+    def set_place(self, place: Place) -> None:
+        """Let the next iteration begin there."""
+        num_given = -1 if place.num_given is None else place.num_given
+        self._cursor[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
+        self._cursor[_Cell.NUM_READERS] = 0
+        self._place = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which the next iteration begins, under 1 kB. See `StreamingLoader.state_dict`."""
-        return make_state(self.job, *self.cursor)
+        """Where the loop over the stream is, under 1 kB. See `StreamingLoader.state_dict`.
+
+        After `set_epoch` and `load_state_dict` it is where the next iteration begins.
+
+        Raises:
+            StateError: workers of a DataLoader read the stream. They read ahead of the loop, and how far it is only the
+                loader knows.
+        """
+        num_readers = int(self._cursor[_Cell.NUM_READERS])
+        if self._place is None and num_readers and get_worker_info() is None:
+            raise StateError(
+                f"state_dict: {num_readers} workers of a DataLoader read this stream ahead of the loop, and only the "
+                "loader knows where the loop is. Save the state of a StreamingLoader or of torchdata's "
+                "StatefulDataLoader, or save between epochs, after set_epoch."
+            )
+        return make_state(self.job, self._place or self.next_place)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration begin where `state` was taken. Raises StateError if it belongs to another stream."""
-        self.set_epoch(*check_state(self.job, state))
+        """Let the next iteration begin where `state` was taken. Raises StateError if it belongs to another stream.
+
+        Where a DataLoader iterates the stream, every iteration begins there until `set_epoch`.
+        """
+        self.set_place(check_state(self.job, state))
 
     def __iter__(self) -> "StreamIterator":
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if worker_index == 0 and not self._cursor[2]:
-            self._cursor[2] = 1
+        if worker_index == 0 and not self._cursor[_Cell.IS_TOLD]:
+            self._cursor[_Cell.IS_TOLD] = 1
             log_order(self.job)
-        return StreamIterator(self.job, self.finish, self.cursor, worker_index, num_workers)
+        if worker is None:
+            self.warn_if_untold()
+        else:
+            self._cursor[_Cell.NUM_READERS] = num_workers
+        follow = self._follow if worker is None else None
+        return StreamIterator(self.job, self.finish, self.next_place, worker_index, num_workers, follow)
+
+    def warn_if_untold(self) -> None:
+        """Log a warning in a process that seems to be one of several, of which nobody says which it is."""
+        if self.finds_world:
+            log_untold_rank(self.job.url, self.job.world)
+
+    def _follow(self, place: Place) -> None:
+        self._place = place
 
 
 class _Cursors:
-    """Rows of three integers in memory shared with forked and spawned children: one descriptor for many streams.
+    """Rows of a few integers in memory shared with forked and spawned children: one descriptor for many streams.
 
     A mixture of fifty datasets is made of fifty streams.
     """
@@ -93,13 +163,13 @@ class _Cursors:
         self._pid = os.getpid()
 
     def take(self) -> torch.Tensor:
-        """A row of zeros, (3,) int64, that no other stream has."""
+        """A row of zeros, int64, one for each `_Cell`, that no other stream has."""
         if self._pid != os.getpid():  # the rows that a parent had left are its own to give
             self._free, self._pid = [], os.getpid()
         try:
             return self._free.pop()
         except IndexError:
-            rows = torch.zeros(64, 3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+            rows = torch.zeros(64, len(_Cell), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
             self._free += list(rows)
             return self._free.pop()
 
@@ -116,9 +186,10 @@ class StreamIterator(Iterator[Any]):
     Args:
         job: what to read.
         finish: makes of a batch's arrays what is yielded.
-        cursor: epoch and position at which the epoch is begun or gone on with.
+        place: where the epoch is begun or gone on with.
         worker_index: this worker, in [0, num_workers).
         num_workers: workers that share the epoch.
+        follow: is told after each batch where a loop over this iterator alone stands.
 
     Attributes:
         replaced: windows of bad shards that were replaced in the last batch.
@@ -128,21 +199,23 @@ class StreamIterator(Iterator[Any]):
         self,
         job: ReadJob,
         finish: Callable[[Mapping[str, NDArray[Any]]], Any],
-        cursor: tuple[int, int],
+        place: Place,
         worker_index: int,
         num_workers: int,
+        follow: Callable[[Place], None] | None = None,
     ) -> None:
         self._job = job
         self._finish = finish
         self._worker = worker_index, num_workers
+        self._follow = follow
         self._num_done = 0
         self.replaced: tuple[Replaced, ...] = ()
         self._feed = Feed(job)
-        self._begin(*cursor)
+        self._begin(place)
 
-    def _begin(self, epoch: int, start: int) -> None:
-        self._cursor = epoch, start
-        self._num_batches = self._feed.begin(epoch, start)
+    def _begin(self, place: Place) -> None:
+        self._start = place
+        self._num_batches = self._feed.begin(place.epoch, place.position)
 
     def __next__(self) -> Any:
         worker_index, num_workers = self._worker
@@ -157,12 +230,21 @@ class StreamIterator(Iterator[Any]):
             # What the consumer does with a batch may take long, and nobody waits with shards in hand.
             self._feed.release()
         self._num_done += 1
+        if self._follow is not None:
+            self._follow(self._place())
         # Fewer than the batch size in the last batch under ``remainder="uneven"``.
         return self._finish({name: view[:num_windows] for name, view in views.items()})
 
+    def _place(self) -> Place:
+        epoch, start, num_given = self._start
+        if self._num_done == self._num_batches:
+            return Place(epoch + 1, 0)
+        position = self._job.schedule(epoch, start).position_after(self._num_done - 1)
+        return Place(epoch, position, None if num_given is None else num_given + self._num_done)
+
     def state_dict(self) -> dict[str, int]:
         """Three numbers and the number of workers: where this worker is."""
-        epoch, start = self._cursor
+        epoch, start, _ = self._start
         return {"epoch": epoch, "start": start, "num_batches_done": self._num_done, "num_workers": self._worker[1]}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -176,5 +258,5 @@ class StreamIterator(Iterator[Any]):
                 f"state: of {state['num_workers']} workers, this loader has {self._worker[1]}. Use as many, or "
                 "StreamingLoader, whose state fits any number."
             )
-        self._begin(state["epoch"], state["start"])
+        self._begin(Place(state["epoch"], state["start"], None if state["start"] else 0))
         self._num_done = state["num_batches_done"]

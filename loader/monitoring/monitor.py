@@ -50,8 +50,6 @@ class Monitor:
 
     Args:
         options: what to tell.
-        rank: of the job, for labels and lines.
-        local_rank: of the node, added to the port.
         stats: takes a snapshot; from any thread.
         report: makes a report; from any thread.
     """
@@ -59,13 +57,11 @@ class Monitor:
     def __init__(
         self,
         options: MonitorOptions,
-        rank: int,
-        local_rank: int,
         stats: Callable[[], LoaderStats],
         report: Callable[[], PerformanceReport],
     ) -> None:
         self._options = options
-        self._rank, self._local_rank = rank, local_rank
+        self._rank = 0
         self._stats, self._report = stats, report
         self._logged_s = time.monotonic()
         self._before = LoaderStats()
@@ -73,20 +69,24 @@ class Monitor:
         self._server_pid = 0
         self._is_started = False
 
-    def start(self) -> None:
+    def start(self, rank: int, local_rank: int) -> None:
         """Begin, unless it has begun.
+
+        Args:
+            rank: of the job, for labels and lines.
+            local_rank: of the node, added to the port.
 
         Raises:
             OptionError: prometheus_client is not installed, or the port is taken.
         """
         if self._is_started:
             return
-        self._is_started = True
+        self._is_started, self._rank = True, rank
         self._logged_s, self._before = time.monotonic(), self._stats()
         if self._options.metrics_port is not None:
             self._server = _serve(
                 self._options.metrics_host,
-                self._options.metrics_port + self._local_rank,
+                self._options.metrics_port + local_rank,
                 Metrics(self._rank, self._report),
             )
             self._server_pid = os.getpid()

@@ -7,6 +7,7 @@ Source: the variables are those of torchrun's and Open MPI's documentation and o
     VARIABLES'.
 """
 
+import multiprocessing
 import re
 import sys
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ def detect_fields(environ: Mapping[str, str]) -> WorldFields:
     Raises:
         OptionError: if variables are no integers or contradict each other.
     """
-    initialised = _torch_distributed()
+    initialised = process_group()
     if initialised is not None:
         rank, size = initialised
         # A launcher's idea of nodes holds only if it speaks of the same ranks (a user may have regrouped them).
@@ -59,7 +60,18 @@ def detect_fields(environ: Mapping[str, str]) -> WorldFields:
     return _nodes_unknown(0, 1)
 
 
-def _torch_distributed() -> tuple[int, int] | None:
+def is_untold(environ: Mapping[str, str]) -> bool:
+    """Whether a process started by multiprocessing, as one of several mostly, was told its rank by nobody."""
+    told = ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE")
+    return (
+        multiprocessing.parent_process() is not None
+        and process_group() is None
+        and not any(name in environ for name in told)
+    )
+
+
+def process_group() -> tuple[int, int] | None:
+    """Rank and size of torch's process group, if it is initialised."""
     # Looking it up, not importing it: a process without torch.distributed has not initialised it.
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from epistream.errors import OptionError
-from epistream.loader.order.launchers import detect_fields
+from epistream.loader.order.launchers import detect_fields, is_untold, process_group
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,17 @@ class World:
             OptionError: if the launcher's variables contradict each other; the message names them.
         """
         return cls(*detect_fields(os.environ if environ is None else environ))
+
+    @classmethod
+    def of_process_group(cls, otherwise: "World") -> "World":
+        """The world of the process group; `otherwise` where there is none, or it says the same. Cheap."""
+        found = process_group()
+        return otherwise if found is None or found == (otherwise.rank, otherwise.size) else cls.detect()
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether this is the world of a process that another one started, and that nobody told its rank."""
+        return self.size == 1 and is_untold(os.environ)
 
     @property
     def num_groups(self) -> int:

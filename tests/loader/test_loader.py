@@ -204,12 +204,15 @@ def test_loader_two_iterations_at_once_end_the_older_one(aloha_shards, epochs):
             next(first)
 
 
-def test_loader_two_iterations_begun_before_any_batch_end_the_older_one(aloha_shards, epochs):
+def test_loader_two_iterators_take_an_epoch_each_when_they_are_asked_for_a_batch(aloha_shards, epochs):
     with es.StreamingLoader(stream_of(aloha_shards), num_workers=2, timeout_s=60) as loader:
-        first, second = iter(loader), iter(loader)
+        first, second, third = iter(loader), iter(loader), iter(loader)
+        assert windows_of(second) == epochs[0]
+        before = windows_of([next(first)])
+        assert windows_of(third) == epochs[2]
+        assert before == epochs[1][:1]
         with pytest.raises(StateError, match="ended by a later iter"):
             next(first)
-        assert windows_of(second) == epochs[1]
 
 
 def test_loader_closed_before_the_first_batch_ends_the_iteration_at_once(aloha_shards):

@@ -49,9 +49,9 @@ def test_monitor_line_is_written_once_an_interval_and_tells_the_interval(monkeyp
     monkeypatch.setattr(monitor_module.time, "monotonic", lambda: now)
     snapshots = [LoaderStats(num_windows=n, elapsed_s=s) for n, s in ((0, 0.0), (50, 5.0), (80, 15.0))]
     taken = iter(snapshots)
-    monitor = Monitor(MonitorOptions(log_every_s=5.0), 3, 1, lambda: next(taken), lambda: None)
+    monitor = Monitor(MonitorOptions(log_every_s=5.0), lambda: next(taken), lambda: None)
     caplog.set_level(logging.INFO, logger="epistream.loader.monitor")
-    monitor.start()
+    monitor.start(3, 1)
     for now in (102.0, 104.9, 105.0, 106.0, 110.5):  # noqa: B007 - the patched clock reads it
         monitor.tick()
     rates = [re.match(r"rank 3: ([\d,]+) windows/s over ([\d.]+) s", message).groups() for message in caplog.messages]

@@ -76,7 +76,7 @@ def test_bad_shards_are_replaced_where_small_batches_share_a_slot(harmed):
     stream = es.EpisodeStream(harmed, batch_size=4, order=es.OrderOptions(lanes=2), on_bad="skip")
     harm(harmed)
     with es.StreamingLoader(stream, num_workers=1) as loader:
-        assert loader._slots.batches_per_slot == 32
+        assert loader._crew.slots.batches_per_slot == 32
         flags = [batch["is_repeat"] for batch in loader]
     assert sum(int(flag.sum()) for flag in flags) == 2 * LENGTH
     assert len(flags) == NUM_EPISODES * LENGTH // 4

@@ -114,7 +114,7 @@ def test_batches_that_share_slots_are_those_of_the_schedule(aloha_shards, option
 def test_resume_in_the_middle_of_a_slot_goes_on_with_the_next_batch(aloha_shards):
     stream = stream_of(aloha_shards)
     with es.StreamingLoader(stream, num_workers=2) as loader:
-        assert loader._slots.batches_per_slot > 2
+        assert loader._crew.slots.batches_per_slot > 2
         batches = iter(loader)
         for _ in range(2):
             next(batches)
@@ -135,7 +135,7 @@ def test_batches_kept_from_every_slot_stay_as_they_are_and_are_counted_as_copies
         for name in LOW:
             assert np.array_equal(batch[name].numpy(), clones[name].numpy())
     # Each of two workers has three slots, of which two may be held: one batch in the first, more in the second.
-    assert copied == stream.num_batches - 2 * (1 + loader._slots.batches_per_slot)
+    assert copied == stream.num_batches - 2 * (1 + loader._crew.slots.batches_per_slot)
     copies = [batch["action"] for batch, _ in kept[-2:]]
     assert len({tensor.untyped_storage().data_ptr() for tensor in copies}) == 2, "each in memory of its own"
 
