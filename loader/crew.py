@@ -39,7 +39,9 @@ class Crew:
         self._stream, self._recorder = stream, recorder
         self._num_workers, self._prefetch, self._start_method = num_workers, prefetch, start_method
         self._slots_per_worker = prefetch + 2
-        self._use(stream.job)
+        self._job: ReadJob | None = None
+        if not stream.awaits_world:
+            self._use(stream.job)
         self.pool: WorkerPool | None = None
         self._last: Iteration | None = None  # that was made
 
@@ -73,7 +75,7 @@ class Crew:
         self._last = Iteration(schedule, place.num_given, self._recorder, last)
         if self._num_workers:
             if self.pool is None or not self.pool.is_ours:
-                self.pool = self._start()
+                self.pool = self._start(job)
             self.pool.run(self._last.serial, place.epoch, place.position)
         return self._last
 
@@ -89,7 +91,9 @@ class Crew:
         Args:
             evicts: shards had to leave the cache; only then its budget is looked at, which enters its directory.
         """
-        job = self._job
+        job = self._stream.job
+        if self._job is None:
+            self._use(job)
         in_flight = max(1, self._num_workers * self._slots_per_worker * self.slots.batches_per_slot)
         budget = job.cache.budget() if evicts else None
         return Situation(
@@ -108,8 +112,8 @@ class Crew:
         self._job = job
         self.slots = Slots.plan(job, max(1, self._num_workers), self._slots_per_worker)
 
-    def _start(self) -> WorkerPool:
-        job, num_slots = self._job, self._num_workers * self._slots_per_worker
+    def _start(self, job: ReadJob) -> WorkerPool:
+        num_slots = self._num_workers * self._slots_per_worker
         # The rings of all ranks of this node come first; the cache's budget is what they leave.
         job.cache.reserve(num_slots * self.slots.layout.num_bytes * job.world.local_size)
         return WorkerPool(job, self.slots, self._num_workers, self._slots_per_worker, self._start_method)

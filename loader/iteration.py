@@ -24,15 +24,6 @@ ENDED = (
 )
 
 
-def num_batches_of_epoch(schedule: Schedule, num_given: int | None) -> int:
-    """A rank's batches of a whole epoch: those that were given before `schedule` begins, and its own.
-
-    Trainers count the batches of an epoch on through a resume. Where nobody saved how many were given, they were as
-    large as those to come.
-    """
-    return (schedule.start // schedule.global_batch if num_given is None else num_given) + schedule.num_batches
-
-
 class Iteration:
     """One run of a StreamingLoader through an epoch, or through the rest of one.
 
@@ -66,11 +57,6 @@ class Iteration:
     def cursor(self) -> tuple[int, int]:
         """Epoch and position at which it begins."""
         return self._schedule.epoch, self._schedule.start
-
-    @property
-    def num_batches_of_epoch(self) -> int:
-        """Batches of this rank in the epoch, those before this iteration included."""
-        return num_batches_of_epoch(self._schedule, self._num_given)
 
     def begin(self) -> None:
         """The training loop asks for its first batch."""

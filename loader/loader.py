@@ -11,7 +11,8 @@ import torch
 from epistream.errors import OptionError, StateError
 from epistream.loader.crew import Crew
 from epistream.loader.device import Hook, check_device, move_ahead
-from epistream.loader.iteration import ENDED, Iteration, num_batches_of_epoch
+from epistream.loader.epoch_sampler import EpochSampler
+from epistream.loader.iteration import ENDED, Iteration
 from epistream.loader.monitoring.diagnosis import find_limit, find_remarks
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
@@ -124,20 +125,18 @@ class StreamingLoader:
         return self.stream
 
     @property
-    def sampler(self) -> "StreamingLoader":
-        """The loader itself: trainers call ``loader.sampler.set_epoch(epoch)``."""
-        return self
+    def sampler(self) -> EpochSampler:
+        """Where trainers look for ``set_epoch``."""
+        return EpochSampler(self.stream, self.set_epoch)
 
     def __len__(self) -> int:
-        """Batches of this rank in the epoch that the loop is in, or that comes next: those before a resume included.
+        """Batches of this rank in a whole epoch, the one that the loop is in or that comes next.
 
-        It stays the same from the first to the last batch of an epoch, as trainers count. What is left of an epoch
-        after a resume is `num_batches`.
+        A resume in the middle of an epoch does not change it, as trainers count on from where they were: what is left
+        then is `num_batches`.
         """
-        if self._iteration is not None and self._iteration.place is not None:
-            return self._iteration.num_batches_of_epoch
-        epoch, position, num_given = self.stream.next_place
-        return num_batches_of_epoch(self.stream.job.schedule(epoch, position), num_given)
+        place = self._iteration.place if self._iteration else None
+        return self.stream.job.schedule((place or self.stream.next_place).epoch, 0).num_batches
 
     @property
     def num_batches(self) -> int:
@@ -157,8 +156,8 @@ class StreamingLoader:
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be of `epoch`. Not needed in ordinary loops: the loader counts epochs by itself.
 
-        Where it is already, in the middle of that epoch after `load_state_dict`, it stays there. An iteration that
-        runs goes on in its own epoch, and `state_dict` with it.
+        After `load_state_dict` the position stays, see `Stream.set_epoch`. An iteration that runs goes on in its own
+        epoch, and `state_dict` with it.
         """
         self.stream.set_epoch(epoch)
         self._forget_place()

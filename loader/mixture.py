@@ -57,13 +57,14 @@ class Mixture(Stream):
         self._streams = tuple(streams)
         # Then their rows need not be finished by each, and put together again.
         self._change_nothing = all(s.changes_nothing and type(s).finish is EpisodeStream.finish for s in streams)
-        jobs = [stream.job for stream in streams]
+        jobs = [stream._job for stream in streams]  # which rank this is may not be known yet
         parts = tuple(job.part for job in jobs)
         for part in parts[1:]:
             _check_alike(parts[0], part)
         cache = _one_cache(jobs)
         self._plan = MixturePlan([part.plan for part in parts], weights, stop)
         self.finds_world = world is None and streams[0].finds_world
+        self.awaits_world = world is None and streams[0].awaits_world
         self._job = ReadJob(parts, world or jobs[0].world, batch_size, remainder, cache, self._plan)
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
 

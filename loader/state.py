@@ -1,7 +1,9 @@
 """What is saved to resume a stream, and the checks that states and other ranks mean the same order."""
 
 import json
+import operator
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import distributed
@@ -72,13 +74,18 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> Place:
             f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this "
             "state."
         )
-    epoch, position = int(state["epoch"]), int(state["position"])
-    if epoch < 0 or not 0 <= position <= job.num_windows:
-        raise StateError(f"state: epoch {epoch}, position {position} of {job.num_windows} windows.")
-    num_given = state.get(_NUM_GIVEN, None if position else 0)
-    if num_given is not None and not 0 <= int(num_given) <= position:
-        raise StateError(f"state: {_NUM_GIVEN} {num_given} of {position} windows, wanted 0 to {position}.")
+    epoch = _number(state, "epoch", 1 << 62)
+    position = _number(state, "position", job.num_windows)
+    num_given = _number(state, _NUM_GIVEN, position) if _NUM_GIVEN in state else None if position else 0
     return Place(epoch, position, num_given)
+
+
+def _number(state: Mapping[str, Any], name: str, most: int) -> int:
+    value = state[name]
+    with suppress(TypeError):  # an index is also what numpy and torch made of an integer in between
+        if 0 <= (number := operator.index(value)) <= most:
+            return number
+    raise StateError(f"state: {name} is {value!r}, wanted 0 to {most}. Load what state_dict() returned.")
 
 
 def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:

@@ -117,7 +117,9 @@ class EpisodeStream(Stream):
         )
         cache = NodeCache(options.cache_options, dataset.storage_options)
         self.finds_world = world is None
-        self._job = ReadJob((part,), world or World.detect(), options.batch_size, options.remainder, cache)
+        self.awaits_world = self.finds_world and World.is_to_come()
+        world = World() if self.awaits_world else world or World.detect()
+        self._job = ReadJob((part,), world, options.batch_size, options.remainder, cache)
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
         steps = (ChannelsFirst(cameras) if options.channels_first else None, options.transform)
         self._transform = InOrder(tuple(step for step in steps if step is not None))

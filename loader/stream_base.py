@@ -41,18 +41,26 @@ class Stream(IterableDataset[Batch], ABC):
 
     _job: ReadJob
     finds_world = False  # nobody gave a world by hand: it is that of the process group, from when on there is one
+    awaits_world = False  # the launcher says that there are several ranks, and not yet which this is
 
     def __init__(self) -> None:
         # Workers of a DataLoader that stay alive over epochs have copies of everything else.
         self._cursor = _CURSORS.take()
-        self._place: Place | None = None  # of the iteration over the stream in this process that gave a batch last
+        self._place: Place | None = None  # of the loop over the stream in this process
+        self._is_loaded = False  # where the next iteration begins is that of a state
+
+    @property
+    def loaded_place(self) -> Place | None:
+        """Where the next iteration goes on after `load_state_dict`; None if it does not."""
+        return self.next_place if self._is_loaded else None
 
     @property
     def job(self) -> ReadJob:
         """What is read, in which order, for which rank."""
         if self.finds_world:
-            # Streams are made before the process group is, in notebooks and wherever processes are spawned.
-            world = World.of_process_group(self._job.world)
+            # Streams are made before the process group is: in notebooks, and wherever processes are spawned.
+            world = World.detect() if self.awaits_world else World.of_process_group(self._job.world)
+            self.awaits_world = False
             if world != self._job.world:
                 self._job = replace(self._job, world=world)
         return self._job
@@ -87,22 +95,26 @@ class Stream(IterableDataset[Batch], ABC):
 
         Args:
             epoch: the epoch.
-            position: where in it, in windows over all ranks. By default the start; but where the next iteration is of
-                that epoch already, its position stays: trainers set the epoch after they have loaded a state.
+            position: where in it, in windows over all ranks. By default the start, but where a loaded state stands if
+                that is in this epoch: loops set the epoch after they have loaded a state. If the state was taken at
+                the end of this epoch, the next iteration gives nothing.
         """
         if epoch < 0 or (position or 0) < 0:
             raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
-        if position is None and epoch == self.cursor[0]:
-            self.set_place(self.next_place)
+        loaded = None if position is not None else self.loaded_place
+        if loaded is not None and loaded.epoch == epoch:
+            self.set_place(loaded, is_loaded=True)
+        elif loaded is not None and loaded[:2] == (epoch + 1, 0):
+            self.set_place(Place(epoch, self.num_windows, None), is_loaded=True)
         else:
             self.set_place(Place(epoch, position or 0, None if position else 0))
 
-    def set_place(self, place: Place) -> None:
-        """Let the next iteration begin there."""
+    def set_place(self, place: Place, is_loaded: bool = False) -> None:
+        """Let the next iteration begin there; `is_loaded` if that is where a state was taken."""
         num_given = -1 if place.num_given is None else place.num_given
         self._cursor[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
         self._cursor[_Cell.NUM_READERS] = 0
-        self._place = None
+        self._place, self._is_loaded = None, is_loaded
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop over the stream is, under 1 kB. See `StreamingLoader.state_dict`.
@@ -125,9 +137,9 @@ class Stream(IterableDataset[Batch], ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin where `state` was taken. Raises StateError if it belongs to another stream.
 
-        Where a DataLoader iterates the stream, every iteration begins there until `set_epoch`.
+        Where workers of a DataLoader read the stream, every iteration begins there until `set_epoch`.
         """
-        self.set_place(check_state(self.job, state))
+        self.set_place(check_state(self.job, state), is_loaded=True)
 
     def __iter__(self) -> "StreamIterator":
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
@@ -138,6 +150,7 @@ class Stream(IterableDataset[Batch], ABC):
             log_order(self.job)
         if worker is None:
             self.warn_if_untold()
+            self._place, self._cursor[_Cell.NUM_READERS] = None, 0
         else:
             self._cursor[_Cell.NUM_READERS] = num_workers
         follow = self._follow if worker is None else None
@@ -149,7 +162,10 @@ class Stream(IterableDataset[Batch], ABC):
             log_untold_rank(self.job.url, self.job.world)
 
     def _follow(self, place: Place) -> None:
-        self._place = place
+        epoch, position = self.cursor
+        if position and place[:2] == (epoch + 1, 0):  # a loaded rest has run out, and is not to come again
+            self.set_place(Place(epoch, 0))
+        self._place, self._is_loaded = place, False
 
 
 class _Cursors:
@@ -222,6 +238,8 @@ class StreamIterator(Iterator[Any]):
         batch_index = worker_index + self._num_done * num_workers
         if batch_index >= self._num_batches:
             self._feed.close()  # whoever keeps the iterator need not keep files and memory
+            if self._follow is not None and self._num_batches == 0:
+                self._follow(self._place())
             raise StopIteration
         views = self._job.layout.allocate()
         try:

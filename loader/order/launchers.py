@@ -49,13 +49,12 @@ def detect_fields(environ: Mapping[str, str]) -> WorldFields:
     found = _torchrun(environ) or _slurm(environ) or _open_mpi(environ)
     if found is not None:
         return found
-    if "WORLD_SIZE" in environ and _integer(environ, "WORLD_SIZE") > 1:
-        # Lightning's own launcher does so until it initialises torch.distributed. Going on as one process alone
-        # would give every rank all the windows, without a word.
+    if lacks_rank(environ):
+        # Going on as one process alone would give every rank all the windows, without a word.
         raise OptionError(
-            f"environment variables: WORLD_SIZE={environ['WORLD_SIZE']}, but no RANK. Make the stream after "
-            "torch.distributed is initialised (with Lightning: in train_dataloader), or pass world=World() if this "
-            "process streams alone."
+            f"environment variables: WORLD_SIZE={environ['WORLD_SIZE']}, but no RANK. Use the stream after "
+            "torch.distributed is initialised (with Lightning: in fit, or in train_dataloader), or pass world=World() "
+            "if this process streams alone."
         )
     return _nodes_unknown(0, 1)
 
@@ -68,6 +67,15 @@ def is_untold(environ: Mapping[str, str]) -> bool:
         and process_group() is None
         and not any(name in environ for name in told)
     )
+
+
+def lacks_rank(environ: Mapping[str, str]) -> bool:
+    """Whether there are several ranks, and nothing but torch.distributed could tell which this is.
+
+    Lightning's own launcher does so until it initialises torch.distributed.
+    """
+    told = _torchrun(environ) or _slurm(environ) or _open_mpi(environ)
+    return told is None and "WORLD_SIZE" in environ and _integer(environ, "WORLD_SIZE") > 1
 
 
 def process_group() -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from epistream.errors import OptionError
-from epistream.loader.order.launchers import detect_fields, is_untold, process_group
+from epistream.loader.order.launchers import detect_fields, is_untold, lacks_rank, process_group
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class World:
             OptionError: if the launcher's variables contradict each other; the message names them.
         """
         return cls(*detect_fields(os.environ if environ is None else environ))
+
+    @classmethod
+    def is_to_come(cls) -> bool:
+        """Whether the launcher says that there are several ranks, and which this is will be known later."""
+        return process_group() is None and lacks_rank(os.environ)
 
     @classmethod
     def of_process_group(cls, otherwise: "World") -> "World":
