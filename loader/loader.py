@@ -117,7 +117,8 @@ class StreamingLoader:
             world: which rank this is; detected by default.
         """
         stream = EpisodeStream.from_config(config, source, world=world)
-        return cls(stream, **config.loader_arguments(stream.job.world))
+        # A launcher that does not tell the rank before the training begins does not tell the ranks of a node either.
+        return cls(stream, **config.loader_arguments(World() if stream.awaits_world else stream.job.world))
 
     @property
     def dataset(self) -> Stream:
@@ -204,11 +205,7 @@ class StreamingLoader:
         Making it spends nothing: the epoch is taken at the first ``next``, and that ends the iteration before. Workers
         begin to prepare batches at once where no iteration is under way.
         """
-        if self.stream.job is not self._agreed_job:  # the first time, or in another world than before
-            self.stream.warn_if_untold()
-            check_agreement(self.stream.job)
-            log_order(self.stream.job)
-            self._agreed_job = self.stream.job
+        self._agree()
         if self._iteration is None or self._iteration.is_over:
             self._crew.prepare()
         return self._hand_out(self._num_closed, os.getpid())
@@ -227,6 +224,14 @@ class StreamingLoader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _agree(self) -> None:
+        """Compare what is read with the other ranks: the first time, and in another world than before."""
+        if self.stream.job is not self._agreed_job:
+            self.stream.warn_if_untold()
+            check_agreement(self.stream.job)
+            log_order(self.stream.job)
+            self._agreed_job = self.stream.job
+
     def _forget_place(self) -> None:
         """Let the next iteration begin where the stream says; one that runs counts on from its own next batch."""
         if self._iteration is not None:
@@ -236,6 +241,7 @@ class StreamingLoader:
         """Begin the next iteration at the first ``next``, finish its batches and hand them out, counting them."""
         if (num_closed, pid) != (self._num_closed, os.getpid()):
             raise StateError(ENDED)
+        self._agree()
         iteration = self._crew.prepare()
         job, pool = self.stream.job, self._crew.pool
         self._monitor.start(job.world.rank, job.world.local_rank)  # the workers are forked by now

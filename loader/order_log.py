@@ -18,7 +18,9 @@ def log_order(job: ReadJob) -> None:
     """
     if job.world.rank != 0:
         return
-    nodes = job.world.num_groups
+    # Ranks of which nobody says where they run are dealt to as if each had a node of its own, and may share one.
+    world = job.world
+    nodes = 1 if world.uneven and world.num_nodes == world.size else world.num_groups
     if job.mixture is not None:
         advice = _lanes_advice(job, nodes)
         if advice is not None:

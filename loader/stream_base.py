@@ -65,6 +65,12 @@ class Stream(IterableDataset[Batch], ABC):
                 self._job = replace(self._job, world=world)
         return self._job
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that a DataLoader spawns know of no process group: they get the world as it is now.
+        if not (self.awaits_world and World.is_to_come()):
+            _ = self.job
+        return self.__dict__.copy()
+
     @abstractmethod
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory."""

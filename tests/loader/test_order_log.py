@@ -104,3 +104,11 @@ def test_workers_of_a_stock_loader_share_that_the_order_was_told(aloha_shards):
         assert stream._cursor.tolist() == [epoch, 0, 0, int(epoch > 0), 0]
         assert len(list(DataLoader(stream, batch_size=None, num_workers=2))) == 4
     assert stream.cursor == (1, 0)
+
+
+def test_ranks_of_which_nobody_knows_the_nodes_are_not_said_to_fetch_in_vain(told):
+    nodes_unknown = WORLD(0, 3, node=0, num_nodes=3, uneven=True)
+    log_order(job_of(nodes_unknown))
+    [(level, message)] = told()
+    assert level == "INFO"
+    assert "nodes" not in message
