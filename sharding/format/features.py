@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from epistream.errors import FormatError
-from epistream.sharding.format.codecs import CODECS, Codec, codec_names
+from epistream.sharding.format.codec import Codec
+from epistream.sharding.format.codecs import CODECS, codec_names
 
 IMAGES = "observation.images."
 

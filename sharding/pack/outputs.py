@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.codecs import CODECS, DEFAULT_CODEC, Codec
+from epistream.sharding.format.codec import Codec
+from epistream.sharding.format.codecs import CODECS, DEFAULT_CODEC
 from epistream.sharding.format.features import IMAGES, Feature, feature_order
 from epistream.sharding.layouts.base import Field, SourceEpisode, feature_name
 from epistream.sharding.pack.options import PackOptions

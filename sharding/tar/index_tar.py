@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
-from epistream.sharding.format.codecs import CODECS, Codec
+from epistream.sharding.format.codec import Codec
+from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import (
     IMAGES,

@@ -17,6 +17,7 @@ PROMISED = {
     "jpeg": ((".jpg", ".jpeg"), "members", [("uint8", 1), ("uint8", 3)], [0.05, 0.08, 0.12]),
     "png": ((".png",), "members", FRAMES[:5], [0.5, 0.5, 0.5]),
     "raw": ((".npy",), "array", FRAMES, [1.0, 1.0, 1.0]),
+    "webp": ((".webp",), "members", [("uint8", 3), ("uint8", 4)], [0.4, 0.4, 0.4]),
 }
 
 
@@ -81,8 +82,16 @@ def test_jpeg_decodes_into_one_row_of_a_larger_batch():
     assert not batch[2].any()
 
 
-@pytest.mark.parametrize("codec", ["png", "raw"])
-@pytest.mark.parametrize(("dtype", "shape"), [("uint8", (24, 32, 3)), ("uint8", (7, 5, 1)), ("uint16", (9, 4, 1))])
+EXACT = [
+    (codec, dtype, shape)
+    for codec in ("png", "raw")
+    for dtype, shape in (("uint8", (24, 32, 3)), ("uint8", (7, 5, 1)), ("uint16", (9, 4, 1)))
+]
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype", "shape"), [*EXACT, ("webp", "uint8", (24, 32, 3)), ("webp", "uint8", (5, 7, 4))]
+)
 def test_lossless_codecs_give_back_every_bit(codec, dtype, shape):
     frame = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
     feature = camera(codec, shape, dtype)
@@ -101,7 +110,7 @@ def test_png_of_16_bits_is_what_pillow_reads():
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), frame[:, :, 0])
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "png"])
+@pytest.mark.parametrize("codec", ["jpeg", "png", "webp"])
 def test_encode_same_frame_gives_same_bytes(codec):
     assert codec_of(camera(codec)).encode(picture(4)) == codec_of(camera(codec)).encode(picture(4).copy())
 
@@ -113,6 +122,21 @@ def test_encode_frame_of_a_sliced_array_equals_a_contiguous_one():
 
 PICTURE = codec_of(camera()).encode(picture(0))
 PNG = codec_of(camera("png")).encode(picture(0))
+
+
+def webp(moves=False, **options):
+    target = io.BytesIO()
+    pictures = [Image.fromarray(picture(step)) for step in range(3)]
+    pictures[0].save(target, "WEBP", **options, **({"save_all": True, "append_images": pictures[1:]} if moves else {}))
+    return target.getvalue()
+
+
+WEBP = webp(quality=90)
+
+
+def test_webp_with_loss_is_what_pillow_reads():
+    np.testing.assert_array_equal(decode(camera("webp"), WEBP), np.asarray(Image.open(io.BytesIO(WEBP))))
+    assert CODECS["webp"].announced(WEBP, "x") == ("uint8", (24, 32, 3))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +153,12 @@ PNG = codec_of(camera("png")).encode(picture(0))
         (camera("png"), PNG[: len(PNG) // 2], "does not decode"),
         (camera("png", (24, 30, 3)), PNG, r"\(24, 32\), wanted \(24, 30\)"),
         (camera("png", (24, 32, 1)), PNG, "mode RGB"),
+        (camera("webp"), PICTURE, "no WebP"),
+        (camera("webp"), b"", "0 bytes that are no WebP"),
+        (camera("webp"), WEBP[:-40], "WebP"),
+        (camera("webp", (24, 30, 3)), WEBP, r"a WebP of \(24, 32, 3\), wanted \(24, 30, 3\)"),
+        (camera("webp", (24, 32, 4)), WEBP, r"wanted \(24, 32, 4\)"),
+        (camera("webp"), webp(moves=True), "a WebP that moves, wanted one picture"),
         (camera("raw"), bytes(24 * 32 * 3 - 1), "2,303 bytes, wanted 2,304"),
     ],
 )
