@@ -17,7 +17,7 @@ from epistream.sharding.tar.index_tar import index_tar
 _log = logging.getLogger(__name__)
 
 # Raised when `index_tar` would make another index of the same tar.
-_RECIPE = 1
+_RECIPE = 2
 
 
 def index_local_tars(paths: Sequence[str], deadline_s: float = DEADLINE_S) -> tuple[Manifest, tuple[str, ...]]:

@@ -1,9 +1,7 @@
 """The index of a tar that has none, from its headers: our own after a loss, or any WebDataset of whole episodes."""
 
-import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,31 +21,13 @@ from epistream.sharding.format.features import (
     features_from_list,
 )
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.tar.captions import read_instructions
+from epistream.sharding.tar.doubts import refuse_doubtful, refuse_lone_pictures
 from epistream.sharding.tar.npy import HEADER_LIMIT, NpyHeader, read_npy_header
+from epistream.sharding.tar.samples import Sample, sort_samples, tell_left_out
 from epistream.sharding.tar.tar_reader import Member, read_member, walk
 
-_log = logging.getLogger(__name__)
-
-# WebDataset: the key is everything up to the first dot after the last slash.
-_KEY = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
-_NUMBERED = re.compile(r"(.+)\.(\d+)(\.[^.]+)")
-_WANTED = (
-    "wanted one sample an episode, with members such as KEY.action.npy (steps first), "
-    "KEY.observation.images.top.000000.jpg and KEY.meta.json. Pack the source with 'epistream pack'"
-)
 _META_LIMIT_BYTES = 1 << 26
-
-
-@dataclass
-class _Sample:
-    """The members of one WebDataset sample, sorted by what they are."""
-
-    key: str
-    meta: Member | None = None
-    arrays: dict[str, Member] = field(default_factory=dict)
-    numbered: dict[str, dict[int, Member]] = field(default_factory=dict)
-    codecs: dict[str, type[Codec]] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         FormatError: If it is no whole tar, or what it holds are no episodes; the message says what it holds.
     """
     with path.open("rb") as file:
-        samples = _samples(walk(file, path.name), path.name)
+        samples, left_out = sort_samples(walk(file, path.name), path.name)
         episodes = [_episode(file, sample, f"{path.name}, {sample.key}") for sample in samples]
     features = episodes[0].features
     for episode in episodes:
@@ -82,6 +62,7 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
             raise FormatError(
                 f"{path.name}: {difference} in {episodes[0].key} and {episode.key}, wanted the same features."
             )
+    tell_left_out(left_out, path.name)
     hasher = hasher or hash_file(path)
     arrays = [name for name, feature in features.items() if feature.kind == "array"]
     cameras = [name for name in features if name not in arrays]
@@ -100,63 +81,15 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
     )
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """Key of the sample and name of the field; both empty for members that belong to no sample."""
-    matched = _KEY.fullmatch(name)
-    return (matched[1], matched[2]) if matched else ("", "")
-
-
-def _samples(members: list[Member], where: str) -> list[_Sample]:
-    samples: dict[str, _Sample] = {}
-    for member in members:
-        key, name = split_key(member.name)
-        if key:
-            _sort_in(samples.setdefault(key, _Sample(key)), member, name.lower(), where)
-    whole = [sample for sample in samples.values() if sample.arrays or sample.numbered]
-    if not whole:
-        first = ", ".join(member.name for member in members[:4])
-        raise FormatError(f"{where}: {len(members)} members ({first or 'none'}), no episodes: {_WANTED}.")
-    ignored = sorted({other for sample in samples.values() for other in sample.others})
-    if ignored:
-        _log.warning("%s: these fields are of no known kind and left out: %s", where, ", ".join(ignored[:10]))
-    return whole
-
-
-def _sort_in(sample: _Sample, member: Member, name: str, where: str) -> None:
-    numbered = _split_number(name)
-    if name == "meta.json":
-        twice, sample.meta = sample.meta is not None, member
-    elif numbered:
-        camera, number, codec = numbered
-        frames = sample.numbered.setdefault(camera, {})
-        twice = number in frames or sample.codecs.setdefault(camera, codec) is not codec
-        frames[number] = member
-    elif name.endswith(".npy"):
-        twice = name[:-4] in sample.arrays
-        sample.arrays[name[:-4]] = member
-    else:
-        twice = False
-        sample.others.append(name)
-    if twice:
-        raise FormatError(f"{where}, {member.name}: this field twice in one sample, wanted it once.")
-
-
-def _split_number(name: str) -> tuple[str, int, type[Codec]] | None:
-    """Camera, number and codec of a numbered member: a frame, or part of an array, numbered as we write them."""
-    matched = _NUMBERED.fullmatch(name)
-    codec = _codec_of_suffix(matched[3]) if matched else None
-    if not matched or codec is None or (codec.storage == "array" and not 6 <= len(matched[2]) <= 15):
-        return None
-    return matched[1], int(matched[2]), codec
-
-
 def _codec_of_suffix(suffix: str) -> type[Codec] | None:
     return next((codec for codec in CODECS.values() if suffix in codec.suffixes), None)
 
 
-def _episode(file: BinaryIO, sample: _Sample, where: str) -> _Episode:
+def _episode(file: BinaryIO, sample: Sample, where: str) -> _Episode:
     """One sample as an episode. Everything that says a length must say the same one."""
     said = _read_meta(file, sample, where)
+    said["tasks"] = _tasks(file, sample, said, where)
+    is_told = bool(said.keys() & {"length", "features"})
     declared = features_from_list(said.get("features", []), where)
     features, array_offset, lengths = {}, {}, {}
     frame_offset: dict[str, NDArray[np.uint64]] = {}
@@ -171,6 +104,8 @@ def _episode(file: BinaryIO, sample: _Sample, where: str) -> _Episode:
         else:
             frame_offset[name], frame_size[name] = _strided(start, header.shape[0], feature)
     for name, frames in sample.numbered.items():
+        if name in features:
+            raise FormatError(f"{where}: {name} as an array and as numbered frames, wanted it once. Rename one.")
         if sample.codecs[name].storage == "array":
             features[name], frame_offset[name], frame_size[name] = _join_pixels(file, name, frames, declared, where)
         else:
@@ -183,12 +118,30 @@ def _episode(file: BinaryIO, sample: _Sample, where: str) -> _Episode:
             raise FormatError(f"{where}: {name} has {found} steps, wanted {length!r:.20}, the episode's length.")
     if declared and declared.keys() != features.keys():
         raise FormatError(f"{where}: holds {sorted(features)}, its meta.json names {sorted(declared)}.")
+    if not declared:
+        refuse_lone_pictures(sample, features, where)
+    if not is_told:
+        refuse_doubtful(sample, features, length, where)
     ordered = {name: features[name] for name in (declared or sorted(features))}
     meta = episode_meta_from_dict(said, f"{where}.meta.json")
     return _Episode(sample.key, meta, ordered, array_offset, frame_offset, frame_size)
 
 
-def _read_meta(file: BinaryIO, sample: _Sample, where: str) -> dict[str, Any]:
+def _tasks(file: BinaryIO, sample: Sample, said: Mapping[str, Any], where: str) -> Any:
+    """The instructions of an episode as its text or its meta.json says them, or both alike; not checked yet."""
+    known = said.get("tasks", [])
+    if sample.captions is None:
+        return known
+    read = list(read_instructions(file, sample.captions, where.removesuffix(f", {sample.key}")))
+    if known not in ([], read):
+        raise FormatError(
+            f"{where}: {sample.captions.name} says {read!r:.80}, meta.json {known!r:.80}, wanted the same "
+            "instructions. Leave one out."
+        )
+    return read
+
+
+def _read_meta(file: BinaryIO, sample: Sample, where: str) -> dict[str, Any]:
     if sample.meta is None:
         return {}
     if sample.meta.size > _META_LIMIT_BYTES:

@@ -13,7 +13,7 @@ import yaml
 
 from epistream.errors import FormatError
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.tar.index_tar import split_key
+from epistream.sharding.tar.sample_names import split_key
 from epistream.sharding.tar.tar_reader import Member, walk
 
 Neighbour = Literal["wids", "energon", "dali"]

@@ -6,6 +6,8 @@ from typing import BinaryIO
 
 from epistream.errors import FormatError
 
+_PIECE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Member:
@@ -21,17 +23,19 @@ def walk(file: BinaryIO, where: str) -> list[Member]:
     """All regular files of an uncompressed tar (USTAR, GNU, PAX), in its order.
 
     Raises:
-        FormatError: If it is no tar, is compressed, is torn, or has members that are no plain bytes.
+        FormatError: If it is no tar, is compressed, is torn, goes on behind its end, or has members that are no plain
+            bytes or lead out of it.
     """
-    members = []
+    members: list[Member] = []
+    last = -1
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise FormatError(f"{where}, {info.name}: no plain file, wanted regular files only.")
-                members.append(Member(info.name.removeprefix("./"), info.offset_data, info.size, info.offset))
+                if info.size < 0 or info.offset <= last:  # tarfile would go round in circles
+                    raise FormatError(f"{where}, {info.name}: {info.size:,} bytes in its header, wanted 0 or more.")
+                last = info.offset
+                if not info.isdir():
+                    members.append(_member(info, where))
             end = tar.offset
     except (tarfile.TarError, OverflowError, ValueError, UnicodeError) as error:
         if isinstance(error, FormatError):
@@ -44,11 +48,57 @@ def walk(file: BinaryIO, where: str) -> list[Member]:
         raise FormatError(
             f"{where}: no end mark after {len(members)} members at byte {end:,}: torn. Fetch or pack it again."
         )
+    _refuse_more(file, end, len(members), where)
     file.seek(0, 2)
     for member in members:
         if member.offset + member.size > file.tell():
             raise FormatError(f"{where}, {member.name}: reaches past the end of the file: torn. Fetch it again.")
     return members
+
+
+def _member(info: tarfile.TarInfo, where: str) -> Member:
+    if info.issparse():
+        raise _no_file(info, where, "a sparse file", "Make the tar again without --sparse")
+    if info.islnk() or info.issym():
+        kind = f"a {'hard' if info.islnk() else 'symbolic'} link to {info.linkname}"
+        raise _no_file(info, where, kind, "Make the tar again with --dereference --hard-dereference (GNU tar)")
+    if not info.isreg():
+        raise _no_file(info, where, f"of type {info.type!r}, which is no file", "Make the tar again without it")
+    if ".." in info.name.split("/"):
+        raise FormatError(f"{where}, {info.name!r}: a name that leads out of the tar, wanted one that stays in it.")
+    return Member(info.name.removeprefix("./"), info.offset_data, info.size, info.offset)
+
+
+def _no_file(info: tarfile.TarInfo, where: str, found: str, next_step: str) -> FormatError:
+    return FormatError(f"{where}, {info.name}: {found}, wanted regular files only. {next_step}.")
+
+
+def _refuse_more(file: BinaryIO, end: int, num_members: int, where: str) -> None:
+    """See that nothing but zeros follows the end mark, as tars are padded: no tar program would read the rest."""
+    file.seek(end)
+    at = end
+    while data := file.read(_PIECE_BYTES):
+        if any_byte := data.lstrip(b"\0"):
+            at += len(data) - len(any_byte)
+            break
+        at += len(data)
+    else:
+        return
+    start = at - at % tarfile.BLOCKSIZE
+    file.seek(start)
+    found = f"{where}: the tar ends after {num_members} members at byte {end:,}, and "
+    try:
+        info = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        size = file.seek(0, 2) - at
+        raise FormatError(
+            f"{found}{size:,} bytes that are no tar follow at byte {at:,}, wanted zeros or nothing. "
+            "Fetch it again, or unpack it and make it again."
+        ) from None
+    raise FormatError(
+        f"{found}a second tar, with {info.name!r}, begins at byte {start:,}, wanted one tar: tar programs stop at the "
+        "end of the first. Give the tars one by one, or join them by 'tar --concatenate --file=FIRST SECOND', not cat."
+    )
 
 
 def _advice(file: BinaryIO) -> str:

@@ -79,8 +79,8 @@ def test_stored_index_of_a_tar_without_one_is_the_one_that_opening_it_uses(
     path = tmp_path / "foreign.tar"
     shutil.copy(stored / "foreign.tar", path)
     status = path.stat()
-    # The recipe is 1.
-    said = f"1\0{path}\0{(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)}"
+    # The recipe is 2: 1 left out captions and frames in folders, and took rows of numbers for steps.
+    said = f"2\0{path}\0{(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)}"
     name = f"{xxhash.xxh3_128_hexdigest(said.encode())}.index"
     if is_kept:
         put(kept_for_user, stored / "foreign.index", name)
@@ -105,3 +105,14 @@ def test_stored_foreign_tar_gives_every_value_that_was_put_in(stored):
         frame = batch["observation.images.top"][0, 0].numpy()
         np.testing.assert_array_equal(frame, values[f"foreign/{episode}/top"][step])
     assert seen == [("pick", step) for step in range(3)] + [("place", step) for step in range(4)]
+
+
+def test_index_of_a_tar_kept_under_the_recipe_before_is_made_again(stored, kept_for_user, tmp_path):
+    path = Path(shutil.copy(stored / "foreign.tar", tmp_path / "foreign.tar"))
+    status = path.stat()
+    said = f"1\0{path}\0{(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)}"
+    before = f"{xxhash.xxh3_128_hexdigest(said.encode())}.index"
+    put(kept_for_user, stored / "foreign.index", before)
+    dataset = es.open_dataset(path)
+    assert before not in dataset.index_url[0]
+    assert Path(dataset.index_url[0]).read_bytes() == (stored / "foreign.index").read_bytes()
