@@ -3,9 +3,10 @@
 from collections import Counter
 
 from epistream.file_systems import local_path
-from epistream.sharding.files.names import HDF5_SUFFIXES
+from epistream.sharding.files.names import HDF5_SUFFIXES, is_compressed_tar
 from epistream.sharding.files.storage import Options, list_names
 
+COMPRESSED = "Compressed tars cannot be read at random: decompress"
 _OTHERS = "other files or folders"
 _UNFINISHED = "files of an unfinished packing job"
 
@@ -13,6 +14,8 @@ _UNFINISHED = "files of an unfinished packing job"
 def describe_folder(url: str, options: Options = None) -> str:
     """One or two sentences, ending in a next step that works."""
     names = list_names(url, options)
+    if names is None and is_compressed_tar(url):
+        return f"{COMPRESSED} it first."
     if names is None:
         path = local_path(url)
         if path is not None and path.is_file():
@@ -33,6 +36,8 @@ def _kind(name: str) -> str:
         return "HDF5 files"
     if name.endswith(".tar"):
         return "tars"
+    if is_compressed_tar(name):
+        return "compressed tars"
     if name.endswith((".tmp", ".part")) or (
         name.startswith((".shard-", ".pack")) or (name.startswith(".") and "tmp" in name)
     ):
@@ -51,12 +56,12 @@ def _advice(kinds: Counter[str], url: str) -> str:
         )
     if kinds["tars"]:
         return f"Index them first: epistream index {url}"
+    if kinds["compressed tars"]:
+        return f"{COMPRESSED} them first."
     return "Check the path: a dataset is the folder that 'epistream pack' wrote."
 
 
 def _advice_for_file(name: str, url: str) -> str:
     if name.endswith(HDF5_SUFFIXES):
         return f"Pack it first: epistream pack {url} OUT"
-    if name.endswith((".tar.gz", ".tgz")):
-        return "Compressed tars cannot be read at random: decompress it first."
     return "Give the dataset's folder, or tars by a brace pattern or glob."

@@ -6,6 +6,8 @@ import re
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-+=@,]{0,199}\.tar")
 
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".z")
+_COMPRESSED_TARS = (*(f".tar{suffix}" for suffix in _COMPRESSED), ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
 
 
 def shard_name_problem(name: str) -> str | None:
@@ -23,3 +25,8 @@ def index_name(shard_name: str) -> str:
 def is_tar(url: str) -> bool:
     """Whether a shard is a tar; all others are HDF5 files."""
     return url.partition("::")[0].endswith(".tar")
+
+
+def is_compressed_tar(name: str) -> bool:
+    """Whether a file is a tar that would have to be decompressed from its beginning for each read."""
+    return name.lower().endswith(_COMPRESSED_TARS)

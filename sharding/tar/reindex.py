@@ -8,7 +8,8 @@ from pathlib import Path
 import natsort
 
 from epistream.errors import DatasetExistsError, OptionError, SourceError
-from epistream.sharding.files.names import index_name
+from epistream.sharding.files.folder_hint import COMPRESSED
+from epistream.sharding.files.names import index_name, is_compressed_tar
 from epistream.sharding.files.sources import AnySource, Tars, resolve
 from epistream.sharding.files.storage import (
     Options,
@@ -113,6 +114,8 @@ def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, 
         return part.url, part.names
     listed = list_names(part.url, storage_options) or []
     names = [name for name in listed if name.endswith(".tar") and not name.startswith(".")]
+    if not names and any(map(is_compressed_tar, (*listed, part.url))):
+        raise SourceError(f"{part.url}: no tars but compressed ones, wanted tars. {COMPRESSED} them first.")
     if not names:
         raise SourceError(
             f"{part.url}: {len(listed)} files, no tars. Give a folder with tars, or for a server that cannot list "
