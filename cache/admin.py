@@ -118,11 +118,12 @@ def look(path: Path) -> CacheView:
         directory = CacheDirectory(path, dir_fd, None)
         items, locks = survey(directory), inode_holders()
         budget = ShardStore(directory, _options(path)).budget()
+        held = charged_bytes(items)
         return CacheView(
             path=path,
-            budget=str(budget),
+            budget=budget.beside(held)[0],
             budget_bytes=budget.bytes,
-            held_bytes=charged_bytes(items),
+            held_bytes=held,
             pids=_holders(directory, USERS, locks),
             kept=is_kept(dir_fd),
             entries=tuple(_rows(directory, items, locks)),

@@ -19,7 +19,7 @@ from epistream.loader.order.plan import WANTED_SHARE, fitting_lanes
 from epistream.loader.order.working_set import bytes_of
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.sharding.files.names import is_tar
-from epistream.units import count_text, size_text
+from epistream.units import count_text, distinct_sizes, distinct_texts, size_text
 
 _MAX_WORKERS = 16
 # Fewer workers that reach this share of the best rate are enough.
@@ -125,10 +125,9 @@ class _Chooser:
         )
         repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes)
         if self.options.target and prediction.windows_per_s < self.options.target:
-            self.notes.append(
-                f"the target of {self.options.target:,.0f} windows/s is out of reach: {prediction.limit} allows "
-                f"{prediction.windows_per_s:,.0f}"
-            )
+            rates = [f"{{:,.{digits}f}}".format for digits in range(9)]
+            target, reached = distinct_texts((self.options.target, prediction.windows_per_s), rates)
+            self.notes.append(f"the target of {target} windows/s is out of reach: {prediction.limit} allows {reached}")
         if self.machine.load > self.machine.num_cores:
             self.notes.append(
                 f"this machine is busy (load {self.machine.load:.1f} on {self.machine.num_cores} cores): the "
@@ -164,8 +163,9 @@ class _Chooser:
             self._set("cache.budget_bytes", wanted, f"all shards of this node fit ({size_text(room)} could be had)")
             return room
         self._set("cache.budget_bytes", room, f"{share:.0%} of the free memory, and no more than /dev/shm has")
+        needed, found_room = distinct_sizes(wanted, room)
         self.notes.append(
-            f"{size_text(wanted)} of shards do not fit {size_text(room)} of memory: "
+            f"{needed} of shards do not fit {found_room} of memory: "
             "name a cache.disk_directory on a local disk, or each epoch fetches them again"
         )
         return room
@@ -231,12 +231,13 @@ class _Chooser:
         needed = found.decoded_bytes // nodes + (
             self.open_bytes if found.place.shared_by_pages else found.dataset_bytes // nodes
         )
+        asked, had = distinct_sizes(needed, room)
         if needed > room or gain < _WORTH_KEEPING:
-            too_large = f"but {size_text(needed)} do not fit {size_text(room)} of memory"
+            too_large = f"but {asked} do not fit {had} of memory"
             why = too_large if needed > room else "not worth the memory"
             self._set("stream.decode", "per_read", f"{times}, {why}")
             return found
-        self._set("stream.decode", "once", f"{times}, and {size_text(needed)} fit {size_text(room)} of memory")
+        self._set("stream.decode", "once", f"{times}, and {asked} fit {had} of memory")
         self._set("cache.budget_bytes", int(needed * 1.05), "decoded frames, and the shards they come from")
         self.kept_bytes = found.decoded_bytes // nodes
         return kept

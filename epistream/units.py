@@ -1,6 +1,7 @@
 """Sizes and numbers of things as text: one parser and one printer."""
 
 import re
+from collections.abc import Callable, Iterable
 
 from epistream.errors import OptionError
 
@@ -51,7 +52,49 @@ def size_text(num_bytes: float) -> str:
     >>> size_text(3 << 19), size_text(5 << 29)
     ('1.5 MiB', '2.5 GiB')
     """
-    return f"{num_bytes / 2**30:,.1f} GiB" if abs(num_bytes) >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
+    return _size(num_bytes, 1)
+
+
+def _size(num_bytes: float, digits: int) -> str:
+    unit, factor = ("GiB", 2**30) if abs(num_bytes) >= 2**30 else ("MiB", 2**20)
+    return f"{num_bytes / factor:,.{digits}f} {unit}"
+
+
+def distinct_sizes(*sizes: float) -> tuple[str, ...]:
+    """Bytes for a message that compares them: as `size_text`, with so many digits that different ones read differently.
+
+    >>> distinct_sizes(600_000, 600_000, 3 << 19), distinct_sizes(600_000, 629_000), distinct_sizes(600_000, 600_001)
+    (('0.6 MiB', '0.6 MiB', '1.5 MiB'), ('0.57 MiB', '0.60 MiB'), ('600,000 bytes', '600,001 bytes'))
+    """
+    digits: list[Callable[[float], str]] = [lambda size, n=n: _size(size, n) for n in (1, 2, 3)]  # type: ignore[misc]
+    return distinct_texts(sizes, [*digits, lambda size: f"{size:,.0f} bytes"])
+
+
+def distinct_texts(values: Iterable[float], forms: Iterable[Callable[[float], str]]) -> tuple[str, ...]:
+    """Numbers for a message that compares them, in the first form in which different ones read differently.
+
+    Where there is none, in the last.
+
+    >>> shares = "{:.0%}".format, "{:.1%}".format, "{:.2%}".format
+    >>> distinct_texts((0.0496, 0.05), shares), distinct_texts((0.02, 0.05), shares)
+    (('4.96%', '5.00%'), ('2%', '5%'))
+    """
+    values = tuple(values)
+    texts: tuple[str, ...] = ()
+    for form in forms:
+        texts = tuple(map(form, values))
+        if len(set(texts)) >= len(set(values)):
+            break
+    return texts
+
+
+def distinct_numbers(*numbers: float) -> tuple[str, ...]:
+    """Numbers for a message that compares them: of six digits, or of so many more that different ones read differently.
+
+    >>> distinct_numbers(0.5, 1 / 3), distinct_numbers(0.33333333, 1 / 3)
+    (('0.5', '0.333333'), ('0.33333333', '0.333333333'))
+    """
+    return distinct_texts(numbers, [f"{{:.{digits}g}}".format for digits in range(6, 18)])
 
 
 def count_text(number: int, thing: str) -> str:

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from epistream.cache.store.budget import Budget
 from epistream.configs.config import load_config
 from epistream.errors import EpistreamError, OptionError
 from epistream.sharding.pack.options import PackOptions
-from epistream.units import parse_size, size_text
+from epistream.units import distinct_numbers, distinct_sizes, parse_size, size_text
 
 SIZES = [
     ("0", 0),
@@ -75,3 +78,42 @@ def test_options_and_configurations_refuse_the_same_sizes(text: str, tmp_path: P
 )
 def test_sizes_are_written_in_mib_and_gib(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "texts"),
+    [
+        ((629_145, 1 << 30), ("0.6 MiB", "1.0 GiB")),
+        ((600_000, 629_000), ("0.57 MiB", "0.60 MiB")),
+        ((629_000, 630_000), ("0.600 MiB", "0.601 MiB")),
+        ((629_145, 629_146), ("629,145 bytes", "629,146 bytes")),
+        ((0, 1), ("0 bytes", "1 bytes")),
+        ((5 << 30, 5 << 30), ("5.0 GiB", "5.0 GiB")),
+        ((5 << 30, (5 << 30) + 1, 5 << 30), ("5,368,709,120 bytes", "5,368,709,121 bytes", "5,368,709,120 bytes")),
+        ((), ()),
+    ],
+)
+def test_sizes_side_by_side_read_differently_where_they_differ(sizes: tuple[int, ...], texts: tuple[str, ...]) -> None:
+    assert distinct_sizes(*sizes) == texts
+
+
+@given(st.lists(st.integers(0, 1 << 45) | st.integers(629_000, 630_000), max_size=6))
+def test_sizes_side_by_side_are_as_different_as_they_are(sizes: list[int]) -> None:
+    texts = distinct_sizes(*sizes)
+    assert len(texts) == len(sizes)
+    assert len(set(texts)) == len(set(sizes))
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=6))
+def test_numbers_side_by_side_are_as_different_as_they_are(numbers: list[float]) -> None:
+    texts = distinct_numbers(*numbers)
+    assert len(set(texts)) >= len(set(numbers))
+
+
+def test_message_on_a_shard_above_the_budget_by_little_tells_them_apart() -> None:
+    budget = Budget(629_145, {"cap": 629_145, "memory": 5 << 30})
+    assert budget.beside(629_146) == (
+        "629,145 bytes (the least of: cap 629,145 bytes, memory 5,368,709,120 bytes)",
+        "629,146 bytes",
+    )
+    assert str(budget) == "0.6 MiB (the least of: cap 0.6 MiB, memory 5.0 GiB)"

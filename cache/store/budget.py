@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from epistream.cache.store.memory import GroupMemory, available_bytes, group_memories
 from epistream.cgroups import System
-from epistream.units import size_text
+from epistream.units import distinct_sizes
 
 # What each term means to somebody who wants more.
 _CURES = {
@@ -67,8 +67,13 @@ class Budget:
         return self.cure[:1].upper() + self.cure[1:]
 
     def __str__(self) -> str:
-        terms = ", ".join(f"{name} {size_text(value)}" for name, value in self.terms.items())
-        return f"{size_text(self.bytes)} (the least of: {terms})"
+        return self.beside()[0]
+
+    def beside(self, *sizes: int) -> tuple[str, ...]:
+        """The budget in words, and sizes that a message compares with it."""
+        own, *texts = distinct_sizes(self.bytes, *self.terms.values(), *sizes)
+        terms = ", ".join(f"{name} {text}" for name, text in zip(self.terms, texts, strict=False))
+        return f"{own} (the least of: {terms})", *texts[len(self.terms) :]
 
 
 class MemoryTerms:

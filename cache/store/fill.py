@@ -22,7 +22,7 @@ from epistream.cache.store.partial import is_shared
 from epistream.cache.store.survey import HAVE, PART, SHARD, charge, mark_made, unlink
 from epistream.cache.store.total import Total, counted, held_bytes
 from epistream.errors import CacheError
-from epistream.units import size_text
+from epistream.units import distinct_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -188,9 +188,10 @@ class Filling:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             space = os.statvfs(self.directory.dir_fd)
+            free, wanted = distinct_sizes(space.f_bavail * space.f_frsize, size)
             raise NoRoomError(
-                f"{self.directory.path}: file system full with {size_text(space.f_bavail * space.f_frsize)} free, "
-                f"wanted {size_text(size)}. Free some, or enlarge it (--shm-size, emptyDir.medium: Memory)."
+                f"{self.directory.path}: file system full with {free} free, wanted {wanted}. Free some, "
+                "or enlarge it (--shm-size, emptyDir.medium: Memory)."
             ) from error
 
     @contextlib.contextmanager
@@ -298,13 +299,13 @@ class Filling:
             self.check(total, key, self.options.note_s)
         where = self.directory.path
         if wanted > budget.bytes:
-            raise TooLargeError(
-                f"{where}: a budget of {budget}, wanted {size_text(wanted)} for one shard. {budget.next_step}."
-            )
+            found, asked = budget.beside(wanted)
+            raise TooLargeError(f"{where}: a budget of {found}, wanted {asked} for one shard. {budget.next_step}.")
+        found, held, asked = budget.beside(total.bytes, wanted)
         claimed = "" if reach == Reach.ALL else " or claimed by others"
         raise NoRoomError(
-            f"{where}: a budget of {budget}, {size_text(total.bytes)} held and too much of it leased{claimed}, wanted "
-            f"{size_text(wanted)} more. {budget.next_step}, or keep fewer shards resident."
+            f"{where}: a budget of {found}, {held} held and too much of it leased{claimed}, wanted "
+            f"{asked} more. {budget.next_step}, or keep fewer shards resident."
         )
 
     def measure(self, held: int | None = None, *, afresh: bool = False) -> Budget:

@@ -10,7 +10,7 @@ from epistream.cache.store.markers import boot_time_s
 from epistream.cache.store.memory import free_share, pressure_percent
 from epistream.cache.store.store import ShardStore
 from epistream.cgroups import System
-from epistream.units import size_text
+from epistream.units import distinct_sizes, distinct_texts, size_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _BETWEEN_S = 5.0
 _LIMIT_PERCENT = 10.0
 # Share of the memory below which what is free is too little, also where the kernel tells of no waiting.
 _LEAST_FREE = 0.05
+_SHARES = tuple(f"{{:.{digits}%}}".format for digits in (0, 1, 2, 4, 8))
 # Part of the held bytes that is given back at a time.
 _SHARE = 0.25
 # So far the held bytes may lie above the budget, which is measured and goes up and down a little.
@@ -98,7 +99,7 @@ class Relief:
             logger.warning(
                 "%s: %s; %s given back. Lower memory_fraction or budget_bytes.",
                 store.directory.path,
-                shortage or f"others took memory, {size_text(excess)} were held above the budget",
+                shortage or f"others took memory, {distinct_sizes(excess, 0)[0]} were held above the budget",
                 size_text(self._untold_bytes),
             )
             self._untold_bytes, self._tell_at = 0, now + _TELL_EVERY_S
@@ -109,9 +110,11 @@ def _shortage(system: System) -> str:
     """What is wrong with the memory, found and wanted; "" if nothing is."""
     percent, share = pressure_percent(system), free_share(system)
     if percent is not None and percent >= _LIMIT_PERCENT:
-        return f"memory pressure {percent:.0f}%, wanted below {_LIMIT_PERCENT:.0f}%"
+        found, limit = distinct_texts((percent / 100, _LIMIT_PERCENT / 100), _SHARES)
+        return f"memory pressure {found}, wanted below {limit}"
     if share is not None and share < _LEAST_FREE:
-        return f"{share:.1%} of the memory free, wanted {_LEAST_FREE:.0%} or more"
+        found, least = distinct_texts((share, _LEAST_FREE), _SHARES)
+        return f"{found} of the memory free, wanted {least} or more"
     return ""
 
 

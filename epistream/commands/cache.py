@@ -26,7 +26,7 @@ from epistream.cache.options import CacheOptions
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import progress_bar
 from epistream.errors import CacheError
-from epistream.units import parse_size, size_text
+from epistream.units import distinct_sizes, parse_size, size_text
 
 directory_option = click.option(
     "--directory",
@@ -206,8 +206,9 @@ def _headline(view: admin.CacheView) -> str:
     kept = ", kept" if view.kept else ""
     used_by = _processes(view.pids) or "nobody"
     over = view.held_bytes - view.budget_bytes
-    above = f", {size_text(over)} above the budget until leases end" if over > 0 else ""
-    return f"{view.path}: {size_text(view.held_bytes)} of {view.budget}{above}; used by {used_by}{kept}"
+    above = f", {distinct_sizes(over, 0)[0]} above the budget until leases end" if over > 0 else ""
+    held = distinct_sizes(view.held_bytes, view.budget_bytes)[0]
+    return f"{view.path}: {held} of {view.budget}{above}; used by {used_by}{kept}"
 
 
 def _claim(row: admin.ClaimRow) -> str:
@@ -243,7 +244,7 @@ def _lines(entries: Iterable[admin.EntryRow]) -> Iterator[tuple[Text | str, ...]
 
 def _screen(view: admin.CacheView) -> Group:
     bar = ProgressBar(total=max(1, view.budget_bytes), completed=view.held_bytes, width=60)
-    held = f"{size_text(view.held_bytes)} of {size_text(view.budget_bytes)}"
+    held = " of ".join(distinct_sizes(view.held_bytes, view.budget_bytes))
     line = Text(f"{view.path}  {held}, {size_text(view.leased_bytes)} leased")
     return Group(line, bar, _entries(view, most=20), Text(""))
 

@@ -13,7 +13,7 @@ from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, open_source
 from epistream.commands.tables import new_list, print_table
 from epistream.loader.order.plan import OrderOptions
-from epistream.units import count_text, parse_size, size_text
+from epistream.units import count_text, distinct_sizes, parse_size, size_text
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
@@ -101,15 +101,20 @@ def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | 
 
 def _show(url: str, found: "OrderReport", budget: int | None, bytes_on_a_node: int | None) -> None:
     table = new_list()
+    open_bytes, on_a_node, allowed = distinct_sizes(
+        found.open_bytes,
+        found.open_bytes if bytes_on_a_node is None else bytes_on_a_node,
+        found.open_bytes if budget is None else budget,
+    )
     ratios = [f"{value / found.distinct_permuted:.3f}" for value in found.distinct]
     rows = {
         "dataset": escape(url),
         "holds": f"{count_text(found.num_windows, 'window')} of {count_text(found.num_episodes, 'episode')} in "
         f"{count_text(found.num_shards, 'shard')}, {size_text(found.num_bytes)}",
         "order": f"{count_text(found.lanes, 'lane')}, resident shards K = {found.resident_shards}",
-        "in memory": f"up to {count_text(found.open_shards, 'shard')} at once, {size_text(found.open_bytes)}"
-        + ("" if bytes_on_a_node is None else f" over all nodes, {size_text(bytes_on_a_node)} on one")
-        + ("" if budget is None else f"; budget {size_text(budget)}"),
+        "in memory": f"up to {count_text(found.open_shards, 'shard')} at once, {open_bytes}"
+        + ("" if bytes_on_a_node is None else f" over all nodes, {on_a_node} on one")
+        + ("" if budget is None else f"; budget {allowed}"),
         "episodes": f"{', '.join(f'{value:.1f}' for value in found.distinct)} distinct in a batch of "
         f"{found.global_batch:,}: first hundred, middle, last hundred\n"
         f"{', '.join(ratios)} of a full random permutation, which has {found.distinct_permuted:.1f}",

@@ -8,7 +8,7 @@ from epistream.cache.stats import CacheStats
 from epistream.loader.monitoring.diagnosis import Finding
 from epistream.loader.monitoring.memory_use import MemoryUse
 from epistream.loader.monitoring.stats import LoaderStats
-from epistream.units import size_text
+from epistream.units import distinct_sizes, size_text
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _decoded(stats: LoaderStats) -> str:
     if not num_frames:
         return f"no frames are kept: {decoded.why}" if decoded.why else ""
     share = decoded.num_taken / num_frames * 100
-    room = f"room for {size_text(decoded.room_bytes)} of {size_text(decoded.all_bytes)}"
+    room = f"room for {' of '.join(distinct_sizes(decoded.room_bytes, decoded.all_bytes))}"
     why = f"; not all: {decoded.why}" if decoded.why else ""
     return (
         f"{decoded.num_taken:,} frames copied ({share:.0f} %), {decoded.num_decoded:,} decoded and "

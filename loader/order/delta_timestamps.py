@@ -7,6 +7,7 @@ from dataclasses import replace
 from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.sharding.format.features import Feature
+from epistream.units import distinct_numbers
 
 # LeRobot's default: far below a step of any camera, far above what float64 seconds lose.
 TOLERANCE_S = 1e-4
@@ -99,8 +100,15 @@ def _step(name: str, seconds: float, rate: float, tolerance_s: float) -> int:
     away_s = abs(step / rate - seconds)
     if away_s > tolerance_s:
         below = math.floor(seconds * rate)
+        given, before, after = distinct_numbers(seconds, below / rate, (below + 1) / rate)
         raise OptionError(
-            f"delta_timestamps[{name!r}]: {seconds:g} s is no step at {rate:g} Hz; the nearest are {below / rate:g} s "
-            f"and {(below + 1) / rate:g} s. Take one of these, or a tolerance_s of {away_s:.2g} or more."
+            f"delta_timestamps[{name!r}]: {given} s is no step at {rate:g} Hz; the nearest are {before} s "
+            f"and {after} s. Take one of these, or a tolerance_s of {_rounded_up(away_s):g} or more."
         )
     return step
+
+
+def _rounded_up(seconds: float) -> float:
+    """With two digits, and not less: who takes it must get further."""
+    unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    return math.ceil(seconds / unit) * unit

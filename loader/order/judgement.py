@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from epistream.loader.order.plan import OrderOptions, Plan
 from epistream.loader.order.working_set import bytes_of, largest_bytes
-from epistream.units import parse_size, size_text
+from epistream.units import distinct_sizes, parse_size
 
 Word = Literal["good", "fair", "poor"]
 GOOD, FAIR = 0.9, 0.5
@@ -100,10 +100,11 @@ class Judgement:
         brings = f"{better.distinct_share:.2f} of the distinct episodes"
         if self.num_nodes > 1:
             brings += f" and {better.fetch_factor:.1f} times its share for each node"
+        then, now = distinct_sizes(better.node_bytes, self.now.node_bytes)
         return (
             f"OrderOptions({self.declared}), which is lanes={better.lanes}, resident_shards={better.resident_shards}, "
-            f"brings {brings}, and draws from up to {size_text(better.node_bytes)} of shards on a node at a time "
-            f"({size_text(self.now.node_bytes)} now). It is another order: states saved under this one do not fit it"
+            f"brings {brings}, and draws from up to {then} of shards on a node at a time "
+            f"({now} now). It is another order: states saved under this one do not fit it"
         )
 
     def __str__(self) -> str:

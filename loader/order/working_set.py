@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.loader.order.lanes import Lanes
 from epistream.loader.order.plan import Plan
-from epistream.units import count_text, size_text
+from epistream.units import count_text, distinct_sizes
 
 
 def open_shards(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
@@ -77,17 +77,18 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
     needed = largest_bytes(plan, count)
     if needed <= budget_bytes:
         return None
-    found = (
-        f"cache budget: {size_text(budget_bytes)}, but the order draws from "
-        f"{count_text(count, 'shard')} at once (lanes={plan.num_lanes}, "
-        f"resident_shards={plan.resident_shards}), up to {size_text(needed)}."
-    )
     fit = largest_fit(plan, budget_bytes, windows_in_flight) if plan.options.shuffle else None
+    allowed, wanted, fitting_bytes = distinct_sizes(budget_bytes, needed, fit.open_bytes if fit else needed)
+    found = (
+        f"cache budget: {allowed}, but the order draws from "
+        f"{count_text(count, 'shard')} at once (lanes={plan.num_lanes}, "
+        f"resident_shards={plan.resident_shards}), up to {wanted}."
+    )
     if fit is None:
         cure = "smaller shards" + (", or shuffle=False" if plan.options.shuffle else "")
         return f"{found} No shuffled order fits: use a larger budget, {cure}."
     changed = f"lanes={fit.lanes}, " if fit.lanes != plan.num_lanes else ""
-    fitting = f"{changed}resident_shards={fit.resident_shards} ({size_text(fit.open_bytes)})"
+    fitting = f"{changed}resident_shards={fit.resident_shards} ({fitting_bytes})"
     if plan.options.global_batch is not None:
         fitting += " without global_batch, which raises it"
     return f"{found} Use {fitting}, or a larger budget."

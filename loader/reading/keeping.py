@@ -11,7 +11,7 @@ from typing import Any
 
 from epistream.cache.node import NodeCache
 from epistream.errors import EpistreamError
-from epistream.units import size_text
+from epistream.units import distinct_sizes, size_text
 
 logger = logging.getLogger(__name__)
 
@@ -291,9 +291,10 @@ class Room:
         self.most_bytes = left if plan.wanted else 0
         self.keeps = plan.wanted or room_bytes > 0
         self._claim(min(plan.num_bytes, left) if plan.wanted else room_bytes)
-        beside = f", of which other jobs claim {size_text(others)}" if others else ""
+        needed, allowed, claimed = distinct_sizes(plan.num_bytes, most, others)
+        beside = f", of which other jobs claim {claimed}" if others else ""
         level = logging.WARNING if plan.wanted else logging.INFO
-        self._tell(f"they may take {size_text(most)}{beside} ({reason})", level)
+        self._tell(f"they may take {allowed}{beside} ({reason})", level, needed)
 
     def _limit(self, budget_bytes: int, terms: Mapping[str, int], name: str, cure: str) -> tuple[int, str]:
         """Most bytes of decoded frames with nobody else there, and why, with what would make it more."""
@@ -316,11 +317,11 @@ class Room:
         self._claimed = num_bytes
         return self._cache.claim(self._group, num_bytes)
 
-    def _tell(self, why: str, level: int) -> None:
+    def _tell(self, why: str, level: int, needed: str = "") -> None:
         """Note why not all are kept; in the log once, however many readers and epochs there are."""
         if not self._plan.costs.is_told:
             self._plan.costs.is_told = True
-            found = f"{size_text(self._plan.num_bytes)} of decoded frames"
+            found = f"{needed or size_text(self._plan.num_bytes)} of decoded frames"
             start = "Not all frames are" if self.keeps else "No frames are"
             logger.log(level, "%s kept decoded: %s, %s.", start, found, why)
         self.why = why

@@ -56,6 +56,17 @@ def test_too_little_free_memory_gives_back_where_the_kernel_tells_of_no_waiting(
     assert relief.is_short == (num_left < 8)
 
 
+def test_free_memory_that_lacks_little_is_told_from_what_is_wanted(
+    cache_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.have(int(4 * GIB))
+    store, relief = store_on(machine, cache_path), Relief()
+    fill(store)
+    machine.have(int(3.199 * GIB))  # of 64 GiB a twentieth is 3.2
+    assert relief.look(store) == 2 * SIZE
+    assert "4.9984% of the memory free, wanted 5.0000% or more" in caplog.text
+
+
 @pytest.mark.parametrize(("available", "num_left"), [(8.0, 8), (7.3, 8), (6.0, 7), (2.0, 5), (0.0, 4)])
 def test_held_bytes_above_a_budget_that_others_made_smaller_are_given_back(
     cache_path: Path, machine: Machine, available: float, num_left: int

@@ -92,7 +92,8 @@ def test_acquire_with_everything_leased_gives_up_at_its_deadline_and_tells_the_o
 
 def test_acquire_of_more_than_the_budget_is_refused_at_once(cache_path: Path) -> None:
     store = open_test_store(cache_path, cap=SIZE)
-    with pytest.raises(TooLargeError, match=r"wanted 0\.0 MiB for one shard\. Raise budget_bytes"):
+    message = r"a budget of 0\.016 MiB .*, wanted 0\.020 MiB for one shard\. Raise budget_bytes"
+    with pytest.raises(TooLargeError, match=message):
         get(store, 1, SIZE + 1)
     assert names(cache_path) == set()
 

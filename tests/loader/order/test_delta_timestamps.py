@@ -76,6 +76,18 @@ def test_tolerance_decides_what_is_near_enough():
     assert window.offsets("observation.images.top") == (2,)
 
 
+def test_seconds_that_are_a_step_but_for_their_last_digits_are_told_from_it():
+    asked = {"observation.images.top": [0.0333334]}
+    with pytest.raises(OptionError, match=r"0\.0333334 s is no step.*nearest are 0\.0333333 s and") as caught:
+        window_in_seconds(asked, FEATURES, tolerance_s=1e-9)
+    asked = {"observation.images.top": [0.03333333]}
+    with pytest.raises(OptionError, match=r"0\.03333333 s is no step.*nearest are 0 s and 0\.033333333"):
+        window_in_seconds(asked, FEATURES, tolerance_s=1e-12)
+    needed = float(str(caught.value).partition("tolerance_s of ")[2].partition(" ")[0])
+    window = window_in_seconds({"observation.images.top": [0.0333334]}, FEATURES, tolerance_s=needed)
+    assert window.offsets("observation.images.top") == (1,)
+
+
 @pytest.mark.parametrize(
     ("asked", "options", "message"),
     [

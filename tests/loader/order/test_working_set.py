@@ -53,6 +53,12 @@ def test_advice_for_a_small_budget_names_a_smaller_k_that_fits():
     assert budget_advice(plan_of(64, lanes=4, resident_shards=12), 170 * MIB, 64) is None
 
 
+def test_advice_for_a_budget_that_lacks_a_byte_tells_the_sizes_apart():
+    advice = budget_advice(plan_of(64, lanes=4, resident_shards=16), 200 * MIB - 1, 64)
+    assert "cache budget: 209,715,199 bytes, but" in advice
+    assert "up to 209,715,200 bytes." in advice
+
+
 def test_advice_below_two_shards_a_lane_names_fewer_lanes_that_fit():
     advice = budget_advice(plan_of(64, lanes=4, resident_shards=16), 70 * MIB, 64)
     assert "Use lanes=2, resident_shards=4 (60.0 MiB)" in advice
