@@ -180,8 +180,8 @@ def test_ls_after_a_resize_below_what_is_leased_says_so() -> None:
     assert "above the budget" not in run("ls")
     run("resize", "60K")
     line = run("ls").splitlines()[0]
-    assert "0.1 MiB of 0.1 MiB (the least of: cap 0.1 MiB" in line
-    assert ", 0.0 MiB above the budget until leases end; used by" in line
+    assert "0.10 MiB of 0.06 MiB (the least of: cap 0.06 MiB" in line
+    assert ", 0.04 MiB above the budget until leases end; used by" in line
 
 
 def test_keep_of_some_entries_lets_the_others_go_with_the_last_user(place: Path, tmp_path: Path) -> None:

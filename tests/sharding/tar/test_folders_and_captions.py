@@ -10,7 +10,9 @@ from PIL import Image
 
 import epistream as es
 from epistream.errors import FormatError
+from epistream.sharding.check.verify import verify
 from epistream.sharding.tar.index_tar import index_tar
+from epistream.sharding.tar.reindex import reindex
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +203,16 @@ def test_caption_that_its_meta_json_repeats_is_read_once(tmp_path):
     meta = {"tasks": ["lift"]}
     path = write_tar(tmp_path / "a.tar", [*members(0, 3, key="ep0", meta=meta), ("ep0.txt", b"lift\n")])
     assert [episode.tasks for episode in index_tar(path).episodes] == [("lift",)]
+
+
+def test_index_for_good_of_folders_and_captions_is_verified_and_streams_from_elsewhere(tmp_path):
+    for shard in range(2):
+        key = f"ep{shard}"
+        pairs = [*rows(f"{key}.action.npy", 4), *frames(f"{key}/top/", range(4), "webp"), (f"{key}.txt", key.encode())]
+        write_tar(tmp_path / f"s-{shard}.tar", pairs)
+    reindex(tmp_path)
+    dataset = es.open_dataset(f"file://{tmp_path}")
+    assert not verify(dataset).faults
+    assert dataset.tasks == ("ep0", "ep1")
+    stream = es.EpisodeStream(f"file://{tmp_path}", batch_size=4, shuffle=False, decode="once")
+    assert [batch["task"] for batch in stream] == [["ep0"] * 4, ["ep1"] * 4]
