@@ -46,6 +46,10 @@ class ArrayTables:
 
     def take(self, opened: OpenShard) -> Mapping[str, Table]:
         """The tables of a shard: by feature (rows,); empty if there are none."""
+        if opened.index.values:  # it holds them itself
+            return {name: opened.index.values[name].view(dtype)[:, 0] for name, dtype in self._row_dtypes.items()}
+        if opened.is_cold:  # what is made from whole shards waits until they are there
+            return {}
         tables = self._tables.get(opened.number)
         if tables is not None:
             return tables.arrays

@@ -109,17 +109,20 @@ class ColdReads:
         if not tar.has_ranges:
             return index, []
         tar.check_with(index.block_checksums, index.block_bytes)
-        starts, sizes = (np.concatenate(part) for part in zip(*_ranges(index, self._features, wanted), strict=True))
+        ranges = list(_ranges(index, self._features, wanted))
+        if not ranges:
+            return index, []
+        starts, sizes = (np.concatenate(part) for part in zip(*ranges, strict=True))
         return index, [pool.submit(request) for request in tar.requests(starts, sizes)]
 
 
 def _ranges(index: ShardIndex, features: Mapping[str, Feature], wanted: Wanted) -> Iterable[tuple[Int64, Int64]]:
-    """Starts and sizes in bytes of what the wanted windows read, per feature."""
+    """Starts and sizes in bytes of what the wanted windows read, per feature that the index does not hold itself."""
     for name, feature in features.items():
         if feature.kind == "frames":
             rows = np.unique(wanted.steps[name] + index.first_row[wanted.episodes][:, None])
             yield index.frame_offset[name][rows].astype(np.int64), index.frame_size[name][rows].astype(np.int64)
-        else:
+        elif name not in index.values:
             offsets = index.array_offset[name][wanted.episodes].astype(np.int64)[:, None]
             starts = np.unique(offsets + wanted.steps[name] * feature.step_bytes)
             yield starts, np.full(len(starts), feature.step_bytes, np.int64)

@@ -203,8 +203,7 @@ class EpisodeReader:
     def _read_shard(self, opened: OpenShard, rows: Int64, episodes: Int64, steps: Steps, out: Arrays) -> None:
         """Fill the rows (R,) of windows of a shard, with their episodes (R,)."""
         first_row = opened.index.first_row[episodes][:, None]
-        # What is made from whole shards waits until they are there.
-        tables = {} if opened.is_cold else self._tables.take(opened)
+        tables = self._tables.take(opened)
         for name, feature in self._arrays.items():
             wanted = steps[self._offsets[name]][0][rows]
             if name in tables:

@@ -42,6 +42,9 @@ class ShardIndex:
         episodes: (E,) what the manifest says of each; decoded on first use.
         block_checksums: XXH3-64 of each block of the tar.
         block_bytes: Size of a block.
+        values: feature -> (rows, bytes of a step) values of array features that the index holds itself, little endian;
+            then it holds those of all, and `array_offset` is empty.
+        steps: How the tar's samples became steps, for tars with one sample a step; see `sharding/tar/steps.py`.
 
     All arrays of a parsed index are read-only views into the bytes that it was parsed from.
     """
@@ -58,6 +61,8 @@ class ShardIndex:
     episodes: Sequence[EpisodeMeta]
     block_checksums: UInt64
     block_bytes: int = CHECKSUM_BLOCK_BYTES
+    values: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    steps: dict[str, Any] | None = None
     first_row: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +100,8 @@ class ShardIndex:
             "num_rows": self.num_rows,
             "features": [feature.to_dict() for feature in self.features.values()],
         }
+        if self.steps is not None:
+            meta["steps"] = self.steps
         described = json.dumps([episode.to_dict() for episode in self.episodes], ensure_ascii=False)
         arrays: dict[str, NDArray[Any]] = {
             "block_checksums": self.block_checksums.astype("<u8"),
@@ -103,7 +110,9 @@ class ShardIndex:
             "episodes": np.frombuffer(described.encode(), np.uint8),
         }
         for name, feature in self.features.items():
-            if feature.kind == "array":
+            if name in self.values:
+                arrays[f"values:{name}"] = self.values[name]
+            elif feature.kind == "array":
                 arrays[f"offset:{name}"] = self.array_offset[name].astype("<u8")
             else:
                 arrays[f"offset:{name}"] = self.frame_offset[name].astype("<u8")
@@ -159,6 +168,17 @@ def build_index(tables: Tables, where: str) -> ShardIndex:
 
     arrays = [name for name, feature in features.items() if feature.kind == "array"]
     cameras = [name for name, feature in features.items() if feature.kind == "frames"]
+    values = {name: tables.arrays[f"values:{name}"] for name in arrays if f"values:{name}" in tables.arrays}
+    for name, found in values.items():
+        wanted = (num_rows, features[name].step_bytes)
+        if found.dtype != np.uint8 or found.shape != wanted:
+            raise FormatError(
+                f"{where}: values of {name!r} are {found.dtype} {found.shape}, wanted uint8 {wanted}. {_REMEDY}"
+            )
+    arrays = [name for name in arrays if name not in values]
+    steps = meta.get("steps")
+    if not (steps is None or isinstance(steps, dict)):
+        raise TypeError("steps as a map")
     name, digest = meta["shard"]["name"], meta["shard"]["checksum"]
     if not isinstance(name, str) or not isinstance(digest, str):
         raise TypeError("the shard's name and checksum as texts")
@@ -175,6 +195,8 @@ def build_index(tables: Tables, where: str) -> ShardIndex:
         episodes=_Episodes(table("episodes", "<u1"), num_episodes, where),
         block_checksums=table("block_checksums", "<u8"),
         block_bytes=_count(meta, "block_bytes"),
+        values=values,
+        steps=steps,
     )
 
 
@@ -212,8 +234,15 @@ def _problems(index: ShardIndex) -> Iterator[str]:
     digest = index.shard_checksum
     if is_tar and (len(digest) != 32 or set(digest) - set("0123456789abcdef")):
         yield f"shard checksum {digest!r:.80}, wanted 32 hexadecimal digits"
+    if index.values and index.array_offset:
+        yield f"values of {', '.join(index.values)} without those of {', '.join(index.array_offset)}"
     for feature in index.features.values():
-        yield from _range_problems(index, feature)
+        if feature.name in index.values:
+            shape = index.values[feature.name].shape
+            if shape != (index.num_rows, feature.step_bytes):
+                yield f"{feature.name}: values of {shape} bytes, wanted {(index.num_rows, feature.step_bytes)}"
+        else:
+            yield from _range_problems(index, feature)
 
 
 def _episode_problems(index: ShardIndex) -> Iterator[str]:

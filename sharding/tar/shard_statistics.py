@@ -22,8 +22,13 @@ def statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:
 
 
 def array_of(file: BinaryIO, index: ShardIndex, feature: Feature, episode: int) -> NDArray[Any]:
-    """The values (length, ...) of an array feature in one episode, straight from the tar's bytes."""
+    """The values (length, ...) of an array feature in one episode, straight from the tar's bytes or the index's."""
     length = int(index.length[episode])
+    if feature.name in index.values:
+        first = int(index.first_row[episode])
+        rows = index.values[feature.name][first : first + length]
+        values: NDArray[Any] = rows.view(np.dtype(feature.dtype).newbyteorder("<"))
+        return values.reshape(length, *feature.shape)
     file.seek(int(index.array_offset[feature.name][episode]))
     data = file.read(length * feature.step_bytes)
     return np.frombuffer(data, np.dtype(feature.dtype).newbyteorder("<")).reshape(length, *feature.shape)
