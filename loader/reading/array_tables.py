@@ -46,10 +46,6 @@ class ArrayTables:
 
     def take(self, opened: OpenShard) -> Mapping[str, Table]:
         """The tables of a shard: by feature (rows,); empty if there are none."""
-        if opened.index.values:  # it holds them itself
-            return {name: opened.index.values[name].view(dtype)[:, 0] for name, dtype in self._row_dtypes.items()}
-        if opened.is_cold:  # what is made from whole shards waits until they are there
-            return {}
         tables = self._tables.get(opened.number)
         if tables is not None:
             return tables.arrays
@@ -83,6 +79,11 @@ class ArrayTables:
 
         shapes = {name: (dtype, (index.num_rows,)) for name, dtype in self._row_dtypes.items()}
         return self._tables.open(opened.number, entry, shapes, fill, may_evict=False)
+
+
+def held_by(index: ShardIndex) -> Mapping[str, Table]:
+    """The tables that an index itself holds, for shards whose rows are scattered over the tar; empty if it has none."""
+    return {name: rows.view(f"V{rows.shape[1]}")[:, 0] for name, rows in index.values.items()}
 
 
 def gather_rows(table: Table, rows: Int64, feature: Feature) -> NDArray[Any]:

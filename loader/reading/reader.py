@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.loader.order.window import Window
-from epistream.loader.reading.array_tables import ArrayTables, gather_rows, gather_steps
+from epistream.loader.reading.array_tables import ArrayTables, gather_rows, gather_steps, held_by
 from epistream.loader.reading.cold_start import ColdReads, Wanted
 from epistream.loader.reading.decoded_frames import DecodedFrames
 from epistream.loader.reading.frames import FrameDecoder, FrameOptions, draw_frames
@@ -203,7 +203,9 @@ class EpisodeReader:
     def _read_shard(self, opened: OpenShard, rows: Int64, episodes: Int64, steps: Steps, out: Arrays) -> None:
         """Fill the rows (R,) of windows of a shard, with their episodes (R,)."""
         first_row = opened.index.first_row[episodes][:, None]
-        tables = self._tables.take(opened)
+        tables = held_by(opened.index)
+        if not tables and not opened.is_cold:  # what is made from whole shards waits until they are there
+            tables = self._tables.take(opened)
         for name, feature in self._arrays.items():
             wanted = steps[self._offsets[name]][0][rows]
             if name in tables:

@@ -115,7 +115,9 @@ def _source_faults(manifest: Manifest) -> Iterator[Fault]:
 
 def _strangers(dataset: Dataset, manifest: Manifest) -> Iterator[Fault]:
     """Tars in a dataset's folder that its manifest does not name: a brace pattern would read them."""
-    known = set(manifest.columns.names)
+    steps = manifest.provenance.get("steps")
+    copied = steps.get("copied", ()) if isinstance(steps, dict) else ()  # of these nothing is read
+    known = {*manifest.columns.names, *copied}
     for name in list_names(dataset.url, dataset.storage_options) or ():
         if name.endswith(".tar") and name not in known:
             yield Fault(name, "", "a tar that the manifest does not name", "no other tars in the dataset's folder")

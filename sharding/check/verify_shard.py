@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from epistream.errors import EpistreamError, FormatError, OptionError
+from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import local_copy, parent_and_name, read_bytes
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.codecs import CODECS, REMEDY
@@ -17,6 +18,9 @@ from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import Summary
 from epistream.sharding.tar.index_tar import index_tar
 from epistream.sharding.tar.shard_statistics import statistics_of
+from epistream.sharding.tar.step_mapping import mapping_of_index
+from epistream.sharding.tar.step_tars import cast_values, choose_episodes
+from epistream.sharding.tar.steps import index_steps
 
 # One shard can be wrong in every frame; the first few say as much as all of them.
 MAX_FAULTS_A_SHARD = 50
@@ -201,7 +205,7 @@ def _index_against_tar(path: Path, hasher: ShardHasher, index: ShardIndex | None
     """Compare with an index made from the tar's own headers, by code that shares nothing with the packing."""
     name = path.name
     try:
-        real = index_tar(path, hasher)
+        real = index_tar(path, hasher) if index is None or index.steps is None else _of_steps(path, hasher, index)
     except FormatError as error:
         yield fault_of(name, error)
         return
@@ -217,6 +221,19 @@ def _index_against_tar(path: Path, hasher: ShardHasher, index: ShardIndex | None
         yield from _place_faults(name, feature, index, real)
 
 
+def _of_steps(path: Path, hasher: ShardHasher, index: ShardIndex) -> ShardIndex:
+    """The index of a tar with one sample a step, by the mapping that `index` names, without the episodes it leaves out.
+
+    Raises:
+        FormatError: If the tar does not fit the mapping, or the mapping is none.
+    """
+    mapping = mapping_of_index((index.steps or {}).get("mapping"), index_name(path.name))
+    real = cast_values(index_steps(path, mapping, hasher).index, index.features)
+    names = {meta.source_path for meta in index.episodes}
+    mine = [at for at, meta in enumerate(real.episodes) if meta.source_path in names]
+    return choose_episodes(real, mine) if mine else real
+
+
 def _episodes(index: ShardIndex) -> str:
     return ", ".join(f"{key} ({length})" for key, length in zip(index.keys, index.length.tolist(), strict=True))[:200]
 
@@ -224,6 +241,11 @@ def _episodes(index: ShardIndex) -> str:
 def _place_faults(name: str, feature: Feature, index: ShardIndex, real: ShardIndex) -> Iterator[Fault]:
     if real.features[feature.name].kind != feature.kind:
         yield Fault(name, feature.name, f"{real.features[feature.name].kind} in the tar", f"{feature.kind}")
+    elif feature.name in index.values and feature.name in real.values:
+        for row in np.flatnonzero((index.values[feature.name] != real.values[feature.name]).any(axis=1)).tolist():
+            yield Fault(name, frame_name(index, feature, row), "another value in the index", "that of the tar")
+    elif feature.kind == "array" and (feature.name in index.values) != (feature.name in real.values):
+        yield Fault(name, feature.name, "values and offsets in the index", "one of both, as in the tar")
     elif feature.kind == "array":
         found, wanted = index.array_offset[feature.name], real.array_offset[feature.name]
         for episode in np.flatnonzero(found != wanted).tolist():
@@ -241,6 +263,8 @@ def frame_name(index: ShardIndex, feature: Feature, row: int) -> str:
     """The member, and where it holds many steps also the step, that a row is."""
     episode = int(np.searchsorted(index.first_row, row, side="right")) - 1
     step = row - int(index.first_row[episode])
+    if index.steps is not None:
+        return f"episode {index.keys[episode]}, step {step}, {feature.name}"
     codec, member = CODECS[feature.codec], f"{index.keys[episode]}.{feature.name}"
     if codec.storage == "members":
         return f"{member}.{step:06d}{codec.suffixes[0]}"

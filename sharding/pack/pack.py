@@ -12,7 +12,7 @@ from typing import Any
 from epistream._version import __version__
 from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, PackError, WorkerError
 from epistream.options import changed
-from epistream.sharding.files.hdf5_sources import AnyPath, find_sources, names_below_root
+from epistream.sharding.files.hdf5_sources import AnyPath, names_below_root
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.codecs import CODECS
@@ -38,7 +38,7 @@ from epistream.sharding.pack.plan import (
 from epistream.sharding.pack.pool import Pulse, TaskPool
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
-from epistream.sharding.pack.source_reader import hash_source
+from epistream.sharding.pack.source_reader import find_hdf5, hash_source
 from epistream.sharding.pack.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def pack(
 
     Raises:
         OptionError: If an option cannot work.
-        SourceError: If a folder or glob gives no files.
+        SourceError: If a folder or glob gives no files, or one is a tar.
         SourceChangedError: If a source is written to meanwhile.
         DatasetExistsError: If there is a dataset or an unfinished job at `out`.
         PackError: If any episode cannot be packed (all of them are listed), or the disk is full.
@@ -86,7 +86,7 @@ def pack(
     taken for a dataset, and ``resume`` goes on from it without reading again what is done; other errors leave nothing.
     """
     options = changed(options or PackOptions(), changes, "pack")
-    paths = find_sources(sources)
+    paths = find_hdf5(sources)
     with Workspace(str(out), options, storage_options) as workspace, TaskPool(options.workers, str(out)) as pool:
         return _Job(paths, workspace, pool, options, progress).run()
 

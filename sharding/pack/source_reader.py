@@ -1,19 +1,40 @@
 """Reads each source file once, for its checksum and for its episodes."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
 
-from epistream.errors import SourceChangedError, SourceError
+from epistream.errors import FormatError, SourceChangedError, SourceError
+from epistream.sharding.files.hdf5_sources import AnyPath, find_sources
 from epistream.sharding.layouts.source_bytes import BytesInMemory
 from epistream.sharding.pack.plan import SourceFile
 from epistream.sharding.pack.pool import Pulse
+from epistream.sharding.tar.index_tar import index_tar
 
 # A process holds one file of up to this size in memory. Longer ones, which nobody should need memory for, are read
 # for their checksum first and through HDF5 right after, while the operating system still has them.
 WHOLE_BYTES = 256 << 20
 _READ_BYTES = 1 << 22
+
+
+def find_hdf5(sources: AnyPath | Sequence[AnyPath]) -> list[Path]:
+    """The files to pack, as `find_sources` finds them.
+
+    Raises:
+        OptionError, SourceError: As `find_sources`; also if one is a tar, whose steps or episodes stream as they are.
+    """
+    paths = find_sources(sources)
+    tar = next((path for path in paths if path.suffix == ".tar" and path.is_file()), None)
+    if tar is not None:
+        advice = f"Stream it as it is: EpisodeStream({str(tar)!r})."
+        try:
+            index_tar(tar)
+        except FormatError as error:
+            advice = f"A stream says of it: {error}"
+        raise SourceError(f"{tar}: a tar, wanted HDF5 files. {advice}")
+    return paths
 
 
 class SourceReader:

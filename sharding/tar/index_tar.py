@@ -25,6 +25,7 @@ from epistream.sharding.tar.captions import read_instructions
 from epistream.sharding.tar.doubts import refuse_doubtful, refuse_lone_pictures
 from epistream.sharding.tar.npy import HEADER_LIMIT, NpyHeader, read_npy_header
 from epistream.sharding.tar.samples import Sample, sort_samples, tell_left_out
+from epistream.sharding.tar.step_draft import refuse_steps
 from epistream.sharding.tar.tar_reader import Member, read_member, walk
 
 _META_LIMIT_BYTES = 1 << 26
@@ -53,7 +54,9 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         FormatError: If it is no whole tar, or what it holds are no episodes; the message says what it holds.
     """
     with path.open("rb") as file:
-        samples, left_out = sort_samples(walk(file, path.name), path.name)
+        members = walk(file, path.name)
+        refuse_steps(file, members, path.name)
+        samples, left_out = sort_samples(members, path.name)
         episodes = [_episode(file, sample, f"{path.name}, {sample.key}") for sample in samples]
     features = episodes[0].features
     for episode in episodes:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import natsort
@@ -17,10 +18,12 @@ from epistream.sharding.files.storage import (
     list_names,
     local_copy,
     read_bytes,
+    read_range,
     remove_quietly,
     write_atomic,
 )
 from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest, write_manifest
@@ -28,6 +31,10 @@ from epistream.sharding.format.statistics import Summary, merge_all, to_plain
 from epistream.sharding.tar.index_tar import index_tar
 from epistream.sharding.tar.shard_statistics import statistics_of
 from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour, ShardMembers, read_members, sidecars
+from epistream.sharding.tar.step_draft import complete, draft_of
+from epistream.sharding.tar.step_mapping import StepMapping
+from epistream.sharding.tar.step_tars import JOINED, settle
+from epistream.sharding.tar.steps import Piece, index_steps
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class ReindexOptions:
     Args:
         overwrite: Replace a manifest that is there.
         emit: Neighbours whose sidecars to write too. With a manifest there, and no `overwrite`, only these.
+        steps: For tars with one sample a step: what the samples mean. Features that it does not name are deduced.
 
     Raises:
         OptionError: If a neighbour is unknown.
@@ -44,6 +52,7 @@ class ReindexOptions:
 
     overwrite: bool = False
     emit: tuple[Neighbour, ...] = ()
+    steps: StepMapping | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.emit if name not in NEIGHBOURS]
@@ -80,7 +89,7 @@ def reindex(
     Raises:
         SourceError: If there are no tars, or they cannot be read.
         DatasetExistsError: If there is a manifest and nothing that may be written.
-        FormatError: If a tar holds no whole episodes.
+        FormatError: If a tar holds no whole episodes, or its samples are not what `ReindexOptions.steps` says.
     """
     options = options or ReindexOptions()
     url, names = _tars(source, storage_options)
@@ -124,6 +133,18 @@ def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, 
     return part.url, tuple(natsort.natsorted(names))
 
 
+def draft_mapping(source: AnySource, storage_options: Options = None) -> StepMapping:
+    """What the samples of tars with one sample a step may mean, from the first of them.
+
+    Raises:
+        SourceError: If there are no tars, or they cannot be read.
+        FormatError: If nothing says which step of which episode a sample is.
+    """
+    url, names = _tars(source, storage_options)
+    with local_copy(join(url, names[0]), storage_options) as path:
+        return draft_of(path)
+
+
 def _write_all(
     url: str,
     names: Sequence[str],
@@ -133,33 +154,56 @@ def _write_all(
 ) -> Reindexed:
     statistics: dict[str, list[dict[str, Summary]]] = {}
     members: list[ShardMembers] = []
+    pieces: dict[str, Sequence[Piece]] = {}
+    mapping = options.steps
+    if mapping:
+        names = [name for name in names if name != JOINED]
     builder = ManifestBuilder()
-    with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
+    with tempfile.TemporaryDirectory(prefix="epistream-") as made_in:
+        folder = Path(made_in)
         for name in names:
             with local_copy(join(url, name), storage_options) as path:
-                index = index_tar(path)
+                if mapping:
+                    mapping = mapping if mapping.features else complete(mapping, path)
+                    indexed = index_steps(path, mapping)
+                    index, pieces[name] = indexed.index, indexed.pieces
+                else:
+                    index = index_tar(path)
                 split = index.episodes[0].split
                 statistics.setdefault(split, []).append(statistics_of(path, index))
                 if options.emit:
                     members.append(read_members(path, split))
-            data = index.to_bytes()
-            (Path(folder) / index_name(name)).write_bytes(data)
-            builder.add_shard(index, data)
+            (folder / index_name(name)).write_bytes(index.to_bytes())
             if advance:
                 advance(name)
-        manifest = builder.build(renumber=True)
+        if mapping:
+            read = partial(_read_tar, url, storage_options)
+            names = settle(folder, pieces, read)
+        for name in names:
+            data = (folder / index_name(name)).read_bytes()
+            builder.add_shard(ShardIndex.parse(data, index_name(name)), data)
+        provenance = {}
+        if mapping:
+            provenance["steps"] = {"mapping": mapping.plain(), "copied": [name for name in pieces if name not in names]}
+        manifest = builder.build(renumber=True, provenance=provenance)
         split = "train" if "train" in manifest.splits else manifest.splits[0]
         plain = {name: to_plain(summary) for name, summary in merge_all(statistics[split]).items()}
         manifest = replace(manifest, statistics=plain, statistics_split=split)
-        _publish_indexes(url, [Path(folder) / index_name(name) for name in names], storage_options)
-    written = [index_name(name) for name in names]
+        made = [folder / JOINED] if JOINED in names and mapping else []
+        made += [folder / index_name(name) for name in names]
+        _publish(url, made, storage_options)
+    written = [path.name for path in made]
     written += _emit(url, options, members, storage_options)
     write_manifest(manifest, url, storage_options)
     return Reindexed(url, manifest, (*written, FILE_NAME))
 
 
-def _publish_indexes(url: str, paths: Sequence[Path], storage_options: Options) -> None:
-    """Replace indexes that are missing or differ; from the first one on until the end there is no manifest.
+def _read_tar(url: str, storage_options: Options, name: str, start: int, size: int) -> bytes:
+    return read_range(join(url, name), start, size, storage_options)
+
+
+def _publish(url: str, paths: Sequence[Path], storage_options: Options) -> None:
+    """Replace files that are missing or differ; from the first one on until the end there is no manifest.
 
     A manifest beside indexes that are not its own would be worse than none.
     """

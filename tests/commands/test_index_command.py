@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from handmade import actions, members, places, write_dataset, write_tar
+from handmade import actions, members, places, sample, samples, write_dataset, write_steps, write_tar
 
 from epistream.commands import cli
 from epistream.errors import DatasetExistsError, FormatError, OptionError, SourceError
@@ -17,7 +17,7 @@ from epistream.sharding.check.verify import verify
 from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.manifest_file import read_manifest
-from epistream.sharding.tar.reindex import ReindexOptions, reindex
+from epistream.sharding.tar.reindex import ReindexOptions, draft_mapping, reindex
 
 
 @pytest.fixture
@@ -202,3 +202,84 @@ def test_handmade_dataset_is_what_index_would_write(tmp_path):
     folder = write_dataset(tmp_path / "ds")
     before = read_manifest(str(folder)).fingerprint
     assert reindex(folder, ReindexOptions(overwrite=True)).manifest.fingerprint == before
+
+
+STEPS = """key: ep{episode}_{step}
+task: json.task
+features:
+  observation.images.top: top.jpg
+  action: action.npy
+  observation.state: json.state
+"""
+
+
+def run_index(*line):
+    return CliRunner().invoke(cli, ["index", *map(str, line)])
+
+
+@pytest.fixture
+def steps(tmp_path):
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    write_steps(folder / "steps-000000.tar", samples((5, 3)))
+    write_steps(folder / "steps-000001.tar", [sample(2, step) for step in range(4)])
+    return folder
+
+
+def test_index_prints_a_draft_of_what_steps_mean_and_writes_nothing(steps):
+    done = run_index(steps, "--draft")
+    assert (done.exit_code, done.output) == (0, STEPS)
+    assert sorted(path.suffix for path in steps.iterdir()) == [".tar", ".tar"]
+
+
+def test_index_of_steps_by_a_file_is_whole_to_inspect_and_verify(steps, tmp_path):
+    (tmp_path / "steps.yaml").write_text(STEPS)
+    done = run_index(steps, "--steps", tmp_path / "steps.yaml", "--emit", "wids")
+    assert done.exit_code == 0, done.output
+    assert "2 shards, 3 episodes, 12 steps; wrote 4 files" in done.output
+    for command in (
+        ["verify", str(steps), "--statistics"],
+        ["inspect", str(steps)],
+        ["inspect", str(steps), "--episode", "1"],
+    ):
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 0, result.output
+    facts = json.loads(CliRunner().invoke(cli, ["inspect", str(steps), "--json"]).output)
+    assert (facts["num_episodes"], facts["num_steps"], facts["tasks"][0]) == (
+        3,
+        12,
+        {"task": "task 0", "num_episodes": 2},
+    )
+    sheet = CliRunner().invoke(cli, ["inspect", str(steps), "--episode", "2", "--image", str(tmp_path / "x.png")])
+    assert sheet.exit_code == 0, sheet.output
+
+
+def test_index_of_steps_by_their_keys_deduces_the_rest(steps):
+    assert run_index(steps, "--key", "ep{episode}_{step}").exit_code == 0
+    dataset = open_dataset(steps)
+    assert sorted(dataset.features) == ["action", "observation.images.top", "observation.state"]
+    assert list(dataset.tasks) == ["task 0", "task 1"]
+    assert verify(dataset).faults == []
+
+
+def test_index_of_steps_without_a_mapping_or_with_two_is_refused(steps, tmp_path):
+    refused = run_index(steps)
+    assert isinstance(refused.exception, FormatError)
+    assert str(refused.exception).endswith(STEPS)
+    (tmp_path / "steps.yaml").write_text(STEPS)
+    refused = run_index(steps, "--steps", tmp_path / "steps.yaml", "--key", "{episode}_{step}")
+    assert str(refused.exception) == "--steps and --key: both given, wanted one."
+
+
+def test_index_of_remote_steps_that_span_tars_writes_there(steps):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    write_steps(steps / "steps-000002.tar", [sample(2, step) for step in range(4, 6)])
+    for path in steps.iterdir():
+        memory.pipe_file(f"/steps/{path.name}", path.read_bytes())
+    done = reindex("memory://steps", ReindexOptions(steps=draft_mapping("memory://steps")))
+    assert done.names[0] == "joined-episodes.tar"
+    dataset = open_dataset("memory://steps")
+    assert dataset.episode_length.tolist() == [5, 3, 6]
+    assert verify(dataset, VerifyOptions(statistics=True)).faults == []

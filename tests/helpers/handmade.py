@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -96,3 +97,62 @@ def publish(folder, indexes):
     for index, data in indexes.values():
         builder.add_shard(index, data)
     write_manifest(builder.build(), str(folder))
+
+
+# Tars with one sample a step.
+
+
+def state(episode, step):
+    return [episode + step / 4, float(step), -0.5]
+
+
+def action_row(episode, step):
+    return (np.arange(14) + 100 * episode + step).astype(np.float32)
+
+
+def sample(episode, step, key="ep{episode:03d}_{step:05d}", codec="jpeg"):
+    """(name, bytes) of one step: a camera, a row of 14, JSON with three numbers and an instruction."""
+    key = key.format(episode=episode, step=step)
+    described = {
+        "episode_index": episode,
+        "frame_index": step,
+        "state": state(episode, step),
+        "task": f"task {episode % 2}",
+    }
+    suffix = {"jpeg": "jpg", "png": "png", "webp": "webp"}.get(codec)
+    picture_member = (f"{key}.top.npy", npy(picture(episode, step)))
+    if suffix:
+        picture_member = (f"{key}.top.{suffix}", encoded(picture(episode, step), codec))
+    return [
+        picture_member,
+        (f"{key}.action.npy", npy(action_row(episode, step))),
+        (f"{key}.json", json.dumps(described).encode()),
+    ]
+
+
+def samples(lengths, **changes):
+    """One list of members a sample, episode after episode."""
+    return [sample(e, s, **changes) for e, length in enumerate(lengths) for s in range(length)]
+
+
+def write_steps(path, chosen):
+    return write_tar(path, [member for members in chosen for member in members])
+
+
+def independent(paths, key=r"ep(\d+)_(\d+)"):
+    """{(episode, step): {field: value}}, by tarfile, numpy, json and Pillow."""
+    found = {}
+    for path in paths:
+        with tarfile.open(path) as tar:
+            for info in tar:
+                name, _, field = info.name.partition(".")
+                episode, step = map(int, re.fullmatch(key, name).groups())
+                data = tar.extractfile(info).read()
+                if field.endswith("npy"):
+                    value = np.load(io.BytesIO(data))
+                elif field.endswith("json"):
+                    value = json.loads(data)
+                else:
+                    value = np.asarray(Image.open(io.BytesIO(data)))
+                found.setdefault((episode, step), {})[field] = value
+    return found

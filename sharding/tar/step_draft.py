@@ -1,0 +1,263 @@
+"""Whether a tar has one sample a step, and a draft of the mapping that says what its samples mean."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from epistream.errors import FormatError
+from epistream.sharding.format.features import IMAGES
+from epistream.sharding.tar.sample_names import split_key
+from epistream.sharding.tar.step_mapping import TAR, Origin, StepFeature, StepMapping, key_pattern
+from epistream.sharding.tar.step_samples import MAX_ROW_BYTES, Sample, numbers, samples_of
+from epistream.sharding.tar.tar_reader import Member, walk
+
+# So many samples are looked into; all tell what one tells, or they do not go together.
+_LOOKED_AT = 64
+_MAX_DEPTH = 4
+_RUNS = re.compile(r"(\d+)")
+_EPISODES = (
+    "episode_index",
+    "episode_id",
+    "episode",
+    "traj_id",
+    "traj_index",
+    "trajectory_id",
+    "trajectory",
+    "traj",
+    "demo",
+)
+_STEPS = ("frame_index", "step_index", "step_id", "frame_id", "step", "frame", "timestep")
+_TASKS = ("language_instruction", "instruction", "task", "language", "prompt", "text", "caption")
+_BOOKKEEPING = {*_EPISODES, *_STEPS, "index", "timestamp", "time", "task_index", "fps"}
+_USUAL = {"state": "observation.state", "actions": "action"}
+
+
+def refuse_steps(file: BinaryIO, members: Sequence[Member], where: str) -> None:
+    """Nothing for a tar of whole episodes.
+
+    Args:
+        file: The tar.
+        members: All of it.
+        where: Its name, for messages.
+
+    Raises:
+        FormatError: If each of its samples is one step; the message has a draft of the mapping.
+    """
+    names = [split_key(member.name) for member in members]
+    if any(name.lower() == "meta.json" or _is_frame(name) for _, name in names):
+        return  # written as episodes
+    if len({key for key, _ in names if key}) < 2:
+        return
+    samples = samples_of(members, where)
+    mapping = _guess(file, samples)
+    if mapping is None or not mapping.features or not _are_steps(file, samples[:_LOOKED_AT], mapping):
+        return
+    raise FormatError(
+        f"{where}: {len(samples)} samples of one step each ({samples[0].key}, {samples[1].key}, ...), wanted one "
+        "sample an episode. To stream them as episodes, correct this draft of what they mean, save it as steps.yaml, "
+        f"and run 'epistream index URL --steps steps.yaml' once:\n{to_yaml(mapping)}"
+    )
+
+
+def draft_of(path: Path) -> StepMapping:
+    """What the samples of a local tar may mean, from the first of them.
+
+    Raises:
+        FormatError: If nothing says which step of which episode a sample is.
+    """
+    with path.open("rb") as file:
+        samples = samples_of(walk(file, path.name), path.name)
+        mapping = _guess(file, samples) if samples else None
+    if mapping is None:
+        found = ", ".join(sample.key for sample in samples[:3]) or "none"
+        raise FormatError(
+            f"{path.name}: samples {found}, wanted a number of the step in their keys, or in JSON under one of the "
+            f"names {', '.join(_STEPS)}. Write the mapping by hand."
+        )
+    return mapping
+
+
+def complete(mapping: StepMapping, path: Path) -> StepMapping:
+    """A mapping without features, with those that the first samples of a local tar have.
+
+    Raises:
+        FormatError: If they have none.
+    """
+    with path.open("rb") as file:
+        samples = samples_of(walk(file, path.name), path.name)
+        features, task = _features(file, samples[0]) if samples else ((), None)
+    used = {mapping.episode, mapping.step, mapping.task}
+    features = tuple(feature for feature in features if feature.origin not in used)
+    if not features:
+        found = ", ".join(sorted(samples[0].members)) if samples else "no samples"
+        raise FormatError(
+            f"{path.name}: {found}, wanted .npy, JSON or pictures. Name the features in a mapping, with --steps."
+        )
+    return replace(mapping, features=features, task=mapping.task or task)
+
+
+def to_yaml(mapping: StepMapping) -> str:
+    """A mapping as its file says it."""
+    text: str = yaml.safe_dump(mapping.plain(), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _is_frame(name: str) -> bool:
+    """Whether a field is a numbered frame as in `docs/format.md`, of which an episode has one a step."""
+    return bool(re.fullmatch(r".+\.\d{6,}\.[^.]+", name))
+
+
+def _are_steps(file: BinaryIO, samples: Sequence[Sample], mapping: StepMapping) -> bool:
+    """Whether what samples hold can be no episode: pictures that are not numbered, rows without an axis of steps."""
+    pictures = [feature.origin.member for feature in mapping.features if feature.origin.kind == "picture"]
+    has_pictures = any(not re.fullmatch(r".+\.\d+\.[^.]+", name) for name in pictures)
+    arrays = [feature.origin for feature in mapping.features if feature.origin.kind == "npy"]
+    has_numbers = arrays or any(feature.origin.kind == "json" for feature in mapping.features)
+    shapes = [tuple(_shape(file, sample, origin) for origin in arrays) for sample in samples]
+    if not has_numbers or len(set(shapes)) != 1:
+        return False
+    are_rows = bool(arrays) and all(shape is not None and (len(shape) < 2 or shape[0] == 1) for shape in shapes[0])
+    says_episode = mapping.episode != Origin(TAR)
+    return are_rows or (has_pictures and says_episode)
+
+
+def _shape(file: BinaryIO, sample: Sample, origin: Origin) -> tuple[int, ...] | None:
+    try:
+        return sample.npy_header(file, origin).shape
+    except FormatError:
+        return None
+
+
+def _guess(file: BinaryIO, samples: Sequence[Sample]) -> StepMapping | None:
+    """A mapping by which some samples are steps of one episode."""
+    some = samples[:_LOOKED_AT]
+    features, task = _features(file, some[0])
+    key = _key_with_both([sample.key for sample in some])
+    episode, step = _in_json(file, some[0], _EPISODES), _in_json(file, some[0], _STEPS)
+    if key:
+        episode = step = None
+    elif episode and not step:
+        key = _key_with_step([sample.key for sample in some])
+        if not key:
+            return None
+    elif not episode:
+        key = "" if step else _key_with_step([sample.key for sample in some])
+        episode = Origin(TAR)
+        if not key and not step:
+            return None
+    return StepMapping(features, key, episode, step, task)
+
+
+def _key_with_both(keys: Sequence[str]) -> str:
+    """A pattern of episode and step that fits all keys, in which some episode has neighbouring steps; empty if none."""
+    skeletons = {tuple(_RUNS.split(key)[::2]) for key in keys}
+    candidates = []
+    if len(skeletons) == 1:
+        [parts] = skeletons
+        if len(parts) > 2:
+            candidates.append(f"{parts[0]}{{episode}}{parts[-2]}{{step}}{parts[-1]}")
+    ends = {re.sub(r"^.*?([^A-Za-z0-9]+)\d+(\D*)$", r"\1\n\2", key, flags=re.DOTALL) for key in keys}
+    if len(ends) == 1:
+        separator, found, tail = ends.pop().partition("\n")
+        candidates += [f"{{episode}}{separator}{{step}}{tail}"] if found else []
+    return next((key for key in candidates if not set(key) & {"*"} and _has_neighbours(key, keys)), "")
+
+
+def _key_with_step(keys: Sequence[str]) -> str:
+    skeletons = {tuple(_RUNS.split(key)[::2]) for key in keys}
+    if len(skeletons) != 1:
+        return ""
+    [parts] = skeletons
+    if len(parts) < 2:
+        return ""
+    key = ("*" if len(parts) > 2 else parts[0]) + ("" if len(parts) == 2 else parts[-2]) + f"{{step}}{parts[-1]}"
+    return key if _has_neighbours(key, keys) else ""
+
+
+def _has_neighbours(key: str, keys: Sequence[str]) -> bool:
+    matches = [key_pattern(key).fullmatch(one) for one in keys]
+    places = {(match.groupdict().get("episode", ""), int(match["step"])) for match in matches if match}
+    return None not in matches and len(places) == len(keys) and any((name, step + 1) in places for name, step in places)
+
+
+def _in_json(file: BinaryIO, sample: Sample, names: Sequence[str]) -> Origin | None:
+    """Where a whole number, or a text, of one of these names is."""
+    found = {
+        path.rpartition(".")[2]: (member, path) for member, path, value in _leaves(file, sample) if _is_name(value)
+    }
+    return next((Origin(*found[name]) for name in names if name in found), None)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _features(file: BinaryIO, sample: Sample) -> tuple[tuple[StepFeature, ...], Origin | None]:
+    """What can be a feature of a sample, and what can be its task."""
+    found: dict[str, StepFeature] = {}
+    task = None
+    for member in sample.members:
+        origin = Origin.parse(member)
+        stem = member.rpartition(".")[0]
+        if origin.kind == "npy":
+            name = _npy_name(file, sample, origin, stem)
+        else:
+            name = _camera_name(stem) if origin.kind == "picture" else ""
+        if name:
+            _add(found, name, origin)
+        if origin.kind == "text" and member.endswith(("txt", "text")):
+            task = task or origin
+    for member, path, value in _leaves(file, sample):
+        last = path.rpartition(".")[2].lower()
+        if isinstance(value, str) and last in _TASKS:
+            task = task or Origin(member, path)
+        elif last not in _BOOKKEEPING and not isinstance(value, str) and numbers(value) is not None:
+            _add(found, path, Origin(member, path))
+    return tuple(found.values()), task
+
+
+def _add(found: dict[str, StepFeature], name: str, origin: Origin) -> None:
+    name = re.sub(r"[^a-z0-9_.\-]", "_", name.lower())
+    name = _USUAL.get(name, name)
+    found.setdefault(name, StepFeature(name, origin))
+
+
+def _npy_name(file: BinaryIO, sample: Sample, origin: Origin, stem: str) -> str:
+    """Empty for what is no array of numbers; large ones of two or three axes are pictures."""
+    shape = _shape(file, sample, origin)
+    if shape is None or not stem:
+        return ""
+    is_large = sample.members[origin.member].size > MAX_ROW_BYTES
+    return _camera_name(stem) if len(shape) in (2, 3) and is_large else stem
+
+
+def _camera_name(stem: str) -> str:
+    if stem.startswith(IMAGES):
+        return stem
+    return IMAGES + (re.sub(r"^(observation\.)?(images?|rgb|cam|camera)\.", "", stem) or "image")
+
+
+def _leaves(file: BinaryIO, sample: Sample) -> Iterator[tuple[str, str, Any]]:
+    """(member, path, value) of everything in JSON that is no map."""
+    for member in sample.members:
+        if Origin.parse(member) != Origin(member) or not member.endswith("json"):
+            continue
+        try:
+            value = sample.value(file, Origin(member))
+        except FormatError:
+            continue
+        if isinstance(value, dict):
+            yield from ((member, path, leaf) for path, leaf in _walk(value, "", _MAX_DEPTH))
+
+
+def _walk(value: Mapping[str, Any], above: str, depth: int) -> Iterator[tuple[str, Any]]:
+    for name, one in value.items():
+        if isinstance(one, dict):
+            if depth > 1:
+                yield from _walk(one, f"{above}{name}.", depth - 1)
+        else:
+            yield above + name, one
