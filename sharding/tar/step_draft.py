@@ -10,6 +10,7 @@ import yaml
 
 from epistream.errors import FormatError
 from epistream.sharding.format.features import IMAGES
+from epistream.sharding.tar.npy import NpyHeader
 from epistream.sharding.tar.sample_names import split_key
 from epistream.sharding.tar.step_mapping import TAR, Origin, StepFeature, StepMapping, key_pattern
 from epistream.sharding.tar.step_samples import MAX_ROW_BYTES, Sample, numbers, samples_of
@@ -113,39 +114,44 @@ def _is_frame(name: str) -> bool:
 
 def _are_steps(file: BinaryIO, samples: Sequence[Sample], mapping: StepMapping) -> bool:
     """Whether what samples hold can be no episode: pictures that are not numbered, rows without an axis of steps."""
-    pictures = [feature.origin.member for feature in mapping.features if feature.origin.kind == "picture"]
+    pictures = [feature.origin.member for feature in mapping.features if feature.is_camera]
     has_pictures = any(not re.fullmatch(r".+\.\d+\.[^.]+", name) for name in pictures)
-    arrays = [feature.origin for feature in mapping.features if feature.origin.kind == "npy"]
+    arrays = [feature.origin for feature in mapping.features if feature.origin.kind == "npy" and not feature.is_camera]
     has_numbers = arrays or any(feature.origin.kind == "json" for feature in mapping.features)
     shapes = [tuple(_shape(file, sample, origin) for origin in arrays) for sample in samples]
     if not has_numbers or len(set(shapes)) != 1:
         return False
     are_rows = bool(arrays) and all(shape is not None and (len(shape) < 2 or shape[0] == 1) for shape in shapes[0])
     says_episode = mapping.episode != Origin(TAR)
-    return are_rows or (has_pictures and says_episode)
+    return are_rows or ((has_pictures or not arrays) and says_episode)
 
 
 def _shape(file: BinaryIO, sample: Sample, origin: Origin) -> tuple[int, ...] | None:
+    header = _header(file, sample, origin)
+    return header.shape if header else None
+
+
+def _header(file: BinaryIO, sample: Sample, origin: Origin) -> NpyHeader | None:
     try:
-        return sample.npy_header(file, origin).shape
+        return sample.npy_header(file, origin)
     except FormatError:
         return None
 
 
 def _guess(file: BinaryIO, samples: Sequence[Sample]) -> StepMapping | None:
     """A mapping by which some samples are steps of one episode."""
-    some = samples[:_LOOKED_AT]
-    features, task = _features(file, some[0])
-    key = _key_with_both([sample.key for sample in some])
-    episode, step = _in_json(file, some[0], _EPISODES), _in_json(file, some[0], _STEPS)
+    keys = [sample.key for sample in samples]
+    features, task = _features(file, samples[0])
+    key = _key_with_both(keys)
+    episode, step = _in_json(file, samples[0], _EPISODES), _in_json(file, samples[0], _STEPS)
     if key:
         episode = step = None
     elif episode and not step:
-        key = _key_with_step([sample.key for sample in some])
+        key = _key_with_step(keys)
         if not key:
             return None
     elif not episode:
-        key = "" if step else _key_with_step([sample.key for sample in some])
+        key = "" if step else _key_with_step(keys)
         episode = Origin(TAR)
         if not key and not step:
             return None
@@ -154,21 +160,23 @@ def _guess(file: BinaryIO, samples: Sequence[Sample]) -> StepMapping | None:
 
 def _key_with_both(keys: Sequence[str]) -> str:
     """A pattern of episode and step that fits all keys, in which some episode has neighbouring steps; empty if none."""
-    skeletons = {tuple(_RUNS.split(key)[::2]) for key in keys}
+    skeletons = {tuple(_RUNS.split(key)[::2]) for key in keys[:_LOOKED_AT]}
     candidates = []
     if len(skeletons) == 1:
         [parts] = skeletons
         if len(parts) > 2:
             candidates.append(f"{parts[0]}{{episode}}{parts[-2]}{{step}}{parts[-1]}")
-    ends = {re.sub(r"^.*?([^A-Za-z0-9]+)\d+(\D*)$", r"\1\n\2", key, flags=re.DOTALL) for key in keys}
+        if len(parts) > 3:  # a time behind the step
+            candidates.append(f"{parts[0]}{{episode}}{parts[1]}{{step}}{parts[2]}*")
+    ends = {re.sub(r"^.*?([^A-Za-z0-9]+)\d+(\D*)$", r"\1\n\2", key, flags=re.DOTALL) for key in keys[:_LOOKED_AT]}
     if len(ends) == 1:
         separator, found, tail = ends.pop().partition("\n")
         candidates += [f"{{episode}}{separator}{{step}}{tail}"] if found else []
-    return next((key for key in candidates if not set(key) & {"*"} and _has_neighbours(key, keys)), "")
+    return next((key for key in candidates if _has_neighbours(key, keys)), "")
 
 
 def _key_with_step(keys: Sequence[str]) -> str:
-    skeletons = {tuple(_RUNS.split(key)[::2]) for key in keys}
+    skeletons = {tuple(_RUNS.split(key)[::2]) for key in keys[:_LOOKED_AT]}
     if len(skeletons) != 1:
         return ""
     [parts] = skeletons
@@ -179,9 +187,12 @@ def _key_with_step(keys: Sequence[str]) -> str:
 
 
 def _has_neighbours(key: str, keys: Sequence[str]) -> bool:
-    matches = [key_pattern(key).fullmatch(one) for one in keys]
-    places = {(match.groupdict().get("episode", ""), int(match["step"])) for match in matches if match}
-    return None not in matches and len(places) == len(keys) and any((name, step + 1) in places for name, step in places)
+    pattern = key_pattern(key)
+    matches = [pattern.fullmatch(one) for one in keys]
+    places = [(match.groupdict().get("episode", ""), int(match["step"])) for match in matches if match]
+    known = set(places)
+    is_plain = None not in matches[:_LOOKED_AT] and len(known) == len(places)
+    return is_plain and any((name, step + 1) in known for name, step in places)
 
 
 def _in_json(file: BinaryIO, sample: Sample, names: Sequence[str]) -> Origin | None:
@@ -227,18 +238,20 @@ def _add(found: dict[str, StepFeature], name: str, origin: Origin) -> None:
 
 
 def _npy_name(file: BinaryIO, sample: Sample, origin: Origin, stem: str) -> str:
-    """Empty for what is no array of numbers; large ones of two or three axes are pictures."""
-    shape = _shape(file, sample, origin)
-    if shape is None or not stem:
+    """Empty for what is no array of numbers; large ones of two or three axes are pictures, and colours of any size."""
+    header = _header(file, sample, origin)
+    if header is None or not stem:
         return ""
-    is_large = sample.members[origin.member].size > MAX_ROW_BYTES
-    return _camera_name(stem) if len(shape) in (2, 3) and is_large else stem
+    is_large = sample.members[origin.member].size > MAX_ROW_BYTES and len(header.shape) in (2, 3)
+    has_colours = header.dtype == "uint8" and len(header.shape) == 3 and header.shape[2] in (1, 3, 4)
+    return _camera_name(stem) if is_large or has_colours else stem
 
 
 def _camera_name(stem: str) -> str:
     if stem.startswith(IMAGES):
         return stem
-    return IMAGES + (re.sub(r"^(observation\.)?(images?|rgb|cam|camera)\.", "", stem) or "image")
+    name = re.sub(r"^(observation\.)?(images?|rgb|cam|camera)\.", "", stem)
+    return IMAGES + re.sub(r"(^|\.)(\d{6,})$", r"\1camera_\2", name or "image")
 
 
 def _leaves(file: BinaryIO, sample: Sample) -> Iterator[tuple[str, str, Any]]:

@@ -483,6 +483,44 @@ def test_drafts_of_other_keys(tmp_path, key, draft):
     assert draft in refusal(write_steps(tmp_path / "steps.tar", chosen))
 
 
+FRAME, ROW = encoded(picture(0, 0), "jpeg"), npy(np.zeros(7, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("fields", "draft"),
+    [
+        ({"jpg": FRAME, "action.npy": ROW}, "  observation.images.image: jpg\n  action: action.npy\n"),
+        ({"image.npy": npy(picture(0, 0)), "action.npy": ROW}, "  observation.images.image: image.npy\n"),
+        ({"json": json.dumps({"action": [1, 2]}).encode()}, "  action: json.action\n"),
+        ({"action.npy": npy(np.zeros((1, 7)))}, "  action: action.npy\n"),
+        ({"jpg": FRAME, "action.npy": npy(np.zeros((16, 7)))}, "  action: action.npy\n"),
+        ({"cam.0.jpg": FRAME, "cam.1.jpg": FRAME, "action.npy": ROW}, "  observation.images.1: cam.1.jpg\n"),
+        ({"reward.npy": npy(np.float32(1))}, "  reward: reward.npy\n"),
+        ({"Top.JPG": FRAME, "Action.NPY": ROW}, "  observation.images.top: top.jpg\n"),
+    ],
+)
+@pytest.mark.parametrize("key", ["ep{episode}_{step}", "pick{episode}/frame_{step}", "ep{episode}_{step}_*"])
+def test_every_kind_of_sample_is_refused_with_a_draft_that_works(tmp_path, key, fields, draft):
+    places = [(e, s) for e in range(3) for s in range(50)]
+    np.random.default_rng(1).shuffle(places)
+    pairs = [
+        (f"{key.format(episode=e, step=s).replace('*', str(1_700_000_000 + 33 * s))}.{field}", data)
+        for e, s in places
+        for field, data in fields.items()
+    ]
+    text = refusal(write_tar(tmp_path / "steps.tar", pairs))
+    assert f"key: {key}\n" in text
+    assert draft in text
+    reindex(tmp_path, ReindexOptions(steps=draft_mapping(tmp_path)))
+    assert es.open_dataset(tmp_path).episode_length.tolist() == [50, 50, 50]
+
+
+def test_frames_in_folders_of_episodes_are_no_steps(tmp_path):
+    pairs = [(f"ep{e}/top/{s:06d}.jpg", FRAME) for e in range(2) for s in range(5)]
+    pairs += [(f"ep{e}/instruction.txt", b"go") for e in range(2)]
+    assert es.EpisodeStream(write_tar(tmp_path / "frames.tar", pairs), batch_size=1).num_windows == 10
+
+
 def test_whole_episodes_with_two_numbers_in_their_keys_are_no_steps(tmp_path):
     pairs = [
         (f"task{t}_ep{e}.{n}.npy", npy(np.zeros((12, 14), np.float32)))
@@ -512,3 +550,51 @@ def test_tar_is_not_changed_by_indexing(tmp_path):
     assert path.read_bytes() == before
     with tarfile.open(path) as tar:
         assert len(tar.getmembers()) == 3 * sum(LENGTHS)
+
+
+def test_an_index_of_steps_that_is_damaged_is_refused(tmp_path):
+    from epistream.sharding.format.index import KIND, ShardIndex
+    from epistream.sharding.format.tables import parse_tables, write_tables
+
+    write_steps(tmp_path / "steps.tar", samples(LENGTHS))
+    index(tmp_path)
+    data = (tmp_path / "steps.index").read_bytes()
+    for at in range(0, len(data), 97):
+        with pytest.raises(FormatError):
+            ShardIndex.parse(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :], "x")
+    tables = parse_tables(data, KIND, "x", "")
+    short = tables.arrays | {"values:action": tables.arrays["values:action"][:-1]}
+    wide = tables.arrays | {"values:action": tables.arrays["values:action"][:, :-1]}
+    lacking = {name: table for name, table in tables.arrays.items() if name != "values:action"}
+    both = lacking | {"offset:action": np.zeros(len(LENGTHS), "<u8")}
+    for arrays, meta in [(short, {}), (wide, {}), (lacking, {}), (both, {}), (tables.arrays, {"steps": [1]})]:
+        with pytest.raises(FormatError):
+            ShardIndex.parse(write_tables(KIND, tables.meta | meta, arrays), "x")
+
+
+def test_a_mapping_in_an_index_that_is_none_is_a_fault(tmp_path):
+    from dataclasses import replace
+
+    from epistream.sharding.format.index import ShardIndex
+
+    write_steps(tmp_path / "steps.tar", samples(LENGTHS))
+    index(tmp_path)
+    path = tmp_path / "steps.index"
+    good = ShardIndex.parse(path.read_bytes(), "x")
+    path.write_bytes(replace(good, steps={"mapping": {"key": 3}}).to_bytes())
+    faults = [str(fault) for fault in verify(es.open_dataset(tmp_path)).faults]
+    assert any("key: Input should be a valid string" in fault for fault in faults)
+
+
+def test_steps_through_a_stock_data_loader(tmp_path):
+    from torch.utils.data import DataLoader
+
+    write_steps(tmp_path / "steps.tar", samples(LENGTHS))
+    index(tmp_path)
+    stream = es.EpisodeStream(tmp_path, batch_size=4, remainder="uneven")
+    seen = []
+    for batch in DataLoader(stream, batch_size=None, num_workers=2):
+        where = list(zip(batch["episode_index"].tolist(), batch["step_index"].tolist(), strict=True))
+        np.testing.assert_array_equal(batch["action"][:, 0].numpy(), [action(*one) for one in where])
+        seen += where
+    assert sorted(seen) == windows()
