@@ -207,9 +207,14 @@ def _camera_feature(
 
 def _one_by_one(name: str, frames: Mapping[int, Member], where: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     numbers = sorted(frames)
-    if numbers != list(range(len(numbers))):
-        gap = next(step for step, number in enumerate(numbers) if step != number)
-        raise FormatError(f"{where}.{name}: no frame {gap} of {len(numbers)}, wanted all from 0 without gaps.")
+    # Others count from 1, as ffmpeg does. A frame that is missing shows, as the arrays beside are longer then.
+    first = 1 if numbers[0] == 1 else 0
+    gap = next((wanted for wanted, number in enumerate(numbers, first) if wanted != number), None)
+    if gap is not None:
+        raise FormatError(
+            f"{where}.{name}: no frame {gap} of {len(numbers)}, wanted all from {first} without gaps. Write the tar "
+            "again with every frame, or number them anew."
+        )
     ordered = [frames[number] for number in numbers]
     too_large = next((member for member in ordered if member.size >= 1 << 32), None)
     if too_large:

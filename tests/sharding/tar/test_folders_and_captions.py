@@ -116,11 +116,22 @@ def test_frames_in_folders_stream_as_pillow_reads_them(tmp_path):
     assert seen == [(0, step) for step in range(4)] + [(1, step) for step in range(12)]
 
 
+def test_frames_that_are_counted_from_one_are_the_steps_in_order(tmp_path):
+    pictures = [(f"ep0/cam/frame_{step + 1:04d}.png", encoded(picture(0, step), "png")) for step in range(3)]
+    path = write_tar(tmp_path / "a.tar", [*rows(), *pictures])
+    for step, batch in enumerate(es.EpisodeStream(path, batch_size=1, shuffle=False)):
+        np.testing.assert_array_equal(batch["cam"][0, 0].numpy(), picture(0, step))
+        np.testing.assert_array_equal(batch["action"][0, 0].numpy(), actions(0, 3)[step])
+    assert step == 2
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
         ([*rows(), *frames("ep0/cam/", [0, 2, 3])], "a.tar, ep0.cam: no frame 1 of 3, wanted all from 0 without gaps"),
-        ([*rows(), *frames("ep0/cam/", [1, 2, 3])], "a.tar, ep0.cam: no frame 0 of 3"),
+        ([*rows(), *frames("ep0/cam/", [1, 3, 4])], "a.tar, ep0.cam: no frame 2 of 3, wanted all from 1 without gaps"),
+        ([*rows(), *frames("ep0/cam/", [2, 3, 4])], "a.tar, ep0.cam: no frame 0 of 3"),
+        ([*rows(), *frames("ep0/cam/", [1, 2])], "a.tar, ep0: cam has 2 steps, wanted 3"),
         ([*rows(), *frames("ep0/cam/", [0, 1])], "a.tar, ep0: cam has 2 steps, wanted 3"),
         (
             [*rows(), *frames("ep0/cam/"), *frames("ep0/cam/", [2], digits=1)],
