@@ -168,7 +168,8 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
             f"These files are on a local disk and are read in place: only jobs with cache='{mode}' use the copy."
         )
     if fitting < len(entries) and budget_now is not None:
-        click.echo(f"The rest does not fit a budget of {budget_now}: {budget_now.cure}.")
+        found, needed = budget_now.beside(totals[-1])
+        click.echo(f"The rest does not fit a budget of {found}, all take {needed}: {budget_now.cure}.")
 
 
 @command.command()

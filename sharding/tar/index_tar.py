@@ -63,7 +63,8 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         difference = describe_difference(features, episode.features)
         if difference:
             raise FormatError(
-                f"{path.name}: {difference} in {episodes[0].key} and {episode.key}, wanted the same features."
+                f"{path.name}: {difference} in {episodes[0].key} and {episode.key}, wanted the same features. "
+                "Write one again, or make tars of their own of those that differ."
             )
     tell_left_out(left_out, path.name)
     hasher = hasher or hash_file(path)
@@ -118,7 +119,10 @@ def _episode(file: BinaryIO, sample: Sample, where: str) -> _Episode:
     length = said.setdefault("length", next(iter(lengths.values())))
     for name, found in lengths.items():
         if found != length:
-            raise FormatError(f"{where}: {name} has {found} steps, wanted {length!r:.20}, the episode's length.")
+            raise FormatError(
+                f"{where}: {name} has {found} steps, wanted {length!r:.20}, the episode's length. Write it with a step "
+                "for each of the others, or leave it out."
+            )
     if declared and declared.keys() != features.keys():
         raise FormatError(f"{where}: holds {sorted(features)}, its meta.json names {sorted(declared)}.")
     if not declared:
