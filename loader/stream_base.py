@@ -30,6 +30,7 @@ class _Cell(IntEnum):
     NUM_GIVEN = 2  # batches of the epoch before the position; -1 if nobody knows
     IS_TOLD = 3  # the order was told of in the log
     NUM_READERS = 4  # DataLoader workers that read since the epoch was set
+    IS_SET = 5  # the training process said where iterations begin
 
 
 class Stream(IterableDataset[Batch], ABC):
@@ -119,7 +120,7 @@ class Stream(IterableDataset[Batch], ABC):
         """Let the next iteration begin there; `is_loaded` if that is where a state was taken."""
         num_given = -1 if place.num_given is None else place.num_given
         self._cursor[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
-        self._cursor[_Cell.NUM_READERS] = 0
+        self._cursor[_Cell.NUM_READERS], self._cursor[_Cell.IS_SET] = 0, 1
         self._place, self._is_loaded = None, is_loaded
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,7 +146,11 @@ class Stream(IterableDataset[Batch], ABC):
 
         Where workers of a DataLoader read the stream, every iteration begins there until `set_epoch`.
         """
-        self.set_place(check_state(self.job, state), is_loaded=True)
+        place = check_state(self.job, state)
+        # In a worker, a StatefulDataLoader is about to load the iterator's own state, and what is shared is not a
+        # worker's to change: the training process may have set the next epoch by now.
+        if get_worker_info() is None:
+            self.set_place(place, is_loaded=True)
 
     def __iter__(self) -> "StreamIterator":
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
@@ -156,11 +161,9 @@ class Stream(IterableDataset[Batch], ABC):
             log_order(self.job)
         if worker is None:
             self.warn_if_untold()
-            self._place, self._cursor[_Cell.NUM_READERS] = None, 0
-        else:
-            self._cursor[_Cell.NUM_READERS] = num_workers
-        follow = self._follow if worker is None else None
-        return StreamIterator(self.job, self.finish, self.next_place, worker_index, num_workers, follow)
+        self._place, self._cursor[_Cell.NUM_READERS] = None, 0 if worker is None else num_workers
+        follow, resumed = (self._follow, None) if worker is None else (None, self._resumed)
+        return StreamIterator(self.job, self.finish, self.next_place, worker_index, num_workers, follow, resumed)
 
     def warn_if_untold(self) -> None:
         """Log a warning in a process that seems to be one of several, of which nobody says which it is."""
@@ -172,6 +175,11 @@ class Stream(IterableDataset[Batch], ABC):
         if position and place[:2] == (epoch + 1, 0):  # a loaded rest has run out, and is not to come again
             self.set_place(Place(epoch, 0))
         self._place, self._is_loaded = place, False
+
+    def _resumed(self, place: Place) -> None:
+        """A StatefulDataLoader goes on in its workers, and iterations behind that begin at `place`, if nobody says."""
+        if not self._cursor[_Cell.IS_SET]:
+            self._cursor[: _Cell.NUM_GIVEN] = torch.tensor(place[:2], dtype=torch.int64)
 
 
 class _Cursors:
@@ -212,6 +220,7 @@ class StreamIterator(Iterator[Any]):
         worker_index: this worker, in [0, num_workers).
         num_workers: workers that share the epoch.
         follow: is told after each batch where a loop over this iterator alone stands.
+        resumed: is told when a state is loaded, by one worker of all, where iterations begin after this one.
 
     Attributes:
         replaced: windows of bad shards that were replaced in the last batch.
@@ -225,11 +234,12 @@ class StreamIterator(Iterator[Any]):
         worker_index: int,
         num_workers: int,
         follow: Callable[[Place], None] | None = None,
+        resumed: Callable[[Place], None] | None = None,
     ) -> None:
         self._job = job
         self._finish = finish
         self._worker = worker_index, num_workers
-        self._follow = follow
+        self._follow, self._resumed = follow, resumed
         self._num_done = 0
         self.replaced: tuple[Replaced, ...] = ()
         self._feed = Feed(job)
@@ -266,21 +276,53 @@ class StreamIterator(Iterator[Any]):
         position = self._job.schedule(epoch, start).position_after(self._num_done - 1)
         return Place(epoch, position, None if num_given is None else num_given + self._num_done)
 
+    @property
+    def _sharing(self) -> dict[str, int]:
+        """What decides which batches are this worker's, beside the order."""
+        job = self._job
+        return {"num_workers": self._worker[1], "batch_size": job.batch_size, "num_ranks": job.world.size}
+
     def state_dict(self) -> dict[str, int]:
-        """Three numbers and the number of workers: where this worker is."""
+        """Where this worker is, and among how many it shares the epoch, in batches of which size."""
         epoch, start, _ = self._start
-        return {"epoch": epoch, "start": start, "num_batches_done": self._num_done, "num_workers": self._worker[1]}
+        return {"epoch": epoch, "start": start, "num_batches_done": self._num_done, **self._sharing}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where this worker was.
+        """Go on where this worker was. Batch size and number of ranks may be others if no DataLoader worker reads.
 
         Raises:
-            StateError: the state is of another number of workers, of which each had another share.
+            StateError: not such a state, or one whose worker had another share; names both values.
         """
-        if state["num_workers"] != self._worker[1]:
+        if not isinstance(state, Mapping) or not {"epoch", "start", "num_batches_done", "num_workers"} <= set(state):
+            raise StateError(f"state: {state!r:.200}, wanted what state_dict() of an iterator over a stream returned.")
+        ours = self._sharing
+        saved = {name: state.get(name, value) for name, value in ours.items()}  # earlier releases do not say all
+        if saved == ours:
+            self._begin(Place(state["epoch"], state["start"], None if state["start"] else 0))
+            self._num_done = state["num_batches_done"]
+        elif saved["num_workers"] == ours["num_workers"] and get_worker_info() is None:
+            position = self._position_of(state)
+            self._begin(Place(state["epoch"], position, None if position else 0))
+            self._num_done = 0
+        else:
+            different = [name for name in ours if saved[name] != ours[name]]
+            told = "; ".join(f"{name} {saved[name]}, this loader has {ours[name]}" for name in different)
             raise StateError(
-                f"state: of {state['num_workers']} workers, this loader has {self._worker[1]}. Use as many, or "
-                "StreamingLoader, whose state fits any number."
+                f"state: {told}. Each worker goes on in its own share. Use the saved values, or a StreamingLoader, "
+                "whose state fits any."
             )
-        self._begin(Place(state["epoch"], state["start"], None if state["start"] else 0))
-        self._num_done = state["num_batches_done"]
+        if self._follow is not None:
+            self._follow(self._place())
+        worker_index, num_workers = self._worker
+        if self._resumed is not None and worker_index == (self._num_batches - 1) % num_workers:
+            # The one that gives the last batch: when it has, the epoch is over, and all of them say so or none.
+            is_over = worker_index + self._num_done * num_workers >= self._num_batches
+            self._resumed(Place(self._start.epoch + is_over, 0))
+
+    def _position_of(self, state: Mapping[str, int]) -> int:
+        """Windows of the epoch that were consumed, over all ranks, where one iterator on each read all its batches."""
+        global_batch, num_windows = state["batch_size"] * state["num_ranks"], self._job.num_windows
+        position = min(state["start"] + state["num_batches_done"] * global_batch, num_windows)
+        # Too few were left for a batch: they were dropped, and the epoch was over.
+        is_over = self._job.remainder == "drop" and num_windows - position < global_batch
+        return num_windows if is_over else position
