@@ -4,6 +4,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import Annotated, Any, Protocol, TextIO, TypeVar
 
 import torch
@@ -20,8 +21,9 @@ from epistream.loader.monitoring.report import PerformanceReport
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_order
+from epistream.loader.pickled import check_pickled
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.state import check_agreement, make_state
+from epistream.loader.state import Place, check_agreement, make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.stream_base import Stream
 from epistream.loader.workers.pool import StartMethod
@@ -89,6 +91,8 @@ class StreamingLoader:
                 "or both 0. Leave num_threads out when there are worker processes."
             )
         self.stream = stream
+        self._given = {**given, "start_method": start_method, "monitor": monitor, "device": device}
+        self._given["on_device"] = on_device
         self._device, self._on_device = check_device(device), on_device
         self._timeout_s = timeout_s
         self._iteration: Iteration | None = None  # that the loop is in, or was last
@@ -169,8 +173,7 @@ class StreamingLoader:
         It counts windows that the loop has been given, not those that workers have prepared. Any number of ranks,
         workers and any batch size may load it.
         """
-        place = None if self._iteration is None else self._iteration.place
-        return make_state(self.stream.job, place or self.stream.next_place)
+        return make_state(self.stream.job, self._where())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on where `state` was taken.
@@ -207,6 +210,7 @@ class StreamingLoader:
         """
         self._agree()
         if self._iteration is None or self._iteration.is_over:
+            self._forget_place()  # a loop that broke off is not gone on with: the next batch is of the next epoch
             self._crew.prepare()
         return self._hand_out(self._num_closed, os.getpid())
 
@@ -217,6 +221,23 @@ class StreamingLoader:
         self._crew.stop()
         self._recorder.restart(shared_cache=self._crew.are_threads)
         self.stream.job.cache.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A loader that goes on at the same place, in its next iteration; workers are not pickled.
+
+        Raises:
+            OptionError: a function of the user can not be found by its name, which is all that is pickled of it.
+        """
+        check_pickled("StreamingLoader", {"on_device": self._given["on_device"], **self.stream.hooks})
+        return _made_again, (type(self), self.stream, self._given, self._where())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamingLoader":
+        """As pickling, with the same functions."""
+        return _made_again(type(self), deepcopy(self.stream, memo), self._given, self._where())
+
+    def __copy__(self) -> "StreamingLoader":
+        """As a deep copy: two loaders of one stream would move one another."""
+        return deepcopy(self)
 
     def __enter__(self) -> "StreamingLoader":
         return self
@@ -231,6 +252,10 @@ class StreamingLoader:
             check_agreement(self.stream.job)
             log_order(self.stream.job)
             self._agreed_job = self.stream.job
+
+    def _where(self) -> Place:
+        place = None if self._iteration is None else self._iteration.place
+        return place or self.stream.next_place
 
     def _forget_place(self) -> None:
         """Let the next iteration begin where the stream says; one that runs counts on from its own next batch."""
@@ -254,11 +279,18 @@ class StreamingLoader:
             finished = map(self.stream.finish, batches)
             with move_ahead(finished, self._device, self._on_device, pool.ring if pool else None) as moved:
                 for batch in moved:
+                    if self._iteration is not iteration:  # also where no workers tell
+                        raise StateError(ENDED)
                     self._monitor.tick()
                     iteration.count()
                     yield batch
         finally:
             iteration.is_over = True
+
+
+def _made_again(cls: type[StreamingLoader], stream: Stream, given: dict[str, Any], place: Place) -> StreamingLoader:
+    stream.set_place(place, is_loaded=stream.loaded_place == place)
+    return cls(stream, **given)
 
 
 def _weakly(method: Callable[[], T]) -> Callable[[], T]:

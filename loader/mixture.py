@@ -72,6 +72,12 @@ class Mixture(Stream):
         """Where each dataset stands (its epoch, and windows consumed in it) at a position of a mixture epoch."""
         return self._plan.schedule.consumed(position, epoch)
 
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """Those of its streams."""
+        numbered = enumerate(self._streams)
+        return {f"{name} of stream {n}": hook for n, stream in numbered for name, hook in stream.hooks.items()}
+
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Each dataset's rows as its own stream makes them, together again; without copying where none copied."""
         owner, marks_repeats = views[DATASET_INDEX], self._job.marks_repeats

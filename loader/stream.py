@@ -121,6 +121,7 @@ class EpisodeStream(Stream):
         world = World() if self.awaits_world else world or World.detect()
         self._job = ReadJob((part,), world, options.batch_size, options.remainder, cache)
         cameras = tuple(name for name, feature in chosen.items() if feature.kind == "frames")
+        self._hooks = {"transform": options.transform, "sample_format": options.sample_format}
         steps = (ChannelsFirst(cameras) if options.channels_first else None, options.transform)
         self._transform = InOrder(tuple(step for step in steps if step is not None))
         self._job.schedule(0, 0)  # impossible batch sizes and worlds are told now, not at the first batch
@@ -192,6 +193,11 @@ class EpisodeStream(Stream):
             )
         access = RandomAccess(dataset, part.features, part.window, job.cache, job.reader_options[0])
         return self.finish(access.read([episode_index], [step]))
+
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """What the user gave to be called on batches, by option."""
+        return self._hooks
 
     @property
     def changes_nothing(self) -> bool:

@@ -46,9 +46,23 @@ class Stream(IterableDataset[Batch], ABC):
 
     def __init__(self) -> None:
         # Workers of a DataLoader that stay alive over epochs have copies of everything else.
-        self._cursor = _CURSORS.take()
+        self._shared, self._pid = _CURSORS.take(), os.getpid()
         self._place: Place | None = None  # of the loop over the stream in this process
         self._is_loaded = False  # where the next iteration begins is that of a state
+
+    @property
+    def _cells(self) -> torch.Tensor:
+        """The cells of this stream, (len(_Cell),) int64, in memory shared with the workers of its DataLoader.
+
+        A copy has cells of its own, and so has each rank that was forked or given the stream: ranks go through their
+        epochs by themselves.
+        """
+        if self._pid != os.getpid() and get_worker_info() is None:
+            cells = _CURSORS.take()
+            cells.copy_(self._shared)
+            cells[_Cell.NUM_READERS] = 0
+            self._shared, self._pid = cells, os.getpid()
+        return self._shared
 
     @property
     def loaded_place(self) -> Place | None:
@@ -70,11 +84,16 @@ class Stream(IterableDataset[Batch], ABC):
         # Workers that a DataLoader spawns know of no process group: they get the world as it is now.
         if not (self.awaits_world and World.is_to_come()):
             _ = self.job
-        return self.__dict__.copy()
+        return {**self.__dict__, "_pid": -1}  # no process has that number: whoever gets it is another one, or a copy
 
     @abstractmethod
     def finish(self, views: Mapping[str, NDArray[Any]]) -> Any:
         """Turn the arrays of a batch into what a training loop gets. Tensors share the arrays' memory."""
+
+    @property
+    @abstractmethod
+    def hooks(self) -> dict[str, Any]:
+        """What the user gave to be called on batches, by option."""
 
     @property
     def num_windows(self) -> int:
@@ -94,7 +113,7 @@ class Stream(IterableDataset[Batch], ABC):
     @property
     def next_place(self) -> Place:
         """Where the next iteration begins."""
-        epoch, position, num_given, *_ = self._cursor.tolist()
+        epoch, position, num_given, *_ = self._cells.tolist()
         return Place(epoch, position, None if num_given < 0 else num_given)
 
     def set_epoch(self, epoch: int, position: int | None = None) -> None:
@@ -119,8 +138,8 @@ class Stream(IterableDataset[Batch], ABC):
     def set_place(self, place: Place, is_loaded: bool = False) -> None:
         """Let the next iteration begin there; `is_loaded` if that is where a state was taken."""
         num_given = -1 if place.num_given is None else place.num_given
-        self._cursor[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
-        self._cursor[_Cell.NUM_READERS], self._cursor[_Cell.IS_SET] = 0, 1
+        self._cells[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
+        self._cells[_Cell.NUM_READERS], self._cells[_Cell.IS_SET] = 0, 1
         self._place, self._is_loaded = None, is_loaded
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,7 +151,7 @@ class Stream(IterableDataset[Batch], ABC):
             StateError: workers of a DataLoader read the stream. They read ahead of the loop, and how far it is only the
                 loader knows.
         """
-        num_readers = int(self._cursor[_Cell.NUM_READERS])
+        num_readers = int(self._cells[_Cell.NUM_READERS])
         if self._place is None and num_readers and get_worker_info() is None:
             raise StateError(
                 f"state_dict: {num_readers} workers of a DataLoader read this stream ahead of the loop, and only the "
@@ -156,12 +175,12 @@ class Stream(IterableDataset[Batch], ABC):
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if worker_index == 0 and not self._cursor[_Cell.IS_TOLD]:
-            self._cursor[_Cell.IS_TOLD] = 1
+        if worker_index == 0 and not self._cells[_Cell.IS_TOLD]:
+            self._cells[_Cell.IS_TOLD] = 1
             log_order(self.job)
         if worker is None:
             self.warn_if_untold()
-        self._place, self._cursor[_Cell.NUM_READERS] = None, 0 if worker is None else num_workers
+        self._place, self._cells[_Cell.NUM_READERS] = None, 0 if worker is None else num_workers
         follow, resumed = (self._follow, None) if worker is None else (None, self._resumed)
         return StreamIterator(self.job, self.finish, self.next_place, worker_index, num_workers, follow, resumed)
 
@@ -178,8 +197,8 @@ class Stream(IterableDataset[Batch], ABC):
 
     def _resumed(self, place: Place) -> None:
         """A StatefulDataLoader goes on in its workers, and iterations behind that begin at `place`, if nobody says."""
-        if not self._cursor[_Cell.IS_SET]:
-            self._cursor[: _Cell.NUM_GIVEN] = torch.tensor(place[:2], dtype=torch.int64)
+        if not self._cells[_Cell.IS_SET]:
+            self._cells[: _Cell.NUM_GIVEN] = torch.tensor(place[:2], dtype=torch.int64)
 
 
 class _Cursors:
