@@ -91,7 +91,7 @@ class StreamingLoader:
                 "or both 0. Leave num_threads out when there are worker processes."
             )
         self.stream = stream
-        self._given = {**given, "start_method": start_method, "monitor": monitor, "device": device}
+        self._given: dict[str, Any] = {**given, "start_method": start_method, "monitor": monitor, "device": device}
         self._given["on_device"] = on_device
         self._device, self._on_device = check_device(device), on_device
         self._timeout_s = timeout_s
