@@ -63,7 +63,7 @@ class Config:
         if values["num_workers"] == "auto" and values["num_threads"]:
             values["num_workers"] = 0
         elif values["num_workers"] == "auto":
-            ranks = (world or World.detect()).local_size
+            ranks = (world or World.detect()).all_processes.local_size
             values["num_workers"] = max(1, min(_MAX_AUTO_WORKERS, num_usable_cores() // ranks))
         values["monitor"] = MonitorOptions(**self.settings.monitor.model_dump())
         return values

@@ -101,7 +101,7 @@ class Crew:
             are_threads=self.are_threads,
             prefetch=self._prefetch,
             num_cores=num_usable_cores(),
-            local_ranks=job.world.local_size,
+            local_ranks=job.world.all_processes.local_size,
             num_shards=sum(int(np.count_nonzero(plan.per_shard)) for plan in job.plans),
             budget_advice=budget_advice(job.plans[0], budget.bytes, in_flight * job.batch_size * job.world.size)
             if budget and len(job.plans) == 1
@@ -115,5 +115,5 @@ class Crew:
     def _start(self, job: ReadJob) -> WorkerPool:
         num_slots = self._num_workers * self._slots_per_worker
         # The rings of all ranks of this node come first; the cache's budget is what they leave.
-        job.cache.reserve(num_slots * self.slots.layout.num_bytes * job.world.local_size)
+        job.cache.reserve(num_slots * self.slots.layout.num_bytes * job.world.all_processes.local_size)
         return WorkerPool(job, self.slots, self._num_workers, self._slots_per_worker, self._start_method)

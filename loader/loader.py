@@ -269,7 +269,7 @@ class StreamingLoader:
         self._agree()
         iteration = self._crew.prepare()
         job, pool = self.stream.job, self._crew.pool
-        self._monitor.start(job.world.rank, job.world.local_rank)  # the workers are forked by now
+        self._monitor.start(job.world.rank, job.world.all_processes.local_rank)  # the workers are forked by now
         self._iteration = iteration
         iteration.begin()
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.

@@ -5,10 +5,12 @@ import operator
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import distributed
 
 from epistream.errors import OptionError, StateError
+from epistream.loader.order.launchers import num_restarts
 from epistream.loader.reading.job import ReadJob
 
 STATE_VERSION = 1
@@ -21,6 +23,9 @@ _NUM_GIVEN = "num_batches_given"
 _PLAN_DIGITS = 16
 # Of each value of a mixture's datasets, so many are told where they differ from those of a state.
 _MOST_DIFFERENCES = 3
+# How many streams of each process group this process has compared. Counted here, not in the group's store, which may be
+# older than the process.
+_NUM_STREAMS: "WeakKeyDictionary[Any, int]" = WeakKeyDictionary()
 
 
 class Place(NamedTuple):
@@ -128,24 +133,28 @@ def check_agreement(job: ReadJob) -> None:
     and others never.
 
     No rank waits for another: a collective would hang when one rank alone makes a stream. Streams are matched in the
-    order in which each rank first iterates them; a stream with a `World` of its own is not compared.
+    order in which each rank first iterates them; a stream with a `World` of its own is not compared, one with a world
+    of a device mesh is.
 
     Raises:
         OptionError: the ranks differ; names the option and both values.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    if job.world.size != distributed.get_world_size() or job.world.size == 1:
+    size = distributed.get_world_size()
+    if job.world.all_processes.size != size or size == 1:
         return
-    store = distributed.distributed_c10d._get_default_store()
-    number = store.add(f"epistream/streams/{job.world.rank}", 1)
+    store, group = distributed.distributed_c10d._get_default_store(), distributed.group.WORLD
+    number = _NUM_STREAMS[group] = _NUM_STREAMS.get(group, 0) + 1
+    # A store that torchrun keeps over restarts still holds what ranks said that are dead by now.
+    key = f"epistream/plan/{size}/{num_restarts()}/{number}"
     ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder, "world": job.world.layout}
     # An empty expectation sets the value if there is none, and returns what stands there.
-    first = json.loads(store.compare_set(f"epistream/plan/{number}", "", json.dumps(ours, sort_keys=True)))
+    first = json.loads(store.compare_set(key, "", json.dumps(ours, sort_keys=True)))
     for name, value in ours.items():
         if value != first.get(name):
             raise OptionError(
-                f"stream {number} of rank {job.world.rank}: {name} is {value!r}, another rank has "
+                f"stream {number} of rank {job.world.all_processes.rank}: {name} is {value!r}, another rank has "
                 f"{first.get(name)!r}. Give every rank the same arguments; a stream for one rank alone takes "
                 "world=World()."
             )

@@ -8,10 +8,11 @@ Source: the variables are those of torchrun's and Open MPI's documentation and o
 """
 
 import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from epistream.errors import OptionError
 
@@ -87,23 +88,73 @@ def process_group() -> tuple[int, int] | None:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def mesh_fields(mesh: Any, names: tuple[str, ...], job: Any) -> WorldFields:
+    """The world of a rank of a device mesh, of which only some dimensions are data-parallel.
+
+    Args:
+        mesh: as `World.of_mesh` takes it.
+        names: the data-parallel dimensions.
+        job: the world of all processes of the job.
+
+    Raises:
+        OptionError: the mesh has no such dimensions, or does not hold this process.
+    """
+    known = tuple(mesh.mesh_dim_names or ())
+    if not names:
+        raise OptionError(f"World.of_mesh: no dimension, wanted the data-parallel ones of {known}.")
+    try:
+        data_parallel = mesh[names if len(names) > 1 else names[0]]
+    except (KeyError, RuntimeError) as error:
+        raise OptionError(
+            f"World.of_mesh: dimensions {names} of a mesh that has {known or 'no names'}: {error}. Name those that are "
+            "data-parallel; init_device_mesh(..., mesh_dim_names=...) gives names."
+        ) from error
+    ranks = data_parallel.mesh.flatten().tolist()
+    if job.rank not in ranks:
+        raise OptionError(
+            f"World.of_mesh: rank {job.rank} is not in the mesh. Only ranks of the mesh stream by it; pass "
+            "world=World() to stream alone."
+        )
+    rank, size = ranks.index(job.rank), len(ranks)
+    if job.uneven:
+        return _nodes_unknown(rank, size)
+    nodes = [each // job.local_size for each in ranks]
+    local_rank, local_size = nodes[:rank].count(job.node), nodes.count(job.node)
+    # Positions are dealt to runs of ranks: each node must hold one, and all of one length.
+    runs = [set(nodes[begin : begin + local_size]) for begin in range(0, size, local_size)]
+    if len(runs) * local_size == size == local_size * len(set(nodes)) and all(len(run) == 1 for run in runs):
+        return _even(rank, size, local_rank, local_size, rank // local_size)
+    return _nodes_unknown(rank, size, local_rank, local_size)
+
+
+def num_restarts() -> int:
+    """How often torchrun has started the ranks of this node again; the process group's store may outlive a start."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _torchrun(environ: Mapping[str, str]) -> WorldFields | None:
-    """torchrun, and those who set the same names; Ray Train and Lightning call the node NODE_RANK."""
+    """torchrun, and those who set the same names; Ray Train and Lightning call the node NODE_RANK.
+
+    DeepSpeed's launcher has names of its own for all that concerns nodes.
+    """
     if "RANK" not in environ or "WORLD_SIZE" not in environ:
         return None
     rank, size = _integer(environ, "RANK"), _integer(environ, "WORLD_SIZE")
     _check("RANK", rank, "WORLD_SIZE", size)
-    node_variable = "GROUP_RANK" if "GROUP_RANK" in environ else "NODE_RANK"
-    if "LOCAL_RANK" not in environ or "LOCAL_WORLD_SIZE" not in environ:
+    node_variable, nodes_variable = "GROUP_RANK" if "GROUP_RANK" in environ else "NODE_RANK", "GROUP_WORLD_SIZE"
+    local_variable = "LOCAL_WORLD_SIZE"
+    if local_variable not in environ and "CROSS_SIZE" in environ:
+        local_variable, node_variable, nodes_variable = "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE"
+    if "LOCAL_RANK" not in environ or local_variable not in environ:
         return _nodes_unknown(rank, size)
-    local_rank, local_size = _integer(environ, "LOCAL_RANK"), _integer(environ, "LOCAL_WORLD_SIZE")
-    _check("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size)
+    local_rank, local_size = _integer(environ, "LOCAL_RANK"), _integer(environ, local_variable)
+    _check("LOCAL_RANK", local_rank, local_variable, local_size)
     if local_size == size:
         return _even(rank, size, local_rank, local_size, 0)
     # These launchers number ranks node after node: any disagreement means nodes of different sizes. Where one node
     # cannot see it (2, 1 and 3 ranks look even from the first), ranks find out when they compare `World.layout`.
     node = _integer(environ, node_variable) if node_variable in environ else -1
-    num_nodes = _integer(environ, "GROUP_WORLD_SIZE") if "GROUP_WORLD_SIZE" in environ else size // local_size
+    num_nodes = _integer(environ, nodes_variable) if nodes_variable in environ else size // local_size
     if num_nodes * local_size != size or rank != node * local_size + local_rank:
         return _nodes_unknown(rank, size, local_rank, local_size)
     return _even(rank, size, local_rank, local_size, node)

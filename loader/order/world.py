@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from epistream.errors import OptionError
-from epistream.loader.order.launchers import detect_fields, is_untold, lacks_rank, process_group
+from epistream.loader.order.launchers import detect_fields, is_untold, lacks_rank, mesh_fields, process_group
 
 
 @dataclass(frozen=True)
 class World:
     """A rank's place in the job. By hand: ``World.of(rank, size, local_size)``.
 
-    For model-parallel jobs, give the data-parallel rank and size: ranks that must see the same batch take
-    equal worlds.
+    In model-parallel jobs ranks that must see the same batch take equal worlds: see `of_mesh`.
 
     Attributes:
         rank: this process among all, in [0, size).
@@ -24,6 +24,8 @@ class World:
         num_nodes: number of nodes.
         uneven: the nodes hold different numbers of ranks, or nobody told which rank is on which node. Then
             every rank counts as a node of its own when windows are dealt. Must be equal on all ranks.
+        job: the world of all processes, where several of them take one place in this one; None where they are the
+            same.
     """
 
     rank: int = 0
@@ -33,13 +35,15 @@ class World:
     node: int = 0
     num_nodes: int = 1
     uneven: bool = False
+    job: "World | None" = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            wanted = bool if field.name == "uneven" else int
-            if type(value) is not wanted:
-                raise OptionError(f"World.{field.name}: {value!r}, wanted {wanted.__name__}.")
+        wanted: dict[str, type] = {each.name: int for each in fields(self)}
+        wanted |= {"uneven": bool, "job": type(None) if self.job is None else World}
+        for name, kind in wanted.items():
+            value = getattr(self, name)
+            if type(value) is not kind:
+                raise OptionError(f"World.{name}: {value!r}, wanted {kind.__name__}.")
         for name, bound in (("rank", "size"), ("local_rank", "local_size"), ("node", "num_nodes")):
             count, position = getattr(self, bound), getattr(self, name)
             if count < 1:
@@ -95,6 +99,22 @@ class World:
         return cls(*detect_fields(os.environ if environ is None else environ))
 
     @classmethod
+    def of_mesh(cls, mesh: Any, *names: str) -> "World":
+        """The world of a job that is parallel in other dimensions, too: tensors, pipelines, contexts.
+
+        Ranks that differ in those alone take equal worlds, and get the same batches.
+
+        Args:
+            mesh: a ``torch.distributed.device_mesh.DeviceMesh`` with names.
+            names: its data-parallel dimensions, as they are nested: ``"dp"``, or ``"replicate", "shard"``.
+
+        Raises:
+            OptionError: the mesh has no such dimensions, or does not hold this process.
+        """
+        job = cls.detect()
+        return cls(*mesh_fields(mesh, names, job), job=job)
+
+    @classmethod
     def is_to_come(cls) -> bool:
         """Whether the launcher says that there are several ranks, and which this is will be known later."""
         return process_group() is None and lacks_rank(os.environ)
@@ -109,6 +129,11 @@ class World:
     def is_untold(self) -> bool:
         """Whether this is the world of a process that another one started, and that nobody told its rank."""
         return self.size == 1 and is_untold(os.environ)
+
+    @property
+    def all_processes(self) -> "World":
+        """The world of all processes of the job: who shares the node's memory and cores with this one."""
+        return self.job or self
 
     @property
     def num_groups(self) -> int:

@@ -76,6 +76,6 @@ def _budget_holds(job: ReadJob, batches_in_flight: int) -> bool:
 
     If not, workers that are far apart would evict each other's shards: they are fetched again and again then.
     """
-    budget = job.budget_ahead(batches_in_flight * job.layout.num_bytes * job.world.local_size)
+    budget = job.budget_ahead(batches_in_flight * job.layout.num_bytes * job.world.all_processes.local_size)
     windows = batches_in_flight * job.batch_size * job.world.size
     return budget is None or sum(open_bytes(plan, windows) for plan in job.plans) <= budget

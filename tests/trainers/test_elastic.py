@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rank_windows import windows_of_rank
 
 import epistream as es
+from epistream.errors import OptionError
+from epistream.loader import state
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 BATCHES_AN_EPOCH = 7  # 140 windows, 20 in a global batch
@@ -106,3 +109,39 @@ def test_job_whose_rank_was_killed_goes_on_with_another_number_of_ranks(aloha_sh
     expected = windows_of_rank(aloha_shards, es.World(), 2, batch_size=20)
     assert [sorted(batch) for batch in together] == [sorted(batch) for batch in expected]
     assert list(windows[9:]) == expected[9:]
+
+
+@pytest.fixture
+def started(monkeypatch, aloha_shards):
+    """Let a rank of a job compare its stream, as a process that torchrun started would; the store is never renewed."""
+    store = torch.distributed.HashStore()
+
+    def start(rank, size, restarts, batch_sizes=(10,)):
+        group = torch.distributed.ProcessGroup(rank, size)  # of a process of its own
+        distributed = SimpleNamespace(
+            is_available=lambda: True,
+            is_initialized=lambda: True,
+            get_world_size=lambda: size,
+            group=SimpleNamespace(WORLD=group),
+            distributed_c10d=SimpleNamespace(_get_default_store=lambda: store),
+        )
+        monkeypatch.setattr(state, "distributed", distributed)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+        for batch_size in batch_sizes:
+            world = es.World.of(rank, size)
+            stream = es.EpisodeStream(aloha_shards, batch_size=batch_size, features=["action"], world=world)
+            state.check_agreement(stream.job)
+
+    return start
+
+
+def test_ranks_are_compared_with_those_of_their_own_start_only(started):
+    started(0, 2, 0)  # rank 1 is killed before it has a stream
+    for rank in range(2):
+        started(rank, 2, 1, batch_sizes=(10, 20))
+    for rank in range(2):
+        started(rank, 2, 2, batch_sizes=(5,))  # a script may take smaller batches after it was killed
+    for rank in range(4):  # and nodes may have joined
+        started(rank, 4, 2)
+    with pytest.raises(OptionError, match=r"stream 1 of rank 1: batch_size is 7, another rank has 5"):
+        started(1, 2, 2, batch_sizes=(7,))

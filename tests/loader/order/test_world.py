@@ -1,9 +1,11 @@
 """The world: what is refused, and what is made of each launcher's variables."""
 
 import sys
+from math import prod
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from epistream.errors import OptionError
 from epistream.loader.order.world import World
@@ -183,3 +185,91 @@ def test_world_by_hand_numbers_ranks_node_after_node():
 def test_world_that_cannot_be_is_refused(build, message):
     with pytest.raises(OptionError, match=message):
         build()
+
+
+DEEPSPEED = {
+    "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "CROSS_RANK": "1", "CROSS_SIZE": "2",
+}  # fmt: skip
+
+
+def test_world_of_deepspeeds_launcher_takes_the_node_from_its_own_names():
+    assert World.detect(DEEPSPEED) == World(5, 8, 1, 4, 1, 2)
+    assert World.detect({**DEEPSPEED, "CROSS_SIZE": "3"}).uneven
+
+
+class Mesh:
+    """What `World.of_mesh` asks of a device mesh: the ranks of the slice that a rank is in."""
+
+    def __init__(self, shape, names, rank):
+        self.mesh_dim_names, self.rank = names, rank
+        self.mesh = torch.arange(prod(shape)).view(shape)
+
+    def __getitem__(self, names):
+        names = (names,) if isinstance(names, str) else names
+        if not set(names) <= set(self.mesh_dim_names):
+            raise KeyError(f"Invalid mesh_dim_names {names}")
+        place = (self.mesh == self.rank).nonzero()[0].tolist()
+        index = tuple(slice(None) if n in names else at for n, at in zip(self.mesh_dim_names, place, strict=True))
+        return SimpleNamespace(mesh=self.mesh[index])
+
+
+@pytest.fixture
+def of_mesh(distributed, monkeypatch):
+    """The worlds of all ranks of a mesh over nodes of equal size."""
+
+    def worlds(shape, names, data_parallel, local_size):
+        size, found = prod(shape), []
+        for rank in range(size):
+            distributed(rank, size)
+            for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank % local_size,
+                                "LOCAL_WORLD_SIZE": local_size, "GROUP_RANK": rank // local_size}.items():  # fmt: skip
+                monkeypatch.setenv(name, str(value))
+            world = World.of_mesh(Mesh(shape, names, rank), *data_parallel)
+            assert (world.all_processes.rank, world.all_processes.local_size) == (rank, local_size)
+            found.append(world)
+        return found
+
+    return worlds
+
+
+def test_world_of_a_mesh_gives_ranks_of_one_tensor_parallel_group_equal_worlds(of_mesh):
+    assert of_mesh((2, 2), ("dp", "tp"), ("dp",), 4) == [World.of(rank, 2) for rank in (0, 0, 1, 1)]
+
+
+def test_world_of_a_mesh_over_nodes_keeps_data_parallel_ranks_with_their_node(of_mesh):
+    found = of_mesh((4, 2), ("dp", "tp"), ("dp",), 4)
+    assert found == [World.of(rank, 4, local_size=2) for rank in (0, 0, 1, 1, 2, 2, 3, 3)]
+
+
+def test_world_of_a_mesh_whose_stages_lie_on_other_nodes_has_one_node_of_all_places(of_mesh):
+    assert of_mesh((2, 4), ("pp", "dp"), ("dp",), 4) == [World.of(rank, 4) for rank in (0, 1, 2, 3) * 2]
+
+
+def test_world_of_a_mesh_whose_tensors_are_split_over_nodes_counts_a_place_as_a_node(of_mesh):
+    # Ranks 0 and 4 are the first place, on two nodes: each node holds every place.
+    assert of_mesh((4, 2), ("tp", "dp"), ("dp",), 2) == [World.of(rank, 2) for rank in (0, 1) * 4]
+    # Nodes of three cut through the pairs: their places are 0, 0, 1 and 1, 2, 2.
+    assert [world.uneven for world in of_mesh((3, 2), ("dp", "tp"), ("dp",), 3)] == [True] * 6
+
+
+def test_world_of_two_data_parallel_dimensions_counts_them_as_they_are_nested(of_mesh):
+    found = of_mesh((2, 2, 2), ("replicate", "shard", "tp"), ("replicate", "shard"), 4)
+    assert found == [World.of(rank, 4, local_size=2) for rank in (0, 0, 1, 1, 2, 2, 3, 3)]
+
+
+def test_world_of_a_mesh_without_data_parallel_ranks_is_one_place_for_all(of_mesh):
+    found = of_mesh((1, 4), ("dp", "tp"), ("dp",), 4)
+    assert found == [World()] * 4
+    assert found[0].all_processes.size == 4
+
+
+def test_mesh_without_the_dimension_is_refused_with_those_it_has(distributed):
+    distributed(0, 4)
+    mesh = Mesh((2, 2), ("dp", "tp"), 0)
+    with pytest.raises(OptionError, match=r"dimensions \('data',\) of a mesh that has \('dp', 'tp'\)"):
+        World.of_mesh(mesh, "data")
+    with pytest.raises(OptionError, match=r"no dimension, wanted the data-parallel ones of \('dp', 'tp'\)"):
+        World.of_mesh(mesh)
+    distributed(5, 6)
+    with pytest.raises(OptionError, match=r"rank 5 is not in the mesh"):
+        World.of_mesh(mesh, "dp")  # which tells of the slice of rank 0
