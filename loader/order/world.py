@@ -35,7 +35,7 @@ class World:
     node: int = 0
     num_nodes: int = 1
     uneven: bool = False
-    job: "World | None" = field(default=None, compare=False)
+    job: "World | None" = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         wanted: dict[str, type] = {each.name: int for each in fields(self)}
