@@ -4,6 +4,7 @@ import json
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,9 +24,10 @@ _NUM_GIVEN = "num_batches_given"
 _PLAN_DIGITS = 16
 # Of each value of a mixture's datasets, so many are told where they differ from those of a state.
 _MOST_DIFFERENCES = 3
-# How many streams of each process group this process has compared. Counted here, not in the group's store, which may be
+# The process groups of this process, numbered, and their streams. Counted here, not in the group's store, which may be
 # older than the process.
-_NUM_STREAMS: "WeakKeyDictionary[Any, int]" = WeakKeyDictionary()
+_GROUPS = count()
+_STREAMS: "WeakKeyDictionary[Any, tuple[int, Iterator[int]]]" = WeakKeyDictionary()
 
 
 class Place(NamedTuple):
@@ -145,9 +147,11 @@ def check_agreement(job: ReadJob) -> None:
     if job.world.all_processes.size != size or size == 1:
         return
     store, group = distributed.distributed_c10d._get_default_store(), distributed.group.WORLD
-    number = _NUM_STREAMS[group] = _NUM_STREAMS.get(group, 0) + 1
-    # A store that torchrun keeps over restarts still holds what ranks said that are dead by now.
-    key = f"epistream/plan/{size}/{num_restarts()}/{number}"
+    if group not in _STREAMS:
+        _STREAMS[group] = next(_GROUPS), count(1)
+    group_number, number = _STREAMS[group][0], next(_STREAMS[group][1])
+    # A store that torchrun keeps over restarts still holds what was said in groups that are gone by now.
+    key = f"epistream/plan/{size}/{num_restarts()}/{group_number}/{number}"
     ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder, "world": job.world.layout}
     # An empty expectation sets the value if there is none, and returns what stands there.
     first = json.loads(store.compare_set(key, "", json.dumps(ours, sort_keys=True)))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,8 +117,9 @@ def started(monkeypatch, aloha_shards):
     """Let a rank of a job compare its stream, as a process that torchrun started would; the store is never renewed."""
     store = torch.distributed.HashStore()
 
-    def start(rank, size, restarts, batch_sizes=(10,)):
-        group = torch.distributed.ProcessGroup(rank, size)  # of a process of its own
+    def start(rank, size, restarts, batch_sizes=(10,), first_group=0):
+        group = torch.distributed.ProcessGroup(rank, size)
+        monkeypatch.setattr(state, "_GROUPS", count(first_group))  # in a process of its own
         distributed = SimpleNamespace(
             is_available=lambda: True,
             is_initialized=lambda: True,
@@ -143,5 +145,7 @@ def test_ranks_are_compared_with_those_of_their_own_start_only(started):
         started(rank, 2, 2, batch_sizes=(5,))  # a script may take smaller batches after it was killed
     for rank in range(4):  # and nodes may have joined
         started(rank, 4, 2)
+    for rank in range(2):  # or it makes another group in the same processes
+        started(rank, 2, 2, batch_sizes=(4,), first_group=1)
     with pytest.raises(OptionError, match=r"stream 1 of rank 1: batch_size is 7, another rank has 5"):
         started(1, 2, 2, batch_sizes=(7,))
