@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types soak bench bench-remote bench-flat bench-growth memory pictures clean
+.PHONY: demo test lint types soak grid bench bench-remote bench-flat bench-growth memory pictures clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -90,6 +90,10 @@ pictures: $(STAMP)
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600
+
+# Every trainer x ranks x workers x ways to resume, the windows of each rank beside the reference's; a table at the end.
+grid: $(STAMP)
+	$(VENV)/bin/python -m pytest tests/trainers/test_grid.py -m "not soak" $(if $(TRAINER),-k "$(TRAINER)")
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out
