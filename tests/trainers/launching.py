@@ -31,11 +31,14 @@ class Row:
     Args:
         program: its file in `programs`, without the suffix.
         under_torchrun: whether torchrun starts the ranks; a program starts its own otherwise.
+        tells_nodes: whether its launcher says which ranks share a node; every rank counts as a node otherwise, and gets
+            another part of the same global batches.
         refusals: the sentence that answers a cell instead of windows, as a pattern, by workers and circumstance.
     """
 
     program: str
     under_torchrun: bool = True
+    tells_nodes: bool = True
     refusals: dict[tuple[int, str], str] = field(default_factory=dict)
 
 
