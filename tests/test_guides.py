@@ -12,7 +12,7 @@ from epistream import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-GUIDES = ("concepts", "troubleshooting")
+GUIDES = ("concepts", "trainers", "troubleshooting")
 
 # Runs the blocks of the page that it is given and compares what each prints with the text block behind it.
 RUNNER = """
@@ -75,3 +75,18 @@ def test_troubleshooting_lists_every_limit():
 
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert [limit for limit in get_args(Limit) if f"| `{limit}` |" not in text] == []
+
+
+def test_trainers_were_run_with_the_versions_that_tests_install():
+    text = (ROOT / "docs" / "trainers.md").read_text().partition("## What was run")[2]
+    told = dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", text, re.MULTILINE))
+    assert set(told) == {"torch", "lightning", "transformers", "accelerate", "torchdata", "ray"}
+    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert told == {name: pinned[name] for name in told}
+
+
+def test_trainers_page_links_the_program_of_every_row_of_the_grid():
+    from launching import ROWS
+
+    text = (ROOT / "docs" / "trainers.md").read_text()
+    assert [row.program for row in ROWS if f"(../tests/trainers/programs/{row.program}.py)" not in text] == []
