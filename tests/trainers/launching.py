@@ -44,7 +44,7 @@ class Row:
 
 ROWS = (
     Row("plain_ddp"),
-    Row("lightning_trainer", under_torchrun=False),
+    Row("lightning_trainer", under_torchrun=False, tells_nodes=False),
     Row("hf_trainer"),
     Row("accelerate_loop"),
     Row("fabric_loop"),
