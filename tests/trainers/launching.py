@@ -19,7 +19,7 @@ NUM_EPOCHS = 3
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 # A start imports torch, a trainer and, under torchrun, torch once more: seconds, on a crowded machine tens of seconds.
-DEADLINE_S = 120
+DEADLINE_S = 240
 # Names a process, its children and theirs as ours, also where they were given sessions and parents of their own.
 MARK = "EPISTREAM_GRID_JOB"
 

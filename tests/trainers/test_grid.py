@@ -103,7 +103,7 @@ def difference(found: list, wanted: list) -> str:
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", PARAMS)
 def test_windows_of_every_rank_come_as_without_a_trainer(
     cell, made_grid, reference, tmp_path, cache_directory, record_property
