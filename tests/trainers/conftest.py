@@ -1,10 +1,11 @@
 """The grid's data, its reference, and the table of its cells behind a run."""
 
 import json
+import os
 import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import h5py
 import numpy as np
@@ -64,24 +65,29 @@ def reference(made_grid):
 
 @pytest.fixture
 def cache_directory():
-    """A directory in memory for one job's cache, gone afterwards; no other test fills or empties it."""
-    folder = Path(tempfile.mkdtemp(prefix="epistream-grid-", dir="/dev/shm"))
-    yield folder / "cache"
-    shutil.rmtree(folder)
+    """Where one job's cache may be in memory, gone afterwards; no other test fills or empties it."""
+    folder = Path(f"/dev/shm/epistream-grid-{os.getpid()}-{uuid4().hex}")
+    yield folder  # not made: a test that is killed leaves nothing behind
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not folder.exists()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """A line for each cell of the grid that was run."""
     cells = [
-        (dict(report.user_properties)["cell"], name == "passed", report.duration)
-        for name in ("passed", "failed", "error")
-        for report in terminalreporter.getreports(name)
+        (dict(report.user_properties), outcome == "passed", report.duration)
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.getreports(outcome)
         if getattr(report, "when", "") == "call" and "cell" in dict(report.user_properties)
     ]
-    if cells:
-        terminalreporter.section("grid: windows of every rank beside the reference's")
-    for cell, is_right, seconds in cells:
-        terminalreporter.write_line(f"{'right' if is_right else 'WRONG'}  {cell}  {seconds:6.1f} s")
-    if cells:
-        num_wrong = sum(not is_right for _, is_right, _ in cells)
-        terminalreporter.write_line(f"{len(cells)} cells, {num_wrong} wrong, {sum(s for *_, s in cells):.0f} s in all")
+    if not cells:
+        return
+    terminalreporter.section("grid: windows of every rank beside the reference's; seconds, and those of processors")
+    for told, is_right, seconds in sorted(cells, key=lambda each: each[0]["number"]):
+        verdict = "right" if is_right else "WRONG"
+        line = f"{verdict}  {told['cell']}  {seconds:6.1f} s  {told.get('processor_s', 0):6.1f} s"
+        terminalreporter.write_line(line + ("  refused" if told["refused"] and is_right else ""))
+    num_wrong = sum(not is_right for _, is_right, _ in cells)
+    seconds = sum(seconds for *_, seconds in cells)
+    busy = sum(told.get("processor_s", 0) for told, *_ in cells)
+    terminalreporter.write_line(f"{len(cells)} cells, {num_wrong} wrong; {seconds:.0f} s, {busy:.0f} s of processors")

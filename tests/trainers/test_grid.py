@@ -5,6 +5,7 @@
 
 import json
 import re
+import resource
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -103,14 +104,22 @@ def difference(found: list, wanted: list) -> str:
     )
 
 
+def processor_s() -> float:
+    """Seconds of processors that children used, which a crowded machine changes less than those of a clock."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", PARAMS)
 def test_windows_of_every_rank_come_as_without_a_trainer(
     cell, made_grid, reference, tmp_path, cache_directory, record_property
 ):
-    record_property("cell", cell.title)
-    runs = Runs(cell, made_grid, tmp_path, cache_directory)
+    for name, value in {"number": CELLS.index(cell), "cell": cell.title, "refused": bool(cell.refusal)}.items():
+        record_property(name, value)
+    runs, before = Runs(cell, made_grid, tmp_path, cache_directory), processor_s()
     status = runs.all()
+    record_property("processor_s", processor_s() - before)
     if cell.refusal is not None:
         assert status not in (0, None), f"refused by no sentence: {status}.{runs.printed}"
         assert re.search(cell.refusal, runs.printed), f"wanted {cell.refusal!r} in:{runs.printed}"
