@@ -107,7 +107,7 @@ def launch(program: Path, start: Start, under_torchrun: bool, deadline_s: float 
             status = None
         finally:
             end_all(mark)
-            job.wait()
+            job.wait(10)
             printed.seek(0)
             text = printed.read()
             shutil.rmtree(scratch, ignore_errors=True)
@@ -128,10 +128,14 @@ def marked(mark: str) -> list[psutil.Process]:
 
 def end_all(mark: str) -> None:
     """Kill every process with this mark, and those that they started meanwhile."""
-    while processes := marked(mark):
+    for _ in range(6):
+        processes = marked(mark)
+        if not processes:
+            return
         for process in processes:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(processes, timeout=10)
+    raise TimeoutError(f"still there a minute after they were killed: {marked(mark)}")
