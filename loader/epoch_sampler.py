@@ -1,11 +1,17 @@
 """What trainers call to say which epoch they are in."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
+from torch.utils.data import Sampler, SequentialSampler
+
+from epistream.loader.state import Place
 from epistream.loader.stream_base import Stream
 
+logger = logging.getLogger(__name__)
 
-class EpochSampler:
+
+class EpochSampler(Sampler[int]):
     """The sampler of a loader that needs none: it passes on the epoch.
 
     Args:
@@ -16,12 +22,45 @@ class EpochSampler:
     def __init__(self, stream: Stream, set_epoch: Callable[[int], None]) -> None:
         self._stream, self._set_epoch = stream, set_epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be of `epoch`, unless a state was loaded that is as far or farther.
+    def __iter__(self) -> Iterator[int]:
+        """Numbers of the batches of an epoch."""
+        return iter(range(len(self)))
 
-        Trainers set the epoch after they have loaded a state, and their count may be behind: of two loaders the
-        shorter one is in its next lap, and an epoch whose last batch was given is not over yet for them.
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        return self._stream.job.schedule(self._stream.cursor[0], 0).num_batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be of `epoch`, unless a state was loaded that is farther.
+
+        Trainers set the epoch after they have loaded a state, and of two loaders the shorter one may be in its next
+        lap. One that has just ended the epoch gives nothing in it, see `Stream.set_epoch`.
         """
         loaded = self._stream.loaded_place
-        if loaded is None or epoch > loaded.epoch:
-            self._set_epoch(epoch)
+        if loaded is not None and loaded.epoch > epoch and loaded[:2] != (epoch + 1, 0):
+            return
+        if loaded is not None and loaded.epoch == epoch:
+            self._warn_of_other_batches(loaded)
+        self._set_epoch(epoch)
+
+    def _warn_of_other_batches(self, loaded: Place) -> None:
+        """Whoever sets the epoch after a resume counts batches, too; plain loops do neither."""
+        size = self._stream.job.batch_size * self._stream.job.world.size
+        if loaded.num_given and loaded.num_given * size != loaded.position:
+            logger.warning(
+                "%s: epoch %d goes on at window %d, after %d batches, with batches of %d windows over all ranks. A "
+                "trainer that counts on from %d may end this epoch early; for Lightning's add "
+                "epistream.integrations.lightning.ResumeAnywhere() to the callbacks.",
+                *(self._stream.job.url, loaded.epoch, loaded.position, loaded.num_given, size, loaded.num_given),
+            )
+
+
+class InOrderSampler(EpochSampler, SequentialSampler):
+    """The same of a stream that is not shuffled: trainers look at the type before they repeat its first batches."""
+
+
+def make_sampler(stream: Stream, set_epoch: Callable[[int], None]) -> EpochSampler:
+    """The sampler of a loader. In a mixture no epoch begins as the one before, shuffled or not."""
+    parts = stream.job.parts
+    is_in_order = len(parts) == 1 and not parts[0].plan.options.shuffle
+    return (InOrderSampler if is_in_order else EpochSampler)(stream, set_epoch)

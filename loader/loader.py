@@ -12,7 +12,7 @@ import torch
 from epistream.errors import OptionError, StateError
 from epistream.loader.crew import Crew
 from epistream.loader.device import Hook, check_device, move_ahead
-from epistream.loader.epoch_sampler import EpochSampler
+from epistream.loader.epoch_sampler import EpochSampler, make_sampler
 from epistream.loader.iteration import ENDED, Iteration
 from epistream.loader.monitoring.diagnosis import find_limit, find_remarks
 from epistream.loader.monitoring.memory_use import measure_memory
@@ -132,7 +132,7 @@ class StreamingLoader:
     @property
     def sampler(self) -> EpochSampler:
         """Where trainers look for ``set_epoch``."""
-        return EpochSampler(self.stream, self.set_epoch)
+        return make_sampler(self.stream, self.set_epoch)
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch, the one that the loop is in or that comes next.
