@@ -52,6 +52,7 @@ MAY_IMPORT = {
     **SHARDING,
     **CACHE,
     **LOADER,
+    "integrations": {"loader"},
     "configs": ROOMS_BELOW_CONFIGS,
     "commands": {*ROOMS_BELOW_CONFIGS, "configs", ""},
     "": {*ROOMS_BELOW_CONFIGS, "configs"},  # the front door: public names only

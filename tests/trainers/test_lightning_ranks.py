@@ -28,13 +28,10 @@ class Variant(Start):
 def run(made_grid, tmp_path, cache_directory):
     """Starts a program. Returns the windows of every batch, by rank."""
 
-    def start(program="lightning_variants", under_torchrun=False, ranks=2, **changes):
+    def start(program="lightning_variants", kind=Variant, ranks=2, **changes):
         given = {"workers": 1, "epochs": NUM_EPOCHS, "ranks": ranks, **changes}
-        ended = launch(
-            PROGRAMS / f"{program}.py",
-            Variant(str(made_grid), str(tmp_path), str(cache_directory), **given),
-            under_torchrun,
-        )
+        job = kind(str(made_grid), str(tmp_path), str(cache_directory), **given)
+        ended = launch(PROGRAMS / f"{program}.py", job, under_torchrun=False)
         assert ended.status == 0, ended.printed
         return [json.loads((tmp_path / f"windows-{rank}.json").read_text()) for rank in range(ranks)]
 
@@ -52,7 +49,7 @@ def test_loader_that_is_handed_to_ranks_that_are_spawned_or_forked_is_dealt_out_
 
 
 def test_fabric_that_starts_its_ranks_deals_windows_out_once(run, reference):
-    assert run("fabric_loop", epochs=2) == [rank[:18] for rank in reference(2, 1)]
+    assert run("fabric_loop", Start, epochs=2) == [rank[:18] for rank in reference(2, 1)]
 
 
 @pytest.mark.parametrize(("ranks", "stop"), [((1, 2), 7), ((2, 1), 5)], ids=str)
