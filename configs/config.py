@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from epistream.cache.options import CacheOptions
 from epistream.configs.keys import NAMES, PRESET_KEY, flatten, full_name, keys, nest, unknown
 from epistream.configs.presets import PRESETS, preset_values
+from epistream.configs.replaced import is_replaced, layers_of
 from epistream.configs.schema import Section, Settings
 from epistream.configs.yaml_text import dump_yaml, parse_yaml
 from epistream.errors import OptionError, SourceError
@@ -108,7 +109,8 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
     """Layer a configuration: defaults < preset < file < arguments.
 
     Args:
-        file: a YAML file; its key ``preset`` names the preset that it changes. A preset's name is taken as well.
+        file: a YAML file; its key ``preset`` names the preset that it changes. A preset's name is taken as well, and
+            the ``optimization_config.yaml`` of IL-Studio: the log says what became of each of its keys.
         preset: small, medium, large or xlarge; wins over the file's.
         changes: single keys (``batch_size=8``) or sections (``cache={"mode": "shm"}``).
 
@@ -125,10 +127,10 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
     preset = preset or named
     if preset is not None and preset not in PRESETS:
         raise OptionError(f"preset: {preset!r}, wanted one of {', '.join(PRESETS)}.")
-    layers = [(str(file), in_file), ("argument", changes)]
+    layers = layers_of(str(file), in_file, preset) if is_replaced(in_file) else [(str(file), in_file)]
     if preset is not None:
         layers.insert(0, (f"preset {preset}", preset_values(preset)))
-    return _layered(layers)
+    return _layered([*layers, ("argument", changes)])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _layered(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
             name = full_name(given)
             # A key by its last part alone is a convenience of arguments; in files it would hide typing errors.
             if name is None or (where != "argument" and name != given):
-                raise OptionError(f"{where}: {unknown(given)}")
+                raise OptionError(f"{where}: {unknown(given, value)}")
             values[name], origins[name] = value, where
     try:
         config = Config(Settings(**nest(values)), origins)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from epistream.configs.replaced import whereabouts
 from epistream.configs.schema import Section, Settings
 from epistream.hints import did_you_mean
 
@@ -54,10 +55,13 @@ def full_name(name: str) -> str | None:
     return name if name in NAMES else _BY_LAST.get(name)
 
 
-def unknown(name: str) -> str:
-    """What to say about a key that is none."""
+def unknown(name: str, value: Any = None) -> str:
+    """What to say about a key that is none, with what it was given."""
     if name in _SECTIONS:
         inside = ", ".join(known[len(name) + 1 :] for known in NAMES if known.startswith(f"{name}."))
         return f"{name}: wanted a mapping with some of {inside}."
+    moved = whereabouts(name, value)
+    if moved:
+        return f"{name}: {moved}"
     sections = f"Known sections: {', '.join(sorted(_SECTIONS))}."
     return f"{name}: no such key. {did_you_mean(name, [*NAMES, PRESET_KEY, *_SECTIONS], sections)}"
