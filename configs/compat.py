@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from epistream.configs.config import load_config
 from epistream.configs.tune_options import TuneOptions
@@ -15,6 +15,7 @@ from epistream.configs.tuner import Tuning, tune
 from epistream.loader.episodic.dataset import OptimizedEpisodicDataset, Sample
 from epistream.loader.episodic.episode_table import AnyPath, find_paths
 from epistream.loader.episodic.options import camera_features
+from epistream.loader.episodic.sampler import RankSampler
 from epistream.loader.order.window import Window
 from epistream.loader.order.world import World
 from epistream.sharding.dataset import open_dataset
@@ -43,7 +44,8 @@ def create_optimized_dataloader(
         camera_names: as in the files.
         batch_size: windows per batch and rank.
         num_workers: worker processes of this rank.
-        use_distributed: divide the windows over the ranks that `World.detect` finds; False gives every rank all.
+        use_distributed: divide the windows over the ranks of the process group, or those that the launcher tells of,
+            as they are at each iteration; False gives every rank all.
         dataset_class: a subclass with hooks of its own.
         loader_options: other arguments of ``torch.utils.data.DataLoader``, and ``shuffle``, ``seed`` and ``drop_last``
             of the sampler.
@@ -53,17 +55,15 @@ def create_optimized_dataloader(
         OptionError, SourceError, LayoutError, FormatError: as the dataset's constructor.
     """
     dataset = dataset_class(dataset_paths, camera_names, **dataset_options)
-    world = World.detect() if use_distributed else World()
     options: dict[str, Any] = {
         "pin_memory": torch.cuda.is_available(),
         "persistent_workers": num_workers > 0,
         "prefetch_factor": 2 if num_workers else None,
         **(loader_options or {}),
     }
-    sampler: DistributedSampler[Sample] = DistributedSampler(
+    sampler = RankSampler(
         dataset,
-        num_replicas=world.size,
-        rank=world.rank,
+        None if use_distributed else World(),
         shuffle=options.pop("shuffle", True),
         seed=options.pop("seed", 0),
         drop_last=options.get("drop_last", False),
