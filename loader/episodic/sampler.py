@@ -36,8 +36,9 @@ class RankSampler(DistributedSampler[Any]):
         drop_last: bool = False,
     ) -> None:
         self._finds_world = world is None
+        self._awaits_world = self._finds_world and World.is_to_come()
         self._options: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last}
-        self._world = world or World.detect()
+        self._world = World() if self._awaits_world else world or World.detect()
         super().__init__(dataset, self._world.size, self._world.rank, **self._options)
 
     def __len__(self) -> int:
@@ -56,7 +57,10 @@ class RankSampler(DistributedSampler[Any]):
         return super().__iter__()
 
     def _follow(self) -> None:
-        world = World.of_process_group(self._world) if self._finds_world else self._world
+        if not self._finds_world:
+            return
+        world = World.detect() if self._awaits_world else World.of_process_group(self._world)
+        self._awaits_world = False
         if world != self._world:
             epoch, self._world = self.epoch, world
             super().__init__(self.dataset, world.size, world.rank, **self._options)

@@ -107,6 +107,16 @@ def test_detected_world_follows_the_group_that_is_set_up_later(aloha_shards, gro
     assert windows_of(made) == expected
 
 
+@pytest.mark.parametrize("name", [name for name in MADE if "spawned" not in name and "forked" not in name])
+def test_made_where_ranks_are_to_come_is_refused_until_the_group_is_there(aloha_shards, group, monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as Lightning's launcher does; the rank it tells torch.distributed alone
+    made = MADE[name](aloha_shards)
+    with pytest.raises(OptionError, match="WORLD_SIZE=2, but no RANK"):
+        next(iter(made))
+    group(1, 2)
+    assert windows_of(made) == windows_of(MADE[name](aloha_shards, RANK_1_OF_2))
+
+
 @pytest.mark.parametrize("name", ["loader of threads", "stock loader of forked workers", "mixture"])
 def test_world_given_by_hand_stays_whatever_group_there_is(aloha_shards, group, name):
     made = MADE[name](aloha_shards, RANK_2_OF_4)
@@ -279,6 +289,17 @@ def test_old_loader_keeps_epoch_and_options_when_it_follows(paths, group):
     made_after.sampler.set_epoch(2)
     assert found == places_of(made_after)
     assert (loader.sampler.rank, loader.sampler.num_replicas, loader.sampler.epoch) == (1, 2, 2)
+
+
+def test_old_loader_where_ranks_are_to_come_is_refused_until_the_group_is_there(paths, group, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    loader = old_loader(paths)
+    for use in (len, list):
+        with pytest.raises(OptionError, match="WORLD_SIZE=2, but no RANK"):
+            use(loader)
+    group(1, 2)
+    assert len(loader) == len(places_of(loader)) == 9
+    assert len(old_loader(paths, use_distributed=False)) == 18
 
 
 def test_old_loader_that_is_not_distributed_stays_whole(paths, group):
