@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from epistream.cache.source.blob import Supply
 from epistream.errors import OptionError
 from epistream.file_systems import local_path
+from epistream.lazy import lazy
 
 # Parts begin at cache lines, so that an index can be viewed as arrays of 8-byte integers in place.
 ALIGNMENT_BYTES = 64
@@ -79,7 +79,7 @@ class Entry:
         if not self.parts:
             raise OptionError("Entry: no parts, wanted one or more. Pass at least one Part.")
 
-    @cached_property
+    @lazy
     def key(self) -> str:
         """32 hex digits that differ whenever URL, size, checksum, version or content differ."""
         facts = [[part.url, part.size, part.checksum, part.version] for part in self.parts]
@@ -87,7 +87,7 @@ class Entry:
         digits = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         return group_digits(self.group) + digits[GROUP_DIGITS:] if self.group else digits
 
-    @cached_property
+    @lazy
     def offsets(self) -> tuple[int, ...]:
         """Where each part begins, in bytes."""
         return part_offsets([part.size for part in self.parts])
@@ -102,7 +102,7 @@ class Entry:
         """Whether its key tells its content: a checksum or a version of each part is known."""
         return all(part.checksum is not None or part.version is not None for part in self.parts)
 
-    @cached_property
+    @lazy
     def is_shareable(self) -> bool:
         """Whether blocks of it can be brought one by one by many, because its bytes can be told from wrong ones."""
         return all(

@@ -1,6 +1,5 @@
 """Anchors: which steps of which episodes a window may stand at, counted per shard and found by number."""
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, OptionError
+from epistream.lazy import lazy
 from epistream.loader.order.lanes import Pieces
 from epistream.loader.order.spread import number_groups
 
@@ -73,7 +73,7 @@ class Anchors:
         with_window = dataset.episode_shard[self.windows_per_episode > 0]
         self.episodes_per_shard = np.bincount(with_window, minlength=len(self.per_shard)).astype(np.int64)
 
-    @cached_property
+    @lazy
     def digest(self) -> str:
         """A digest of which steps are anchors, and how often: split, valid ranges and repetitions among them."""
         digest = xxhash.xxh3_64()

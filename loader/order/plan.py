@@ -5,7 +5,6 @@ Every input must be equal on all ranks, and none of them is the topology: see ``
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.lazy import lazy
 from epistream.loader.order.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
 from epistream.loader.order.lanes import Lanes, Pieces
 from epistream.loader.order.random_integers import Purpose, Seed, permutation
@@ -183,7 +183,7 @@ class Plan:
         """As `MixturePlan.uses_from`."""
         return self.epoch(epoch).uses_from(position, lanes)
 
-    @cached_property
+    @lazy
     def fingerprint(self) -> str:
         """A digest of everything that decides the order; equal on all ranks, and in a state that may be resumed."""
         return xxhash.xxh3_128_hexdigest(repr(sorted(self.describe().items())).encode())

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
 from epistream.file_systems import local_path
+from epistream.lazy import lazy
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.epoch import EpochOrder
 from epistream.loader.order.instructions import Instruction, first_task, random_task
@@ -117,7 +117,7 @@ class ReadJob:
         """Why files were left out when the datasets were opened, by path."""
         return {path: reason for part in self.parts for path, reason in part.dataset.skipped.items()}
 
-    @cached_property  # asked for each batch
+    @lazy  # asked for each batch
     def marks_repeats(self) -> bool:
         """Whether batches can hold windows that are repeats."""
         return self.remainder == "pad" or any(part.on_bad == "skip" for part in self.parts)
@@ -137,7 +137,7 @@ class ReadJob:
         """Windows of an epoch over all ranks."""
         return self.order.num_windows
 
-    @cached_property
+    @lazy
     def identity(self) -> dict[str, Any]:
         """Everything that the order of an epoch is a function of, but the epoch; equal on all ranks, kept in states."""
         parts = [
@@ -148,7 +148,7 @@ class ReadJob:
             return {**parts[0], **self.part.plan.describe()}
         return {**{name: [part[name] for part in parts] for name in parts[0]}, **self.mixture.describe()}
 
-    @cached_property
+    @lazy
     def layout(self) -> BatchLayout:
         """How one batch lies in memory; those of a mixture also say which dataset each window is of."""
         layout = self.parts[0].layout(self.batch_size)
@@ -200,7 +200,7 @@ class ReadJob:
         """Shards that a node draws from at a time: those of the segments that a batch reaches into."""
         return sum(options.max_open_shards for options in self.reader_options)
 
-    @cached_property
+    @lazy
     def reader_options(self) -> tuple[ReaderOptions, ...]:
         """How the readers of the parts read; of no effect on what they read."""
         schedule = self.schedule(0, 0)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from epistream._version import __version__
 from epistream.errors import FormatError
+from epistream.lazy import lazy
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest_columns import ManifestColumns, column_problems, fingerprint
 from epistream.sharding.format.sources import NO_SOURCES, Sources
@@ -41,7 +41,7 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     writer: str = f"epistream {__version__}"
 
-    @cached_property
+    @lazy
     def fingerprint(self) -> str:
         """See `manifest_columns.fingerprint`."""
         return fingerprint(self.features, self.splits, self.columns)

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import xxhash
 
 from epistream.errors import FormatError
+from epistream.lazy import lazy
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import join
 from epistream.sharding.format.episode_meta import NO_SPLIT
@@ -84,7 +85,7 @@ class Dataset:
         "Offsets (E + 1,) into flat positions in `tasks`, both int64.",
     )
 
-    @cached_property
+    @lazy
     def episode_split(self) -> UInt8:
         """(E,) uint8 position in `splits`."""
         return self.columns.shard_split[self.columns.episode_shard]

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError
+from epistream.lazy import lazy
 from epistream.sharding.format.episode_meta import parse_json
 from epistream.sharding.format.manifest_columns import Int64, UInt8, out_of_range
 from epistream.sharding.format.tables import parse_tables, write_tables
@@ -130,7 +130,7 @@ class Sources(Sequence[Source]):
         table = SourceTable.of(sources, episode_source, "sources")
         return cls(lambda: table)
 
-    @cached_property
+    @lazy
     def table(self) -> SourceTable:
         """The table that holds all of them.
 

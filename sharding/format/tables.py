@@ -18,7 +18,6 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar, overload
 
 import msgpack
@@ -27,6 +26,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, VersionError
+from epistream.lazy import lazy
 
 MAGIC = b"\x89EST\r\n\x1a\n"  # like PNG's: shows a copy in text mode, and is no text itself
 VERSION = 1
@@ -191,7 +191,7 @@ class Parsed(Sequence[T]):
     def __init__(self, blob: Array, count: int, where: str) -> None:
         self._blob, self._count, self._where = blob, count, where
 
-    @cached_property
+    @lazy
     def _items(self) -> tuple[T, ...]:
         return self._parse()
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from epistream.errors import OptionError
+from epistream.lazy import lazy
 from epistream.loader.order.window import Pad, Window
 from epistream.loader.samples.formats.recycler import Recycler
 from epistream.options import check
@@ -64,7 +64,7 @@ class FormatContext:
         """Streamed features that are frames."""
         return cameras_of(self.features)
 
-    @cached_property
+    @lazy
     def first_step(self) -> Tensor:
         """(E,) steps of the dataset before each episode, int64."""
         length = self.dataset.episode_length
