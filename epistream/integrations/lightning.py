@@ -1,5 +1,7 @@
 """Lightning: a callback for resumes where Lightning's own count of batches would cut an epoch short."""
 
+from typing import Any, TypeGuard
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from epistream.loader.loader import StreamingLoader
@@ -28,8 +30,10 @@ class ResumeAnywhere(Callback):
         loaders = [] if combined is None else [each for each in combined.flattened if _is_loaded(each)]
         if combined is None or not loop.is_resuming or not loaders:
             return
-        epoch, batches = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress
-        current = batches.current
+        batches = loop.epoch_loop.batch_progress
+        epochs: Any = loop.epoch_progress.current  # of kinds of counters that Lightning does not annotate
+        current: Any = batches.current
+        epoch: int = epochs.processed
         has_ended = loop.restarted_on_epoch_end
         if has_ended:
             # The epoch had ended, but was not counted as completed yet when its checkpoint was written.
@@ -54,7 +58,7 @@ class ResumeAnywhere(Callback):
                 loader.stream.set_place(Place(*loader.stream.cursor, None), is_loaded=True)
 
 
-def _is_loaded(loader: object) -> bool:
+def _is_loaded(loader: object) -> TypeGuard[StreamingLoader]:
     return isinstance(loader, StreamingLoader) and loader.stream.loaded_place is not None
 
 
