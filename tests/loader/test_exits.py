@@ -31,9 +31,9 @@ MADE = {
     "stock loader, workers": "__import__('torch').utils.data.DataLoader(stream, batch_size=None, num_workers=1)",
     "nothing": "es.StreamingLoader(stream, num_workers=0, num_threads=0)",
     "threads": "es.StreamingLoader(stream, num_workers=0)",
-    "threads, moving": "es.StreamingLoader(stream, num_workers=0, device='meta')",
+    "threads, with a hook": "es.StreamingLoader(stream, num_workers=0, device='cpu', on_device=lambda batch: batch)",
     "processes": "es.StreamingLoader(stream, num_workers=2)",
-    "processes, moving": "es.StreamingLoader(stream, num_workers=2, device='meta', on_device=lambda batch: batch)",
+    "processes, with a hook": "es.StreamingLoader(stream, device='cpu', on_device=lambda batch: batch)",
     "processes, spawned": "es.StreamingLoader(stream, num_workers=1, start_method='spawn')",
     "processes, monitored": "es.StreamingLoader(stream, num_workers=1, monitor=es.MonitorOptions(log_every_s=60))",
     "nodes": "(lambda nodes: nodes.Loader(nodes.Prefetcher(nodes.IterableWrapper(stream), prefetch_factor=2)))"
