@@ -14,6 +14,7 @@ from epistream.loader.crew import Crew
 from epistream.loader.device import Hook, check_device, move_ahead
 from epistream.loader.epoch_sampler import EpochSampler, make_sampler
 from epistream.loader.iteration import ENDED, Iteration
+from epistream.loader.map_style import BatchNumbers, NumberedBatches, as_it_is
 from epistream.loader.monitoring.diagnosis import find_limit, find_remarks
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
@@ -66,6 +67,10 @@ class StreamingLoader:
     Raises:
         OptionError: numbers that cannot work.
     """
+
+    # What training code looks for in a loader before it makes another one of its parts.
+    collate_fn = staticmethod(as_it_is)
+    prefetch_factor = None
 
     def __init__(  # noqa: PLR0913 - one keyword for each decision of the user
         self,
@@ -125,9 +130,14 @@ class StreamingLoader:
         return cls(stream, **config.loader_arguments(World() if stream.awaits_world else stream.job.world))
 
     @property
-    def dataset(self) -> Stream:
-        """The stream, under the name that trainers know."""
-        return self.stream
+    def dataset(self) -> NumberedBatches:
+        """This rank's batches by number, for training code that takes loaders apart; else as `stream`."""
+        return NumberedBatches(self)
+
+    @property
+    def batch_sampler(self) -> BatchNumbers:
+        """The numbers of this rank's batches in an epoch, which `dataset` has."""
+        return BatchNumbers(self)
 
     @property
     def sampler(self) -> EpochSampler:
@@ -165,6 +175,11 @@ class StreamingLoader:
         epoch, and `state_dict` with it.
         """
         self.stream.set_epoch(epoch)
+        self._forget_place()
+
+    def set_place(self, place: Place) -> None:
+        """Let the next iteration begin there, as after `load_state_dict`."""
+        self.stream.set_place(place)
         self._forget_place()
 
     def state_dict(self) -> dict[str, Any]:
