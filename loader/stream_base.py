@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError, StateError
+from epistream.loader import accelerated
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_order, log_untold_rank
 from epistream.loader.reading.bad_shards import Replaced
@@ -29,8 +30,12 @@ class _Cell(IntEnum):
     POSITION = 1
     NUM_GIVEN = 2  # batches of the epoch before the position; -1 if nobody knows
     IS_TOLD = 3  # the order was told of in the log
-    NUM_READERS = 4  # DataLoader workers that read since the epoch was set
-    IS_SET = 5  # the training process said where iterations begin
+    NUM_READERS = 4  # that read ahead of the loop since the epoch was set: workers of a DataLoader, or Accelerate
+    NUM_RANKS = 5  # whose batches this process gives: 0 for its own, -1 for nobody's
+    IS_SET = 6  # the training process said where iterations begin
+
+
+_ACCELERATE = -1  # instead of a number of readers: it reads one batch ahead in the process of the loop
 
 
 class Stream(IterableDataset[Batch], ABC):
@@ -128,18 +133,24 @@ class Stream(IterableDataset[Batch], ABC):
         if epoch < 0 or (position or 0) < 0:
             raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
         loaded = None if position is not None else self.loaded_place
+        loader = accelerated.active_loader(self)
+        if loader is not None:
+            accelerated.check_epoch(epoch, loaded)
         if loaded is not None and loaded.epoch == epoch:
             self.set_place(loaded, is_loaded=True)
         elif loaded is not None and loaded[:2] == (epoch + 1, 0):
             self.set_place(Place(epoch, self.num_windows, None), is_loaded=True)
         else:
             self.set_place(Place(epoch, position or 0, None if position else 0))
+        if loader is not None:
+            self._cells[_Cell.NUM_RANKS] = accelerated.ranks_to_read(loader, self.job, epoch)
 
     def set_place(self, place: Place, is_loaded: bool = False) -> None:
         """Let the next iteration begin there; `is_loaded` if that is where a state was taken."""
         num_given = -1 if place.num_given is None else place.num_given
         self._cells[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
-        self._cells[_Cell.NUM_READERS], self._cells[_Cell.IS_SET] = 0, 1
+        self._cells[_Cell.NUM_READERS :] = 0
+        self._cells[_Cell.IS_SET] = 1
         self._place, self._is_loaded = None, is_loaded
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,15 +159,16 @@ class Stream(IterableDataset[Batch], ABC):
         After `set_epoch` and `load_state_dict` it is where the next iteration begins.
 
         Raises:
-            StateError: workers of a DataLoader read the stream. They read ahead of the loop, and how far it is only the
-                loader knows.
+            StateError: workers of a DataLoader, or Accelerate, read the stream. They read ahead of the loop, and how
+                far it is only the loader knows.
         """
         num_readers = int(self._cells[_Cell.NUM_READERS])
         if self._place is None and num_readers and get_worker_info() is None:
+            readers = "Accelerate reads" if num_readers < 0 else f"{num_readers} workers of a DataLoader read"
             raise StateError(
-                f"state_dict: {num_readers} workers of a DataLoader read this stream ahead of the loop, and only the "
-                "loader knows where the loop is. Save the state of a StreamingLoader or of torchdata's "
-                "StatefulDataLoader, or save between epochs, after set_epoch."
+                f"state_dict: {readers} this stream ahead of the loop, and only the loader knows where the loop is. "
+                "Save the state of a StreamingLoader or of torchdata's StatefulDataLoader, or save between epochs, "
+                "after set_epoch."
             )
         return make_state(self.job, self._place or self.next_place)
 
@@ -171,18 +183,30 @@ class Stream(IterableDataset[Batch], ABC):
         if get_worker_info() is None:
             self.set_place(place, is_loaded=True)
 
-    def __iter__(self) -> "StreamIterator":
+    def __iter__(self) -> Iterator[Any]:
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if worker_index == 0 and not self._cells[_Cell.IS_TOLD]:
             self._cells[_Cell.IS_TOLD] = 1
             log_order(self.job)
+        accelerated.check_iteration(self, self.job, self.cursor[0])
+        follow, num_ranks = None, int(self._cells[_Cell.NUM_RANKS])
+        self._cells[_Cell.NUM_READERS] = num_workers
         if worker is None:
             self.warn_if_untold()
-        self._place, self._cells[_Cell.NUM_READERS] = None, 0 if worker is None else num_workers
-        follow, resumed = (self._follow, None) if worker is None else (None, self._resumed)
-        return StreamIterator(self.job, self.finish, self.next_place, worker_index, num_workers, follow, resumed)
+            self._place, self._cells[_Cell.NUM_READERS] = None, _ACCELERATE
+            if accelerated.active_loader(self) is None:
+                follow, num_ranks = self._follow, accelerated.ITS_OWN  # also after a loop of Accelerate's
+                self._cells[_Cell.NUM_READERS] = 0
+        resumed = None if worker is None else self._resumed
+
+        def read(job: ReadJob, first: int, step: int) -> StreamIterator:
+            return StreamIterator(job, self.finish, self.next_place, first, step, follow, resumed)
+
+        if num_ranks != accelerated.ITS_OWN:
+            return accelerated.in_turn(self.job, num_ranks, (worker_index, num_workers), read)
+        return read(self.job, worker_index, num_workers)
 
     def warn_if_untold(self) -> None:
         """Log a warning in a process that seems to be one of several, of which nobody says which it is."""
