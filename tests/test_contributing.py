@@ -15,7 +15,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 def test_contributing_names_every_room_with_its_sentence():
     rows = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", PAGE, re.MULTILINE))
     said = {}
-    for top in ("sharding", "cache", "loader", "configs", "epistream/commands"):
+    for top in ("sharding", "cache", "loader", "configs", "epistream/commands", "epistream/integrations"):
         for file in (ROOT / top).rglob("__init__.py"):
             said[str(file.parent.relative_to(ROOT))] = ast.get_docstring(ast.parse(file.read_text()))
     assert {folder: rows.get(folder) for folder in said} == said

@@ -1,0 +1,135 @@
+"""The Hugging Face Trainer over streams: every rank reads its own windows, and a checkpoint says where the run is."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from epistream.errors import StateError
+from epistream.loader.loader import StreamingLoader
+from epistream.loader.state import Place
+from epistream.loader.stream_base import Stream
+
+
+class StreamCallback(TrainerCallback, ExportableState):
+    """Saves where a `StreamingLoader` is in every checkpoint of a Trainer, and restores it.
+
+    The state is part of ``trainer_state.json``, which the Trainer writes last and cannot resume without: a run that is
+    killed at any line leaves a checkpoint in which model and data stand at the same step, or none that it resumes from.
+
+    For Trainers whose ``get_train_dataloader`` returns a `StreamingLoader`; `StreamTrainerMixin` brings it along.
+    Checkpoints that were saved without it are resumed by the Trainer's own count of steps.
+    """
+
+    def __init__(self) -> None:
+        self._loader: StreamingLoader | None = None  # that the Trainer trains on
+
+    def state(self) -> dict[str, Any]:
+        """Where the training is; asked for by the Trainer, which writes it as JSON."""
+        return {"args": {}, "attributes": {} if self._loader is None else {"place": self._loader.state_dict()}}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Restore where the checkpoint was saved, if the Trainer resumes from one.
+
+        Raises:
+            StateError: the Trainer would go on at another batch than the one that the checkpoint was saved before,
+                because the number of ranks, the batch size or the accumulation of gradients is another one; or it is of
+                another stream.
+        """
+        self._loader = train_dataloader if isinstance(train_dataloader, StreamingLoader) else None
+        name = type(self).__name__
+        states = cast(dict[str, Any], state.stateful_callbacks)
+        saved = states.get(name) or {}
+        states[name] = self.state()  # the Trainer puts later ones in its place
+        place = saved.get("attributes", {}).get("place")
+        if self._loader is None or place is None or state.global_step == 0:
+            return
+        self._loader.load_state_dict(place)
+        self._check_count(args, state, place)
+
+    def _check_count(self, args: TrainingArguments, state: TrainerState, place: Mapping[str, Any]) -> None:
+        """Whether the Trainer, which counts steps, comes to the same batch as the state."""
+        assert self._loader is not None
+        job = self._loader.stream.job
+        steps = -(-len(self._loader) // args.gradient_accumulation_steps)
+        epoch, steps_of_epoch = divmod(state.global_step, steps)
+        schedule = job.schedule(epoch, 0)
+        position = schedule.position_after(steps_of_epoch * args.gradient_accumulation_steps - 1)
+        if (epoch, position) != (place["epoch"], place["position"]):
+            raise StateError(
+                f"checkpoint at step {state.global_step}: saved after {place['position']} windows of epoch "
+                f"{place['epoch']}, but for this run, of {job.world.size} ranks x {job.batch_size} windows x "
+                f"{args.gradient_accumulation_steps} batches a step, that step comes after {position} windows of epoch "
+                f"{epoch}. Resume with the numbers of the run that saved it."
+            )
+
+
+class StreamTrainerMixin:
+    """A Trainer that takes streams: ``class MyTrainer(StreamTrainerMixin, Trainer)``.
+
+    ``train_dataset`` and ``eval_dataset`` may be streams, or `StreamingLoader` objects to choose everything of them.
+    Every rank reads its own windows, ``num_train_epochs`` works, and a run resumes at the very batch
+    (`StreamCallback`). A stream is read by ``dataloader_num_workers`` processes. What the Trainer says of batches is
+    the stream's to say: batch sizes, collators and ``remove_unused_columns`` have no effect. Each evaluation gets the
+    windows of epoch 0.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *others: Any,
+        **options: Any,
+    ) -> None:
+        num_workers = 0 if args is None else args.dataloader_num_workers
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: _loader_of(each, num_workers) for name, each in eval_dataset.items()}
+        else:
+            eval_dataset = _loader_of(eval_dataset, num_workers)
+        train_dataset = _loader_of(train_dataset, num_workers)
+        given = (model, args, data_collator, train_dataset, eval_dataset, *others)
+        super().__init__(*given, **options)
+        if not any(isinstance(each, StreamCallback) for each in self.callback_handler.callbacks):  # type: ignore[attr-defined]
+            self.add_callback(StreamCallback())  # type: ignore[attr-defined]
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of the training stream, at its beginning; else as the Trainer's."""
+        loader = self._from_begin(self.train_dataset)  # type: ignore[attr-defined]
+        return super().get_train_dataloader() if loader is None else loader  # type: ignore[misc]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The loader of an evaluation stream, at its beginning; else as the Trainer's."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset  # type: ignore[attr-defined]
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]  # type: ignore[attr-defined]
+        loader = self._from_begin(chosen)
+        return super().get_eval_dataloader(eval_dataset) if loader is None else loader  # type: ignore[misc]
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The loader of a stream to predict for, at its beginning; else as the Trainer's."""
+        loader = self._from_begin(test_dataset)
+        return super().get_test_dataloader(test_dataset) if loader is None else loader  # type: ignore[misc]
+
+    def _from_begin(self, dataset: Any) -> StreamingLoader | None:
+        loader = _loader_of(dataset, self.args.dataloader_num_workers)  # type: ignore[attr-defined]
+        if not isinstance(loader, StreamingLoader):
+            return None
+        loader.set_place(Place(0, 0))
+        return loader
+
+
+def _loader_of(dataset: Dataset[Any] | Stream | StreamingLoader | None, num_workers: int) -> Any:
+    """A stream in a loader; anything else as it is."""
+    return StreamingLoader(dataset, num_workers=num_workers) if isinstance(dataset, Stream) else dataset
