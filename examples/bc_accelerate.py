@@ -4,8 +4,9 @@
 
 (``--multi_gpu`` starts one process a rank, also where there are only CPUs; ``--cpu`` starts a single one without MPI.)
 
-The loader is not given to ``accelerator.prepare``: that would read on rank 0 alone and hand its share out to all ranks.
-The stream finds its rank by itself, so that every rank reads its own windows.
+The stream finds its rank by itself, so every rank reads its own windows; ``accelerator.prepare`` would give the loader
+back as it is. Registered, it is part of what ``save_state`` saves: started again, the script goes on from the last
+checkpoint, which may lie in the middle of an epoch as well.
 """
 
 import json
@@ -26,7 +27,11 @@ def main(shards: str, out: str, num_epochs: int = 5) -> None:
     model, optimizer = accelerator.prepare(policy, torch.optim.Adam(policy.parameters(), lr=3e-3))
     losses, windows = [], []
     with es.StreamingLoader(make_stream(shards), num_workers=1) as loader:
-        for _ in range(num_epochs):
+        accelerator.register_for_checkpointing(loader)
+        saved = sorted(Path(out).glob("checkpoint-*"))
+        if saved:
+            accelerator.load_state(str(saved[-1]))
+        while (epoch := loader.state_dict()["epoch"]) < num_epochs:
             for batch in loader:
                 loss = policy.error(batch, model(*inputs(batch)))
                 optimizer.zero_grad()
@@ -34,9 +39,20 @@ def main(shards: str, out: str, num_epochs: int = 5) -> None:
                 optimizer.step()
                 losses.append(loss.item())
                 windows.append(windows_of(batch))
+            save(accelerator, Path(out, f"checkpoint-{epoch + 1:04}"))
     report = {"losses": losses, "windows": windows}
     Path(out, f"rank-{accelerator.process_index}.json").write_text(json.dumps(report))
     accelerator.end_training()
+
+
+def save(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Write a checkpoint under a name of its own first: whoever is killed meanwhile leaves none that looks whole."""
+    draft = checkpoint.with_name("unfinished")
+    accelerator.save_state(str(draft))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        draft.replace(checkpoint)
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

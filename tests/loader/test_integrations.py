@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,13 +12,14 @@ from statistics import mean
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-BIN = Path(sys.executable).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LAUNCH = {
-    "bc_torchrun.py": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "bc_torchrun.py": TORCHRUN,
     "bc_accelerate.py": [
-        *(str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
     ],
+    "bc_hf_trainer.py": TORCHRUN,
     "bc_lightning.py": [sys.executable],
 }
 PREPARED = """
@@ -52,11 +54,12 @@ def launch(script, shards, out, launcher):
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_loader_given_to_accelerates_prepare_loses_windows_as_the_docs_warn(aloha_shards, tmp_path):
+def test_stream_given_to_accelerates_prepare_gives_every_window_to_one_rank(aloha_shards, tmp_path):
     script = tmp_path / "prepared.py"
     script.write_text(PREPARED)
     ranks = launch(script, aloha_shards, tmp_path, "bc_accelerate.py")
-    assert len({tuple(window) for rank in ranks for window in rank}) < 140
+    given = Counter(tuple(window) for rank in ranks for window in rank)
+    assert given == Counter((e, t) for e, length in enumerate([80, 60]) for t in range(length))
 
 
 @pytest.mark.parametrize("script", LAUNCH)
@@ -70,3 +73,16 @@ def test_example_gives_every_window_to_one_rank_and_learns(script, aloha_shards,
     for rank in ranks:
         assert len(rank["losses"]) == NUM_EPOCHS * BATCHES_AN_EPOCH
         assert mean(rank["losses"][-BATCHES_AN_EPOCH:]) < 0.6 * mean(rank["losses"][:BATCHES_AN_EPOCH])
+
+
+@pytest.mark.parametrize(
+    ("script", "name"), [("bc_accelerate.py", "checkpoint-{epoch:04}"), ("bc_hf_trainer.py", "checkpoint-{step}")]
+)
+def test_example_started_again_goes_on_from_its_last_checkpoint(script, name, aloha_shards, tmp_path):
+    whole = launch(EXAMPLES / script, aloha_shards, tmp_path, script)
+    for epoch in range(3, NUM_EPOCHS + 1):
+        shutil.rmtree(tmp_path / name.format(epoch=epoch, step=epoch * BATCHES_AN_EPOCH))
+    for rank, again in zip(whole, launch(EXAMPLES / script, aloha_shards, tmp_path, script), strict=True):
+        rest = slice(2 * BATCHES_AN_EPOCH, None)
+        assert again["windows"] == rank["windows"][rest]
+        assert again["losses"] == pytest.approx(rank["losses"][rest], rel=1e-4)
