@@ -26,7 +26,7 @@ from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.shard_entry import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
-from epistream.loader.stream_base import StreamIterator
+from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.cores import num_usable_cores
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.

@@ -11,7 +11,7 @@ from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import Place
-from epistream.loader.stream_base import StreamIterator
+from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.pool import WorkerPool
 from epistream.loader.workers.thread_time import read_thread_time
 from epistream.loader.workers.worker import NO_EPOCH, Message

@@ -2,9 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -15,27 +14,12 @@ from epistream.errors import OptionError, StateError
 from epistream.loader import accelerated
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_order, log_untold_rank
-from epistream.loader.reading.bad_shards import Replaced
-from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import Place, check_state, make_state
+from epistream.loader.stream_cells import ACCELERATE, Cell, take_cells
+from epistream.loader.stream_iterator import StreamIterator
 
 Batch = dict[str, Any]
-
-
-class _Cell(IntEnum):
-    """What a stream keeps in memory shared with the workers of a stock DataLoader."""
-
-    EPOCH = 0
-    POSITION = 1
-    NUM_GIVEN = 2  # batches of the epoch before the position; -1 if nobody knows
-    IS_TOLD = 3  # the order was told of in the log
-    NUM_READERS = 4  # that read ahead of the loop since the epoch was set: workers of a DataLoader, or Accelerate
-    NUM_RANKS = 5  # whose batches this process gives: 0 for its own, -1 for nobody's
-    IS_SET = 6  # the training process said where iterations begin
-
-
-_ACCELERATE = -1  # instead of a number of readers: it reads one batch ahead in the process of the loop
 
 
 class Stream(IterableDataset[Batch], ABC):
@@ -50,22 +34,21 @@ class Stream(IterableDataset[Batch], ABC):
     awaits_world = False  # the launcher says that there are several ranks, and not yet which this is
 
     def __init__(self) -> None:
-        # Workers of a DataLoader that stay alive over epochs have copies of everything else.
-        self._shared, self._pid = _CURSORS.take(), os.getpid()
+        self._shared, self._pid = take_cells(), os.getpid()
         self._place: Place | None = None  # of the loop over the stream in this process
         self._is_loaded = False  # where the next iteration begins is that of a state
 
     @property
     def _cells(self) -> torch.Tensor:
-        """The cells of this stream, (len(_Cell),) int64, in memory shared with the workers of its DataLoader.
+        """The cells of this stream, (len(Cell),) int64, in memory shared with the workers of its DataLoader.
 
         A copy has cells of its own, and so has each rank that was forked or given the stream: ranks go through their
         epochs by themselves.
         """
         if self._pid != os.getpid() and get_worker_info() is None:
-            cells = _CURSORS.take()
+            cells = take_cells()
             cells.copy_(self._shared)
-            cells[_Cell.NUM_READERS] = 0
+            cells[Cell.NUM_READERS] = 0
             self._shared, self._pid = cells, os.getpid()
         return self._shared
 
@@ -143,14 +126,14 @@ class Stream(IterableDataset[Batch], ABC):
         else:
             self.set_place(Place(epoch, position or 0, None if position else 0))
         if loader is not None:
-            self._cells[_Cell.NUM_RANKS] = accelerated.ranks_to_read(loader, self.job, epoch)
+            self._cells[Cell.NUM_RANKS] = accelerated.ranks_to_read(loader, self.job, epoch)
 
     def set_place(self, place: Place, is_loaded: bool = False) -> None:
         """Let the next iteration begin there; `is_loaded` if that is where a state was taken."""
         num_given = -1 if place.num_given is None else place.num_given
-        self._cells[: _Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
-        self._cells[_Cell.NUM_READERS :] = 0
-        self._cells[_Cell.IS_SET] = 1
+        self._cells[: Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
+        self._cells[Cell.NUM_READERS :] = 0
+        self._cells[Cell.IS_SET] = 1
         self._place, self._is_loaded = None, is_loaded
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,7 +145,7 @@ class Stream(IterableDataset[Batch], ABC):
             StateError: workers of a DataLoader, or Accelerate, read the stream. They read ahead of the loop, and how
                 far it is only the loader knows.
         """
-        num_readers = int(self._cells[_Cell.NUM_READERS])
+        num_readers = int(self._cells[Cell.NUM_READERS])
         if self._place is None and num_readers and get_worker_info() is None:
             readers = "Accelerate reads" if num_readers < 0 else f"{num_readers} workers of a DataLoader read"
             raise StateError(
@@ -187,18 +170,18 @@ class Stream(IterableDataset[Batch], ABC):
         """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if worker_index == 0 and not self._cells[_Cell.IS_TOLD]:
-            self._cells[_Cell.IS_TOLD] = 1
+        if worker_index == 0 and not self._cells[Cell.IS_TOLD]:
+            self._cells[Cell.IS_TOLD] = 1
             log_order(self.job)
         accelerated.check_iteration(self, self.job, self.cursor[0])
-        follow, num_ranks = None, int(self._cells[_Cell.NUM_RANKS])
-        self._cells[_Cell.NUM_READERS] = num_workers
+        follow, num_ranks = None, int(self._cells[Cell.NUM_RANKS])
+        self._cells[Cell.NUM_READERS] = num_workers
         if worker is None:
             self.warn_if_untold()
-            self._place, self._cells[_Cell.NUM_READERS] = None, _ACCELERATE
+            self._place, self._cells[Cell.NUM_READERS] = None, ACCELERATE
             if accelerated.active_loader(self) is None:
                 follow, num_ranks = self._follow, accelerated.ITS_OWN  # also after a loop of Accelerate's
-                self._cells[_Cell.NUM_READERS] = 0
+                self._cells[Cell.NUM_READERS] = 0
         resumed = None if worker is None else self._resumed
 
         def read(job: ReadJob, first: int, step: int) -> StreamIterator:
@@ -221,151 +204,5 @@ class Stream(IterableDataset[Batch], ABC):
 
     def _resumed(self, place: Place) -> None:
         """A StatefulDataLoader goes on in its workers, and iterations behind that begin at `place`, if nobody says."""
-        if not self._cells[_Cell.IS_SET]:
-            self._cells[: _Cell.NUM_GIVEN] = torch.tensor(place[:2], dtype=torch.int64)
-
-
-class _Cursors:
-    """Rows of a few integers in memory shared with forked and spawned children: one descriptor for many streams.
-
-    A mixture of fifty datasets is made of fifty streams.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[torch.Tensor] = []
-        self._pid = os.getpid()
-
-    def take(self) -> torch.Tensor:
-        """A row of zeros, int64, one for each `_Cell`, that no other stream has."""
-        if self._pid != os.getpid():  # the rows that a parent had left are its own to give
-            self._free, self._pid = [], os.getpid()
-        try:
-            return self._free.pop()
-        except IndexError:
-            rows = torch.zeros(64, len(_Cell), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-            self._free += list(rows)
-            return self._free.pop()
-
-
-_CURSORS = _Cursors()
-
-
-class StreamIterator(Iterator[Any]):
-    """Reads one worker's share of an epoch, batch by batch, each in fresh memory: what a stock DataLoader drives.
-
-    It is stateful in the sense of torchdata's StatefulDataLoader, which keeps one such state per worker and
-    restores it in as many workers as there were.
-
-    Args:
-        job: what to read.
-        finish: makes of a batch's arrays what is yielded.
-        place: where the epoch is begun or gone on with.
-        worker_index: this worker, in [0, num_workers).
-        num_workers: workers that share the epoch.
-        follow: is told after each batch where a loop over this iterator alone stands.
-        resumed: is told when a state is loaded, by one worker of all, where iterations begin after this one.
-
-    Attributes:
-        replaced: windows of bad shards that were replaced in the last batch.
-    """
-
-    def __init__(
-        self,
-        job: ReadJob,
-        finish: Callable[[Mapping[str, NDArray[Any]]], Any],
-        place: Place,
-        worker_index: int,
-        num_workers: int,
-        follow: Callable[[Place], None] | None = None,
-        resumed: Callable[[Place], None] | None = None,
-    ) -> None:
-        self._job = job
-        self._finish = finish
-        self._worker = worker_index, num_workers
-        self._follow, self._resumed = follow, resumed
-        self._num_done = 0
-        self.replaced: tuple[Replaced, ...] = ()
-        self._feed = Feed(job)
-        self._begin(place)
-
-    def _begin(self, place: Place) -> None:
-        self._start = place
-        self._num_batches = self._feed.begin(place.epoch, place.position)
-
-    def __next__(self) -> Any:
-        worker_index, num_workers = self._worker
-        batch_index = worker_index + self._num_done * num_workers
-        if batch_index >= self._num_batches:
-            self._feed.close()  # whoever keeps the iterator need not keep files and memory
-            if self._follow is not None and self._num_batches == 0:
-                self._follow(self._place())
-            raise StopIteration
-        views = self._job.layout.allocate()
-        try:
-            num_windows, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
-        finally:
-            # What the consumer does with a batch may take long, and nobody waits with shards in hand.
-            self._feed.release()
-        self._num_done += 1
-        if self._follow is not None:
-            self._follow(self._place())
-        # Fewer than the batch size in the last batch under ``remainder="uneven"``.
-        return self._finish({name: view[:num_windows] for name, view in views.items()})
-
-    def _place(self) -> Place:
-        epoch, start, num_given = self._start
-        if self._num_done == self._num_batches:
-            return Place(epoch + 1, 0)
-        position = self._job.schedule(epoch, start).position_after(self._num_done - 1)
-        return Place(epoch, position, None if num_given is None else num_given + self._num_done)
-
-    @property
-    def _sharing(self) -> dict[str, int]:
-        """What decides which batches are this worker's, beside the order."""
-        job = self._job
-        return {"num_workers": self._worker[1], "batch_size": job.batch_size, "num_ranks": job.world.size}
-
-    def state_dict(self) -> dict[str, int]:
-        """Where this worker is, and among how many it shares the epoch, in batches of which size."""
-        epoch, start, _ = self._start
-        return {"epoch": epoch, "start": start, "num_batches_done": self._num_done, **self._sharing}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where this worker was. Batch size and number of ranks may be others if no DataLoader worker reads.
-
-        Raises:
-            StateError: not such a state, or one whose worker had another share; names both values.
-        """
-        if not isinstance(state, Mapping) or not {"epoch", "start", "num_batches_done", "num_workers"} <= set(state):
-            raise StateError(f"state: {state!r:.200}, wanted what state_dict() of an iterator over a stream returned.")
-        ours = self._sharing
-        saved = {name: state.get(name, value) for name, value in ours.items()}  # earlier releases do not say all
-        if saved == ours:
-            self._begin(Place(state["epoch"], state["start"], None if state["start"] else 0))
-            self._num_done = state["num_batches_done"]
-        elif saved["num_workers"] == ours["num_workers"] and get_worker_info() is None:
-            position = self._position_of(state)
-            self._begin(Place(state["epoch"], position, None if position else 0))
-            self._num_done = 0
-        else:
-            different = [name for name in ours if saved[name] != ours[name]]
-            told = "; ".join(f"{name} {saved[name]}, this loader has {ours[name]}" for name in different)
-            raise StateError(
-                f"state: {told}. Each worker goes on in its own share. Use the saved values, or a StreamingLoader, "
-                "whose state fits any."
-            )
-        if self._follow is not None:
-            self._follow(self._place())
-        worker_index, num_workers = self._worker
-        if self._resumed is not None and worker_index == (self._num_batches - 1) % num_workers:
-            # The one that gives the last batch: when it has, the epoch is over, and all of them say so or none.
-            is_over = worker_index + self._num_done * num_workers >= self._num_batches
-            self._resumed(Place(self._start.epoch + is_over, 0))
-
-    def _position_of(self, state: Mapping[str, int]) -> int:
-        """Windows of the epoch that were consumed, over all ranks, where one iterator on each read all its batches."""
-        global_batch, num_windows = state["batch_size"] * state["num_ranks"], self._job.num_windows
-        position = min(state["start"] + state["num_batches_done"] * global_batch, num_windows)
-        # Too few were left for a batch: they were dropped, and the epoch was over.
-        is_over = self._job.remainder == "drop" and num_windows - position < global_batch
-        return num_windows if is_over else position
+        if not self._cells[Cell.IS_SET]:
+            self._cells[: Cell.NUM_GIVEN] = torch.tensor(place[:2], dtype=torch.int64)
