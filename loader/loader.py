@@ -304,7 +304,8 @@ class StreamingLoader:
 
 
 def _made_again(cls: type[StreamingLoader], stream: Stream, given: dict[str, Any], place: Place) -> StreamingLoader:
-    stream.set_place(place, is_loaded=stream.loaded_place == place)
+    # In the middle of an epoch it goes on there as from a state, also where a trainer sets that epoch first.
+    stream.set_place(place, is_loaded=place.position > 0 or stream.loaded_place == place)
     return cls(stream, **given)
 
 
