@@ -42,6 +42,8 @@ def main(shards: str, out: str, num_epochs: int = 5) -> None:
             save(accelerator, Path(out, f"checkpoint-{epoch + 1:04}"))
     report = {"losses": losses, "windows": windows}
     Path(out, f"rank-{accelerator.process_index}.json").write_text(json.dumps(report))
+    # On CPUs a process group that goes with the last model that uses it may wait for ever (pytorch issue 190489).
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

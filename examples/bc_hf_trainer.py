@@ -57,7 +57,9 @@ def main(shards: str, out: str, num_epochs: int = 5) -> None:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(out))
     report = {"losses": model.losses, "windows": model.windows}
     Path(out, f"rank-{arguments.process_index}.json").write_text(json.dumps(report))
-    trainer.accelerator.wait_for_everyone()  # torch 2.13 may wait for ever where gloo's last work goes with its group
+    # On CPUs a process group that goes with the last model that uses it may wait for ever (pytorch issue 190489).
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
     trainer.accelerator.end_training()
 
 

@@ -32,6 +32,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     with es.StreamingLoader(make_stream(job), num_workers=job.workers) as loader:
         write_windows(job, accelerator.process_index, train(job, accelerator, loader))
+    accelerator.free_memory()  # a gloo group that goes with the last model that uses it may wait for ever
     accelerator.end_training()
 
 

@@ -55,7 +55,9 @@ def main() -> None:
     trainer = StreamTrainer(job, model, arguments, train_dataset=range(1), callbacks=[BreakOff(job.stop)])
     trainer.train(resume_from_checkpoint=job.resume)
     write_windows(job, trainer.accelerator.process_index, model.seen)
-    trainer.accelerator.wait_for_everyone()  # or torch 2.13 may wait for ever as gloo's last work goes with its group
+    # A gloo group that goes with the last model that uses it may wait for ever (pytorch issue 190489).
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
     trainer.accelerator.end_training()
 
 
