@@ -79,7 +79,8 @@ def _problems(feature: Feature) -> Iterator[str]:
     if not isinstance(feature.name, str) or not _NAME.fullmatch(feature.name) or feature.name in _RESERVED:
         yield (
             "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-', "
-            f"no number of 6 digits at the end, and none of {', '.join(sorted(_RESERVED))}. Rename it with --rename"
+            f"no number of 6 digits at the end, and none of {', '.join(sorted(_RESERVED))}. Rename it: pack with "
+            "--rename, or correct the mapping of steps"
         )
     if feature.dtype not in DTYPES:
         yield f"dtype {feature.dtype!r}, wanted one of {', '.join(DTYPES)}"

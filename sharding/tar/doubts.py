@@ -30,7 +30,8 @@ def refuse_doubtful(sample: Sample, features: Mapping[str, Feature], length: int
         raise FormatError(
             f"{where}: {found}: this may be one step, wanted a whole episode, rows of shape (steps, ...) and numbered "
             "frames. If it is one, say so in its meta.json: "
-            f'{sample.key}.meta.json with {{"length": {length}}}; if not, join the steps of each episode.'
+            f'{sample.key}.meta.json with {{"length": {length}}}; if not, say what single steps mean: '
+            "'epistream index URL --draft'."
         )
 
 
@@ -44,7 +45,8 @@ def refuse_lone_pictures(sample: Sample, features: Mapping[str, Feature], where:
         rows = ", ".join(sorted(features))
         raise FormatError(
             f"{where}: one picture, {sample.pictures[0].name}, beside {rows}: this may be one step, wanted a picture a "
-            f"step, numbered as {sample.key}.top.000000.jpg, or none. Number them, or join the steps of each episode."
+            f"step, numbered as {sample.key}.top.000000.jpg, or none. Number them; or, where samples are single steps, "
+            "say what they mean: 'epistream index URL --draft'."
         )
 
 

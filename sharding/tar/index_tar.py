@@ -245,7 +245,10 @@ def _join_pixels(
         feature = _array_feature(name, header, declared, where)
         features.append(feature)
         if number != step or feature.kind != "frames" or feature != features[0]:
-            raise FormatError(f"{part}: {header.dtype} {header.shape}, wanted raw frames that go on at step {step}.")
+            raise FormatError(
+                f"{part}: {header.dtype} {header.shape}, wanted raw frames that go on at step {step}. Rows are no "
+                f"frames: join those of an episode in one {name}.npy of shape (steps, ...)."
+            )
         step += header.shape[0]
         offset, size = _strided(member.offset + header.data_offset, header.shape[0], feature)
         offsets.append(offset)

@@ -77,7 +77,10 @@ def sort_samples(members: Sequence[Member], where: str) -> tuple[list[Sample], l
     whole = [sample for sample in samples.values() if sample.is_whole]
     if not whole:
         first = ", ".join(member.name for member in members[:4])
-        raise FormatError(f"{where}: {len(members)} members ({first or 'none'}), no episodes: {WANTED}.")
+        raise FormatError(
+            f"{where}: {len(members)} members ({first or 'none'}), no episodes: {WANTED}; or, where samples are single "
+            "steps, say what they mean: 'epistream index URL --draft'."
+        )
     _refuse_what_has_no_place(samples.values(), where)
     left_out = [member.name for sample in samples.values() if not sample.is_whole for member in sample.members]
     left_out += [member.name for sample in whole for member in (*sample.others, *sample.pictures)]

@@ -1,6 +1,7 @@
 """Whether a tar has one sample a step, and a draft of the mapping that says what its samples mean."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from epistream.sharding.tar.tar_reader import Member, walk
 # So many samples are looked into; all tell what one tells, or they do not go together.
 _LOOKED_AT = 64
 _MAX_DEPTH = 4
+# Rows of no more numbers, in samples that are steps by their keys, are not taken for that many steps.
+_SHORT = 16
 _RUNS = re.compile(r"(\d+)")
 _EPISODES = (
     "episode_index",
@@ -53,14 +56,15 @@ def refuse_steps(file: BinaryIO, members: Sequence[Member], where: str) -> None:
         return  # written as episodes
     if len({key for key, _ in names if key}) < 2:
         return
-    samples = samples_of(members, where)
+    samples = _alike(samples_of(members, where))
     mapping = _guess(file, samples)
     if mapping is None or not mapping.features or not _are_steps(file, samples[:_LOOKED_AT], mapping):
         return
     raise FormatError(
         f"{where}: {len(samples)} samples of one step each ({samples[0].key}, {samples[1].key}, ...), wanted one "
         "sample an episode. To stream them as episodes, correct this draft of what they mean, save it as steps.yaml, "
-        f"and run 'epistream index URL --steps steps.yaml' once:\n{to_yaml(mapping)}"
+        f"and run 'epistream index URL --steps steps.yaml' once; whole episodes say so in their KEY.meta.json, "
+        f'{{"length": steps}}:\n{to_yaml(mapping)}'
     )
 
 
@@ -71,7 +75,7 @@ def draft_of(path: Path) -> StepMapping:
         FormatError: If nothing says which step of which episode a sample is.
     """
     with path.open("rb") as file:
-        samples = samples_of(walk(file, path.name), path.name)
+        samples = _alike(samples_of(walk(file, path.name), path.name))
         mapping = _guess(file, samples) if samples else None
     if mapping is None:
         found = ", ".join(sample.key for sample in samples[:3]) or "none"
@@ -89,7 +93,7 @@ def complete(mapping: StepMapping, path: Path) -> StepMapping:
         FormatError: If they have none.
     """
     with path.open("rb") as file:
-        samples = samples_of(walk(file, path.name), path.name)
+        samples = _alike(samples_of(walk(file, path.name), path.name))
         features, task = _features(file, samples[0]) if samples else ((), None)
     used = {mapping.episode, mapping.step, mapping.task}
     features = tuple(feature for feature in features if feature.origin not in used)
@@ -107,6 +111,12 @@ def to_yaml(mapping: StepMapping) -> str:
     return text
 
 
+def _alike(samples: Sequence[Sample]) -> list[Sample]:
+    """Those with the fields that most have, and maybe others: without a README, say, that lies among the steps."""
+    usual = Counter(frozenset(sample.members) for sample in samples).most_common(1)
+    return [sample for sample in samples if usual[0][0] <= sample.members.keys()]
+
+
 def _is_frame(name: str) -> bool:
     """Whether a field is a numbered frame as in `docs/format.md`, of which an episode has one a step."""
     return bool(re.fullmatch(r".+\.\d{6,}\.[^.]+", name))
@@ -122,8 +132,12 @@ def _are_steps(file: BinaryIO, samples: Sequence[Sample], mapping: StepMapping) 
     if not has_numbers or len(set(shapes)) != 1:
         return False
     are_rows = bool(arrays) and all(shape is not None and (len(shape) < 2 or shape[0] == 1) for shape in shapes[0])
-    says_episode = mapping.episode != Origin(TAR)
-    return are_rows or ((has_pictures or not arrays) and says_episode)
+    if are_rows or mapping.episode == Origin(TAR):
+        return are_rows
+    lengths = {shape[0] for shape in shapes[0] if shape}
+    # A row of 4 numbers beside a matrix of (4, 4) could be 4 steps, too; so many episodes of 4 steps are unlikely.
+    has_short_rows = any(shape is not None and len(shape) == 1 for shape in shapes[0]) and max(lengths) <= _SHORT
+    return has_pictures or not arrays or len(lengths) > 1 or has_short_rows
 
 
 def _shape(file: BinaryIO, sample: Sample, origin: Origin) -> tuple[int, ...] | None:
@@ -143,7 +157,7 @@ def _guess(file: BinaryIO, samples: Sequence[Sample]) -> StepMapping | None:
     keys = [sample.key for sample in samples]
     features, task = _features(file, samples[0])
     key = _key_with_both(keys)
-    episode, step = _in_json(file, samples[0], _EPISODES), _in_json(file, samples[0], _STEPS)
+    episode, step = _named(file, samples[0], _EPISODES), _named(file, samples[0], _STEPS)
     if key:
         episode = step = None
     elif episode and not step:
@@ -195,40 +209,62 @@ def _has_neighbours(key: str, keys: Sequence[str]) -> bool:
     return is_plain and any((name, step + 1) in known for name, step in places)
 
 
-def _in_json(file: BinaryIO, sample: Sample, names: Sequence[str]) -> Origin | None:
+def _named(file: BinaryIO, sample: Sample, names: Sequence[str]) -> Origin | None:
     """Where a whole number, or a text, of one of these names is."""
     found = {
-        path.rpartition(".")[2]: (member, path) for member, path, value in _leaves(file, sample) if _is_name(value)
+        path.rpartition(".")[2]: Origin(member, path)
+        for member, path, value in _leaves(file, sample)
+        if _is_name(value)
     }
-    return next((Origin(*found[name]) for name in names if name in found), None)
+    for member in sample.members:
+        stem, origin = member.rpartition(".")[0], Origin.parse(member)
+        if stem in names and _is_one(file, sample, origin):
+            found.setdefault(stem, origin)
+    return next((found[name] for name in names if name in found), None)
+
+
+def _is_one(file: BinaryIO, sample: Sample, origin: Origin) -> bool:
+    """Whether a member is a text or one number."""
+    return origin.kind == "text" or (origin.kind == "npy" and _shape(file, sample, origin) in ((), (1,)))
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    """Numbers may have become floating-point ones on their way through a table."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return is_whole or (isinstance(value, int | str) and not isinstance(value, bool))
 
 
 def _features(file: BinaryIO, sample: Sample) -> tuple[tuple[StepFeature, ...], Origin | None]:
     """What can be a feature of a sample, and what can be its task."""
     found: dict[str, StepFeature] = {}
-    task = None
+    task, task_stem = None, ""
     for member in sample.members:
         origin = Origin.parse(member)
         stem = member.rpartition(".")[0]
+        if stem in (*_EPISODES, *_STEPS) and _is_one(file, sample, origin):
+            continue
         if origin.kind == "npy":
             name = _npy_name(file, sample, origin, stem)
         else:
             name = _camera_name(stem) if origin.kind == "picture" else ""
         if name:
             _add(found, name, origin)
-        if origin.kind == "text" and member.endswith(("txt", "text")):
-            task = task or origin
+        is_task = origin.kind == "text" and member.endswith(("txt", "text"))
+        if is_task and (task is None or (stem in ("", *_TASKS) and task_stem not in ("", *_TASKS))):
+            task, task_stem = origin, stem  # rather than a text of another name, as rows may be
     for member, path, value in _leaves(file, sample):
         last = path.rpartition(".")[2].lower()
-        if isinstance(value, str) and last in _TASKS:
+        if _is_text(value) and last in _TASKS:
             task = task or Origin(member, path)
         elif last not in _BOOKKEEPING and not isinstance(value, str) and numbers(value) is not None:
             _add(found, path, Origin(member, path))
     return tuple(found.values()), task
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text, or a list of which training draws one."""
+    texts = value if isinstance(value, list) and value else [value]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _add(found: dict[str, StepFeature], name: str, origin: Origin) -> None:
@@ -240,11 +276,11 @@ def _add(found: dict[str, StepFeature], name: str, origin: Origin) -> None:
 def _npy_name(file: BinaryIO, sample: Sample, origin: Origin, stem: str) -> str:
     """Empty for what is no array of numbers; large ones of two or three axes are pictures, and colours of any size."""
     header = _header(file, sample, origin)
-    if header is None or not stem:
+    if header is None:
         return ""
     is_large = sample.members[origin.member].size > MAX_ROW_BYTES and len(header.shape) in (2, 3)
     has_colours = header.dtype == "uint8" and len(header.shape) == 3 and header.shape[2] in (1, 3, 4)
-    return _camera_name(stem) if is_large or has_colours else stem
+    return _camera_name(stem) if is_large or has_colours else stem or "npy"
 
 
 def _camera_name(stem: str) -> str:

@@ -136,6 +136,40 @@ def test_tars_of_one_episode_are_drafted_so(tmp_path):
     assert draft_of(path).plain() == {"key": "{step}", "episode": "tar", "features": {"action": "action.npy"}}
 
 
+@pytest.mark.parametrize(
+    ("place", "draft"),
+    [
+        (
+            lambda e, s: {"json": json.dumps({"episode_index": float(e), "frame_index": float(s)}).encode()},
+            {"episode": "json.episode_index", "step": "json.frame_index"},
+        ),
+        (
+            lambda e, s: {"episode_index.npy": npy(np.int64(e)), "frame_index.npy": npy(np.array([s]))},
+            {"episode": "episode_index.npy", "step": "frame_index.npy"},
+        ),
+        (
+            lambda e, s: {"episode_id.txt": b"e%d" % e, "step.txt": b"%d" % s},
+            {"episode": "episode_id.txt", "step": "step.txt"},
+        ),
+    ],
+)
+def test_fields_that_name_the_step_are_found_where_keys_count_all_steps(tmp_path, place, draft):
+    members = [
+        (f"{4 * e + s:06d}.{field}", data)
+        for e in (0, 1)
+        for s in range(4)
+        for field, data in {**place(e, s), "action.npy": npy(np.zeros(7))}.items()
+    ]
+    mapping = draft_of(write_tar(tmp_path / "s.tar", members))
+    assert mapping.plain() == {**draft, "features": {"action": "action.npy"}}
+
+
+def test_files_that_lie_among_the_steps_do_not_keep_from_a_draft(tmp_path):
+    steps = [(f"ep0_{step}.action.npy", npy(np.zeros(7))) for step in range(4)]
+    path = write_tar(tmp_path / "s.tar", [("README.md", b"x"), *steps, ("dataset_info.json", b"{}")])
+    assert draft_of(path).plain() == {"key": "ep{episode}_{step}", "features": {"action": "action.npy"}}
+
+
 def test_what_tells_no_step_gets_no_draft(tmp_path):
     write_tar(tmp_path / "s.tar", [(f"{name}.action.npy", npy(np.zeros(7))) for name in ("left", "right")])
     with pytest.raises(FormatError, match="samples left, right, wanted a number of the step in their keys"):

@@ -497,6 +497,12 @@ FRAME, ROW = encoded(picture(0, 0), "jpeg"), npy(np.zeros(7, np.float32))
         ({"cam.0.jpg": FRAME, "cam.1.jpg": FRAME, "action.npy": ROW}, "  observation.images.1: cam.1.jpg\n"),
         ({"reward.npy": npy(np.float32(1))}, "  reward: reward.npy\n"),
         ({"Top.JPG": FRAME, "Action.NPY": ROW}, "  observation.images.top: top.jpg\n"),
+        ({"npy": ROW, "jpg": FRAME}, "  npy: npy\n  observation.images.image: jpg\n"),
+        ({"npy": ROW}, "  npy: npy\n"),
+        ({"npy": ROW, "json": json.dumps({"instruction": ["lift", "raise"]}).encode()}, "task: json.instruction\n"),
+        ({"action.txt": b"0.5 1", "jpg": FRAME, "reward.npy": ROW, "txt": b"lift"}, "task: txt\n"),
+        ({"action.npy": npy(np.zeros(4)), "pose.npy": npy(np.eye(4))}, "  action: action.npy\n  pose: pose.npy\n"),
+        ({"action.npy": ROW, "depth.npy": npy(np.zeros((8, 10)))}, "  action: action.npy\n  depth: depth.npy\n"),
     ],
 )
 @pytest.mark.parametrize("key", ["ep{episode}_{step}", "pick{episode}/frame_{step}", "ep{episode}_{step}_*"])
