@@ -14,12 +14,14 @@ a stream asks here. Accelerate is looked up among what is imported, never import
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import cycle
 from math import gcd
 from typing import Any
+
+import torch
 
 from epistream.errors import OptionError, StateError
 from epistream.loader.order.world import World
@@ -163,7 +165,40 @@ def _read_for_dispatcher(loader: Any, job: ReadJob, num_batches: int) -> int:
     if job.world.rank:
         return NOBODYS
     _tell_once(job.url, num_ranks)
+    reader = loader.base_dataloader
+    if not isinstance(reader.collate_fn, _TensorsOnly):
+        reader.collate_fn = _TensorsOnly(reader.collate_fn, job.url)
     return int(num_ranks)
+
+
+class _TensorsOnly:
+    """What a loader makes of the stream's batches, refused if Accelerate could not send it to other ranks."""
+
+    def __init__(self, collate: Callable[[Any], Any], url: str) -> None:
+        self._collate, self._url = collate, url
+
+    def __call__(self, elements: Any) -> Any:
+        batch = self._collate(elements)
+        found = _no_tensor(batch, "")
+        if found:
+            raise OptionError(
+                f"{self._url}: Accelerate lets rank 0 read for all ranks and send them tensors, but {found}. Leave it "
+                "out by sample_format or in the collator; or let every rank read its own: "
+                f'accelerator_config={{"dispatch_batches": False}} of the TrainingArguments, '
+                f"DataLoaderConfiguration(dispatch_batches=False) of an Accelerator, or {_INSTEAD}."
+            )
+        return batch
+
+
+def _no_tensor(found: Any, place: str) -> str:
+    """What in a batch is no tensor, and where; empty if all is."""
+    if isinstance(found, torch.Tensor):
+        return ""
+    if isinstance(found, Mapping):
+        return next(filter(None, (_no_tensor(value, f"{place}[{key!r}]") for key, value in found.items())), "")
+    if isinstance(found, list | tuple):
+        return next(filter(None, (_no_tensor(value, f"{place}[{index}]") for index, value in enumerate(found))), "")
+    return f"batch{place} is {type(found).__name__}"
 
 
 @cache

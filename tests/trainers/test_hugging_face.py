@@ -95,6 +95,32 @@ def test_stream_in_a_prepared_dataloader_gives_each_window_once_or_is_refused(al
     compare(outcomes(aloha_shards, tmp_path, "prepared", ranks=2), PREPARED)
 
 
+TEXTS_TO_OTHER_RANKS = """
+import sys
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import epistream as es
+
+accelerator = Accelerator(cpu=True)
+loader = DataLoader(es.EpisodeStream(sys.argv[1], batch_size=10, features=["action"]), batch_size=None)
+for _ in accelerator.prepare(loader):
+    pass
+"""
+
+
+@pytest.mark.timeout(120)
+def test_texts_that_rank_0_would_have_to_send_are_refused_by_name(aloha_shards, tmp_path):
+    program = tmp_path / "texts.py"
+    program.write_text(TEXTS_TO_OTHER_RANKS)
+    job = subprocess.run([*TORCHRUN, program, aloha_shards], capture_output=True, text=True, timeout=110, check=False)
+    assert job.returncode
+    assert "OptionError: " in job.stderr
+    assert "send them tensors, but batch['task'][0] is str. Leave it out by sample_format" in job.stderr
+
+
 @pytest.mark.timeout(300)
 def test_trainer_of_one_rank_resumes_at_the_very_batch_or_refuses(aloha_shards, tmp_path):
     compare(outcomes(aloha_shards, tmp_path, "trainers", ranks=1), TRAINERS)
