@@ -220,6 +220,11 @@ CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Jpeg, Png, Raw
 DEFAULT_CODEC: type[Codec] = Jpeg
 
 
+def codec_of_suffix(suffix: str) -> type[Codec] | None:
+    """The codec of tar members whose names end so (``.jpg``); None if none writes them."""
+    return next((codec for codec in CODECS.values() if suffix in codec.suffixes), None)
+
+
 def codec_names() -> str:
     """All names for a message: jpeg, png, raw or webp."""
     *names, last = CODECS

@@ -25,7 +25,7 @@ def refuse_doubtful(sample: Sample, features: Mapping[str, Feature], length: int
     Raises:
         FormatError: With what was found, and how to say that it is an episode, if it is.
     """
-    found = _doubt(sample, features, length)
+    found = _doubt(features, length)
     if found:
         raise FormatError(
             f"{where}: {found}: this may be one step, wanted a whole episode, rows of shape (steps, ...) and numbered "
@@ -50,7 +50,7 @@ def refuse_lone_pictures(sample: Sample, features: Mapping[str, Feature], where:
         )
 
 
-def _doubt(sample: Sample, features: Mapping[str, Feature], length: int) -> str:
+def _doubt(features: Mapping[str, Feature], length: int) -> str:
     if length == 1:
         return f"{', '.join(features)} of length 1"
     picture = next((name for name, feature in features.items() if _is_picture(feature, length)), None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
 from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS
+from epistream.sharding.format.codecs import CODECS, Raw
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import (
     IMAGES,
@@ -83,10 +83,6 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         episodes=[replace(episode.meta, attributes={}) for episode in episodes],
         block_checksums=hasher.block_checksums,
     )
-
-
-def _codec_of_suffix(suffix: str) -> type[Codec] | None:
-    return next((codec for codec in CODECS.values() if suffix in codec.suffixes), None)
 
 
 def _episode(file: BinaryIO, sample: Sample, where: str) -> _Episode:
@@ -166,7 +162,7 @@ def _array_feature(name: str, header: NpyHeader, declared: Mapping[str, Feature]
     feature = declared.get(name)
     if feature is None:
         is_camera = name.startswith(IMAGES) and len(header.shape) == 4
-        return _inferred(where, name, header.dtype, header.shape[1:], _codec_of_suffix(".npy") if is_camera else None)
+        return _inferred(where, name, header.dtype, header.shape[1:], Raw if is_camera else None)
     is_array = feature.kind == "array" or CODECS[feature.codec].storage == "array"
     if (feature.dtype, feature.shape) != (header.dtype, header.shape[1:]) or not is_array:
         raise FormatError(

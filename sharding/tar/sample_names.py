@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from epistream.errors import FormatError
-from epistream.sharding.format.codecs import CODECS
+from epistream.sharding.format.codecs import codec_of_suffix
 from epistream.sharding.tar.captions import CAPTIONS
 
 # The camera of frames that lie in no folder of their own.
@@ -64,8 +64,8 @@ def divide(names: Iterable[str], where: str, stem: str) -> Division:
 
 def is_picture(name: str) -> bool:
     """Whether a member is one picture, by its suffix."""
-    suffix = "." + name.rpartition(".")[2].lower()
-    return any(suffix in codec.suffixes for codec in CODECS.values() if codec.storage == "members")
+    codec = codec_of_suffix("." + name.rpartition(".")[2].lower())
+    return codec is not None and codec.storage == "members"
 
 
 def _folders_of_frames(divided: Division) -> dict[str, str]:

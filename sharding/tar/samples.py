@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from epistream.errors import FormatError
 from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS
+from epistream.sharding.format.codecs import codec_of_suffix
 from epistream.sharding.tar.captions import CAPTIONS
 from epistream.sharding.tar.sample_names import ONLY_CAMERA, divide, is_picture
 from epistream.sharding.tar.tar_reader import Member
@@ -141,7 +141,7 @@ def _first(name: str) -> str:
 def _split_number(name: str) -> tuple[str, int, type[Codec]] | None:
     """Camera, number and codec of a numbered member: a frame, or part of an array, numbered as we write them."""
     matched = _NUMBERED.fullmatch(name)
-    codec = next((codec for codec in CODECS.values() if matched and matched[3] in codec.suffixes), None)
+    codec = codec_of_suffix(matched[3]) if matched else None
     if not matched or codec is None:
         return None
     if codec.storage == "array" and (not matched[1] or len(matched[2]) < 6):

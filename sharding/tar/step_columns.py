@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS
+from epistream.sharding.format.codecs import codec_of_suffix
 from epistream.sharding.format.features import Feature, feature_from_dict
 from epistream.sharding.tar.step_mapping import StepFeature
 from epistream.sharding.tar.step_samples import Sample
@@ -67,7 +67,9 @@ class Pictures:
     def __init__(self, wanted: StepFeature) -> None:
         self._wanted = wanted
         suffix = "." + wanted.origin.member.rpartition(".")[2]
-        self._codec: type[Codec] = next(codec for codec in CODECS.values() if suffix in codec.suffixes)
+        codec = codec_of_suffix(suffix)
+        assert codec is not None  # mappings with other members are refused
+        self._codec: type[Codec] = codec
         self._first = ""
         self._found: tuple[str, tuple[int, ...]] = ("", ())
         self.offsets: list[int] = []
@@ -117,6 +119,5 @@ def column_of(wanted: StepFeature) -> "Rows | Pictures":
 
 
 def _feature(wanted: StepFeature, described: dict[str, Any], fps: float | None, where: str) -> Feature:
-    origin = wanted.origin
-    source_path = f"{origin.member}.{origin.path}" if origin.path else origin.member
-    return feature_from_dict({"name": wanted.name, **described, "fps": fps, "source_path": source_path}, where)
+    said = {"name": wanted.name, **described, "fps": fps, "source_path": str(wanted.origin)}
+    return feature_from_dict(said, where)

@@ -43,6 +43,10 @@ class Origin:
     member: str
     path: str = ""
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return f"{self.member}.{self.path}" if self.path else self.member
+
     @property
     def kind(self) -> str:
         """What the member is: ``npy``, ``json``, ``text``, ``picture``, or empty for what is not read."""
@@ -132,11 +136,11 @@ class StepMapping:
         """The values that `of` takes, without defaults."""
         features: dict[str, Any] = {}
         for feature in self.features:
-            text = _text_of(feature.origin)
+            text = str(feature.origin)
             more = {"jpeg_channels": feature.jpeg_channels, "rotate": feature.rotate}
             is_short = more == {"jpeg_channels": "rgb", "rotate": 0}
             features[feature.name] = text if is_short else {"from": text, **more}
-        fields = {name: origin and _text_of(origin) for name, origin in self._fields().items()}
+        fields = {name: origin and str(origin) for name, origin in self._fields().items()}
         said = {"key": self.key, **fields, "fps": self.fps, "gaps": self.gaps, "features": features}
         return {name: value for name, value in said.items() if value}
 
@@ -151,10 +155,6 @@ class StepMapping:
         """The fields of each sample that are used."""
         used = {feature.origin.member for feature in self.features}
         return used | {origin.member for origin in self._fields().values() if origin}
-
-
-def _text_of(origin: Origin) -> str:
-    return f"{origin.member}.{origin.path}" if origin.path else origin.member
 
 
 def key_pattern(key: str) -> re.Pattern[str]:

@@ -57,7 +57,7 @@ def settle(folder: Path, pieces: Mapping[str, Sequence[Piece]], read: Read) -> t
     for found in places.values():
         found.sort(key=lambda place: place[1].first)
     first_index = _read_index(folder, next(iter(pieces)))
-    has_gaps = bool((first_index.steps or {})["mapping"].get("gaps"))
+    has_gaps = first_index.steps is not None and bool(first_index.steps["mapping"].get("gaps"))
     _check_whole(places, has_gaps=has_gaps)
     number_of = _numbers(list(places))
     features: dict[str, Feature] = {}
@@ -193,8 +193,8 @@ def _join(
             writer.add(meta, arrays, frames)
         writer.finish()
     _log.warning(
-        "%d episodes go over from one tar into the next and were copied into %s, %d bytes. Write tars that begin with "
-        "an episode to have none.",
+        "%d episodes go over from one tar into the next and were copied into %s, %d bytes. Tars that begin with an "
+        "episode need no copies.",
         len(apart),
         JOINED,
         (folder / JOINED).stat().st_size,
