@@ -30,7 +30,7 @@ from epistream.loader.state import Place
 
 logger = logging.getLogger(__name__)
 
-# For whose batches a process is asked.
+# For whose batches a process is asked, where that is no number of ranks.
 ITS_OWN, NOBODYS = 0, -1
 _INSTEAD = "give it to epistream.StreamingLoader, or train with epistream.integrations.hugging_face.StreamTrainerMixin"
 
@@ -113,8 +113,9 @@ def ranks_to_read(loader: Any, job: ReadJob, epoch: int) -> int:
     if loader.use_stateful_dataloader:
         raise OptionError(
             "Accelerate with use_stateful_dataloader=True saves no epoch, and on several ranks a place that is off by "
-            f"batches. Leave it out; to save where a stream is, {_INSTEAD}, and register that with "
-            "accelerator.register_for_checkpointing."
+            "batches. Leave it out; to save where a stream is, give it to epistream.StreamingLoader and that to "
+            "accelerator.register_for_checkpointing, or train with "
+            "epistream.integrations.hugging_face.StreamTrainerMixin."
         )
     if _is(loader, "DataLoaderDispatcher"):
         return _read_for_dispatcher(loader, job, num_batches)

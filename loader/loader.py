@@ -178,7 +178,7 @@ class StreamingLoader:
         self._forget_place()
 
     def set_place(self, place: Place) -> None:
-        """Let the next iteration begin there, as after `load_state_dict`."""
+        """Let the next iteration begin there. Unlike after `load_state_dict`, `set_epoch` does not keep the place."""
         self.stream.set_place(place)
         self._forget_place()
 

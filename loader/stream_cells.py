@@ -10,7 +10,7 @@ import torch
 
 
 class Cell(IntEnum):
-    """What a stream keeps in memory shared with the workers of a stock DataLoader."""
+    """What each of the integers is."""
 
     EPOCH = 0
     POSITION = 1
