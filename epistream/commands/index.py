@@ -37,6 +37,8 @@ def command(
     written.
     """
     options = storage_options(options_json)
+    if draft and (steps or key):
+        raise OptionError("--draft: wanted alone, without --steps and --key: it says what these may be.")
     if draft:
         click.echo(to_yaml(draft_mapping(source, options)), nl=False)
         return

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from epistream.errors import FormatError
 from epistream.sharding.format.features import Feature
-from epistream.sharding.tar.samples import Sample
+from epistream.sharding.tar.samples import STEPS, Sample
 
 # Fewer rows and columns are no picture, but some table of bytes.
 _LEAST_SIDE = 16
@@ -30,8 +30,7 @@ def refuse_doubtful(sample: Sample, features: Mapping[str, Feature], length: int
         raise FormatError(
             f"{where}: {found}: this may be one step, wanted a whole episode, rows of shape (steps, ...) and numbered "
             "frames. If it is one, say so in its meta.json: "
-            f'{sample.key}.meta.json with {{"length": {length}}}; if not, say what single steps mean: '
-            "'epistream index URL --draft'."
+            f'{sample.key}.meta.json with {{"length": {length}}}; if not, {STEPS}.'
         )
 
 
@@ -45,8 +44,7 @@ def refuse_lone_pictures(sample: Sample, features: Mapping[str, Feature], where:
         rows = ", ".join(sorted(features))
         raise FormatError(
             f"{where}: one picture, {sample.pictures[0].name}, beside {rows}: this may be one step, wanted a picture a "
-            f"step, numbered as {sample.key}.top.000000.jpg, or none. Number them; or, where samples are single steps, "
-            "say what they mean: 'epistream index URL --draft'."
+            f"step, numbered as {sample.key}.top.000000.jpg, or none. Number them; or {STEPS}."
         )
 
 

@@ -14,10 +14,12 @@ from epistream.sharding.tar.tar_reader import Member
 
 _log = logging.getLogger(__name__)
 
+# Where to go with tars of which each sample is one step.
+STEPS = "say of which episode each step is, see 'epistream index TARS --draft'"
 WANTED = (
     "wanted one sample an episode, with members such as KEY.action.npy (steps first), "
     "KEY.observation.images.top.000000.jpg, KEY.txt (instructions) and KEY.meta.json. "
-    "Pack the source with 'epistream pack'"
+    f"Pack the source with 'epistream pack'; or if each sample is one step, {STEPS}"
 )
 _NUMBERED = re.compile(r"(?:(.+)\.)?([0-9]{1,15})(\.[^.]+)")
 _TOLD = 5

@@ -107,15 +107,16 @@ class StepMapping:
         Raises:
             OptionError: If they say something that is not part of a mapping; the message begins with `where`.
         """
+        known = f"Known: {', '.join(_File.model_fields)}; of a feature: from, jpeg_channels, rotate."
+        if not isinstance(value, dict):
+            raise OptionError(f"{where}: the file: {value!r:.60}, wanted keys and values. {known}")
         try:
             described = _File.model_validate(value)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise OptionError(
-                f"{where}: {place}: {first['msg']} (found {first['input']!r:.60}). "
-                f"Known: {', '.join(_File.model_fields)}; of a feature: from, jpeg_channels, rotate."
-            ) from error
+            place = ".".join(str(part) for part in first["loc"])
+            found = f"{place}: {first['msg']} (found {first['input']!r:.60})" if place else first["msg"]
+            raise OptionError(f"{where}: {found.removeprefix('Value error, ')}. {known}") from error
         features = {
             name: _Feature.model_validate({"from": one}) if isinstance(one, str) else one
             for name, one in described.features.items()
