@@ -98,7 +98,10 @@ class DeviceFeed(Iterator[Any]):
         batch, event = self._ready.popleft()
         self._begin()
         self._mover.adopt(event, batch)
-        return batch if self._hook is None else self._hook(batch)
+        try:
+            return batch if self._hook is None else self._hook(batch)
+        except StopIteration as error:  # it would end the epoch early, without a word
+            raise RuntimeError("on_device raised StopIteration") from error
 
     def close(self) -> None:
         """Wait for the copies that are under way; the host memory may go afterwards."""
@@ -129,7 +132,8 @@ def move_ahead(
     Copies that are under way when the block is left are waited for. `ring`, if there is one, is page-locked for CUDA.
     """
     if device is None or device.type != "cuda":
-        yield batches if hook is None else map(hook, batches)
+        # No map: a StopIteration out of the hook would end the epoch early, without a word.
+        yield batches if hook is None else (hook(batch) for batch in batches)
         return
     moved = DeviceFeed(batches, _CudaMover(device), hook)
     if ring is not None:

@@ -291,7 +291,8 @@ class StreamingLoader:
         self.stream.set_epoch(iteration.cursor[0] + 1, 0)
         batches = iteration.read_here(job) if pool is None else iteration.collect(pool, self._timeout_s, self.close)
         try:
-            finished = map(self.stream.finish, batches)
+            # No map: a StopIteration out of a function of the user would end the epoch early, without a word.
+            finished = (self.stream.finish(views) for views in batches)
             with move_ahead(finished, self._device, self._on_device, pool.ring if pool else None) as moved:
                 for batch in moved:
                     if self._iteration is not iteration:  # also where no workers tell

@@ -8,8 +8,9 @@ skips, and the loader itself gives the others: its workers run, and its state fo
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from epistream.errors import OptionError
 from epistream.loader.state import Place
 from epistream.loader.stream_base import Stream
 
@@ -71,7 +72,16 @@ class NumberedBatches(Dataset[Any]):
         return self._loader.stream.num_windows
 
     def __getitem__(self, batch_index: int) -> Any:
-        """The batch of that number, counted from the begin of the epoch. Raises IndexError behind the last one."""
+        """The batch of that number, counted from the begin of the epoch. Raises IndexError behind the last one.
+
+        Raises:
+            OptionError: a worker of a DataLoader asks.
+        """
+        if get_worker_info() is not None:  # each would go through epochs of its own
+            raise OptionError(
+                "loader.dataset: read by a worker of a DataLoader, wanted the process of the loader, which has workers "
+                "itself. Give the DataLoader num_workers=0, or the loader's stream with batch_size=None."
+            )
         if batch_index != self._next:
             stream = self._loader.stream
             if not 0 <= batch_index < _num_batches(stream):

@@ -62,16 +62,31 @@ class Stream(IterableDataset[Batch], ABC):
         """What is read, in which order, for which rank."""
         if self.finds_world:
             # Streams are made before the process group is: in notebooks, and wherever processes are spawned.
-            world = World.detect() if self.awaits_world else World.of_process_group(self._job.world)
+            world = self._find_world()
             self.awaits_world = False
             if world != self._job.world:
                 self._job = replace(self._job, world=world)
         return self._job
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Workers that a DataLoader spawns know of no process group: they get the world as it is now.
+    def _find_world(self) -> World:
+        is_worker = get_worker_info() is not None
+        if is_worker and self._shared[Cell.SIZE]:
+            # Workers know of no process group, and those that stay alive may be older than it.
+            *numbers, uneven = self._shared[Cell.RANK :].tolist()
+            return World(*numbers, bool(uneven))
+        world = World.detect() if self.awaits_world else World.of_process_group(self._job.world)
+        if not is_worker and world != self._job.world:
+            fields = (world.rank, world.size, world.local_rank, world.local_size, world.node, world.num_nodes)
+            self._cells[Cell.RANK :] = torch.tensor([*fields, world.uneven], dtype=torch.int64)
+        return world
+
+    def _look_for_world(self) -> None:
+        """Let workers of a DataLoader have the world as it is by now."""
         if not (self.awaits_world and World.is_to_come()):
             _ = self.job
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._look_for_world()  # workers that a DataLoader spawns get the world as it is now
         return {**self.__dict__, "_pid": -1}  # no process has that number: whoever gets it is another one, or a copy
 
     @abstractmethod
@@ -132,8 +147,9 @@ class Stream(IterableDataset[Batch], ABC):
         """Let the next iteration begin there; `is_loaded` if that is where a state was taken."""
         num_given = -1 if place.num_given is None else place.num_given
         self._cells[: Cell.IS_TOLD] = torch.tensor([place.epoch, place.position, num_given], dtype=torch.int64)
-        self._cells[Cell.NUM_READERS :] = 0
+        self._cells[Cell.NUM_READERS : Cell.RANK] = 0
         self._cells[Cell.IS_SET] = 1
+        self._look_for_world()
         self._place, self._is_loaded = None, is_loaded
 
     def state_dict(self) -> dict[str, Any]:

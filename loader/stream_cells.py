@@ -19,6 +19,13 @@ class Cell(IntEnum):
     NUM_READERS = 4  # that read ahead of the loop since the epoch was set: workers of a DataLoader, or Accelerate
     NUM_RANKS = 5  # whose batches this process gives: 0 for its own, -1 for nobody's
     IS_SET = 6  # the training process said where iterations begin
+    RANK = 7  # from here on the fields of the world that the training process has found; SIZE is 0 before
+    SIZE = 8
+    LOCAL_RANK = 9
+    LOCAL_SIZE = 10
+    NODE = 11
+    NUM_NODES = 12
+    UNEVEN = 13
 
 
 ACCELERATE = -1  # instead of a number of readers: it reads one batch ahead in the process of the loop

@@ -73,7 +73,10 @@ class StreamIterator(Iterator[Any]):
         if self._follow is not None:
             self._follow(self._place())
         # Fewer than the batch size in the last batch under ``remainder="uneven"``.
-        return self._finish({name: view[:num_windows] for name, view in views.items()})
+        try:
+            return self._finish({name: view[:num_windows] for name, view in views.items()})
+        except StopIteration as error:  # of a function of the user: it would end the epoch early, without a word
+            raise RuntimeError("transform or sample_format raised StopIteration") from error
 
     def _place(self) -> Place:
         epoch, start, num_given = self._start
