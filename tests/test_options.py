@@ -279,7 +279,7 @@ def test_commands_have_the_defaults_of_the_classes(stopped):
 
 def test_help_of_a_command_says_what_the_class_says():
     text = " ".join(CliRunner().invoke(cli, ["pack", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert "--codec [jpeg|png|raw] Of cameras; as recorded, or jpeg, if not given. --quality" in text
+    assert "--codec [jpeg|png|raw|webp] Of cameras; as recorded, or jpeg, if not given. --quality" in text
     assert "--quality INTEGER Of JPEG, 1 to 100. [default: 95] --shard-size" in text
     assert "--shard-size SIZE Target bytes of a shard. [64 KiB to 512 GiB] [default: 128MiB] --camera" in text
     assert "--workers INTEGER Processes. [1 to 1024] [default: (one a core)] --resume" in text
