@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from epistream.loader.state import Place
 from epistream.loader.stream_base import Stream
@@ -11,8 +11,10 @@ from epistream.loader.stream_base import Stream
 logger = logging.getLogger(__name__)
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(DistributedSampler[int]):
     """The sampler of a loader that needs none: it passes on the epoch.
+
+    By its class trainers see that the windows are dealt to ranks already, and put no sampler of theirs in its place.
 
     Args:
         stream: of the loader.

@@ -72,8 +72,8 @@ class Stream(IterableDataset[Batch], ABC):
         is_worker = get_worker_info() is not None
         if is_worker and self._shared[Cell.SIZE]:
             # Workers know of no process group, and those that stay alive may be older than it.
-            *numbers, uneven = self._shared[Cell.RANK :].tolist()
-            return World(*numbers, bool(uneven))
+            rank, size, local_rank, local_size, node, num_nodes, uneven = self._shared[Cell.RANK :].tolist()
+            return World(rank, size, local_rank, local_size, node, num_nodes, bool(uneven))
         world = World.detect() if self.awaits_world else World.of_process_group(self._job.world)
         if not is_worker and world != self._job.world:
             fields = (world.rank, world.size, world.local_rank, world.local_size, world.node, world.num_nodes)

@@ -95,7 +95,7 @@ def test_memory_of_batches_is_that_of_the_loaders_ring(aloha_shards):
     found = replace(FOUND, num_windows=stream.num_windows, batch_size=2, batch_bytes=job.layout.num_bytes)
     with es.StreamingLoader(stream, num_workers=0, num_threads=2) as loader:
         next(iter(loader))
-        ring, together = loader._crew.pool.ring, loader._slots.batches_per_slot
+        ring, together = loader._crew.pool.ring, loader._crew.slots.batches_per_slot
     assert together > 1
     predicted = predict(found, Choice("threads", 2, 2), 1, cache_bytes=600).ring_bytes
     assert predicted == ring.num_slots * together * job.layout.num_bytes

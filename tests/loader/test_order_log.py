@@ -101,7 +101,7 @@ def test_workers_of_a_stock_loader_share_that_the_order_was_told(aloha_shards):
     stream = es.EpisodeStream(aloha_shards, batch_size=35, features=["action"])
     for epoch in range(2):
         stream.set_epoch(epoch)
-        assert stream._cells.tolist() == [epoch, 0, 0, int(epoch > 0), 0, 0, 1]
+        assert stream._cells.tolist()[:7] == [epoch, 0, 0, int(epoch > 0), 0, 0, 1]
         assert len(list(DataLoader(stream, batch_size=None, num_workers=2))) == 4
     assert stream.cursor == (1, 0)
 

@@ -162,7 +162,7 @@ def assert_uninterrupted(out, shards, num_ranks, num_epochs):
     ("num_ranks", "num_workers", "dying"),
     [
         pytest.param(2, 2, [1, 10], id="2 ranks of 2 workers"),
-        pytest.param(1, 0, [0, 16], id="1 rank with threads"),
+        pytest.param(1, 0, [0, 16], id="1 rank with threads", marks=pytest.mark.soak),
         pytest.param(2, 0, [0, 10], id="2 ranks with threads", marks=pytest.mark.soak),
         pytest.param(1, 2, [0, 16], id="1 rank of 2 workers", marks=pytest.mark.soak),
     ],

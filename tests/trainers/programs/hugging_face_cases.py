@@ -308,6 +308,7 @@ def killed(cases):
         steps = {"save_strategy": "steps", "save_steps": 2}
         with suppress(Killed):
             train(cases, KilledBefore, **steps)
+        cases.wait()  # one rank may die before the other has made the folder
         torn = cases.out / "checkpoints" / "checkpoint-4"
         assert torn.exists()
         try:
