@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import DistributedSampler, SequentialSampler
 
+from epistream.loader.iteration import Iteration
 from epistream.loader.state import Place
 from epistream.loader.stream_base import Stream
 
@@ -19,10 +20,13 @@ class EpochSampler(DistributedSampler[int]):
     Args:
         stream: of the loader.
         set_epoch: of the loader.
+        last: the iteration that the loader began last.
     """
 
-    def __init__(self, stream: Stream, set_epoch: Callable[[int], None]) -> None:
-        self._stream, self._set_epoch = stream, set_epoch
+    def __init__(
+        self, stream: Stream, set_epoch: Callable[[int], None], last: Callable[[], Iteration | None] = lambda: None
+    ) -> None:
+        self._stream, self._set_epoch, self._last = stream, set_epoch, last
 
     def __iter__(self) -> Iterator[int]:
         """Numbers of the batches of an epoch."""
@@ -43,6 +47,7 @@ class EpochSampler(DistributedSampler[int]):
             return
         if loaded is not None and loaded.epoch == epoch:
             self._warn_of_other_batches(loaded)
+        self._warn_of_one_batch(epoch)
         self._set_epoch(epoch)
 
     def _warn_of_other_batches(self, loaded: Place) -> None:
@@ -56,13 +61,26 @@ class EpochSampler(DistributedSampler[int]):
                 *(self._stream.job.url, loaded.epoch, loaded.position, loaded.num_given, size, loaded.num_given),
             )
 
+    def _warn_of_one_batch(self, epoch: int) -> None:
+        """What Lightning 2.6 makes, with ``max_steps``, of the epoch after a checkpoint of an epoch's end."""
+        last = self._last()
+        if last is not None and last.is_resumed and last.cursor == (epoch - 1, 0) and last.gave_one_of:
+            logger.warning(
+                "%s: epoch %d was ended after 1 of its %d batches, right after a resume from the end of the epoch "
+                "before. If that was Lightning's Trainer with max_steps, resume that checkpoint again with "
+                "epistream.integrations.lightning.ResumeAnywhere() among the callbacks.",
+                *(self._stream.job.url, epoch - 1, last.gave_one_of),
+            )
+
 
 class InOrderSampler(EpochSampler, SequentialSampler):
     """The same of a stream that is not shuffled: trainers look at the type before they repeat its first batches."""
 
 
-def make_sampler(stream: Stream, set_epoch: Callable[[int], None]) -> EpochSampler:
+def make_sampler(
+    stream: Stream, set_epoch: Callable[[int], None], last: Callable[[], Iteration | None]
+) -> EpochSampler:
     """The sampler of a loader. In a mixture no epoch begins as the one before, shuffled or not."""
     parts = stream.job.parts
     is_in_order = len(parts) == 1 and not parts[0].plan.options.shuffle
-    return (InOrderSampler if is_in_order else EpochSampler)(stream, set_epoch)
+    return (InOrderSampler if is_in_order else EpochSampler)(stream, set_epoch, last)

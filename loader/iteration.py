@@ -38,6 +38,7 @@ class Iteration:
             which workers begin by themselves; every other continuation skips it.
         place: where the training loop is; None where that is where the next iteration begins, as at the end.
         has_begun: the training loop asked for a batch: the epoch is taken.
+        is_resumed: it begins where a state was loaded.
         is_over: it ran out, failed, or was dropped by the training loop.
     """
 
@@ -47,7 +48,7 @@ class Iteration:
         self._schedule, self._recorder = schedule, recorder
         self._num_given, self._num_taken = num_given, 0
         self.place: Place | None = None
-        self.has_begun = self.is_over = self._has_run_out = False
+        self.has_begun = self.is_over = self.is_resumed = self._has_run_out = False
         self.serial: int = NO_EPOCH + 2
         if before is not None:
             follows = before._has_run_out and (schedule.epoch, schedule.start) == (before._schedule.epoch + 1, 0)
@@ -58,9 +59,15 @@ class Iteration:
         """Epoch and position at which it begins."""
         return self._schedule.epoch, self._schedule.start
 
-    def begin(self) -> None:
-        """The training loop asks for its first batch."""
-        self.has_begun = True
+    @property
+    def gave_one_of(self) -> int | None:
+        """How many batches it has, if it gave the first of several and no more."""
+        num_batches = self._schedule.num_batches
+        return num_batches if self._num_taken == 1 < num_batches else None
+
+    def begin(self, is_resumed: bool) -> None:
+        """The training loop asks for its first batch, for the first time after a state was loaded or not."""
+        self.has_begun, self.is_resumed = True, is_resumed
         self._recorder.begin()
         if self._schedule.num_batches:
             self.place = Place(*self.cursor, self._num_given)

@@ -142,7 +142,7 @@ class StreamingLoader:
     @property
     def sampler(self) -> EpochSampler:
         """Where trainers look for ``set_epoch``."""
-        return make_sampler(self.stream, self.set_epoch)
+        return make_sampler(self.stream, self.set_epoch, lambda: self._iteration)
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch, the one that the loop is in or that comes next.
@@ -286,7 +286,7 @@ class StreamingLoader:
         job, pool = self.stream.job, self._crew.pool
         self._monitor.start(job.world.rank, job.world.all_processes.local_rank)  # the workers are forked by now
         self._iteration = iteration
-        iteration.begin()
+        iteration.begin(self.stream.loaded_place is not None)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.
         self.stream.set_epoch(iteration.cursor[0] + 1, 0)
         batches = iteration.read_here(job) if pool is None else iteration.collect(pool, self._timeout_s, self.close)

@@ -75,7 +75,7 @@ class NumberedBatches(Dataset[Any]):
         """The batch of that number, counted from the begin of the epoch. Raises IndexError behind the last one.
 
         Raises:
-            OptionError: a worker of a DataLoader asks.
+            OptionError: a worker of a DataLoader asks, or batches are left out.
         """
         if get_worker_info() is not None:  # each would go through epochs of its own
             raise OptionError(
@@ -86,6 +86,11 @@ class NumberedBatches(Dataset[Any]):
             stream = self._loader.stream
             if not 0 <= batch_index < _num_batches(stream):
                 raise IndexError(f"batch {batch_index}: this rank has {_num_batches(stream)} in an epoch.")
+            if 0 < self._next < batch_index:  # whoever deals these batches to ranks would deal them twice
+                raise OptionError(
+                    f"loader.dataset: batch {batch_index} after batch {self._next - 1}, wanted one after the other, as "
+                    "all of them are this rank's. Iterate the loader itself; nobody need deal batches to ranks."
+                )
             self._loader.set_place(_place_of(stream, batch_index))
             self._batches = iter(self._loader)
         self._next = batch_index + 1

@@ -100,6 +100,11 @@ def reindex(
             "with --overwrite, or write other sidecars with --emit."
         )
     if has_manifest and not options.overwrite:
+        if options.steps is not None:
+            raise DatasetExistsError(
+                f"{join(url, FILE_NAME)}: exists, and a mapping of steps makes another one. Add --overwrite, or leave "
+                "out --steps and --key to write sidecars only."
+            )
         manifest = read_manifest(url, storage_options)
         split_of = dict(zip(manifest.columns.names, manifest.columns.shard_split, strict=True))
         members = []

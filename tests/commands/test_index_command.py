@@ -283,3 +283,13 @@ def test_index_of_remote_steps_that_span_tars_writes_there(steps):
     dataset = open_dataset("memory://steps")
     assert dataset.episode_length.tolist() == [5, 3, 6]
     assert verify(dataset, VerifyOptions(statistics=True)).faults == []
+
+
+def test_index_with_a_mapping_beside_a_manifest_is_refused_though_sidecars_are_wanted(steps, tmp_path):
+    (tmp_path / "steps.yaml").write_text(STEPS)
+    mapping = ("--steps", str(tmp_path / "steps.yaml"))
+    assert run_index(steps, *mapping).exit_code == 0
+    done = run_index(steps, *mapping, "--emit", "wids")
+    assert done.exit_code != 0
+    assert "--overwrite" in str(done.exception)
+    assert run_index(steps, *mapping, "--overwrite").exit_code == 0

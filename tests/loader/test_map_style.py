@@ -105,3 +105,11 @@ def test_dataset_has_what_the_stream_has_and_says_epoch_and_state_of_the_loader(
             batches.nonsense  # noqa: B018
         with pytest.raises(AttributeError):
             copy.copy(batches).__deepcopy__  # noqa: B018
+
+
+def test_batches_by_number_are_refused_to_whoever_deals_them_to_ranks_again(aloha_shards):
+    with loader_of(aloha_shards) as loader:
+        batches = loader.dataset
+        batches[0]
+        with pytest.raises(es.EpistreamError, match="batch 2 after batch 0, wanted one after the other"):
+            batches[2]

@@ -84,3 +84,20 @@ def test_sampler_is_torchs_of_fixed_order_only_where_every_epoch_is_the_same(alo
     mixture = es.Mixture([ordered.stream, ordered.stream], [1, 1], batch_size=10)
     loaders = [ordered, shuffled, es.StreamingLoader(mixture, **NOBODY)]
     assert [isinstance(loader.sampler, SequentialSampler) for loader in loaders] == [True, False, False]
+
+
+@pytest.mark.parametrize(("num_taken", "is_warned"), [(1, True), (2, False), (14, False)])
+def test_epoch_that_a_trainer_ends_after_one_batch_of_a_resume_is_warned_of(aloha_shards, caplog, num_taken, is_warned):
+    stream = es.EpisodeStream(aloha_shards, batch_size=10, features=["action"])
+    stream.set_epoch(1)
+    with es.StreamingLoader(stream, num_workers=0) as loader:
+        loader.load_state_dict(loader.state_dict())
+        loader.sampler.set_epoch(1)
+        batches = iter(loader)
+        for _ in range(num_taken):
+            next(batches)
+        loader.sampler.set_epoch(2)
+        assert ("epoch 1 was ended after 1 of its 14 batches" in caplog.text) is is_warned
+        next(iter(loader))
+        loader.sampler.set_epoch(3)  # nothing was resumed now
+        assert "epoch 2" not in caplog.text
