@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol, TextIO, TypeVar
 import torch
 
 from epistream.errors import OptionError, StateError
+from epistream.loader.agreement import check_agreement
 from epistream.loader.crew import Crew
 from epistream.loader.device import Hook, check_device, move_ahead
 from epistream.loader.epoch_sampler import EpochSampler, make_sampler
@@ -24,7 +25,7 @@ from epistream.loader.order.world import World
 from epistream.loader.order_log import log_order
 from epistream.loader.pickled import check_pickled
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.state import Place, check_agreement, make_state
+from epistream.loader.state import Place, make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.stream_base import Stream
 from epistream.loader.workers.pool import StartMethod

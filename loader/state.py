@@ -1,17 +1,11 @@
-"""What is saved to resume a stream, and the checks that states and other ranks mean the same order."""
+"""What is saved to resume a stream, and the check that a state means the same order."""
 
-import json
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import count
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
-from torch import distributed
-
-from epistream.errors import OptionError, StateError
-from epistream.loader.order.launchers import num_restarts
+from epistream.errors import StateError
 from epistream.loader.reading.job import ReadJob
 
 STATE_VERSION = 1
@@ -24,10 +18,6 @@ _NUM_GIVEN = "num_batches_given"
 _PLAN_DIGITS = 16
 # Of each value of a mixture's datasets, so many are told where they differ from those of a state.
 _MOST_DIFFERENCES = 3
-# The process groups of this process, numbered, and their streams. Counted here, not in the group's store, which may be
-# older than the process.
-_GROUPS = count()
-_STREAMS: "WeakKeyDictionary[Any, tuple[int, Iterator[int]]]" = WeakKeyDictionary()
 
 
 class Place(NamedTuple):
@@ -126,39 +116,3 @@ def _short(identity: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plans, list):
         short["plans"] = [str(plan)[:_PLAN_DIGITS] for plan in plans]
     return short
-
-
-def check_agreement(job: ReadJob) -> None:
-    """Compare this rank's plan with that of the first rank that came here, through the process group's store.
-
-    Two ranks with different seeds, windows or copies of the dataset would stream without complaint, some windows twice
-    and others never.
-
-    No rank waits for another: a collective would hang when one rank alone makes a stream. Streams are matched in the
-    order in which each rank first iterates them; a stream with a `World` of its own is not compared, one with a world
-    of a device mesh is.
-
-    Raises:
-        OptionError: the ranks differ; names the option and both values.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    size = distributed.get_world_size()
-    if job.world.all_processes.size != size or size == 1:
-        return
-    store, group = distributed.distributed_c10d._get_default_store(), distributed.group.WORLD
-    if group not in _STREAMS:
-        _STREAMS[group] = next(_GROUPS), count(1)
-    group_number, number = _STREAMS[group][0], next(_STREAMS[group][1])
-    # A store that torchrun keeps over restarts still holds what was said in groups that are gone by now.
-    key = f"epistream/plan/{size}/{num_restarts()}/{group_number}/{number}"
-    ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder, "world": job.world.layout}
-    # An empty expectation sets the value if there is none, and returns what stands there.
-    first = json.loads(store.compare_set(key, "", json.dumps(ours, sort_keys=True)))
-    for name, value in ours.items():
-        if value != first.get(name):
-            raise OptionError(
-                f"stream {number} of rank {job.world.all_processes.rank}: {name} is {value!r}, another rank has "
-                f"{first.get(name)!r}. Give every rank the same arguments; a stream for one rank alone takes "
-                "world=World()."
-            )

@@ -15,7 +15,7 @@ from rank_windows import windows_of_rank
 
 import epistream as es
 from epistream.errors import OptionError
-from epistream.loader import state
+from epistream.loader import agreement
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 BATCHES_AN_EPOCH = 7  # 140 windows, 20 in a global batch
@@ -119,7 +119,7 @@ def started(monkeypatch, aloha_shards):
 
     def start(rank, size, restarts, batch_sizes=(10,), first_group=0):
         group = torch.distributed.ProcessGroup(rank, size)
-        monkeypatch.setattr(state, "_GROUPS", count(first_group))  # in a process of its own
+        monkeypatch.setattr(agreement, "_GROUPS", count(first_group))  # in a process of its own
         distributed = SimpleNamespace(
             is_available=lambda: True,
             is_initialized=lambda: True,
@@ -127,12 +127,12 @@ def started(monkeypatch, aloha_shards):
             group=SimpleNamespace(WORLD=group),
             distributed_c10d=SimpleNamespace(_get_default_store=lambda: store),
         )
-        monkeypatch.setattr(state, "distributed", distributed)
+        monkeypatch.setattr(agreement, "distributed", distributed)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
         for batch_size in batch_sizes:
             world = es.World.of(rank, size)
             stream = es.EpisodeStream(aloha_shards, batch_size=batch_size, features=["action"], world=world)
-            state.check_agreement(stream.job)
+            agreement.check_agreement(stream.job)
 
     return start
 
