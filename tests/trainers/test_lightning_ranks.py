@@ -43,16 +43,17 @@ def test_loader_that_is_made_before_the_ranks_are_goes_on_from_mid_epoch_beside_
     assert [before + after for before, after in zip(first, rest, strict=True)] == reference(2, 1)
 
 
-@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+@pytest.mark.parametrize("strategy", ["ddp_spawn", pytest.param("ddp_fork", marks=pytest.mark.soak)])
 def test_loader_that_is_handed_to_ranks_that_are_spawned_or_forked_is_dealt_out_once(strategy, run, reference):
     assert run(strategy=strategy) == reference(2, 1)
 
 
+@pytest.mark.soak  # the grid starts them by torchrun
 def test_fabric_that_starts_its_ranks_deals_windows_out_once(run, reference):
     assert run("fabric_loop", Start, epochs=2) == [rank[:18] for rank in reference(2, 1)]
 
 
-@pytest.mark.parametrize(("ranks", "stop"), [((1, 2), 7), ((2, 1), 5)], ids=str)
+@pytest.mark.parametrize(("ranks", "stop"), [((1, 2), 7), pytest.param((2, 1), 5, marks=pytest.mark.soak)], ids=str)
 def test_resume_on_another_number_of_ranks_gives_every_window_of_the_broken_epoch_once(ranks, stop, run):
     before, after = ranks
     first = run(ranks=before, strategy="auto" if before == 1 else "ddp", stop=stop)
