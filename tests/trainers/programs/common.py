@@ -1,5 +1,6 @@
 """What the programs of the grid share: their job, the stream, the model, and the note of what the training step got."""
 
+import gc
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import epistream as es
@@ -63,3 +65,12 @@ def write_windows(job: Job, rank: int, batches: list[list[list[int]]]) -> None:
     draft = note.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(batches))
     draft.replace(note)
+
+
+def leave_group() -> None:
+    """Leave the process group once nothing uses it: gloo aborts one that goes with the interpreter, now and then.
+
+    A model of DistributedDataParallel holds it, and is part of a cycle (pytorch issue 190489).
+    """
+    gc.collect()
+    dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from common import Job, error_of, make_model, make_stream, read_job, windows_of, write_windows
+from common import Job, error_of, leave_group, make_model, make_stream, read_job, windows_of, write_windows
 from torch.nn.parallel import DistributedDataParallel
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -39,7 +39,7 @@ def main() -> None:
     job = read_job()
     dist.init_process_group("gloo")
     write_windows(job, dist.get_rank(), train(job))
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

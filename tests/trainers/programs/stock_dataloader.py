@@ -6,7 +6,7 @@ between epochs only, and refuses in mid-epoch.
 
 import torch
 import torch.distributed as dist
-from common import Job, error_of, make_model, make_stream, read_job, windows_of, write_windows
+from common import Job, error_of, leave_group, make_model, make_stream, read_job, windows_of, write_windows
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -53,7 +53,7 @@ def main() -> None:
     job = read_job()
     dist.init_process_group("gloo")
     write_windows(job, dist.get_rank(), train(job, make_stream(job)))
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
