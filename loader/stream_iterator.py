@@ -79,10 +79,10 @@ class StreamIterator(Iterator[Any]):
             raise RuntimeError("transform or sample_format raised StopIteration") from error
 
     def _place(self) -> Place:
-        epoch, start, num_given = self._start
-        if self._num_done == self._num_batches:
-            return Place(epoch + 1, 0)
-        position = self._job.schedule(epoch, start).position_after(self._num_done - 1)
+        begun, start, num_given = self._start
+        epoch, position = self._job.schedule(begun, start).after(self._num_done)
+        if epoch > begun:
+            return Place(epoch, position)
         return Place(epoch, position, None if num_given is None else num_given + self._num_done)
 
     @property

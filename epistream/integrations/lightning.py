@@ -72,13 +72,6 @@ def _num_done(loader: StreamingLoader, epoch: int) -> int | None:
 
 def _go_back(loader: StreamingLoader, epoch: int, num_given: int, num_trained: int) -> None:
     """Let batches that were given, but not trained on, come again; nothing where batches were others then."""
-    if loader.stream.cursor == _after(loader, epoch, num_given):
-        loader.stream.set_place(Place(*_after(loader, epoch, num_trained), num_trained), is_loaded=True)
-
-
-def _after(loader: StreamingLoader, epoch: int, num_batches: int) -> tuple[int, int]:
-    """Epoch and position after this many batches of an epoch."""
     schedule = loader.stream.job.schedule(epoch, 0)
-    if num_batches >= schedule.num_batches:
-        return epoch + 1, 0
-    return epoch, schedule.position_after(num_batches - 1) if num_batches else 0
+    if loader.stream.cursor == schedule.after(num_given):
+        loader.stream.set_place(Place(*schedule.after(num_trained), num_trained), is_loaded=True)

@@ -106,6 +106,12 @@ class Schedule:
         """Windows of the epoch that all ranks together have consumed after this batch: what a state saves."""
         return min(self.start + (batch_index + 1) * self.global_batch, self.num_windows)
 
+    def after(self, num_batches: int) -> tuple[int, int]:
+        """Epoch and position once a loop has been given so many batches: behind the last, the next epoch's start."""
+        if num_batches >= self.num_batches:
+            return self.epoch + 1, 0
+        return self.epoch, self.position_after(num_batches - 1)
+
     def _dealt(self, batches: range) -> NDArray[np.int64]:
         """This rank's positions before repeats are folded back; those past the end are left out under "uneven"."""
         world = self.world
