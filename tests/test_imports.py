@@ -21,13 +21,15 @@ LEAVES = {
 # What the modules of each sub-package may import besides their own and the leaves.
 SHARDING = {
     "sharding.files": set(),
-    "sharding.format": {"sharding.files"},
-    "sharding.layouts": {"sharding.format"},
-    "sharding.tar": {"sharding.files", "sharding.format"},
-    "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar"},
-    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts"},
-    "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.tar", "sharding.hdf5"},
-    "sharding.check": {"sharding.files", "sharding.format", "sharding.tar"},
+    "sharding.pictures": set(),
+    "sharding.format": {"sharding.files", "sharding.pictures"},
+    "sharding.layouts": {"sharding.format", "sharding.pictures"},
+    "sharding.tar": {"sharding.files", "sharding.format", "sharding.pictures"},
+    "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"},
+    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures"},
+    "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"}
+    | {"sharding.hdf5"},
+    "sharding.check": {"sharding.files", "sharding.format", "sharding.pictures", "sharding.tar"},
 }
 CACHE = {
     "cache.source": set(),
@@ -45,7 +47,8 @@ LOADER = {
     | {"sharding", "sharding.format"},
     "loader.episodic": {"loader.order", "loader.reading", "loader.samples", "loader.samples.formats", "loader", "cache"}
     | {"sharding", "sharding.files", "sharding.format", "sharding.hdf5"},
-    "loader.measuring": {"loader.order", "loader.reading", "loader.monitoring", "loader", "cache", "sharding.format"},
+    "loader.measuring": {"loader.order", "loader.reading", "loader.monitoring", "loader", "cache"}
+    | {"sharding.format", "sharding.pictures"},
 }
 ROOMS_BELOW_CONFIGS = {*SHARDING, *CACHE, *LOADER}
 MAY_IMPORT = {

@@ -14,11 +14,11 @@ from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, wanted_layout
 from epistream.commands.tables import progress_bar
 from epistream.errors import OptionError
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
+from epistream.sharding.pictures.codecs import CODECS
 from epistream.units import count_text, size_text
 
 _MAX_FAULTS_SHOWN = 50

@@ -19,9 +19,9 @@ from epistream.errors import DeadlineError
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.reading.reader import BatchWindows
 from epistream.loader.reading.shard_entry import shard_entry
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.pictures.codecs import CODECS
 
 # Compressed frames are read into memory first; a few hundred MB stand for the run well enough.
 _SAMPLE_BYTES = 256 << 20

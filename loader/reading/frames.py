@@ -12,7 +12,7 @@ from epistream.errors import FormatError
 from epistream.options import Range, check
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.resizing import resized
+from epistream.sharding.pictures.resizing import resized
 
 Decode = Literal["auto", "once", "per_read"]
 Side = Annotated[int, Range(ge=1, le=(1 << 15) - 1)]

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from epistream.errors import FormatError
-from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS, codec_names
+from epistream.sharding.pictures.codec import Codec
+from epistream.sharding.pictures.codecs import CODECS, codec_names
 
 IMAGES = "observation.images."
 

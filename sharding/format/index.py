@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.files.names import HDF5_SUFFIXES, shard_name_problem
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import Names, Parsed, Tables, parse_tables, write_tables
+from epistream.sharding.pictures.codecs import CODECS
 
 KIND = "epistream.shard-index"
 _MAX_BLOCK_BYTES = 1 << 30

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError
 from epistream.sharding.files.storage import Options
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference, feature_order
 from epistream.sharding.format.fill_shards import fill_shards
@@ -24,6 +23,7 @@ from epistream.sharding.layouts.base import Field, Layout, SourceEpisode, datase
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array, read_jpegs
 from epistream.sharding.layouts.registry import layout_of
+from epistream.sharding.pictures.codecs import CODECS
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.codecs import jpeg_shape
 from epistream.sharding.format.features import DTYPES, Channels, Feature
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
+from epistream.sharding.pictures.codecs import jpeg_shape
 
 # Simulator models of 100 kB and more ride in attributes; they are named in `left_out` and not copied.
 MAX_ATTRIBUTE_CHARS = 16_384

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
-from epistream.sharding.format.codecs import jpeg_shape
 from epistream.sharding.layouts.base import Field, dataset
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 from epistream.sharding.layouts.source_bytes import SourceBytes
+from epistream.sharding.pictures.codecs import jpeg_shape
 
 # Frames are read at least one and at most this many bytes at a time: 18 raw 480x640 frames.
 SLAB_BYTES = 16 << 20

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import LayoutError
-from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import codec_of
-from epistream.sharding.format.resizing import resized
 from epistream.sharding.layouts.reading import read_frames, read_jpegs
 from epistream.sharding.pack.outputs import Output
+from epistream.sharding.pictures.codec import Codec
+from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pictures.resizing import resized
 
 _PEAK = 255.0
 

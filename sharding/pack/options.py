@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from epistream.errors import OptionError
 from epistream.options import OneOf, Range, SizeRange, check
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.pictures.codecs import CODECS
 from epistream.units import parse_size
 
 # How the job runs, which no byte of the result depends on.

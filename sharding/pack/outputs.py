@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS, DEFAULT_CODEC
 from epistream.sharding.format.features import IMAGES, Feature, feature_order
 from epistream.sharding.layouts.base import Field, SourceEpisode, feature_name
 from epistream.sharding.pack.options import PackOptions
+from epistream.sharding.pictures.codec import Codec
+from epistream.sharding.pictures.codecs import CODECS, DEFAULT_CODEC
 
 # Cameras of which a lossy codec would make nonsense, whatever their type.
 _EXACT = ("depth", "segmentation", "mask", "label")

@@ -15,7 +15,6 @@ from epistream.options import changed
 from epistream.sharding.files.hdf5_sources import AnyPath, names_below_root
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_builder import ManifestBuilder
@@ -40,6 +39,7 @@ from epistream.sharding.pack.report import Listener, PackProgress, PackReport
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source
 from epistream.sharding.pack.workspace import Workspace
+from epistream.sharding.pictures.codecs import CODECS
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any
 import xxhash
 
 from epistream.errors import LayoutError, OptionError, PackError
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.fill_shards import fill_shards
@@ -17,6 +16,7 @@ from epistream.sharding.format.left_out import oddity, sentence, usual_features
 from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import applied_options, outputs_of
+from epistream.sharding.pictures.codecs import CODECS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
-from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import CODECS, Raw
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import (
     IMAGES,
@@ -21,6 +19,8 @@ from epistream.sharding.format.features import (
     features_from_list,
 )
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.pictures.codec import Codec
+from epistream.sharding.pictures.codecs import CODECS, Raw
 from epistream.sharding.tar.captions import read_instructions
 from epistream.sharding.tar.doubts import refuse_doubtful, refuse_lone_pictures
 from epistream.sharding.tar.npy import HEADER_LIMIT, NpyHeader, read_npy_header

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from epistream.errors import FormatError
-from epistream.sharding.format.codecs import codec_of_suffix
+from epistream.sharding.pictures.codecs import codec_of_suffix
 from epistream.sharding.tar.captions import CAPTIONS
 
 # The camera of frames that lie in no folder of their own.

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from epistream.errors import FormatError
-from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import codec_of_suffix
+from epistream.sharding.pictures.codec import Codec
+from epistream.sharding.pictures.codecs import codec_of_suffix
 from epistream.sharding.tar.captions import CAPTIONS
 from epistream.sharding.tar.sample_names import ONLY_CAMERA, divide, is_picture
 from epistream.sharding.tar.tar_reader import Member

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, PackError
 from epistream.sharding.files.names import index_name
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 

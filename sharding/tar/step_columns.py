@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError
-from epistream.sharding.format.codec import Codec
-from epistream.sharding.format.codecs import codec_of_suffix
 from epistream.sharding.format.features import Feature, feature_from_dict
+from epistream.sharding.pictures.codec import Codec
+from epistream.sharding.pictures.codecs import codec_of_suffix
 from epistream.sharding.tar.step_mapping import StepFeature
 from epistream.sharding.tar.step_samples import Sample
 from epistream.sharding.tar.tar_reader import read_member

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.files.names import index_name
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.tar.shard_writer import ShardWriter
 from epistream.sharding.tar.step_mapping import Origin
 from epistream.sharding.tar.steps import GAPS, Piece

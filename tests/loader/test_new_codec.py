@@ -14,8 +14,8 @@ from epistream.errors import FormatError, OptionError, PackError
 from epistream.sharding.check.contact_sheet import contact_sheet
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.check.verify import verify
-from epistream.sharding.format.codecs import CODECS, Codec
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.pictures.codecs import CODECS, Codec
 from epistream.sharding.tar.index_tar import index_tar
 from epistream.sharding.tar.reindex import reindex
 

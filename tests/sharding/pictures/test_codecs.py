@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from hdf5_files import picture
 from PIL import Image
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.codecs import CODECS
 from epistream.sharding.format.features import Feature, codec_of
+from epistream.sharding.pictures.codecs import CODECS
 
 # What every codec promises, a row each: what its tar members end with, how they hold frames, what it can encode of
 # a list of frames, and the estimates at qualities 50, 90 and 95, which decide which episodes share a shard.
@@ -156,7 +158,7 @@ def test_webp_with_loss_is_what_pillow_reads():
         (camera("webp"), PICTURE, "no WebP"),
         (camera("webp"), b"", "0 bytes that are no WebP"),
         (camera("webp"), WEBP[:-40], "WebP"),
-        (camera("webp", (24, 30, 3)), WEBP, r"a WebP of \(24, 32, 3\), wanted \(24, 30, 3\)"),
+        (camera("webp", (24, 30, 3)), WEBP, r"a WebP of \(24, 32\), wanted \(24, 30\)"),
         (camera("webp", (24, 32, 4)), WEBP, r"wanted \(24, 32, 4\)"),
         (camera("webp"), webp(moves=True), "a WebP that moves, wanted one picture"),
         (camera("raw"), bytes(24 * 32 * 3 - 1), "2,303 bytes, wanted 2,304"),
@@ -166,6 +168,75 @@ def test_decode_of_bytes_that_are_no_such_frame_names_the_place(feature, data, w
     with pytest.raises(FormatError, match=words) as caught:
         decode(feature, data)
     assert str(caught.value).startswith("shard, step 3: ")
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def header(width, height):
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+def png_of(*chunks):
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+FEW_PIXELS = chunk(b"IDAT", zlib.compress(bytes(24 * (1 + 3 * 32))))
+HUGE = (13_000, 13_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of(header(32, 24), header(*HUGE), FEW_PIXELS),
+        png_of(header(*HUGE), header(32, 24), FEW_PIXELS),
+        png_of(header(32, 24), chunk(b"gAMA", bytes(4)), header(*HUGE), FEW_PIXELS),
+        png_of(chunk(b"gAMA", bytes(4)), header(32, 24), header(*HUGE), FEW_PIXELS),
+        png_of(chunk(b"IHDR", bytes(13) + bytes(4)), header(*HUGE), FEW_PIXELS),
+        png_of(header(*HUGE), FEW_PIXELS),
+        png_of(FEW_PIXELS, header(*HUGE)),
+        png_of(header(32, 24)),
+        b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (16_382).to_bytes(3, "little") * 2,
+        b"RIFF\x1e\0\0\0WEBPVP8L\x0a\0\0\0\x2f" + (16_382 | 16_382 << 14).to_bytes(4, "little") + bytes(5),
+        b"RIFF\x1e\0\0\0WEBPVP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383),
+    ],
+)
+def test_picture_that_a_decoder_would_take_for_a_larger_one_is_refused_before_it_is_decoded(data, monkeypatch):
+    def opened(*_, **__):
+        raise AssertionError("a decoder was asked")
+
+    monkeypatch.setattr(Image, "open", opened)
+    with pytest.raises(FormatError, match=r"^shard, step 3: "):
+        decode(camera("png" if data.startswith(b"\x89") else "webp"), data)
+
+
+def test_png_with_other_chunks_around_its_header_and_pixels_is_read():
+    told = chunk(b"tEXt", b"Comment\0a robot")
+    data = png_of(header(32, 24), told, FEW_PIXELS, told)
+    np.testing.assert_array_equal(decode(camera("png"), data), np.zeros((24, 32, 3), np.uint8))
+
+
+def test_webp_whose_picture_is_larger_than_its_canvas_is_refused():
+    large = io.BytesIO()
+    Image.new("RGB", (640, 480)).save(large, "WEBP")
+    stream = large.getvalue()[12:]
+    canvas = b"VP8X\x0a\0\0\0\0\0\0\0" + (31).to_bytes(3, "little") + (23).to_bytes(3, "little")
+    body = b"WEBP" + canvas + stream
+    with pytest.raises(FormatError, match="WebP"):
+        decode(camera("webp"), b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
+def test_jpeg_of_two_frame_headers_is_refused():
+    start = PICTURE.index(b"\xff\xc0")
+    frame = PICTURE[start : start + 2 + int.from_bytes(PICTURE[start + 2 : start + 4], "big")]
+    huge = frame[:5] + struct.pack(">HH", 65_000, 65_000) + frame[9:]
+    for data in (
+        PICTURE[:start] + frame + huge + PICTURE[start + len(frame) :],
+        PICTURE[:start] + huge + PICTURE[start:],
+    ):
+        with pytest.raises(FormatError, match="JPEG"):
+            decode(camera(), data)
 
 
 def test_decode_cmyk_jpeg_is_refused():
@@ -188,3 +259,15 @@ def test_decode_into_a_buffer_that_does_not_fit_is_refused(out):
 def test_encode_of_another_shape_is_refused():
     with pytest.raises(LayoutError, match="wanted uint8"):
         codec_of(camera()).encode(np.zeros((24, 31, 3), np.uint8))
+
+
+def test_programs_written_for_earlier_releases_decode_a_frame():
+    from epistream.sharding.codecs import decode_into
+    from epistream.sharding.features import Feature as EarlierFeature
+
+    feature, out = (
+        EarlierFeature("observation.images.top", "frames", "uint8", (24, 32, 3), "png"),
+        np.empty((24, 32, 3), "u1"),
+    )
+    decode_into(feature, PNG, out, "frame 0")
+    np.testing.assert_array_equal(out, picture(0))

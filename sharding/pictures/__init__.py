@@ -1,0 +1,1 @@
+"""Pictures as bytes: codecs of single frames, the sizes they announce, resizing."""
