@@ -74,9 +74,14 @@ class Feature:
         return {**asdict(self), "shape": list(self.shape)}
 
 
+def can_be_name(name: str) -> bool:
+    """Whether a feature can be called so."""
+    return _NAME.fullmatch(name) is not None and name not in _RESERVED
+
+
 def _problems(feature: Feature) -> Iterator[str]:
     """What is wrong with `feature`; the checks later in the list rely on the earlier ones."""
-    if not isinstance(feature.name, str) or not _NAME.fullmatch(feature.name) or feature.name in _RESERVED:
+    if not isinstance(feature.name, str) or not can_be_name(feature.name):
         yield (
             "this name cannot be used, wanted at most 80 of a-z, 0-9, '_', '.', '-', the first no '.' or '-', "
             f"no number of 6 digits at the end, and none of {', '.join(sorted(_RESERVED))}. Rename it: pack with "

@@ -12,6 +12,8 @@ Int64 = NDArray[np.int64]
 
 # In place of an offset: a chunk that was never written, which reads as the fill value.
 UNWRITTEN = -1
+# A table of more is larger than what it saves: 128 MiB.
+_MAX_CHUNKS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,8 @@ def find_stored(dataset: h5py.Dataset) -> Stored | None:
         chunk, offset = dataset.shape, dataset.id.get_offset()
         table = np.full((1, 1), UNWRITTEN if offset is None else offset, np.int64)
     else:
+        if prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks, strict=True)) > _MAX_CHUNKS:
+            return None
         chunk, table = dataset.chunks, _chunk_table(dataset)
     # h5py names single bytes '|u1'; here every name has an order, so that names can be compared.
     name = ("<" if dtype.byteorder == "=" else dtype.byteorder) + dtype.str[1:]

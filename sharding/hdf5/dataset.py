@@ -27,8 +27,9 @@ from epistream.sharding.format.statistics_schema import statistics_problem
 from epistream.sharding.hdf5.file import read_hdf5, version_and_bytes
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.names import made_names
 from epistream.sharding.layouts.reading import read_array
-from epistream.sharding.layouts.registry import layout_of
+from epistream.sharding.layouts.registry import described, layout_of
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class _Shard:
     version: str
     path: str
     through_h5py: Sequence[str]
+    left_out: Sequence[str]
     summary: ShardSummary
 
 
@@ -93,6 +95,7 @@ def open_hdf5_files(
             leave_out([changed.url], sentence(changed.reason), skipped)
             urls = [one for one in urls if one != changed.url]
     _say_what_is_slow(shards)
+    _say_what_is_missing(dataset, shards)
     return replace(
         dataset,
         url=url or dataset.url,
@@ -145,7 +148,9 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
         for one in kept:
             summary = ShardSummary.of(one.index.rows, one.data)
             summary = replace(summary, numbers=num_episodes + summary.numbers)
-            shards.append(_Shard(url, one.index.extents.version, one.path, one.index.needs_h5py, summary))
+            shards.append(
+                _Shard(url, one.index.extents.version, one.path, one.index.needs_h5py, one.index.left_out, summary)
+            )
         num_episodes += sum(one.index.rows.num_episodes for one in kept)
     if not shards:
         raise SourceError("HDF5 files: none, wanted at least one.")
@@ -167,6 +172,16 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
         fingerprint=fingerprint(features, splits, columns),
     )
     return dataset, shards
+
+
+def _say_what_is_missing(dataset: Dataset, shards: Sequence[_Shard]) -> None:
+    left_out = sorted({one for shard in shards for one in shard.left_out})
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        _log.warning("%s: not streamed: %s%s", dataset.url, ", ".join(left_out[:3]), more)
+    made = made_names(dataset.features.values())
+    if made:
+        _log.warning("%s: keys that no feature can be called by: %s", dataset.url, "; ".join(made))
 
 
 def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
@@ -223,7 +238,7 @@ def _summaries(shard: _Shard, options: Options, layout: str | MappingLayout | No
                 for field in episode.fields
                 if field.feature.kind == "array"
             }
-            for episode in (found.episode(file, meta.source_path) for meta in shard.summary.episodes)
+            for episode in (described(found, file, meta.source_path) for meta in shard.summary.episodes)
         )
 
     try:

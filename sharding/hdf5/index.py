@@ -130,11 +130,13 @@ class Hdf5Index:
         rows: Addresses in packed bytes. Its `shard_bytes` are packed bytes.
         extents: Where these are.
         num_shards: Indexes that the file has.
+        left_out: What of these episodes could have been a feature and is none, by path, each with the reason.
     """
 
     rows: ShardIndex
     extents: Extents
     num_shards: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def needs_h5py(self) -> list[str]:
@@ -156,6 +158,7 @@ class Hdf5Index:
             "version": extents.version,
             "file_bytes": extents.file_bytes,
             "num_shards": self.num_shards,
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
         described = json.dumps([_describe(rows) for rows in extents.made])
         tables = [rows.stored.table.reshape(-1) for rows in extents.made if rows.stored]
@@ -177,9 +180,10 @@ class Hdf5Index:
         tables = parse_tables(buffer, KIND, where, _REMEDY)
         extents = Extents._of(tables, where)
         with _nothing_lacking(where):
-            rows, num_shards = build_index(tables, where), int(tables.meta["hdf5"]["num_shards"])
+            rows, said = build_index(tables, where), tables.meta["hdf5"]
+            num_shards, left_out = int(said["num_shards"]), tuple(map(str, said.get("left_out", ())))
         check(rows, where)
-        return cls(rows, extents, num_shards)
+        return cls(rows, extents, num_shards, left_out)
 
 
 @contextlib.contextmanager

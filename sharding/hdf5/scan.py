@@ -19,10 +19,11 @@ from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
 from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_bytes
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
-from epistream.sharding.layouts.base import Field, Layout, SourceEpisode, dataset
+from epistream.sharding.layouts.base import Field, Layout, SourceEpisode
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array, read_jpegs
-from epistream.sharding.layouts.registry import layout_of
+from epistream.sharding.layouts.registry import described, episodes_of
+from epistream.sharding.layouts.values import dataset
 from epistream.sharding.pictures.codecs import CODECS
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class _Episode:
     features: dict[str, Feature]
     rows: dict[str, _Rows]
     digest: bytes
+    left_out: tuple[str, ...]
 
 
 def index_hdf5(
@@ -68,7 +70,7 @@ def index_hdf5(
 
     def look(file: h5py.File, raw: BinaryIO) -> list[_Episode]:
         try:
-            return _episodes(file, raw, layout_of(file, layout))
+            return _episodes(file, raw, *episodes_of(file, layout))
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
 
@@ -78,9 +80,10 @@ def index_hdf5(
     return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]
 
 
-def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout) -> list[_Episode]:
-    described = (layout.episode(file, group) for group in layout.groups(file))
-    episodes = [_episode(file, raw, one, number, layout.name) for number, one in enumerate(described)]
+def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout, groups: Sequence[str]) -> list[_Episode]:
+    episodes = [
+        _episode(file, raw, described(layout, file, group), number, layout.name) for number, group in enumerate(groups)
+    ]
     if not episodes:
         raise LayoutError(f"no episodes, wanted at least one as {layout.name}: {layout.looks_for}")
     for episode in episodes:
@@ -126,7 +129,9 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
         source_path=source.group,
         layout=layout,
     )
-    return _Episode(meta, features, rows, hasher.digest())
+    # Texts are told of by packing; many recordings have some.
+    refused = tuple(f"/{one.path} ({one.reason})" for one in source.refused if not one.reason.startswith("texts"))
+    return _Episode(meta, features, rows, hasher.digest(), refused)
 
 
 def _values(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]]:
@@ -198,7 +203,8 @@ def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) 
         place=np.concatenate([place for _, place in extents]).astype(np.int64),
         made=tuple(made),
     )
-    return Hdf5Index(rows_index, packed, file[2])
+    by_path = {one.split(" (")[0]: one for episode in reversed(episodes) for one in episode.left_out}
+    return Hdf5Index(rows_index, packed, file[2], tuple(sorted(by_path.values())))
 
 
 def _merge(start: Int64, place: Int64, size: Int64) -> tuple[Int64, Int64]:

@@ -11,17 +11,11 @@ import h5py
 import natsort
 
 from epistream.errors import LayoutError
-from epistream.sharding.layouts.base import (
-    Field,
-    SourceEpisode,
-    array_field,
-    check_lengths,
-    feature_name,
-    finished,
-    frames_field,
-    read_attributes,
-    texts,
-)
+from epistream.sharding.layouts.base import Choice, SourceEpisode, group_at
+from epistream.sharding.layouts.draft import STATE, Draft
+from epistream.sharding.layouts.names import feature_name
+from epistream.sharding.layouts.values import attribute, read_attributes, small_value, texts
+from epistream.sharding.layouts.walking import child, names_in
 
 IMAGES = "/observations/images"
 # All of these code bases set DT = 0.02 s and do not record it.
@@ -62,11 +56,9 @@ class AlohaLayout:
         """Every mark is there. The attribute ``compress`` is not asked: the rows themselves say it."""
         if "/action" not in file or "/observations/qpos" not in file or not _cameras(file):
             return False
-        found = [file[IMAGES].get(camera) for camera in _cameras(file)]
-        has_jpeg = any(camera is not None and camera.ndim < 3 for camera in found)
-        if has_jpeg != (self.rows == "jpeg"):
+        if _has_jpeg(file) != (self.rows == "jpeg"):
             return False
-        if self.sim is not None and bool(file.attrs.get("sim", False)) != self.sim:
+        if self.sim is not None and bool(attribute(file, "sim")) != self.sim:
             return False
         return self.base_action is None or ("/base_action" in file) == self.base_action
 
@@ -74,49 +66,52 @@ class AlohaLayout:
         """The episodes of `file`, in order."""
         return ["/"]
 
-    def episode(self, file: h5py.File, group: str) -> SourceEpisode:
+    def episode(self, file: h5py.File, group: str, choice: Choice | None = None) -> SourceEpisode:
         """Describe one."""
-        fields, left_out = [], []
-        lengths_path = "/compress_len" if "/compress_len" in file else None
-        for camera in natsort.natsorted(_cameras(file)):
-            name = f"observation.images.{feature_name(camera)}"
-            path = f"{IMAGES}/{camera}"
-            fields.append(
-                # OpenCV's encoder takes any array for BGR, and its decoder gives the same array back.
-                frames_field(file, path, name, jpeg_channels="bgr", fps=FPS, lengths_path=lengths_path)
-            )
-        if not fields:
+        draft = Draft(file, group, choice)
+        cameras = natsort.natsorted(_cameras(file))
+        if not cameras:
             raise LayoutError(f"{IMAGES}: no cameras, wanted at least one")
-        for key in file["/observations"]:
-            if key == "images":
-                continue
-            name = "observation.state" if key == _STATE else f"observation.{feature_name(key)}"
-            item = self._numbers(file, f"/observations/{key}", name)
-            left_out += [] if item else [f"/observations/{key}"]
-            fields += [item] if item else []
+        lengths_path = "/compress_len" if "/compress_len" in file else None
+        for camera in cameras:
+            # OpenCV's encoder takes any array for BGR, and its decoder gives the same array back.
+            draft.frames(
+                f"{IMAGES}/{camera}",
+                f"observation.images.{feature_name(camera)}",
+                jpeg_channels="bgr",
+                fps=FPS,
+                lengths_path=lengths_path,
+            )
+        observations = group_at(file, "/observations")
+        for key in names_in(observations):
+            path = f"/observations/{key}"
+            if isinstance(child(observations, key), h5py.Group):
+                draft.left_out += [path] if path != IMAGES else []
+            else:
+                draft.array(path, STATE if key == _STATE else f"observation.{feature_name(key)}", fps=FPS)
         for path, name in _ACTIONS.items():
-            item = self._numbers(file, path, name) if path in file else None
-            fields += [item] if item else []
+            if path in file and not isinstance(child(file, path), h5py.Group):
+                draft.array(path, name, fps=FPS)
+        draft.need_action("/action")
         known = {"observations", "compress_len", *(path[1:] for path in (*_ACTIONS, *_INSTRUCTIONS))}
-        left_out += [f"/{key}" for key in file if key not in known]
-        length = len(file["/action"])
-        check_lengths(file, fields, length, "/action")
+        draft.left_out += [f"/{key}" for key in names_in(file) if key not in known]
         attributes, large = read_attributes(file)
-        tasks = tuple(text for path in _INSTRUCTIONS if path in file for text in texts(file[path][()]))
-        return SourceEpisode(
-            "/", length, finished(fields, group), tasks, attributes=attributes, left_out=(*left_out, *large)
-        )
+        tasks = tuple(text for path in _INSTRUCTIONS if path in file for text in texts(small_value(file, path)))
+        return draft.episode(tasks=tasks, attributes=attributes, more_left_out=large)
 
-    def _numbers(self, file: h5py.File, path: str, name: str) -> Field | None:
-        return None if isinstance(file.get(path), h5py.Group) else array_field(file, path, name, fps=FPS)
+
+def _has_jpeg(file: h5py.File) -> bool:
+    """Whether the rows of any camera are JPEG files: fewer axes than pictures have, and not numbers of another kind."""
+    cameras = [child(file, f"{IMAGES}/{camera}") for camera in _cameras(file)]
+    return any(isinstance(camera, h5py.Dataset) and 0 < camera.ndim < 3 for camera in cameras)
 
 
 def _cameras(file: h5py.File) -> list[str]:
-    images = file.get(IMAGES)
+    images = child(file, IMAGES)
     if not isinstance(images, h5py.Group):
         return []
     # A link that leads nowhere is a camera too: one that cannot be opened.
-    return [key for key in images if not isinstance(images.get(key), h5py.Group)]
+    return [key for key in names_in(images) if not isinstance(child(images, key), h5py.Group)]
 
 
 ALOHA_LAYOUTS = (

@@ -1,8 +1,6 @@
 """What a layout adapter gives: episodes described in full, their pictures not read yet."""
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -10,14 +8,19 @@ import h5py
 import numpy as np
 
 from epistream.errors import FormatError, LayoutError
-from epistream.sharding.format.features import DTYPES, Channels, Feature
+from epistream.sharding.format.features import Channels, Feature
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
+from epistream.sharding.layouts.judging import why_no_numbers, why_no_rows, why_too_large
+from epistream.sharding.layouts.values import dataset, first_line
+from epistream.sharding.layouts.walking import CANNOT_OPEN
 from epistream.sharding.pictures.codecs import jpeg_shape
 
-# Simulator models of 100 kB and more ride in attributes; they are named in `left_out` and not copied.
-MAX_ATTRIBUTE_CHARS = 16_384
 # What the frames of a camera are worth looking at for: smaller 4-axis arrays are heat maps or tokens.
 _MIN_FRAME_SIDE = 4
+
+
+class NotPackableError(LayoutError):
+    """A dataset that is whole, but nothing that a feature can hold."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Field:
         num_bytes: As stored in the source, padding included.
         first_row: Row of step 0, for datasets that are shifted against the others.
         lengths_path: Dataset that announces where each padded JPEG ends, if there is one.
+        spare_rows: Rows that may follow the last step, such as an observation after the last action.
+        num_rows: Rows of the dataset.
     """
 
     feature: Feature
@@ -38,6 +43,35 @@ class Field:
     num_bytes: int
     first_row: int = 0
     lengths_path: str | None = None
+    spare_rows: int = 0
+    num_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a layout takes for a feature, before anything of it is looked at.
+
+    Args:
+        name: Of the feature it would be.
+        path: Of the dataset, from the episode's group.
+        is_camera: Whether its rows are pictures.
+        reason: Why it is not packed, if that is known.
+    """
+
+    name: str
+    path: str
+    is_camera: bool
+    reason: str = ""
+
+
+class Choice(Protocol):
+    """What of an episode is wanted, and under which names. It is asked before anything is judged."""
+
+    def takes(self, candidate: Candidate) -> bool:
+        """Whether it is wanted."""
+
+    def names(self, candidates: Sequence[Candidate]) -> list[str]:
+        """What they are to be called."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +86,9 @@ class SourceEpisode:
         valid_ranges: Half-open step ranges that may be anchors; None is all.
         split: Where the file's own masks put it, or None.
         attributes: Whatever else the source says, as JSON can hold it.
-        left_out: Paths in the source that are not packed.
+        left_out: Paths in the source that are not packed, each with ``(reason)`` where it could have been a feature.
+        refused: What could have been a feature, and why it is none.
+        dropped: What `Choice` did not want.
     """
 
     group: str
@@ -63,6 +99,8 @@ class SourceEpisode:
     split: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    refused: tuple[Candidate, ...] = ()
+    dropped: tuple[Candidate, ...] = ()
 
 
 class Layout(Protocol):
@@ -82,53 +120,43 @@ class Layout(Protocol):
     def groups(self, file: h5py.File) -> list[str]:
         """The episodes of `file`, in order."""
 
-    def episode(self, file: h5py.File, group: str) -> SourceEpisode:
-        """Describe one.
+    def episode(self, file: h5py.File, group: str, choice: Choice | None = None) -> SourceEpisode:
+        """Describe one; without a choice, all of it.
 
         Raises:
             LayoutError: If it breaks the layout; the message begins with the path inside the file.
         """
 
 
-def feature_name(text: str) -> str:
-    """`text` as part of a feature's name: lower case, and an underscore for what tar members cannot have."""
-    return re.sub(r"[^a-z0-9_.\-]", "_", text.lower()).strip("/")
-
-
-def dataset(file: h5py.File, path: str) -> h5py.Dataset:
-    """The dataset at `path`.
+def group_at(file: h5py.File, path: str) -> h5py.Group:
+    """The group at `path`.
 
     Raises:
         LayoutError: If there is none, or it cannot be opened.
     """
     try:
         found = file[path]
-    except KeyError as error:
-        raise LayoutError(f"{path}: cannot be opened ({error}), wanted a dataset") from error
-    if not isinstance(found, h5py.Dataset):
-        raise LayoutError(f"{path}: is a group, wanted a dataset")
+    except CANNOT_OPEN as error:
+        raise LayoutError(f"{path}: cannot be opened ({first_line(error)}), wanted a group") from error
+    if not isinstance(found, h5py.Group):
+        raise LayoutError(f"{path}: is no group, wanted one")
     return found
 
 
-def datasets_in(group: h5py.Group) -> list[str]:
-    """The paths of all datasets below `group`, in a fixed order."""
-    found: list[str] = []
+def array_field(file: h5py.File, path: str, name: str, *, fps: float | None = None) -> Field:
+    """A field for the numbers at `path`.
 
-    def visit(path: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            found.append(path)
-
-    group.visititems(visit)
-    return found
-
-
-def array_field(file: h5py.File, path: str, name: str, *, fps: float | None = None) -> Field | None:
-    """A field for the numbers at `path`, or None if they are no numbers that an array feature can hold."""
+    Raises:
+        NotPackableError: If they are no numbers that an array feature can hold.
+        LayoutError: If they cannot be opened, or cannot be as many as the file says.
+    """
     found = dataset(file, path)
-    if found.dtype.name not in DTYPES or not 1 <= found.ndim <= 5 or 0 in found.shape[1:]:
-        return None
+    why = why_no_numbers(found)
+    if why:
+        raise NotPackableError(f"{path}: {why}, wanted numbers")
+    _check_size(found, path, "array")
     feature = Feature(name, "array", found.dtype.name, tuple(found.shape[1:]), "npy", fps=fps)
-    return Field(feature, path, found.nbytes)
+    return Field(feature, path, found.nbytes, num_rows=found.shape[0])
 
 
 def frames_field(
@@ -154,15 +182,17 @@ def frames_field(
         LayoutError: If it is no camera.
     """
     found = dataset(file, path)
+    is_bytes = why_no_rows(found) is None and found.dtype.kind in "SO" and found.ndim == 1
+    is_bytes = is_bytes and not h5py.check_ref_dtype(found.dtype)
+    why = None if is_bytes else why_no_numbers(found)
+    if why or not (is_bytes or found.ndim >= 3 or (found.dtype == np.uint8 and found.ndim == 2)):
+        why = why or f"{found.dtype} {found.shape}"
+        raise NotPackableError(f"{path}: {why}, wanted a camera: (T, H, W, C) arrays or rows of JPEG bytes")
+    _check_size(found, path, "frames")
     if found.ndim >= 3:
         shape = _frame_shape(found, path)
         feature = Feature(name, "frames", found.dtype.name, shape, "raw", fps=fps)
-        return Field(feature, path, found.nbytes)
-    is_bytes = found.dtype.kind in "SO" and found.ndim == 1
-    if not is_bytes and not (found.dtype == np.uint8 and found.ndim == 2):
-        raise LayoutError(
-            f"{path}: {found.dtype} {found.shape}, wanted a camera: (T, H, W, C) arrays or rows of JPEG bytes"
-        )
+        return Field(feature, path, found.nbytes, num_rows=found.shape[0])
     if not len(found):
         raise LayoutError(f"{path}: no rows, wanted at least 1 step")
     row = row_bytes(found[0])
@@ -175,17 +205,27 @@ def frames_field(
         raise LayoutError(str(error)) from error
     # Rows of variable length are references of 16 bytes each; the first row stands for all.
     num_bytes = len(row) * len(found) if found.dtype.kind == "O" else found.nbytes
-    return Field(feature, path, num_bytes, lengths_path=lengths_path)
+    return Field(feature, path, num_bytes, lengths_path=lengths_path, num_rows=found.shape[0])
 
 
-def looks_like_frames(found: h5py.Dataset) -> bool:
+def looks_like_frames(file: h5py.File, path: str) -> bool:
     """Whether a dataset among low-dimensional ones is a camera: (T, H, W, 1 to 4)."""
-    return bool(found.ndim == 4 and found.shape[3] <= 4 and min(found.shape[1:3]) >= _MIN_FRAME_SIDE)
+    try:
+        shape: tuple[int, ...] = dataset(file, path).shape or ()
+    except LayoutError:
+        return False
+    return len(shape) == 4 and shape[3] <= 4 and min(shape[1:3]) >= _MIN_FRAME_SIDE
+
+
+def _check_size(found: h5py.Dataset, path: str, kind: Literal["array", "frames"]) -> None:
+    why = why_too_large(found, kind)
+    if why:
+        raise LayoutError(f"{path}: {why}")
 
 
 def _frame_shape(found: h5py.Dataset, path: str) -> tuple[int, int, int]:
     shape = found.shape[1:] if found.ndim == 4 else (*found.shape[1:], 1)
-    if found.ndim > 4 or found.dtype.name not in DTYPES:
+    if found.ndim > 4:
         raise LayoutError(f"{path}: {found.dtype} {found.shape}, wanted (T, H, W, C) or (T, H, W) numbers")
     height, width, channels = shape
     if channels > 4 and height <= 4:
@@ -196,99 +236,3 @@ def _frame_shape(found: h5py.Dataset, path: str) -> tuple[int, int, int]:
 def turned(field: Field, rotate: Literal[0, 180]) -> Field:
     """`field` with a record of how its pictures must be turned to be upright."""
     return replace(field, feature=replace(field.feature, rotate=rotate))
-
-
-def check_lengths(file: h5py.File, fields: list[Field], length: int, what: str, spare: int = 0) -> None:
-    """Compare the rows of every field with `length`; where others are shifted, `spare` rows more are left unused.
-
-    Raises:
-        LayoutError: At the first that has another number of rows, or if there are no steps at all.
-    """
-    if length < 1:
-        raise LayoutError(f"{what}: no steps, wanted at least 1")
-    for item in fields:
-        rows = len(file[item.path]) - (spare or item.first_row)
-        if rows != length:
-            raise LayoutError(f"{item.path}: {rows} steps, wanted {length} as in {what}")
-
-
-def finished(fields: list[Field], group: str) -> tuple[Field, ...]:
-    """`fields`, once it is sure that no two have the same feature name; their source paths then begin at `group`.
-
-    Otherwise the features of two episodes of one file would never be equal.
-
-    Raises:
-        LayoutError: If two do, for example because they differ in case only.
-    """
-    seen: dict[str, str] = {}
-    for item in fields:
-        other = seen.setdefault(item.feature.name, item.path)
-        if other != item.path:
-            raise LayoutError(
-                f"{item.path}: would be named {item.feature.name!r}, and so would {other}. "
-                "Lower-case names must differ: rename one in the source"
-            )
-    return tuple(
-        replace(item, feature=replace(item.feature, source_path=item.path.removeprefix(group).strip("/")))
-        for item in fields
-    )
-
-
-def read_attributes(*nodes: h5py.Group) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The attributes of `nodes` as JSON can hold them (later nodes win), and the paths of those too large to copy."""
-    values: dict[str, Any] = {}
-    left_out = []
-    for node in nodes:
-        for name in sorted(node.attrs):
-            value = plain(_attribute(node, name))
-            if value is None or len(json.dumps(value)) > MAX_ATTRIBUTE_CHARS:
-                left_out.append(f"{node.name.rstrip('/')}/@{name}")
-            else:
-                values[name] = value
-    return values, tuple(left_out)
-
-
-def text_attribute(node: h5py.Group, name: str) -> str | None:
-    """An attribute as text, or None if it is missing or no text."""
-    value = plain(_attribute(node, name)) if name in node.attrs else None
-    return value if isinstance(value, str) else None
-
-
-def texts(value: Any) -> tuple[str, ...]:
-    """Every text in a value from the source: a scalar, a list of bytes, or JSON that holds such a list."""
-    value = plain(value)
-    if isinstance(value, str):
-        stripped = value.strip()
-        if stripped[:1] in ('"', "["):
-            try:
-                return texts(json.loads(stripped))
-            except ValueError:
-                pass
-        return (stripped.strip("\"'"),) if stripped.strip("\"'") else ()
-    if isinstance(value, list):
-        return tuple(text for item in value for text in texts(item))
-    return ()
-
-
-def plain(value: Any) -> Any:
-    """A value of h5py or numpy as JSON can hold it; None if it cannot."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, np.ndarray):
-        return [plain(item) for item in value.tolist()] if value.ndim else plain(value[()])
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        # JSON has no NaN; as text it survives.
-        return value if np.isfinite(value) else str(value)
-    return value if isinstance(value, str | bool | int) else None
-
-
-def _attribute(node: h5py.Group, name: str) -> Any:
-    try:
-        return node.attrs[name]
-    except (OSError, TypeError, KeyError):
-        # Types that h5py cannot read; named among those left out.
-        return None

@@ -2,8 +2,9 @@
 
 import h5py
 
-from epistream.sharding.layouts.base import Field, plain, text_attribute, texts, turned
+from epistream.sharding.layouts.base import Field, turned
 from epistream.sharding.layouts.robomimic import RobomimicLayout, parse_json_map
+from epistream.sharding.layouts.values import plain, text_attribute, texts
 
 
 class LiberoLayout(RobomimicLayout):

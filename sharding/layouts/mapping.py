@@ -1,9 +1,10 @@
 """Layouts that are a table of paths: those of people who bring their own, and several known ones."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +14,11 @@ import numpy as np
 
 from epistream.errors import LayoutError
 from epistream.sharding.format.features import IMAGES, Channels
-from epistream.sharding.layouts.base import (
-    Field,
-    SourceEpisode,
-    array_field,
-    check_lengths,
-    datasets_in,
-    feature_name,
-    finished,
-    frames_field,
-    looks_like_frames,
-    read_attributes,
-    texts,
-    turned,
-)
+from epistream.sharding.layouts.base import Choice, Field, SourceEpisode, group_at, looks_like_frames, turned
+from epistream.sharding.layouts.draft import ACTION, Draft
+from epistream.sharding.layouts.names import feature_name
+from epistream.sharding.layouts.values import read_attributes, small_value, texts
+from epistream.sharding.layouts.walking import child, datasets_in, tree
 
 
 @dataclass(frozen=True)
@@ -97,92 +89,72 @@ class MappingLayout:
         """The episodes of `file`, in order."""
         candidates = ["/"]
         if self.episodes:
-            candidates = [
-                f"/{path}" for path in natsort.natsorted(_names_in(file)) if _match(self.episodes, path) is not None
-            ]
-        return [path for path in candidates if self._fits(file[path])]
+            candidates = [f"/{path}" for path in natsort.natsorted(_paths_like(file, self.episodes))]
+        return [path for path in candidates if self._fits(child(file, path))]
 
-    def episode(self, file: h5py.File, group: str) -> SourceEpisode:
+    def episode(self, file: h5py.File, group: str, choice: Choice | None = None) -> SourceEpisode:
         """Describe one."""
-        node = file[group]
+        node = group_at(file, group)
         paths = sorted(datasets_in(node))
-        fields, used = self._fields(file, group, paths)
-        if not fields:
+        draft = Draft(file, group, choice)
+        used, shift = self._take(draft, file, group, paths)
+        action = next((rule for rule in self.rules if rule.name.split(".")[0] == ACTION), None)
+        if action is not None:
+            draft.need_action(f"{group.rstrip('/')}/{action.path}")
+        if not used.intersection(paths) - set(self.tasks) - {self.fps_path}:
             raise LayoutError(f"{group}: nothing in it that a rule names, wanted {self.looks_for}")
-        shift = max(item.first_row for item in fields)
-        reference = next((item for item in fields if item.feature.name == "action"), fields[0])
-        length = len(file[reference.path]) - shift
-        check_lengths(file, fields, length, reference.path, spare=shift)
         attributes, large = read_attributes(*([file, node] if group != "/" else [file]))
-        left_out = [f"{group.rstrip('/')}/{path}" for path in paths if path not in used]
-        return SourceEpisode(
-            group,
-            length,
-            finished(fields, group),
-            self._tasks(file, node),
-            attributes=attributes,
-            left_out=(*left_out, *large),
-        )
+        draft.left_out += [f"{group.rstrip('/')}/{path}" for path in paths if path not in used]
+        return draft.episode(shift=shift, tasks=self._tasks(file, node), attributes=attributes, more_left_out=large)
 
     def plain(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
         return asdict(self)
 
-    def _fits(self, node: h5py.Group) -> bool:
+    def _fits(self, node: h5py.Dataset | h5py.Group | None) -> bool:
         if not isinstance(node, h5py.Group):
             return False
-        paths = _names_in(node) if any("*" in path for path in (*self.needs, *self.lacks)) else None
-
-        def has(pattern: str) -> bool:
-            if "*" not in pattern or paths is None:
-                return pattern in node
-            return any(_match(pattern, path) is not None for path in paths)
-
         if self.needs_task_file and not any(path.is_file() for path in self._task_paths(node.file)):
             return False
-        return all(map(has, self.needs)) and not any(map(has, self.lacks))
 
-    def _fields(self, file: h5py.File, group: str, paths: list[str]) -> tuple[list[Field], set[str]]:
+        def has(pattern: str) -> bool:
+            return any(True for _ in _paths_like(node, pattern))
+
+        # Those without stars first: they say without a search that most files are not of this layout.
+        needs = sorted(self.needs, key=lambda need: "*" in need)
+        return all(map(has, needs)) and not any(map(has, self.lacks))
+
+    def _take(self, draft: Draft, file: h5py.File, group: str, paths: list[str]) -> tuple[set[str], int]:
+        """Take what the rules name; gives the paths of which something was made, and the largest shift."""
         plain = {rule.path for rule in self.rules if "*" not in rule.path}
-        used = {*self.tasks, self.fps_path}  # paths of which something was made
-        fps = self._rate(file[group])
-        fields = []
+        used, shift = {*self.tasks, self.fps_path}, 0
+        fps = self._rate(file, group)
         for rule in self.rules:
             for path in paths:
                 matched = _match(rule.path, path)
                 if matched is None or ("*" in rule.path and path in plain):
                     continue
-                item = self._field(file, f"{group.rstrip('/')}/{path}", rule, feature_name(".".join(matched)), fps)
-                if item is not None:
-                    fields.append(item)
-                    used.add(path)
-        return fields, used
+                name = rule.name.replace("*", feature_name(".".join(matched)))
+                _take(draft, file, f"{group.rstrip('/')}/{path}", rule, name, fps)
+                used.add(path)
+                shift = max(shift, rule.shift)
+        return used, shift
 
-    def _rate(self, node: h5py.Group) -> float | None:
-        values = np.ravel(node[self.fps_path][()]).tolist() if self.fps_path and self.fps_path in node else []
+    def _rate(self, file: h5py.File, group: str) -> float | None:
+        path = f"{group.rstrip('/')}/{self.fps_path}"
+        values = np.ravel(small_value(file, path)).tolist() if self.fps_path and path in file else []
         is_rate = len(values) == 1 and isinstance(values[0], int | float) and 0 < values[0] < 1e6
         return float(values[0]) if is_rate else self.fps
 
-    def _field(self, file: h5py.File, path: str, rule: Rule, matched: str, fps: float | None) -> Field | None:
-        name = rule.name.replace("*", matched)
-        kind = rule.kind
-        if kind == "auto":
-            kind = "frames" if looks_like_frames(file[path]) else "array"
-            name = (IMAGES if kind == "frames" else "observation.") + name
-        if kind == "array":
-            item = array_field(file, path, name, fps=fps)
-        else:
-            item = turned(frames_field(file, path, name, jpeg_channels=rule.jpeg_channels, fps=fps), rule.rotate)
-        return item and Field(item.feature, item.path, item.num_bytes, rule.shift)
-
     def _tasks(self, file: h5py.File, node: h5py.Group) -> tuple[str, ...]:
-        found = [text for path in self.tasks if path in node for text in texts(node[path][()])]
+        inside = [path for path in self.tasks if path in node]
+        found = [text for path in inside for text in texts(small_value(file, f"{node.name.rstrip('/')}/{path}"))]
         for path in self._task_paths(file):
             if path.is_file():
                 try:
                     value = json.loads(path.read_bytes())
                     found += _texts_in(value.get(self.task_key, value) if isinstance(value, dict) else value)
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, RecursionError) as error:
                     raise LayoutError(f"{path}: instructions that cannot be read ({error}), wanted JSON") from error
         return tuple(dict.fromkeys(found))
 
@@ -193,11 +165,33 @@ class MappingLayout:
             yield source.parent / name.format(stem=source.stem, number=numbers[-1] if numbers else "")
 
 
-def _names_in(node: h5py.Group) -> list[str]:
-    """The paths of everything below a group that can be opened."""
-    found: list[str] = []
-    node.visititems(lambda path, _: found.append(path))
-    return found
+def _take(draft: Draft, file: h5py.File, path: str, rule: Rule, name: str, fps: float | None) -> None:
+    kind = rule.kind
+    if kind == "auto":
+        kind = "frames" if looks_like_frames(file, path) else "array"
+        name = (IMAGES if kind == "frames" else "observation.") + name
+    if kind == "array":
+        draft.array(path, name, fps=fps, first_row=rule.shift)
+        return
+
+    def change(field: Field) -> Field:
+        return replace(turned(field, rule.rotate), first_row=rule.shift)
+
+    draft.frames(path, name, change=change, jpeg_channels=rule.jpeg_channels, fps=fps)
+
+
+def _paths_like(node: h5py.Group, pattern: str) -> Iterator[str]:
+    """The paths below a group that fit a pattern; only where they can be is looked."""
+    head = "/".join(itertools.takewhile(lambda part: "*" not in part, pattern.strip("/").split("/")))
+    start = child(node, head) if head else node
+    if "*" not in pattern or not isinstance(start, h5py.Group):
+        if head == pattern.strip("/") and head in node:
+            yield head
+        return
+    for below, _ in tree(start):
+        path = f"{head}/{below}" if head else below
+        if _match(pattern, path) is not None:
+            yield path
 
 
 def _match(pattern: str, path: str) -> list[str] | None:

@@ -4,29 +4,24 @@ Source: Minari's HDF5 storage. The observation after the last action, and what `
 """
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import h5py
 import natsort
 
 from epistream.errors import LayoutError
-from epistream.sharding.layouts.base import (
-    Field,
-    SourceEpisode,
-    array_field,
-    check_lengths,
-    datasets_in,
-    feature_name,
-    finished,
-    frames_field,
-    looks_like_frames,
-    plain,
-    read_attributes,
-    texts,
-)
+from epistream.sharding.layouts.base import Choice, Field, SourceEpisode, group_at, looks_like_frames
+from epistream.sharding.layouts.draft import Draft
+from epistream.sharding.layouts.judging import why_no_rows
+from epistream.sharding.layouts.names import feature_name
+from epistream.sharding.layouts.values import attribute, read_attributes, texts
+from epistream.sharding.layouts.walking import CANNOT_OPEN, child, datasets_in, go_on, names_in
 
 _EPISODE = re.compile(r"episode_\d+")
 _NAMES = {"actions": "action", "rewards": "reward", "terminations": "terminated", "truncations": "truncated"}
 _LEFT_OUT = "infos"
+_MISSION = "observations/mission"
 
 
 class MinariLayout:
@@ -37,67 +32,73 @@ class MinariLayout:
 
     def matches(self, file: h5py.File) -> bool:
         """Whether `file` is of this layout."""
-        return bool(self.groups(file))
+        return any(_is_episode(child(file, name)) for name in _episodes(file))
 
     def groups(self, file: h5py.File) -> list[str]:
-        """The episodes of `file`, in order."""
-        names = [name for name in natsort.natsorted(file) if _EPISODE.fullmatch(name)]
-        return [f"/{name}" for name in names if _is_episode(file[name])]
+        """The episodes of `file`, in order, also those that lack something: each is a fault of its own."""
+        return [f"/{name}" for name in natsort.natsorted(_episodes(file))]
 
-    def episode(self, file: h5py.File, group: str) -> SourceEpisode:
+    def episode(self, file: h5py.File, group: str, choice: Choice | None = None) -> SourceEpisode:
         """Describe one."""
-        episode = file[group]
-        observations: list[Field] = []
-        others: list[Field] = []
-        left_out = [f"{group}/{_LEFT_OUT}"] if _LEFT_OUT in episode else []
-        for path in datasets_in(episode):
-            if path.split("/", maxsplit=1)[0] not in ("observations", *_NAMES):
-                continue  # not a step's
-            item = _field(file, f"{group}/{path}", path)
-            if item is None:
-                left_out.append(f"{group}/{path}")
-            else:
-                (observations if path.startswith("observations") else others).append(item)
-        actions = next((item.path for item in others if item.feature.name.split(".")[0] == "action"), None)
-        if actions is None:
-            raise LayoutError(f"{group}/actions: no numbers in it, wanted actions")
-        length = len(file[actions])
-        check_lengths(file, others, length, actions)
-        # Some writers leave the observation after the last action out.
-        for item in observations:
-            if len(file[item.path]) not in (length, length + 1):
-                raise LayoutError(
-                    f"{item.path}: {len(file[item.path])} steps, wanted {length + 1}: one more than {actions}"
-                )
-        announced = plain(episode.attrs.get("total_steps", length))
-        if announced != length:
-            raise LayoutError(f"{group}: {length} actions, wanted {announced} as in its attribute total_steps")
+        episode = group_at(file, group)
+        draft = Draft(file, group, choice)
+        draft.left_out += [f"{group}/{_LEFT_OUT}"] if _LEFT_OUT in episode else []
+        for path in datasets_in(episode, skip=(_LEFT_OUT,)):
+            if path.split("/", maxsplit=1)[0] in ("observations", *_NAMES):  # else not a step's
+                _take(draft, file, f"{group}/{path}", path)
+        draft.need_action(f"{group}/actions")
         attributes, large = read_attributes(file, episode)
-        return SourceEpisode(
-            group,
-            length,
-            finished([*observations, *others], group),
-            tasks=_mission(episode),
-            attributes=attributes,
-            left_out=(*left_out, *large),
-        )
+        described = draft.episode(tasks=_mission(episode), attributes=attributes, more_left_out=large)
+        announced = attribute(episode, "total_steps")
+        if announced not in (None, described.length):
+            raise LayoutError(
+                f"{group}: {described.length} actions, wanted {announced} as in its attribute total_steps. "
+                "Record it again"
+            )
+        return described
 
 
-def _field(file: h5py.File, path: str, inside: str) -> Field | None:
+def _take(draft: Draft, file: h5py.File, path: str, inside: str) -> None:
     head, _, rest = inside.partition("/")
     rest = feature_name(rest.replace("/", "."))
     if head != "observations":
-        return array_field(file, path, ".".join(filter(None, (_NAMES[head], rest))))
-    if looks_like_frames(file[path]):
-        return frames_field(file, path, f"observation.images.{rest or 'observation'}")
-    return array_field(file, path, f"observation.{rest or 'state'}")
+        draft.array(path, ".".join(filter(None, (_NAMES[head], rest))))
+    elif inside == _MISSION and _is_texts(child(file, path)):
+        draft.left_out.append(path)
+    # Some writers leave the observation after the last action out.
+    elif looks_like_frames(file, path):
+        draft.frames(path, f"observation.images.{rest or 'observation'}", change=_with_spare_row)
+    else:
+        draft.array(path, f"observation.{rest or 'state'}", spare_rows=1)
+
+
+def _with_spare_row(field: Field) -> Field:
+    return replace(field, spare_rows=1)
+
+
+def _episodes(file: h5py.File) -> list[str]:
+    names = []
+    for name in names_in(file):
+        go_on(f"/{name}")
+        if _EPISODE.fullmatch(name):
+            names.append(name)
+    return names
 
 
 def _mission(episode: h5py.Group) -> tuple[str, ...]:
     """What text environments ask for, the same at every step."""
-    found = episode.get("observations/mission")
-    return texts(found[0]) if isinstance(found, h5py.Dataset) and found.dtype.kind in "SO" and len(found) else ()
+    try:
+        found: Any = child(episode, _MISSION)
+        return texts(found[0]) if _is_texts(found) else ()
+    except CANNOT_OPEN:
+        return ()
 
 
-def _is_episode(node: h5py.Group | h5py.Dataset) -> bool:
-    return isinstance(node, h5py.Group) and {"actions", "observations"} <= set(node)
+def _is_texts(node: h5py.Group | h5py.Dataset | None) -> bool:
+    if not isinstance(node, h5py.Dataset) or why_no_rows(node) is not None:
+        return False
+    return node.dtype.kind in "SO" and len(node) > 0
+
+
+def _is_episode(node: h5py.Group | h5py.Dataset | None) -> bool:
+    return isinstance(node, h5py.Group) and "actions" in node and "observations" in node

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
-from epistream.sharding.layouts.base import Field, dataset
+from epistream.sharding.layouts.base import Field
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 from epistream.sharding.layouts.source_bytes import SourceBytes
+from epistream.sharding.layouts.values import dataset, first_line, small_value
+from epistream.sharding.layouts.walking import CANNOT_OPEN
 from epistream.sharding.pictures.codecs import jpeg_shape
 
 # Frames are read at least one and at most this many bytes at a time: 18 raw 480x640 frames.
 SLAB_BYTES = 16 << 20
+_VARIABLE_ROWS = 8
 _REMEDY = "Copy or record it again, or leave it out (a stream does so with on_bad='skip')."
 
 
@@ -44,9 +47,9 @@ def open_source(path: str | Path, content: SourceBytes | None = None) -> Iterato
         raise LayoutError(f"{path}: {error}") from error
     except EpistreamError:
         raise
-    except (OSError, RuntimeError, KeyError) as error:
+    except (*CANNOT_OPEN, RecursionError) as error:
         raise SourceError(
-            f"{path}: cannot be read as HDF5 ({_first_line(error)}), {path.stat().st_size:,} bytes. {_REMEDY}"
+            f"{path}: cannot be read as HDF5 ({first_line(error)}), {path.stat().st_size:,} bytes. {_REMEDY}"
         ) from error
 
 
@@ -93,7 +96,8 @@ def read_frames(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[
 
 
 def _rows(found: h5py.Dataset, first_row: int, length: int) -> Iterator[tuple[int, Any]]:
-    row_size = max(1, found.nbytes // max(1, len(found)))
+    # Of rows of variable length nobody knows the size before they are read; all of them may be the same large bytes.
+    row_size = SLAB_BYTES // _VARIABLE_ROWS if found.dtype.kind == "O" else max(1, found.nbytes // max(1, len(found)))
     slab = max(1, SLAB_BYTES // row_size)
     for start in range(0, length, slab):
         stop = min(start + slab, length)
@@ -108,9 +112,9 @@ def _read(found: h5py.Dataset, path: str, start: int, stop: int) -> Any:
     """
     try:
         return found[start:stop]
-    except (OSError, RuntimeError) as error:
+    except CANNOT_OPEN as error:
         raise SourceError(
-            f"{found.file.filename}: {path}, rows {start} to {stop - 1}: cannot be read ({_first_line(error)}). "
+            f"{found.file.filename}: {path}, rows {start} to {stop - 1}: cannot be read ({first_line(error)}). "
             f"{_REMEDY}"
         ) from error
 
@@ -119,12 +123,8 @@ def _announced_lengths(file: h5py.File, field: Field) -> NDArray[np.int64] | Non
     """(cameras, T) lengths; the files hold them as float32."""
     if field.lengths_path is None:
         return None
-    values = np.asarray(dataset(file, field.lengths_path)[()])
-    if values.ndim != 2:
+    values = np.asarray(small_value(file, field.lengths_path))
+    if values.ndim != 2 or values.dtype.kind not in "iuf":
         raise LayoutError(f"{field.lengths_path}: shape {values.shape}, wanted (cameras, steps)")
     lengths: NDArray[np.int64] = np.nan_to_num(values).astype(np.int64)
     return lengths
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip("'\"").splitlines()[0]

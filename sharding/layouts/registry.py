@@ -8,17 +8,21 @@ import h5py
 from epistream.errors import EpistreamError, FormatError, LayoutError, OptionError
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
-from epistream.sharding.layouts.base import Layout, SourceEpisode
+from epistream.sharding.layouts.base import Choice, Layout, SourceEpisode
+from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.minari import MinariLayout
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
+from epistream.sharding.layouts.values import first_line, whole_text
+from epistream.sharding.layouts.walking import CANNOT_OPEN, patience, tree
 
 # The more particular come first.
 LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), RDT, *ALOHA_LAYOUTS, *OTHER_MAPPINGS, MinariLayout())
 _MAX_LISTED = 20
+_MAX_GROUPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,15 @@ def looked_for() -> str:
     return "Looked for: " + "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS) + "."
 
 
-def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None) -> SourceScan:
+def scan_source(
+    path: str | Path, layout_name: str | MappingLayout | None = None, choice: Choice | None = None
+) -> SourceScan:
     """Describe every episode of a file. Faults of its contents are reported, not raised.
 
     Args:
         path: An HDF5 file.
         layout_name: Insist on this layout instead of finding it.
+        choice: What of each episode is wanted; None is all.
     """
     path = Path(path)
     episodes: list[SourceEpisode] = []
@@ -106,18 +113,48 @@ def scan_source(path: str | Path, layout_name: str | MappingLayout | None = None
         with open_source(path) as file:
             status = path.stat()
             num_bytes, mtime_ns, inode = status.st_size, status.st_mtime_ns, status.st_ino
-            layout = layout_of(file, layout_name)
+            layout, groups = episodes_of(file, layout_name)
             found = layout.name
-            for group in layout.groups(file):
+            for group in groups:
                 try:
-                    episodes.append(layout.episode(file, group))
-                except (LayoutError, FormatError, KeyError, OSError, RuntimeError) as error:
+                    episodes.append(described(layout, file, group, choice))
+                except (LayoutError, FormatError) as error:
                     faults.append(f"{path}: {sentence(error)}")
     except OptionError:
         raise
     except EpistreamError as error:
         faults.append(sentence(error))
-    return SourceScan(str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), tuple(faults))
+    return SourceScan(str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), tuple(map(whole_text, faults)))
+
+
+def episodes_of(file: h5py.File, wanted: str | MappingLayout | None) -> tuple[Layout, list[str]]:
+    """The layout of an open file, as `layout_of`, and the groups of its episodes.
+
+    Raises:
+        LayoutError: If it does not fit, or looking for them takes longer than anybody would wait.
+        OptionError: If there is no layout of that name.
+    """
+    with patience():
+        layout = layout_of(file, wanted)
+        return layout, layout.groups(file)
+
+
+def described(layout: Layout, file: h5py.File, group: str, choice: Choice | None = None) -> SourceEpisode:
+    """One episode, whatever is in its group.
+
+    Raises:
+        LayoutError: If it breaks the layout; the message begins with the path inside the file.
+    """
+    try:
+        with patience():
+            return layout.episode(file, group, choice)
+    except EpistreamError:
+        raise
+    except (*CANNOT_OPEN, RecursionError) as error:
+        raise LayoutError(
+            f"{group}: cannot be looked at ({type(error).__name__}: {first_line(error)}), wanted an episode. Record or "
+            "copy it again"
+        ) from error
 
 
 def _contents(file: h5py.File) -> str:
@@ -127,16 +164,26 @@ def _contents(file: h5py.File) -> str:
         LayoutError: If there is something in it that cannot be opened: then that is what is wrong.
     """
     names: list[str] = []
-
-    def visit(name: str, node: h5py.Group | h5py.Dataset) -> bool | None:
+    num_groups = 0
+    for path, node in tree(file):
+        if node is None:
+            try:
+                _ = file[path]
+            except CANNOT_OPEN as error:
+                reason = first_line(error)
+                raise LayoutError(
+                    f"holds {path}, which cannot be opened ({reason}), wanted a whole file. Copy or record it again"
+                ) from error
+        num_groups += isinstance(node, h5py.Group)
         if isinstance(node, h5py.Dataset):
-            names.append(f"/{name} {node.dtype} {node.shape}")
-        return True if len(names) > _MAX_LISTED else None
-
-    try:
-        file.visititems(visit)
-    except (KeyError, OSError, RuntimeError) as error:
-        found = str(error).strip("'\"")
-        raise LayoutError(f"holds an object that cannot be opened ({found}), wanted a whole file") from error
+            names.append(f"/{path} {_in_words(node)}")
+        if len(names) > _MAX_LISTED or num_groups > _MAX_GROUPS:
+            break
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
-    return listed or "no datasets"
+    more = " and more" * (num_groups > _MAX_GROUPS)
+    return (listed or "no datasets") + f" in {num_groups:,} groups{more}" * bool(not listed and num_groups)
+
+
+def _in_words(found: h5py.Dataset) -> str:
+    why = why_no_rows(found)
+    return f"({why})" if why in ("empty", "of a type that h5py cannot read") else f"{found.dtype} {found.shape}"

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,13 @@ def if_unchanged(scan: ScannedFile | None, name: str) -> ScannedFile | None:
 
 def _plain(one: ScannedEpisode, number: int) -> list[Any]:
     """An episode as `_scan` takes it, its features by their number."""
-    return [one.group, one.length, one.split, one.source_bytes, one.estimated_bytes, number]
+    kept = [one.group, one.length, one.split, one.source_bytes, one.estimated_bytes, number]
+    return [*kept, one.refused] if one.refused else kept
+
+
+def _with_refused(episode: list[Any]) -> list[Any]:
+    """An episode of which nothing was refused is kept without a word of it."""
+    return [*episode, []] if len(episode) == len(fields(ScannedEpisode)) - 1 else episode
 
 
 def _scan(file: list[Any], features: Sequence[tuple[Feature, ...]]) -> ScannedFile:
@@ -84,8 +90,10 @@ def _scan(file: list[Any], features: Sequence[tuple[Feature, ...]]) -> ScannedFi
     return ScannedFile(
         source=SourceFile(**source),
         episodes=tuple(
-            ScannedEpisode(group, length, split, source_bytes, estimated_bytes, features[number])
-            for group, length, split, source_bytes, estimated_bytes, number in episodes
+            ScannedEpisode(
+                group, length, split, source_bytes, estimated_bytes, features[number], tuple(map(tuple, refused))
+            )
+            for group, length, split, source_bytes, estimated_bytes, number, refused in map(_with_refused, episodes)
         ),
         faults=tuple(faults),
         left_out=tuple(left_out),

@@ -1,12 +1,12 @@
 """What becomes of each field of a source: its name, its codec, whether its bytes are copied or encoded again."""
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from epistream.errors import FormatError, LayoutError
 from epistream.sharding.format.features import IMAGES, Feature, feature_order
-from epistream.sharding.layouts.base import Field, SourceEpisode, feature_name
+from epistream.sharding.layouts.base import Field, SourceEpisode
+from epistream.sharding.pack.choice import PackChoice, candidate_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS, DEFAULT_CODEC
@@ -37,75 +37,48 @@ class Output:
 def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ...]:
     """The features to be written of one episode, in their order: cameras, state, other observations, actions, rest.
 
+    Args:
+        episode: As the `PackChoice` of the options left it.
+        options: Of the job.
+
     Raises:
         LayoutError: If a camera that was asked for is missing, or a name cannot be used.
     """
-    chosen = _choose_cameras(episode.fields, options)
+    choice = PackChoice(options)
+    _check_cameras(episode, options, choice)
+    names = choice.names([candidate_of(field) for field in episode.fields])
     try:
-        outputs = [_output(field, episode.length, options) for field in chosen]
+        outputs = [
+            _output(field, name, episode.length, options) for field, name in zip(episode.fields, names, strict=True)
+        ]
     except FormatError as error:
         raise LayoutError(f"{episode.group}: {error}") from error
-    outputs = [
-        output
-        for output in outputs
-        if not any(fnmatch.fnmatchcase(output.feature.name, pattern) for pattern in options.drop)
-    ]
-    if not outputs:
-        raise LayoutError(f"{episode.group}: no feature is left after --drop {' '.join(options.drop)}")
-    names = [output.feature.name for output in outputs]
-    for output in outputs:
-        if names.count(output.feature.name) > 1:
-            raise LayoutError(f"{output.source.path}: {output.feature.name!r} is the name of another feature too")
     return tuple(sorted(outputs, key=lambda output: feature_order(output.feature)))
 
 
 def applied_options(episode: SourceEpisode, outputs: Sequence[Output], options: PackOptions) -> frozenset[str]:
     """What of the options an episode has something for: patterns of ``drop``, and ``quality`` if a loss is made."""
-    names = [_rename(field, options) for field in episode.fields]
-    applied = {pattern for pattern in options.drop if any(fnmatch.fnmatchcase(name, pattern) for name in names)}
+    choice = PackChoice(options)
+    applied = {
+        pattern for pattern in options.drop if any(choice.is_dropped_by(pattern, one) for one in episode.dropped)
+    }
     cameras = (output for output in outputs if output.feature.kind == "frames")
     if any(CODECS[camera.feature.codec].is_lossy and not camera.is_copy for camera in cameras):
         applied.add("quality")
     return frozenset(applied)
 
 
-def _choose_cameras(fields: Sequence[Field], options: PackOptions) -> list[Field]:
-    if not options.cameras:
-        return list(fields)
-    cameras = [field for field in fields if field.feature.kind == "frames"]
+def _check_cameras(episode: SourceEpisode, options: PackOptions, choice: PackChoice) -> None:
+    cameras = [*map(candidate_of, episode.fields), *episode.dropped, *episode.refused]
     for wanted in options.cameras:
-        if not any(wanted in _names_of(field, options) for field in cameras):
-            found = ", ".join(field.feature.name.removeprefix(IMAGES) for field in cameras) or "none"
+        if not any(choice.is_camera_called(wanted, camera) for camera in cameras):
+            found = ", ".join(camera.name.removeprefix(IMAGES) for camera in cameras if camera.is_camera) or "none"
             raise LayoutError(f"no camera {wanted!r}: found {found}")
-    return [
-        field for field in fields if field.feature.kind != "frames" or set(options.cameras) & _names_of(field, options)
-    ]
 
 
-def _names_of(field: Field, options: PackOptions) -> set[str]:
-    """Everything by which a person may call a field."""
-    new = _rename(field, options)
-    path = field.feature.source_path
-    names = {field.feature.name, new, path, f"/{path}", field.path, path.rsplit("/", 1)[-1]}
-    return names | {name.removeprefix(IMAGES) for name in (field.feature.name, new)}
-
-
-def _rename(field: Field, options: PackOptions) -> str:
-    name = field.feature.name
-    short = name.removeprefix(IMAGES)
-    path = field.feature.source_path
-    for old, new in options.rename:
-        if old in (name, path, f"/{path}"):
-            return new
-        if field.feature.kind == "frames" and old == short:
-            # A camera renamed to a bare word stays a camera.
-            return new if "." in new else IMAGES + feature_name(new)
-    return name
-
-
-def _output(field: Field, length: int, options: PackOptions) -> Output:
+def _output(field: Field, name: str, length: int, options: PackOptions) -> Output:
     fps = options.fps or field.feature.fps
-    feature = replace(field.feature, name=_rename(field, options), fps=fps)
+    feature = replace(field.feature, name=name, fps=fps)
     if feature.kind == "array":
         return Output(field, feature, True, length * feature.step_bytes + 2 * _MEMBER_BYTES)
     recorded = CODECS[field.feature.codec]

@@ -31,6 +31,7 @@ from epistream.sharding.pack.plan import (
     SourceFile,
     describe_faults,
     identity,
+    left_out_of,
     make_plan,
     scan_file,
 )
@@ -281,11 +282,7 @@ class _Job:
             self._tell(PackProgress("hashing", num_done, len(numbers)))
 
     def _publish(
-        self,
-        plan: PackPlan,
-        scans: Sequence[ScannedFile],
-        results: _Results,
-        versions: Mapping[str, str],
+        self, plan: PackPlan, scans: Sequence[ScannedFile], results: _Results, versions: Mapping[str, str]
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
         self._tell(PackProgress("publishing", 0, 1))
@@ -310,7 +307,8 @@ class _Job:
                 "versions": dict(versions),
                 "options": self._options.deciding(),
                 "layouts": dict(Counter(source.layout for source in sources)),
-                "left_out": [_rename_source(fault, names) for fault in self._faults],
+                "left_out": [_rename_source(fault, names) for fault in self._faults]
+                + list(left_out_of(scans, with_reason=True)),
             },
         )
         write_manifest(manifest, self._workspace.url, self._workspace.storage_options)
@@ -333,7 +331,7 @@ class _Job:
             num_bytes=int(columns.shard_bytes.sum()),
             seconds=time.monotonic() - self._started,
             faults=tuple(self._faults),
-            left_out=tuple(dict.fromkeys(path for scan in scans for path in scan.left_out)),
+            left_out=left_out_of(scans),
             fidelity=results.fidelity,
         )
 

@@ -1,8 +1,9 @@
 """Decides, before anything is encoded, which episodes are packed, in which split, and which share a shard."""
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,18 +11,25 @@ import xxhash
 
 from epistream.errors import LayoutError, OptionError, PackError
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.features import Feature
+from epistream.sharding.format.features import IMAGES, Feature
 from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.left_out import oddity, sentence, usual_features
+from epistream.sharding.layouts.names import made_names
 from epistream.sharding.layouts.registry import looked_for, scan_source
+from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import applied_options, outputs_of
 from epistream.sharding.pictures.codecs import CODECS
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ScannedEpisode:
-    """An episode as the plan needs it: a few hundred bytes, for a million of them fit into memory."""
+    """An episode as the plan needs it: a few hundred bytes, for a million of them fit into memory.
+
+    `refused` are features that it could have had, by name, each with the reason why not.
+    """
 
     group: str
     length: int
@@ -29,6 +37,7 @@ class ScannedEpisode:
     source_bytes: int
     estimated_bytes: int
     features: tuple[Feature, ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,10 @@ class PackPlan:
 
 def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
     """Look into one source file; faults of its contents are reported, not raised."""
-    scan = scan_source(path, options.layout)
+    scan = scan_source(path, options.layout, PackChoice(options))
     episodes: list[ScannedEpisode] = []
     faults = list(scan.faults)
-    left_out: dict[str, None] = {}
+    left_out: list[str] = []
     applied: frozenset[str] = frozenset()
     for episode in scan.episodes:
         try:
@@ -109,7 +118,7 @@ def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
         except LayoutError as error:
             faults.append(f"{path}: {sentence(error)}")
             continue
-        left_out.update(dict.fromkeys(item.removeprefix(episode.group.rstrip("/")) for item in episode.left_out))
+        left_out += [item.removeprefix(episode.group.rstrip("/")) for item in episode.left_out]
         applied |= applied_options(episode, outputs, options)
         episodes.append(
             ScannedEpisode(
@@ -119,10 +128,25 @@ def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
                 source_bytes=sum(output.source.num_bytes for output in outputs),
                 estimated_bytes=sum(output.estimated_bytes for output in outputs),
                 features=tuple(output.feature for output in outputs),
+                refused=tuple((one.name, f"{one.path}: {one.reason}") for one in episode.refused),
             )
         )
     source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns, scan.inode)
-    return ScannedFile(source, tuple(episodes), tuple(faults), tuple(left_out), applied)
+    return ScannedFile(source, tuple(episodes), tuple(faults), left_out_once(left_out), applied)
+
+
+def left_out_once(paths: Iterable[str]) -> tuple[str, ...]:
+    """What was left out of many episodes, each path once and with the reason of the first of them."""
+    first: dict[str, str] = {}
+    for path in paths:
+        first.setdefault(path.partition(" (")[0], path)
+    return tuple(first.values())
+
+
+def left_out_of(scans: Sequence[ScannedFile], *, with_reason: bool = False) -> tuple[str, ...]:
+    """What is not packed of all files; if asked, only what could have been a feature and is none."""
+    paths = left_out_once(path for scan in scans for path in scan.left_out)
+    return tuple(path for path in paths if path.endswith(")")) if with_reason else paths
 
 
 def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
@@ -151,7 +175,9 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
             kept.append((index, episode))
         else:
             hint = " Give all cameras one order with --color-order." if "jpeg_channels" in odd else ""
+            hint = "".join(f" It has {why}." for name, why in episode.refused if name in features) or hint
             faults.append(f"{scans[index].source.path}: {episode.group}: {odd}.{hint}")
+    _tell_made_names(features.values(), options)
     _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
     splits, names = _assign_splits(kept, options)
     planned = [
@@ -174,6 +200,15 @@ def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[
 
 def _by_name(features: Sequence[Feature]) -> dict[str, Feature]:
     return {feature.name: feature for feature in features}
+
+
+def _tell_made_names(features: Iterable[Feature], options: PackOptions) -> None:
+    given = {new for _, new in options.rename}
+    made = made_names(one for one in features if not given & {one.name, one.name.removeprefix(IMAGES)})
+    if made:
+        _log.warning(
+            "keys that no feature can be called by: %s. Call them otherwise with --rename KEY=NAME", "; ".join(made)
+        )
 
 
 def _check_applied(applied: frozenset[str], features: dict[str, Feature], options: PackOptions) -> None:

@@ -15,8 +15,9 @@ from epistream.sharding.format.left_out import sentence
 from epistream.sharding.format.statistics import Summary, merge_all, summarize
 from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
-from epistream.sharding.layouts.registry import layout_by_name
+from epistream.sharding.layouts.registry import described, layout_by_name
 from epistream.sharding.layouts.source_bytes import BytesInMemory
+from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.encoding import Fidelity, FrameSource
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import outputs_of
@@ -129,7 +130,8 @@ def _copy_episode(
     """Write one episode, read from `content` or else from its file."""
     source = task.sources[planned.source_index]
     with open_source(source.path, content) as file:
-        episode = layout_by_name(task.options.layout or source.layout).episode(file, planned.group)
+        layout = layout_by_name(task.options.layout or source.layout)
+        episode = described(layout, file, planned.group, PackChoice(task.options))
         outputs = {output.feature.name: output for output in outputs_of(episode, task.options)}
         arrays = {
             name: read_array(file, output.source, episode.length)

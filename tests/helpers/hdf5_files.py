@@ -87,6 +87,38 @@ def robomimic(path, lengths, masks=None, cameras=("agentview_image",)):
     return path
 
 
+def isaac_lab(path, lengths=(6, 4), *, flat_observations=False, camera=False):
+    """As Isaac Lab's recorder writes it: gzip, nested groups, a state to begin from, states of a simulator."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["total"] = sum(lengths)
+        data.attrs["env_args"] = json.dumps({"env_name": "Isaac-Stack-Cube-v0", "type": 2})
+        for number, steps in enumerate(lengths):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["num_samples"], demo.attrs["seed"], demo.attrs["success"] = steps, number, True
+            rows = np.arange(steps, dtype=np.float32)[:, None] + 100 * number
+            arrays = {
+                "actions": np.repeat(rows, 7, 1),
+                "processed_actions": np.repeat(rows, 8, 1),
+                "initial_state/articulation/robot/joint_position": np.zeros((1, 9), np.float32),
+                "initial_state/rigid_object/cube_1/root_pose": np.zeros((1, 7), np.float32),
+                "states/articulation/robot/joint_position": np.repeat(rows, 9, 1),
+            }
+            if flat_observations:
+                arrays["obs"] = np.repeat(rows, 12, 1)
+            else:
+                arrays["obs/joint_pos"] = np.repeat(rows, 9, 1)
+                arrays["obs/policy/eef_pos"] = np.repeat(rows, 3, 1)
+            if camera:
+                arrays["obs/table_cam"] = (
+                    np.zeros((steps, 16, 20, 3), np.uint8) + rows.astype(np.uint8)[..., None, None]
+                )
+            for name, values in arrays.items():
+                demo.create_dataset(name, data=values, compression="gzip")
+    return path
+
+
 def members(tar_path):
     """Every member of a tar in order: (name, bytes)."""
     with tarfile.open(tar_path, "r:") as tar:

@@ -104,7 +104,10 @@ def test_minari_without_the_last_observation_is_the_same(tmp_path):
     ("harm", "words"),
     [
         (lambda episode: episode.attrs.__setitem__("total_steps", 6), "/episode_9: 5 actions, wanted 6 as in its attr"),
-        (lambda episode: episode.pop("rewards") and episode.create_dataset("rewards", data=[1.0]), "1 steps, wanted 5"),
+        (
+            lambda episode: episode.pop("actions") and episode.create_dataset("actions", data=[[1.0]]),
+            "/episode_9/actions: 1 steps, wanted 5 as in /episode_9/rewards",
+        ),
         (
             lambda episode: (
                 episode.pop("observations/camera")
@@ -130,7 +133,11 @@ def test_vla_os_numbers_of_its_reasoning_are_features_and_its_rate_is_known(tmp_
             np.testing.assert_array_equal(steps[f"reasoning.{name}"], file[f"reasoning/{name}"][:])
     assert stream.job.features["action"].fps == 20.0
     (episode,) = scan_source(path).episodes
-    assert episode.left_out == ("/episode_len", "/reasoning/direction", "/reasoning/subtask")
+    assert episode.left_out == (
+        "/episode_len",
+        "/reasoning/direction (texts, wanted numbers)",
+        "/reasoning/subtask (texts, wanted numbers)",
+    )
 
 
 @pytest.fixture

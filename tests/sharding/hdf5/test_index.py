@@ -304,8 +304,8 @@ def broken(path, kind):
             elif kind == "no numbers":
                 del file["observations/images/top"]
                 file["observations/images/top"] = np.array(["a"] * 11, "S3")
-            elif kind == "bad name":
-                file["observations/" + "x" * 90] = np.zeros((11, 2))
+            elif kind == "one name":
+                file["observations/Force"] = file["observations/force"] = np.zeros((11, 2))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def broken(path, kind):
         ("short camera", LayoutError, "/observations/images/top: 10 steps, wanted 11"),
         ("cut JPEG", LayoutError, "/observations/images/top, step 7"),
         ("no numbers", LayoutError, "/observations/images/top"),
-        ("bad name", LayoutError, "this name cannot be used"),
+        ("one name", LayoutError, "would be named 'observation.force', and so would"),
     ],
 )
 def test_file_that_holds_no_whole_episode_is_refused_by_name(tmp_path, kind, error, message):

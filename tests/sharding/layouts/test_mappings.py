@@ -55,10 +55,16 @@ def test_robotwin_action_is_the_next_state(tmp_path):
 def test_shifted_features_still_need_equal_rows(tmp_path):
     path = robotwin(tmp_path / "episode0.hdf5")
     with h5py.File(path, "r+") as file:
-        del file["endpose/left_endpose"]
+        del file["endpose/left_endpose"], file["observation/head_camera/rgb"]
         file["endpose/left_endpose"] = numbers(4, 7, 3)
+        file["observation/head_camera/rgb"] = np.zeros((6, 8, 8, 3), np.uint8)
     (message,) = scan_source(path).faults
-    assert "/endpose/left_endpose: 3 steps, wanted 4 as in /joint_action/vector" in message
+    assert "/observation/head_camera/rgb: 5 steps, wanted 4 as in /joint_action/vector" in message
+    with h5py.File(path, "r+") as file:
+        del file["observation/head_camera/rgb"]
+        file["observation/head_camera/rgb"] = np.zeros((5, 8, 8, 3), np.uint8)
+    (episode,) = scan_source(path).episodes
+    assert "/endpose/left_endpose (3 steps, wanted 4 as in joint_action/vector)" in episode.left_out
 
 
 def test_rdt_is_aloha_with_instructions_beside_it(tmp_path):

@@ -334,7 +334,7 @@ def test_pack_camera_drop_and_rename_choose_and_name_features(tmp_path):
     [
         ({"cameras": ["wrist"]}, PackError, "no camera 'wrist': found angle, top"),
         ({"rename": {"wrist": "hand"}}, OptionError, "nothing is called 'wrist'"),
-        ({"rename": {"top": "angle"}}, PackError, "is the name of another feature too"),
+        ({"rename": {"top": "angle"}}, PackError, "would be named 'observation.images.angle', and so would"),
         ({"rename": {"top": "observation.images." + "x" * 60}}, PackError, "wanted at most"),
         ({"rename": {"top": "observation.images." + "x" * 59}}, PackError, "bytes, wanted at most 100"),
         ({"drop": ["*"]}, PackError, "no feature is left"),
