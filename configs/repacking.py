@@ -54,7 +54,12 @@ def packed_survey(
         say(f"packing {len(urls)} files to compare")
         out = Path(folder) / "shards"
         try:
-            pack(urls, out, layout=chosen_layout(base.settings.stream.layout))
+            pack(
+                urls,
+                out,
+                layout=chosen_layout(base.settings.stream.layout),
+                allow_outside_files=base.settings.stream.allow_outside_files,
+            )
             # Shards need no layout any more.
             stream = EpisodeStream.from_config(base, str(out), **{**PLAIN, "split": None, "layout": None})
         except EpistreamError:

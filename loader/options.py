@@ -59,6 +59,9 @@ class StreamOptions(SampleOptions):
             are left out, with a warning, and named in ``stream.job.dataset.skipped``.
         layout: of HDF5 files, or a YAML file that describes one; found if None. The name of a known one, or a file of
             your own (see ``docs/hdf5.md``). Not for shards.
+        allow_outside_files: let HDF5 files read from others outside of their folders. By external links, virtual
+            datasets or external storage; what lies in a file's own folder or below may be read in any case. Only for
+            files that you trust. Not for shards.
         repetitions: how often the windows of each episode stand in an epoch, one number per episode of the
             dataset, 0 to leave it out: a curriculum.
         order: the finer points of the order. Its `shuffle` and `seed` are replaced by those here.
@@ -80,6 +83,7 @@ class StreamOptions(SampleOptions):
     cache: CacheMode | CacheOptions = "auto"
     on_bad: OnBad = "raise"
     layout: str | PathLike[str] | None = None
+    allow_outside_files: bool = False
     decode: Decode = "auto"
     channels_first: bool = False
     transform: Transform | None = None

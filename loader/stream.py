@@ -96,7 +96,13 @@ class EpisodeStream(Stream):
         """
         super().__init__()
         options = changed(options or StreamOptions(), changes, "EpisodeStream")
-        dataset = open_dataset(source, storage_options, on_bad=options.on_bad, layout=options.layout)
+        dataset = open_dataset(
+            source,
+            storage_options,
+            on_bad=options.on_bad,
+            layout=options.layout,
+            allow_outside_files=options.allow_outside_files,
+        )
         self._collator = Collator(dataset, options)
         chosen, window = self._collator.features, self._collator.window
         split = options.split

@@ -24,6 +24,7 @@ def open_dataset(
     *,
     on_bad: Literal["raise", "skip"] = "raise",
     layout: "str | os.PathLike[str] | MappingLayout | None" = None,
+    allow_outside_files: bool = False,
 ) -> Dataset:
     """Open a dataset without reading any of its shards.
 
@@ -38,6 +39,8 @@ def open_dataset(
             warning, and named in `Dataset.skipped`.
         layout: Of HDF5 files: the name of a known one, or a YAML file of your own, as ``epistream pack --layout-file``
             takes it; found from each file by default. Not for shards alone.
+        allow_outside_files: Let HDF5 files read from others outside of their folders, by external links, virtual
+            datasets or external storage; those in the folder or below may be read in any case.
 
     Returns:
         The dataset. In a list, a part without a split counts as ``train`` beside parts that have one.
@@ -53,7 +56,7 @@ def open_dataset(
 
     def open_part(part: Part) -> Dataset:
         if isinstance(part, Hdf5Files):
-            return _open_hdf5(part, options, on_bad == "skip", layout)
+            return _open_hdf5(part, options, on_bad == "skip", layout, allow_outside_files)
         return _open(part, options)
 
     parts = resolve(source)
@@ -94,12 +97,20 @@ def _open_hdf5(
     options: dict[str, Any],
     skip_bad: bool,
     layout: "str | os.PathLike[str] | MappingLayout | None",
+    allow_outside: bool,
 ) -> Dataset:
     from epistream.sharding.hdf5.dataset import open_hdf5_files
     from epistream.sharding.layouts.layout_file import chosen_layout
 
     urls = [_absolute(url) for url in part.files]
-    return open_hdf5_files(urls, options, url=part.url, skip_bad=skip_bad, layout=chosen_layout(layout))
+    return open_hdf5_files(
+        urls,
+        options,
+        url=part.url,
+        skip_bad=skip_bad,
+        layout=chosen_layout(layout),
+        allow_outside=allow_outside,
+    )
 
 
 def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {
     *("epistream._version", "epistream.cgroups", "epistream.errors", "epistream.file_systems", "epistream.hints"),
-    *("epistream.lazy", "epistream.lru", "epistream.options", "epistream.processes", "epistream.units"),
+    *("epistream.lazy", "epistream.lru", "epistream.options", "epistream.plain_files", "epistream.processes"),
+    *("epistream.units",),
 }
 
 # What the modules of each sub-package may import besides their own and the leaves.

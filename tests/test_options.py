@@ -57,6 +57,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "instruction": (["first", "random", "all"], ["some", 1]),
         "on_bad": (["raise", "skip"], ["pass", True]),
         "layout": (["robomimic", None], [3, True]),
+        "allow_outside_files": FLAG,
         "repetitions": ([[1, 0], None], [3]),
         "order": ([es.OrderOptions(), None], [3, {}]),
         "cache": (["auto", "shm", "disk", "off", es.CacheOptions()], ["ram", 3]),
@@ -125,6 +126,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "resume": FLAG,
         "overwrite": FLAG,
         "skip_bad": FLAG,
+        "allow_outside_files": FLAG,
     },
     FrameOptions: {
         "image_size": ([[1, 32767], None], [*SIDES, [1, 32768]]),

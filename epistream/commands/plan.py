@@ -51,7 +51,8 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     from epistream.loader.order.quality import report
     from epistream.loader.order.working_set import budget_advice
 
-    dataset = open_source(source, options["options_json"], options["layout"], options["layout_file"])
+    reached = ("options_json", "layout", "layout_file", "allow_outside_files")
+    dataset = open_source(source, **{name: options[name] for name in reached})
     split = options["split"]
     if split == "auto":
         split = "train" if "train" in dataset.splits else None

@@ -18,7 +18,7 @@ _NAMES = [layout.name for layout in LAYOUTS]
 
 
 def layout_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options ``--layout`` and ``--layout-file``, of which `wanted_layout` makes one."""
+    """``--layout`` and ``--layout-file``, of which `wanted_layout` makes one, and ``--allow-outside-files``."""
     by_name = click.option(
         "--layout",
         type=click.Choice(_NAMES),
@@ -28,7 +28,12 @@ def layout_options(function: Callable[..., Any]) -> Callable[..., Any]:
     by_file = click.option(
         "--layout-file", type=click.Path(exists=True, dir_okay=False), help="Your own layout of HDF5 files, as YAML."
     )
-    return by_name(by_file(function))
+    outside = click.option(
+        "--allow-outside-files",
+        is_flag=True,
+        help="Let HDF5 files that you trust read from others outside of their folders (links, virtual datasets).",
+    )
+    return by_name(by_file(outside(function)))
 
 
 def wanted_layout(layout: str | None, layout_file: str | None) -> "str | MappingLayout | None":
@@ -58,7 +63,11 @@ def storage_options(text: str | None) -> dict[str, Any]:
 
 
 def open_source(
-    source: Sequence[str], options_json: str | None, layout: str | None = None, layout_file: str | None = None
+    source: Sequence[str],
+    options_json: str | None,
+    layout: str | None = None,
+    layout_file: str | None = None,
+    allow_outside_files: bool = False,
 ) -> "Dataset":
     """The dataset that a command's argument and options name.
 
@@ -68,4 +77,9 @@ def open_source(
     from epistream.sharding.dataset import open_dataset
 
     wanted = wanted_layout(layout, layout_file)
-    return open_dataset(source[0] if len(source) == 1 else list(source), storage_options(options_json), layout=wanted)
+    return open_dataset(
+        source[0] if len(source) == 1 else list(source),
+        storage_options(options_json),
+        layout=wanted,
+        allow_outside_files=allow_outside_files,
+    )

@@ -50,6 +50,8 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
     layout, layout_file = options.pop("layout"), options.pop("layout_file")
     if wanted_layout(layout, layout_file) is not None:
         changes["stream.layout"] = layout_file or layout
+    if options.pop("allow_outside_files"):
+        changes["stream.allow_outside_files"] = True
     image_size = options.pop("image_size")
     if image_size:
         changes["stream.image_size"] = list(image_size)

@@ -37,13 +37,15 @@ class EpisodicFiles:
     """Episodes of HDF5 files and shards, by path and by number.
 
     Subclasses may set `state_features` and `action_features` where files call them something else than
-    ``observation.state`` and ``action``, and `layout` where files fit no known one; the other attributes are those of
+    ``observation.state`` and ``action``, `layout` where files fit no known one, and `allow_outside_files` where
+    they read from others outside of their folders; the other attributes are those of
     `OptimizedEpisodicDataset`.
     """
 
     state_features: Sequence[str] | None = None
     action_features: Sequence[str] | None = None
     layout: str | os.PathLike[str] | None = None
+    allow_outside_files: bool = False
     # Subclasses written for IL-Studio's base class ask for it before they open a file themselves.
     loaded_data: None = None
 
@@ -61,12 +63,17 @@ class EpisodicFiles:
         """Open the paths, list their episodes, and decide what is read. All other attributes must be set before."""
         check_choices(self.chunk_size, self.ctrl_type)
         found = find_paths(paths)
-        self._dataset = open_dataset(found, on_bad="skip" if skip_bad else "raise", layout=self.layout)
+        self._dataset = open_dataset(
+            found,
+            on_bad="skip" if skip_bad else "raise",
+            layout=self.layout,
+            allow_outside_files=self.allow_outside_files,
+        )
         given = {str(local.absolute()): path for path in found if (local := local_path(path)) is not None}
         self.skipped = {given.get(name, name): reason for name, reason in self._dataset.skipped.items()}
         self.dataset_path_list = [path for path in found if path not in self.skipped]
         self._table = EpisodeTable(self._dataset)
-        self._reasoning = Reasoning(self._dataset)
+        self._reasoning = Reasoning(self._dataset, allow_outside=self.allow_outside_files)
         if self._uses("use_reasoning"):
             self._reasoning.at(0, 0)  # files that cannot have any are told now, not at the first sample
         self.episode_paths = self._table.paths

@@ -8,6 +8,7 @@
 |                                                 | target_position ``target pos``, as IL-Studio's sample calls them |
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ class Reasoning:
         dataset: the episodes.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, *, allow_outside: bool = False) -> None:
+        self._dataset, self._allow_outside = dataset, allow_outside
         self._read_lately: SharedLru[int, Columns] = SharedLru(_MAX_EPISODES)
 
     def at(self, episode: int, step: int) -> str | dict[str, Any]:
@@ -67,11 +68,11 @@ class Reasoning:
                 f"data_args.use_reasoning: {Path(url).name} is a shard, which holds no texts of steps. Give the "
                 "HDF5 files, or add them in load_onestep_from_episode of a subclass."
             )
-        with open_hdf5(url, self._dataset.storage_options) as (file, _):
+        with open_hdf5(url, self._dataset.storage_options, allow_outside=self._allow_outside) as (file, _):
             return _read_columns(file, int(self._dataset.episode_length[episode]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Reasoning, (self._dataset,)
+        return partial(Reasoning, allow_outside=self._allow_outside), (self._dataset,)
 
 
 def _read_columns(file: h5py.File, length: int) -> Columns:

@@ -20,7 +20,8 @@ from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.loader.reading.hdf5_rows import RowMaker
-from epistream.sharding.hdf5.file import version_and_bytes, version_of_file
+from epistream.plain_files import version_of_file
+from epistream.sharding.hdf5.file import version_and_bytes
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents
 
 Int64 = NDArray[np.int64]
@@ -77,7 +78,7 @@ class Hdf5Blob(Blob):
         self._place = extents.place
         self._is_simple = bool((self._place >= 0).all())
         self._file = _open_file(url, extents, storage_options)
-        self._maker = RowMaker(url, extents.made, self._file, storage_options)
+        self._maker = RowMaker(url, extents, self._file, storage_options)
 
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` (contiguous bytes) from `offset`."""

@@ -1,7 +1,7 @@
 """Rows of HDF5 datasets that lie in the file otherwise than wanted: put together from chunks, or unpacked by h5py."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from math import prod
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
-from epistream.errors import SourceError
+from epistream.errors import EpistreamError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
 from epistream.sharding.hdf5.file import open_remote
-from epistream.sharding.hdf5.index import MadeRows
+from epistream.sharding.hdf5.index import Extents, MadeRows
 from epistream.sharding.layouts.jpeg_rows import row_bytes
+from epistream.sharding.layouts.other_files import check_unchanged
 
 Int64 = NDArray[np.int64]
 Row = bytes | memoryview
@@ -29,17 +30,18 @@ class RowMaker:
 
     Args:
         url: The HDF5 file.
-        made: What each number means, in their order.
+        extents: Its made rows, in the order of their numbers, and the files that it reads from.
         file: The file's bytes.
         storage_options: For fsspec, if it is remote.
     """
 
     def __init__(
-        self, url: str, made: Sequence[MadeRows], file: Blob, storage_options: Mapping[str, Any] | None = None
+        self, url: str, extents: Extents, file: Blob, storage_options: Mapping[str, Any] | None = None
     ) -> None:
         self._url = url
-        self._made = made
-        self._first = np.array([rows.first for rows in made], np.int64)
+        self._made = extents.made
+        self._others = extents.others
+        self._first = np.array([rows.first for rows in extents.made], np.int64)
         self._bytes = file
         self._storage_options = storage_options
         self._opened: tuple[int, h5py.File, ExitStack] | None = None
@@ -82,9 +84,15 @@ class RowMaker:
 
     def _unpack(self, rows: MadeRows, first_row: int, num_rows: int) -> Any:
         """By h5py, which would read another file's bytes without noticing."""
-        check = self._bytes.check_unchanged
+
+        def check() -> None:
+            self._bytes.check_unchanged()
+            check_unchanged(self._others, self._url)
+
         try:
             values = self._file()[rows.path][first_row : first_row + num_rows]
+        except EpistreamError:
+            raise
         except (OSError, RuntimeError, KeyError) as error:
             check()
             raise SourceError(
@@ -96,6 +104,11 @@ class RowMaker:
 
     def _file(self) -> h5py.File:
         if self._opened is None or self._opened[0] != os.getpid():
+            # What it opens of its own accord is what was judged when it was indexed.
+            if not all(other.is_current() for other in self._others):
+                raise SourceChangedError(
+                    f"{self._url}: reads from other files than when it was indexed. Open the dataset again."
+                )
             stack = ExitStack()
             path = local_path(self._url)
             source = stack.enter_context(open_remote(self._url, self._storage_options)) if path is None else path

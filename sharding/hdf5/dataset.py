@@ -28,6 +28,7 @@ from epistream.sharding.hdf5.file import read_hdf5, version_and_bytes
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.names import made_names
+from epistream.sharding.layouts.other_files import OtherFile, check_unchanged
 from epistream.sharding.layouts.reading import read_array
 from epistream.sharding.layouts.registry import described, layout_of
 
@@ -46,6 +47,7 @@ class _Shard:
     path: str
     through_h5py: Sequence[str]
     left_out: Sequence[str]
+    others: tuple[OtherFile, ...]
     summary: ShardSummary
 
 
@@ -57,6 +59,7 @@ def open_hdf5_files(
     folder: Path | None = None,
     skip_bad: bool = False,
     layout: str | MappingLayout | None = None,
+    allow_outside: bool = False,
 ) -> Dataset:
     """Index every file that was not indexed before, and describe all of them.
 
@@ -67,6 +70,7 @@ def open_hdf5_files(
         folder: Where indexes are kept, see `keep_indexes`.
         skip_bad: Leave out files that cannot be read or have other features than most episodes.
         layout: Insist on this layout instead of finding that of each file.
+        allow_outside: Whether files may read from others outside of their folders.
 
     Raises:
         SourceError: If a file is missing, unreadable, or given twice.
@@ -79,11 +83,13 @@ def open_hdf5_files(
         raise SourceError(f"{twice[0]}: given twice (also as {twice[1]}), wanted each file once. Correct the pattern.")
     folder = folder or default_folder()
     skipped: dict[str, str] = {}
-    keep_of: Callable[[str], list[KeptIndex]] = partial(keep_indexes, options=options, folder=folder, layout=layout)
+    keep_of: Callable[[str], list[KeptIndex]] = partial(
+        keep_indexes, options=options, folder=folder, layout=layout, allow_outside=allow_outside
+    )
     if skip_bad:
         keep_of = cache(keep_of)  # every file is looked at before any of them is taken
         urls, skipped = _usable(urls, keep_of)
-    summaries = partial(_summaries, options=options, layout=layout)
+    summaries = partial(_summaries, options=options, layout=layout, allow_outside=allow_outside)
     while True:
         dataset, shards = _describe(urls, keep_of)
         try:
@@ -149,7 +155,15 @@ def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) ->
             summary = ShardSummary.of(one.index.rows, one.data)
             summary = replace(summary, numbers=num_episodes + summary.numbers)
             shards.append(
-                _Shard(url, one.index.extents.version, one.path, one.index.needs_h5py, one.index.left_out, summary)
+                _Shard(
+                    url=url,
+                    version=one.index.extents.version,
+                    path=one.path,
+                    through_h5py=one.index.needs_h5py,
+                    left_out=one.index.left_out,
+                    others=one.index.extents.others,
+                    summary=summary,
+                )
             )
         num_episodes += sum(one.index.rows.num_episodes for one in kept)
     if not shards:
@@ -223,7 +237,9 @@ def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict
     return None
 
 
-def _summaries(shard: _Shard, options: Options, layout: str | MappingLayout | None) -> dict[str, Summary]:
+def _summaries(
+    shard: _Shard, options: Options, layout: str | MappingLayout | None, allow_outside: bool
+) -> dict[str, Summary]:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so.
 
     Raises:
@@ -242,7 +258,8 @@ def _summaries(shard: _Shard, options: Options, layout: str | MappingLayout | No
         )
 
     try:
-        summaries = read_hdf5(shard.url, options, sum_up)
+        summaries = read_hdf5(shard.url, options, sum_up, allow_outside=allow_outside)
+        check_unchanged(shard.others, shard.url)
         if version_and_bytes(shard.url, options)[0] != shard.version:
             raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")
     except BAD_FILE as error:

@@ -1,6 +1,5 @@
 """HDF5 files as sources of a stream, local or remote: opening them, and what tells one version from another."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,10 @@ from fsspec.spec import AbstractBufferedFile
 
 from epistream.errors import EpistreamError, LayoutError, SourceError
 from epistream.file_systems import ask, local_path, open_file_system, version_facts
+from epistream.plain_files import not_a_plain_file, version_of_file
 from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import Options
+from epistream.sharding.layouts.other_files import other_files
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.source_bytes import BlocksOfFile, SourceBytes
 
@@ -20,11 +21,6 @@ T = TypeVar("T")
 
 # Over a network h5py reads metadata in pieces of a few hundred bytes; a block of this size spares it most of them.
 _REMOTE_BLOCK_BYTES = 1 << 20
-
-
-def version_of_file(status: os.stat_result) -> str:
-    """What changes whenever a local file is replaced or written to."""
-    return f"bytes={status.st_size};mtime_ns={status.st_mtime_ns};inode={status.st_ino}"
 
 
 def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
@@ -46,47 +42,51 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
     return ";".join([f"bytes={info.get('size')}", *version_facts(info)]), int(info.get("size") or 0)
 
 
-def read_hdf5(url: str, options: Options, use: Callable[[h5py.File, Any], T]) -> T:
+def read_hdf5(url: str, options: Options, use: Callable[[h5py.File, Any], T], *, allow_outside: bool = False) -> T:
     """What `use` gives for an open file and its bytes as they are; of a local one these come in blocks.
 
-    A file that names others (external links, virtual datasets) is read once more, and `use` called again.
+    A file that names others (external links, virtual datasets) is read once more, and `use` called again; these must
+    be in its folder or below unless `allow_outside`.
 
     Raises:
         SourceError, LayoutError: As `open_hdf5`.
     """
     path = local_path(url)
     if path is None:
-        with open_hdf5(url, options) as (file, raw):
+        with open_hdf5(url, options, allow_outside=allow_outside) as (file, raw):
             return use(file, raw)
     blocks: SourceBytes | None = None
     try:
-        if path.is_file():  # else `open_hdf5` says what it is
-            with BlocksOfFile(path) as blocks, open_source(path, blocks) as file:
+        if not not_a_plain_file(path):  # else `open_hdf5` says what it is
+            with BlocksOfFile(path) as blocks, open_source(path, blocks, allow_outside=allow_outside) as file:
                 result = use(file, blocks)
             if not blocks.names_others:
                 return result
     except EpistreamError:
         if blocks is None or not blocks.names_others:
             raise
-    with open_hdf5(url, options) as (file, raw):
+    with open_hdf5(url, options, allow_outside=allow_outside) as (file, raw):
         return use(file, raw)
 
 
 @contextmanager
-def open_hdf5(url: str, options: Options = None) -> Iterator[tuple[h5py.File, BinaryIO]]:
+def open_hdf5(
+    url: str, options: Options = None, *, allow_outside: bool = False
+) -> Iterator[tuple[h5py.File, BinaryIO]]:
     """The file, and its bytes as they are. What h5py raises while it is open becomes an error that names it.
 
     Raises:
-        SourceError: If it is missing or unreadable, also half way through.
-        LayoutError: If the body raises it; the path is put in front.
+        SourceError: If it or a file that it names is missing or unreadable, also half way through.
+        LayoutError: If the body raises it, or it names a file that may not be read; the path is put in front.
     """
     path = local_path(url)
     if path is not None:
-        with open_source(path) as file, path.open("rb") as raw:
+        with open_source(path, allow_outside=allow_outside) as file, path.open("rb") as raw:
             yield file, raw
         return
     try:
         with open_remote(url, options) as raw, h5py.File(raw, "r") as file:
+            other_files(file, None, url, allow_outside=False)
             yield file, raw
     except LayoutError as error:
         raise LayoutError(f"{url}: {error}") from error

@@ -25,6 +25,7 @@ from epistream.errors import FormatError
 from epistream.sharding.format.index import KIND, ShardIndex, build_index, check
 from epistream.sharding.format.tables import Tables, parse_tables, write_tables
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Int64, Stored
+from epistream.sharding.layouts.other_files import OtherFile
 
 # Raised when the same file would give another index.
 RECIPE = 2
@@ -66,6 +67,7 @@ class Extents:
         start: (X,) uint64 packed byte at which an extent begins; it ends where the next one begins.
         place: (X,) int64, see above.
         made: By number.
+        others: Files that it reads from.
     """
 
     version: str
@@ -74,6 +76,7 @@ class Extents:
     start: NDArray[np.uint64]
     place: Int64
     made: tuple[MadeRows, ...]
+    others: tuple[OtherFile, ...] = ()
 
     @classmethod
     def parse(cls, buffer: memoryview | bytes, where: str) -> "Extents":
@@ -96,6 +99,7 @@ class Extents:
                 start=arrays["hdf5:start"],
                 place=arrays["hdf5:place"],
                 made=_made(json.loads(arrays["hdf5:made"].tobytes()), arrays["hdf5:chunks"]),
+                others=tuple(_other(*one) for one in said.get("others", ())),
             )
         extents.check(where)
         return extents
@@ -131,12 +135,14 @@ class Hdf5Index:
         extents: Where these are.
         num_shards: Indexes that the file has.
         left_out: What of these episodes could have been a feature and is none, by path, each with the reason.
+        knows_others: Whether its other files were looked for: not by earlier releases, nor in a remote file.
     """
 
     rows: ShardIndex
     extents: Extents
     num_shards: int
     left_out: tuple[str, ...] = ()
+    knows_others: bool = False
 
     @property
     def needs_h5py(self) -> list[str]:
@@ -160,6 +166,8 @@ class Hdf5Index:
             "num_shards": self.num_shards,
             **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
+        if self.needs_h5py and self.knows_others:  # all that is in other files is read so
+            meta["hdf5"]["others"] = [list(vars(other).values()) for other in extents.others]
         described = json.dumps([_describe(rows) for rows in extents.made])
         tables = [rows.stored.table.reshape(-1) for rows in extents.made if rows.stored]
         arrays |= {
@@ -183,7 +191,7 @@ class Hdf5Index:
             rows, said = build_index(tables, where), tables.meta["hdf5"]
             num_shards, left_out = int(said["num_shards"]), tuple(map(str, said.get("left_out", ())))
         check(rows, where)
-        return cls(rows, extents, num_shards, left_out)
+        return cls(rows, extents, num_shards, left_out, "others" in said)
 
 
 @contextlib.contextmanager
@@ -194,6 +202,10 @@ def _nothing_lacking(where: str) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
+
+
+def _other(path: str, version: str, is_outside: bool, kind: str, name: str, holder: str) -> OtherFile:
+    return OtherFile(path, version, is_outside, kind, name, holder)
 
 
 def _describe(rows: MadeRows) -> dict[str, Any]:

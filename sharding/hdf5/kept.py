@@ -9,6 +9,7 @@ from pathlib import Path
 import xxhash
 
 from epistream.errors import FormatError
+from epistream.file_systems import local_path
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
@@ -35,6 +36,8 @@ def keep_indexes(
     deadline_s: float = DEADLINE_S,
     folder: Path | None = None,
     layout: str | MappingLayout | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> list[KeptIndex]:
     """The indexes of one HDF5 file, one a shard; made now if this version of the file has none.
 
@@ -44,6 +47,7 @@ def keep_indexes(
         deadline_s: How long to wait for another process that indexes the same file.
         folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given.
         layout: Insist on this layout instead of finding it.
+        allow_outside: Whether it may read from files outside of its folder.
 
     Raises:
         SourceError, LayoutError: As `index_hdf5`.
@@ -60,14 +64,14 @@ def keep_indexes(
 
     def make() -> Iterator[tuple[str, bytes]]:
         _log.info("indexing %s", url)
-        made = index_hdf5(url, options, layout=layout)
+        made = index_hdf5(url, options, layout=layout, allow_outside=allow_outside)
         indexed.update(index.extents.version for index in made)
         # The first one last: where it is, the others are.
         return ((f"{name}.{number}.index", made[number].to_bytes()) for number in reversed(range(len(made))))
 
     return make_once(
         folder / f"{name}.lock",
-        lambda: _read(first, version),
+        lambda: _read(first, version, allow_outside, is_local=local_path(url) is not None),
         make,
         url,
         # Also not while it was read: an older file may have been put back since.
@@ -76,7 +80,7 @@ def keep_indexes(
     )
 
 
-def _read(first: Path, version: str) -> list[KeptIndex] | None:
+def _read(first: Path, version: str, allow_outside: bool, *, is_local: bool) -> list[KeptIndex] | None:
     """Kept indexes that are whole; anything else is made again."""
     kept: list[KeptIndex] = []
     path = first
@@ -91,4 +95,14 @@ def _read(first: Path, version: str) -> list[KeptIndex] | None:
     except (OSError, FormatError) as error:
         _log.info("making %s again: %s", path, error)
         return None
-    return kept if all(one.index.extents.version == version for one in kept) else None
+    is_as_wanted = all(
+        one.index.extents.version == version and _may_be_read(one, allow_outside, is_local=is_local) for one in kept
+    )
+    return kept if is_as_wanted else None
+
+
+def _may_be_read(kept: KeptIndex, allow_outside: bool, *, is_local: bool) -> bool:
+    """Whether the other files that an index was made with are what HDF5 would read today, and may be read."""
+    if is_local and kept.index.needs_h5py and not kept.index.knows_others:
+        return False  # by an earlier release, which asked for no other files
+    return all(other.is_current() and (allow_outside or not other.is_outside) for other in kept.index.extents.others)

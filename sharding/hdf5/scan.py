@@ -11,6 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError
+from epistream.file_systems import local_path
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference, feature_order
@@ -21,6 +22,7 @@ from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_b
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.layouts.base import Field, Layout, SourceEpisode
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.other_files import OtherFile, check_unchanged, other_files
 from epistream.sharding.layouts.reading import read_array, read_jpegs
 from epistream.sharding.layouts.registry import described, episodes_of
 from epistream.sharding.layouts.values import dataset
@@ -52,7 +54,12 @@ class _Episode:
 
 
 def index_hdf5(
-    url: str, options: Options = None, shard_bytes: int = SHARD_BYTES, layout: str | MappingLayout | None = None
+    url: str,
+    options: Options = None,
+    shard_bytes: int = SHARD_BYTES,
+    layout: str | MappingLayout | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> list[Hdf5Index]:
     """The indexes of a file, one a shard. Reads its arrays and JPEG rows once; of raw cameras a few frames.
 
@@ -61,23 +68,32 @@ def index_hdf5(
         options: For fsspec, if it is remote.
         shard_bytes: About how many packed bytes a shard has. Each has episodes of one split only.
         layout: Insist on this layout instead of finding it.
+        allow_outside: Whether it may read from files outside of its folder.
 
     Raises:
-        SourceError: If it cannot be read.
-        LayoutError: If it fits no layout, or one of its episodes breaks its layout.
+        SourceError: If it, or a file that it reads from, is missing or cannot be read.
+        SourceChangedError: If a file that it reads from is written to meanwhile.
+        LayoutError: If it fits no layout, one of its episodes breaks its layout, or it reads from files that it may
+            not.
     """
     version, file_bytes = version_and_bytes(url, options)
+    path = local_path(url)
+    others: tuple[OtherFile, ...] | None = None  # not known of a remote file, which has none
 
     def look(file: h5py.File, raw: BinaryIO) -> list[_Episode]:
+        nonlocal others
         try:
+            if path is not None:
+                others = other_files(file, path, url, allow_outside=allow_outside)
             return _episodes(file, raw, *episodes_of(file, layout))
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
 
-    episodes = read_hdf5(url, options, look)
+    episodes = read_hdf5(url, options, look, allow_outside=allow_outside)
+    check_unchanged(others or (), url)
     sizes = [sum(int(rows.sizes.sum()) for rows in one.rows.values()) for one in episodes]
     groups = fill_shards(((one, one.meta.split, size) for one, size in zip(episodes, sizes, strict=True)), shard_bytes)
-    return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups))) for group in groups]
+    return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups)), others) for group in groups]
 
 
 def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout, groups: Sequence[str]) -> list[_Episode]:
@@ -114,7 +130,7 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
             size, dtype = np.full(source.length, feature.step_bytes), np.dtype(feature.dtype).newbyteorder("<").str
             for values in _values(file, field, source.length):
                 hasher.update(values.data)
-        stored = find_stored(found)
+        stored = find_stored(found) if _is_in(found, file) else None
         places = stored.places(field.first_row, source.length) if stored else None
         if stored and not _is_true(found, raw, stored, places, field.first_row):
             _log.warning("%s: its bytes are not where HDF5 says; it is read through h5py", field.path)
@@ -144,6 +160,11 @@ def _values(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]
         yield np.ascontiguousarray(found[field.first_row + step])
 
 
+def _is_in(found: h5py.Dataset, file: h5py.File) -> bool:
+    """Whether a dataset is in this file, and not in one that a link led to: offsets would be those of that one."""
+    return bool(h5py.h5o.get_info(found.id).fileno == h5py.h5o.get_info(file.id).fileno)
+
+
 def _is_true(found: h5py.Dataset, raw: BinaryIO, stored: Stored, places: Int64 | None, first_row: int) -> bool:
     """Whether the first and the last row are where they should be, as h5py reads them."""
     if places is None or stored.dtype[1] == "S":  # h5py drops zeros at the end of strings; JPEG says where it ends
@@ -160,7 +181,9 @@ def _is_true(found: h5py.Dataset, raw: BinaryIO, stored: Stored, places: Int64 |
     return True
 
 
-def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) -> Hdf5Index:
+def _shard(
+    name: str, episodes: Sequence[_Episode], file: tuple[str, int, int], others: tuple[OtherFile, ...] | None
+) -> Hdf5Index:
     """Lay the packed bytes of some episodes out: rows of feature after feature of episode after episode."""
     features = episodes[0].features
     starts: dict[str, list[Int64]] = {feature: [] for feature in features}
@@ -202,9 +225,10 @@ def _shard(name: str, episodes: Sequence[_Episode], file: tuple[str, int, int]) 
         start=np.concatenate([start for start, _ in extents]).astype(np.uint64),
         place=np.concatenate([place for _, place in extents]).astype(np.int64),
         made=tuple(made),
+        others=others or (),
     )
     by_path = {one.split(" (")[0]: one for episode in reversed(episodes) for one in episode.left_out}
-    return Hdf5Index(rows_index, packed, file[2], tuple(sorted(by_path.values())))
+    return Hdf5Index(rows_index, packed, file[2], tuple(sorted(by_path.values())), others is not None)
 
 
 def _merge(start: Int64, place: Int64, size: Int64) -> tuple[Int64, Int64]:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
+from epistream.plain_files import not_a_plain_file
 from epistream.sharding.layouts.base import Field
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
+from epistream.sharding.layouts.other_files import other_files
 from epistream.sharding.layouts.source_bytes import SourceBytes
 from epistream.sharding.layouts.values import dataset, first_line, small_value
 from epistream.sharding.layouts.walking import CANNOT_OPEN
@@ -24,24 +26,28 @@ _REMEDY = "Copy or record it again, or leave it out (a stream does so with on_ba
 
 
 @contextmanager
-def open_source(path: str | Path, content: SourceBytes | None = None) -> Iterator[h5py.File]:
+def open_source(
+    path: str | Path, content: SourceBytes | None = None, *, allow_outside: bool = False
+) -> Iterator[h5py.File]:
     """An HDF5 file for reading; whatever h5py raises while it is open becomes an error that names it.
 
     Args:
         path: A local file.
         content: Where to read its bytes instead. Other files that it names (external links, virtual datasets) cannot
             be opened then; `SourceBytes.names_others` says whether one was wanted.
+        allow_outside: Whether these may be outside of the folder of the file.
 
     Raises:
-        SourceError: If it is missing or unreadable, also half way through.
-        LayoutError: If the body raises it; the path is put in front.
+        SourceError: If it or a file that it names is missing or unreadable, also half way through.
+        LayoutError: If the body raises it, or it names a file that it may not; the path is put in front.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise SourceError(f"{path}: {found}, wanted an HDF5 file.")
+    problem = not_a_plain_file(path)
+    if problem:
+        raise SourceError(f"{path}: {problem}, wanted an HDF5 file.")
     try:
         with _open(path, content) as file:
+            other_files(file, path, str(path), allow_outside=allow_outside)
             yield file
     except LayoutError as error:
         raise LayoutError(f"{path}: {error}") from error

@@ -14,6 +14,7 @@ from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.minari import MinariLayout
+from epistream.sharding.layouts.other_files import OtherFile, other_files
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
 from epistream.sharding.layouts.values import first_line, whole_text
@@ -37,6 +38,7 @@ class SourceScan:
         inode: Which file it is.
         episodes: Those that can be packed.
         faults: One message for each that cannot; one in all if the file itself cannot be read.
+        others: Other files that it reads from.
     """
 
     path: str
@@ -46,6 +48,7 @@ class SourceScan:
     inode: int
     episodes: tuple[SourceEpisode, ...]
     faults: tuple[str, ...]
+    others: tuple[OtherFile, ...] = ()
 
 
 def layout_by_name(name: str | MappingLayout) -> Layout:
@@ -95,7 +98,11 @@ def looked_for() -> str:
 
 
 def scan_source(
-    path: str | Path, layout_name: str | MappingLayout | None = None, choice: Choice | None = None
+    path: str | Path,
+    layout_name: str | MappingLayout | None = None,
+    choice: Choice | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> SourceScan:
     """Describe every episode of a file. Faults of its contents are reported, not raised.
 
@@ -103,14 +110,17 @@ def scan_source(
         path: An HDF5 file.
         layout_name: Insist on this layout instead of finding it.
         choice: What of each episode is wanted; None is all.
+        allow_outside: Whether it may read from files outside of its folder.
     """
     path = Path(path)
+    others: tuple[OtherFile, ...] = ()
     episodes: list[SourceEpisode] = []
     faults: list[str] = []
     found = ""
     num_bytes = mtime_ns = inode = 0
     try:
-        with open_source(path) as file:
+        with open_source(path, allow_outside=allow_outside) as file:
+            others = other_files(file, path, str(path), allow_outside=allow_outside)
             status = path.stat()
             num_bytes, mtime_ns, inode = status.st_size, status.st_mtime_ns, status.st_ino
             layout, groups = episodes_of(file, layout_name)
@@ -124,7 +134,8 @@ def scan_source(
         raise
     except EpistreamError as error:
         faults.append(sentence(error))
-    return SourceScan(str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), tuple(map(whole_text, faults)))
+    texts = tuple(map(whole_text, faults))
+    return SourceScan(str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), texts, others)
 
 
 def episodes_of(file: h5py.File, wanted: str | MappingLayout | None) -> tuple[Layout, list[str]]:

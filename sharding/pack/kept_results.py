@@ -99,7 +99,10 @@ def _key(task: ShardTask) -> str:
         task.name,
         [feature.to_dict() for feature in task.features.values()],
         [(one.episode_index, one.source_index, one.group, one.length, one.split) for one in task.episodes],
-        [(number, vars(source), number in task.unhashed) for number, source in sorted(task.sources.items())],
+        [
+            (number, vars(source) | {"others": list(map(vars, source.others))}, number in task.unhashed)
+            for number, source in sorted(task.sources.items())
+        ],
         [(status.st_size, status.st_mtime_ns) for status in written],
     ]
     return _digest([json.dumps(facts)])

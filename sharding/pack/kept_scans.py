@@ -13,6 +13,7 @@ from epistream.errors import FormatError
 from epistream.sharding.files.storage import write_local
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import parse_tables, write_tables
+from epistream.sharding.layouts.other_files import OtherFile
 from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SourceFile
 from epistream.sharding.pack.workspace import SCANS_FILE
 
@@ -31,7 +32,7 @@ def keep_scans(folder: Path, job: Mapping[str, str], scans: Sequence[ScannedFile
     numbers: dict[tuple[Feature, ...], int] = {}  # most episodes have the same features
     files = [
         [
-            vars(scan.source),
+            vars(scan.source) | {"others": [vars(other) for other in scan.source.others]},
             [_plain(one, numbers.setdefault(one.features, len(numbers))) for one in scan.episodes],
             scan.faults,
             scan.left_out,
@@ -71,6 +72,7 @@ def if_unchanged(scan: ScannedFile | None, name: str) -> ScannedFile | None:
         return None
     source = scan.source
     is_same = (status.st_size, status.st_mtime_ns, status.st_ino) == (source.num_bytes, source.mtime_ns, source.inode)
+    is_same = is_same and all(other.is_current() for other in source.others)
     return replace(scan, source=replace(source, name=name)) if is_same else None
 
 
@@ -88,7 +90,7 @@ def _with_refused(episode: list[Any]) -> list[Any]:
 def _scan(file: list[Any], features: Sequence[tuple[Feature, ...]]) -> ScannedFile:
     source, episodes, faults, left_out, applied = file
     return ScannedFile(
-        source=SourceFile(**source),
+        source=SourceFile(**source | {"others": tuple(OtherFile(**other) for other in source.get("others", ()))}),
         episodes=tuple(
             ScannedEpisode(
                 group, length, split, source_bytes, estimated_bytes, features[number], tuple(map(tuple, refused))

@@ -42,6 +42,9 @@ class PackOptions:
         resume: finish an interrupted job. Keeps the complete shards of one with the same sources and options.
         overwrite: replace the dataset that is there.
         skip_bad: leave out episodes that cannot be packed, and list them. The job fails otherwise.
+        allow_outside_files: let HDF5 files read from others outside of their folders. By external links, virtual
+            datasets or external storage; what lies in a file's own folder or below may be read in any case. Only for
+            files that you trust: the others are listed in the manifest's provenance.
 
     Raises:
         OptionError: If any of these cannot work.
@@ -63,6 +66,7 @@ class PackOptions:
     resume: bool = False
     overwrite: bool = False
     skip_bad: bool = False
+    allow_outside_files: bool = False
 
     def __post_init__(self) -> None:
         # Lists and maps are accepted where the fields are tuples, so that the options stay hashable.
@@ -89,4 +93,6 @@ class PackOptions:
         values["rename"] = [list(pair) for pair in self.rename]
         values["cameras"], values["drop"] = list(self.cameras), list(self.drop)
         values["image_size"] = list(self.image_size) if self.image_size else None
+        if not self.allow_outside_files:  # as in releases that did not know it
+            del values["allow_outside_files"]
         return values

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epistream._version import __version__
-from epistream.errors import DatasetExistsError, DeadlineError, EpistreamError, PackError, WorkerError
+from epistream.errors import DatasetExistsError, PackError
 from epistream.options import changed
 from epistream.sharding.files.hdf5_sources import AnyPath, names_below_root
 from epistream.sharding.files.names import index_name
@@ -33,13 +33,14 @@ from epistream.sharding.pack.plan import (
     identity,
     left_out_of,
     make_plan,
+    outside_files,
     scan_file,
 )
 from epistream.sharding.pack.pool import Pulse, TaskPool
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source
-from epistream.sharding.pack.workspace import Workspace
+from epistream.sharding.pack.workspace import Workspace, can_be_resumed
 from epistream.sharding.pictures.codecs import CODECS
 
 _log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class _Job:
             manifest = self._publish(plan, scans, results, versions)
         except BaseException as error:
             self._pool.stop()
-            self._workspace.abandon(keep_complete=self._options.resume or _can_be_resumed(error))
+            self._workspace.abandon(keep_complete=self._options.resume or can_be_resumed(error))
             raise
         self._workspace.conclude(manifest.columns.names)
         return self._report(manifest, scans, results)
@@ -307,6 +308,7 @@ class _Job:
                 "versions": dict(versions),
                 "options": self._options.deciding(),
                 "layouts": dict(Counter(source.layout for source in sources)),
+                **({"outside_files": outside} if (outside := outside_files(scans)) else {}),
                 "left_out": [_rename_source(fault, names) for fault in self._faults]
                 + list(left_out_of(scans, with_reason=True)),
             },
@@ -333,6 +335,7 @@ class _Job:
             faults=tuple(self._faults),
             left_out=left_out_of(scans),
             fidelity=results.fidelity,
+            outside_files=outside_files(scans),
         )
 
 
@@ -351,8 +354,3 @@ def _rename_source(fault: str, names: Mapping[str, str]) -> str:
     """`fault` with its file as the dataset calls it."""
     path, colon, rest = fault.partition(": ")
     return f"{names.get(path, Path(path).name)}{colon}{rest}"
-
-
-def _can_be_resumed(error: BaseException) -> bool:
-    """After what was no fault of the data the complete shards stay, for ``resume``."""
-    return not isinstance(error, EpistreamError) or isinstance(error, WorkerError | DeadlineError)

@@ -15,6 +15,7 @@ from epistream.sharding.format.features import IMAGES, Feature
 from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.left_out import oddity, sentence, usual_features
 from epistream.sharding.layouts.names import made_names
+from epistream.sharding.layouts.other_files import OtherFile
 from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.options import PackOptions
@@ -42,7 +43,10 @@ class ScannedEpisode:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as the job found it. `name` is what the dataset calls it: its path below the job's root."""
+    """A file as the job found it, and the others that it reads from.
+
+    `name` is what the dataset calls it: its path below the job's root.
+    """
 
     path: str
     name: str
@@ -50,6 +54,7 @@ class SourceFile:
     num_bytes: int
     mtime_ns: int
     inode: int
+    others: tuple[OtherFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class PackPlan:
 
 def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
     """Look into one source file; faults of its contents are reported, not raised."""
-    scan = scan_source(path, options.layout, PackChoice(options))
+    scan = scan_source(path, options.layout, PackChoice(options), allow_outside=options.allow_outside_files)
     episodes: list[ScannedEpisode] = []
     faults = list(scan.faults)
     left_out: list[str] = []
@@ -131,7 +136,7 @@ def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
                 refused=tuple((one.name, f"{one.path}: {one.reason}") for one in episode.refused),
             )
         )
-    source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns, scan.inode)
+    source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns, scan.inode, scan.others)
     return ScannedFile(source, tuple(episodes), tuple(faults), left_out_once(left_out), applied)
 
 
@@ -192,10 +197,18 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
 def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[str, str]) -> dict[str, str]:
     """What a resumed job must have in common with the interrupted one: a hash each of sources, options, versions."""
     sources = [(scan.source.path, scan.source.num_bytes, scan.source.mtime_ns, len(scan.episodes)) for scan in scans]
-    parts: dict[str, Any] = {"sources": sources, "options": options.deciding(), "versions": versions}
+    others = [vars(other) for scan in scans for other in scan.source.others]
+    said = [sources, others] if others else sources
+    parts: dict[str, Any] = {"sources": said, "options": options.deciding(), "versions": versions}
     return {
         name: xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()
     }
+
+
+def outside_files(scans: Sequence[ScannedFile]) -> tuple[str, ...]:
+    """Files outside of the folders of the sources that these read from, each once."""
+    others = (other for scan in scans if scan.episodes for other in scan.source.others)
+    return tuple(sorted({other.path for other in others if other.is_outside}))
 
 
 def _by_name(features: Sequence[Feature]) -> dict[str, Feature]:

@@ -38,6 +38,7 @@ class PackReport:
         seconds: Wall time.
         faults: What was left out, and why (with ``skip_bad``).
         left_out: Paths in the sources that were not packed.
+        outside_files: Files outside of the sources' folders that these read from (with ``allow_outside_files``).
         fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG.
     """
 
@@ -56,6 +57,7 @@ class PackReport:
     faults: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
+    outside_files: tuple[str, ...] = ()
 
 
 Listener = Callable[[PackProgress], None]

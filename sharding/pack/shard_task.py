@@ -129,7 +129,7 @@ def _copy_episode(
 ) -> None:
     """Write one episode, read from `content` or else from its file."""
     source = task.sources[planned.source_index]
-    with open_source(source.path, content) as file:
+    with open_source(source.path, content, allow_outside=task.options.allow_outside_files) as file:
         layout = layout_by_name(task.options.layout or source.layout)
         episode = described(layout, file, planned.group, PackChoice(task.options))
         outputs = {output.feature.name: output for output in outputs_of(episode, task.options)}

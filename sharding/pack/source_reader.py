@@ -8,6 +8,7 @@ import xxhash
 
 from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.sharding.files.hdf5_sources import AnyPath, find_sources
+from epistream.sharding.layouts.other_files import check_unchanged as check_others
 from epistream.sharding.layouts.source_bytes import BytesInMemory
 from epistream.sharding.pack.plan import SourceFile
 from epistream.sharding.pack.pool import Pulse
@@ -93,8 +94,9 @@ def check_unchanged(source: SourceFile, bytes_read: int | None = None) -> None:
     """See that a source is the file that was scanned, and that all of it was read, if it was.
 
     Raises:
-        SourceChangedError: If it is not.
+        SourceChangedError: If it is not, or a file that it reads from changed.
     """
+    check_others(source.others, source.path)
     with contextlib.suppress(FileNotFoundError):
         status = Path(source.path).stat()
         is_same = (status.st_size, status.st_mtime_ns) == (source.num_bytes, source.mtime_ns)

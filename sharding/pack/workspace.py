@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epistream.errors import DatasetExistsError, EpistreamError, FormatError, OptionError, PackError
+from epistream.errors import (
+    DatasetExistsError,
+    DeadlineError,
+    EpistreamError,
+    FormatError,
+    OptionError,
+    PackError,
+    WorkerError,
+)
 from epistream.file_systems import ask, limit_of, local_path, open_file_system
 from epistream.sharding.files.locks import locked
 from epistream.sharding.files.names import index_name
@@ -255,6 +263,11 @@ class Workspace:
         for name in list_names(self.url) or ():
             if pattern.fullmatch(name) or name == f"{JOB_FILE}.tmp":
                 (self.folder / name).unlink(missing_ok=True)
+
+
+def can_be_resumed(error: BaseException) -> bool:
+    """After what was no fault of the data the complete shards stay, for ``resume``."""
+    return not isinstance(error, EpistreamError) or isinstance(error, WorkerError | DeadlineError)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -68,7 +68,7 @@ def test_index_is_that_of_the_file_as_h5py_reads_it(tmp_path, monkeypatch, make,
     assert [index.to_bytes() for index in index_hdf5(url)] == found
 
 
-def straight(url, options, use):
+def straight(url, options, use, allow_outside):
     with hdf5_file.open_hdf5(url, options) as (file, raw):
         return use(file, raw)
 

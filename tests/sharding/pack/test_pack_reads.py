@@ -117,14 +117,14 @@ def test_pack_names_the_checksum_of_a_file_of_which_nothing_is_packed(tmp_path):
 
 def linked(folder):
     """An episode whose actions are behind an external link, and whose camera and state are virtual datasets."""
-    other = aloha_raw(folder / "other" / "real.h5", 12, 5, cameras=("top",))
+    other = aloha_raw(folder / "in" / "other" / "real.h5", 12, 5, cameras=("top",))
     path = aloha_raw(folder / "in" / "e.hdf5", 12, 6, cameras=("top",))
     with h5py.File(path, "r+") as file, h5py.File(other) as real:
         del file["action"], file["observations/images/top"], file["observations/qpos"]
-        file["action"] = h5py.ExternalLink("../other/real.h5", "/action")
+        file["action"] = h5py.ExternalLink("other/real.h5", "/action")
         for name in ("observations/images/top", "observations/qpos"):
             layout = h5py.VirtualLayout(real[name].shape, real[name].dtype)
-            layout[:] = h5py.VirtualSource("../other/real.h5", name, real[name].shape)
+            layout[:] = h5py.VirtualSource("other/real.h5", name, real[name].shape)
             file.create_virtual_dataset(name, layout)
     return path, other
 
