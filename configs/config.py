@@ -22,6 +22,7 @@ from epistream.loader.order.window import Window
 from epistream.loader.order.world import World
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.workers.cores import num_usable_cores
+from epistream.plain_files import refuse_other_than_plain
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 
@@ -135,6 +136,7 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        refuse_other_than_plain(path)
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"

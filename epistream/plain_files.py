@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe (FIFO)",
@@ -29,6 +30,27 @@ def not_a_plain_file(path: str | os.PathLike[str]) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return _KINDS.get(stat.S_IFMT(status.st_mode), "no plain file")
     return None if os.access(path, os.R_OK) else "not readable (permission denied)"
+
+
+def refuse_other_than_plain(path: str | os.PathLike[str]) -> None:
+    """Raise OSError, as opening would and before it waits, if there is no plain file at a path."""
+    problem = not_a_plain_file(path)
+    if problem == "no such file":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    if problem:
+        raise OSError(errno.EINVAL, problem, os.fspath(path))
+
+
+def pointer_in_place_of(path: str | os.PathLike[str]) -> str:
+    """What to do about a Git LFS pointer in place of a file, as the end of a message; empty if it is none."""
+    try:
+        if not_a_plain_file(path) is None:
+            with Path(path).open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    return " It is a Git LFS pointer, not the file itself: run 'git lfs pull'."
+    except OSError:
+        pass
+    return ""
 
 
 def version_of_file(status: os.stat_result) -> str:

@@ -24,7 +24,7 @@ SHARDING = {
     "sharding.files": set(),
     "sharding.pictures": set(),
     "sharding.format": {"sharding.files", "sharding.pictures"},
-    "sharding.layouts": {"sharding.format", "sharding.pictures"},
+    "sharding.layouts": {"sharding.files", "sharding.format", "sharding.pictures"},
     "sharding.tar": {"sharding.files", "sharding.format", "sharding.pictures"},
     "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"},
     "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures"},

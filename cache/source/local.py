@@ -11,6 +11,7 @@ from epistream.cache.source.blob import Blob
 from epistream.cache.source.page_cache import advise, is_at_hand
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs, rows
 from epistream.errors import SourceChangedError, SourceError
+from epistream.plain_files import pointer_in_place_of, refuse_other_than_plain
 
 
 class MappedBlob(Blob):
@@ -170,6 +171,7 @@ def open_source(path: Path, size: int) -> tuple[int, os.stat_result]:
         SourceChangedError: It has another size.
     """
     try:
+        refuse_other_than_plain(path)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise SourceError(
@@ -179,8 +181,11 @@ def open_source(path: Path, size: int) -> tuple[int, os.stat_result]:
     if status.st_size != size:
         os.close(fd)
         raise SourceChangedError(
-            f"{path}: {status.st_size} bytes, wanted {size}. Re-create the index with 'epistream index URL' if it was "
-            "changed on purpose."
+            f"{path}: {status.st_size} bytes, wanted {size}."
+            + (
+                pointer_in_place_of(path)
+                or " Re-create the index with 'epistream index URL' if it was changed on purpose."
+            )
         )
     return fd, status
 

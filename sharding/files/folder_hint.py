@@ -3,6 +3,8 @@
 from collections import Counter
 
 from epistream.file_systems import local_path
+from epistream.plain_files import not_a_plain_file
+from epistream.sharding.files.foreign import foreign_file, foreign_folder
 from epistream.sharding.files.names import HDF5_SUFFIXES, is_compressed_tar
 from epistream.sharding.files.storage import Options, list_names
 
@@ -14,21 +16,34 @@ _UNFINISHED = "files of an unfinished packing job"
 def describe_folder(url: str, options: Options = None) -> str:
     """One or two sentences, ending in a next step that works."""
     names = list_names(url, options)
-    if names is None and is_compressed_tar(url):
-        return f"{COMPRESSED} it first."
     if names is None:
-        path = local_path(url)
-        if path is not None and path.is_file():
-            return f"Found a file where a folder was wanted. {_advice_for_file(path.name, url)}"
-        return "The folder does not exist or cannot be listed. Check the path."
+        return _describe_what_is_no_folder(url)
     if not names:
         return "The folder is empty. Pack episodes into it with 'epistream pack SRC... OUT'."
     kinds = Counter(_kind(name) for name in names)
+    foreign = foreign_folder(url, options) if set(kinds) <= {_OTHERS} else None
+    if foreign:
+        return f"Found {foreign.what}. {foreign.advice}"
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: item[0] == _OTHERS))
     others = [name[:40] for name in names if _kind(name) == _OTHERS]
     if others:
         found += f" ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''})"
     return f"Found {found}. {_advice(kinds, url)}"
+
+
+def _describe_what_is_no_folder(url: str) -> str:
+    if is_compressed_tar(url):
+        return f"{COMPRESSED} it first."
+    path = local_path(url)
+    problem = "no such file" if path is None else not_a_plain_file(path)
+    if path is not None and problem is None:
+        foreign = foreign_file(path)
+        if foreign:
+            return f"Found {foreign.what}, wanted a dataset's folder or HDF5 files. {foreign.advice}"
+        return f"Found a file where a folder was wanted. {_advice_for_file(path.name, url)}"
+    if problem == "no such file":
+        return "The folder does not exist or cannot be listed. Check the path."
+    return f"Found {problem}, wanted a dataset's folder. Check the path."
 
 
 def _kind(name: str) -> str:
@@ -38,8 +53,11 @@ def _kind(name: str) -> str:
         return "tars"
     if is_compressed_tar(name):
         return "compressed tars"
-    if name.endswith((".tmp", ".part")) or (
-        name.startswith((".shard-", ".pack")) or (name.startswith(".") and "tmp" in name)
+    is_download = name.endswith(tuple(f"{suffix}.part" for suffix in HDF5_SUFFIXES))
+    if not is_download and (
+        name.endswith((".tmp", ".part"))
+        or name.startswith((".shard-", ".pack"))
+        or (name.startswith(".") and "tmp" in name)
     ):
         return _UNFINISHED
     if name.endswith(".index"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
+from epistream.sharding.files.foreign import foreign_folder
 from epistream.sharding.files.names import HDF5_SUFFIXES
 
 AnyPath = str | os.PathLike[str]
@@ -55,7 +56,12 @@ def names_below_root(paths: Sequence[Path]) -> list[str]:
 
 
 def _expand(source: str) -> list[Path]:
-    path = Path(source).expanduser()
+    path = local_path(source)
+    if path is None:
+        raise SourceError(
+            f"{source}: a URL{_which_is(source)}, wanted files on a disk. Packing reads local files: copy them first, "
+            "or stream HDF5 files from where they are."
+        )
     if path.is_dir():
         files = [
             Path(folder) / name
@@ -64,11 +70,23 @@ def _expand(source: str) -> list[Path]:
             if name.lower().endswith(HDF5_SUFFIXES) and not name.startswith(".")
         ]
         if not files:
-            raise SourceError(f"{path}: a folder without HDF5 files, wanted at least one ({', '.join(HDF5_SUFFIXES)}).")
+            suffixes = ", ".join(HDF5_SUFFIXES)
+            found = foreign_folder(str(path))
+            if found:
+                raise SourceError(f"{path}: {found.what}, wanted HDF5 files ({suffixes}). {found.advice}")
+            raise SourceError(
+                f"{path}: a folder without HDF5 files, wanted at least one ({suffixes}). Check the path, or give files "
+                "by a pattern."
+            )
         return [Path(name) for name in _in_natural_order(map(str, files))]
     if path.exists() or not any(sign in source for sign in "*?["):
         return [path]
     return [path for path in map(Path, matches(source)) if path.is_file()]
+
+
+def _which_is(url: str) -> str:
+    found = foreign_folder(url)
+    return f" (found {found.what})" if found else ""
 
 
 def matches(pattern: str) -> list[str]:

@@ -12,6 +12,8 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
+from epistream.plain_files import not_a_plain_file
+from epistream.sharding.files.foreign import is_hdf5
 from epistream.sharding.files.hdf5_sources import find_sources, matches
 from epistream.sharding.files.names import HDF5_SUFFIXES, is_tar
 from epistream.sharding.files.storage import parent_and_name
@@ -20,7 +22,6 @@ AnySource = str | os.PathLike[str]
 _MAX_NAMES = 1_000_000
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
 _LABELLED = 3
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,9 @@ def _hdf5_files(url: str) -> tuple[str, ...]:
             return ()
     if url.partition("::")[0].partition("?")[0].lower().endswith(HDF5_SUFFIXES):
         return (url,)
-    if path is None or path.suffix == ".tar" or not path.is_file():
+    if path is None or path.suffix == ".tar" or not_a_plain_file(path):
         return ()
-    with path.open("rb") as file:
-        return (url,) if file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE else ()
+    return (url,) if is_hdf5(path) else ()
 
 
 def _expand(pattern: str) -> list[str]:

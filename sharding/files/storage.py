@@ -10,6 +10,7 @@ from typing import Any
 
 from epistream.errors import EpistreamError, SourceError
 from epistream.file_systems import ask, limit_of, local_path, open_file_system, protocol_of, retry
+from epistream.plain_files import not_a_plain_file, refuse_other_than_plain
 
 Options = Mapping[str, Any] | None
 
@@ -44,6 +45,8 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
     with _errors_of(url, "wanted to read it. Check access and storage_options."):
         try:
             if path is not None:
+                if not path.is_dir():
+                    refuse_other_than_plain(path)
                 return path.read_bytes()
             file_system, target = open_file_system(url, options)
             data: bytes = _ask(file_system, "cat_file", target)
@@ -126,6 +129,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
     path = local_path(url)
     with _errors_of(url, f"wanted {size:,} bytes of it."):
         if path is not None:
+            refuse_other_than_plain(path)
             with path.open("rb") as file:
                 file.seek(start)
                 data = file.read(size)
@@ -149,8 +153,9 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
     """
     path = local_path(url)
     if path is not None:
-        if not path.is_file():
-            raise SourceError(f"{url}: no such file.")
+        problem = not_a_plain_file(path)
+        if problem:
+            raise SourceError(f"{url}: {problem}, wanted a file. Check the path.")
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="epistream-") as folder:

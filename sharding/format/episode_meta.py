@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from epistream.errors import FormatError
+from epistream.sharding.files.foreign import stand_in
 from epistream.sharding.format.features import Feature
 
 VERSION = 1
@@ -129,6 +130,9 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
+        foreign = stand_in(bytes(data[:512]))
+        if foreign:
+            raise FormatError(f"{where}: {foreign.what}, wanted a JSON value. {foreign.advice}") from error
         raise FormatError(f"{where}: no readable JSON ({error}), wanted a JSON value.") from error
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, SourceError, VersionError
 from epistream.sharding.files.folder_hint import describe_folder
+from epistream.sharding.files.foreign import stand_in
 from epistream.sharding.files.storage import (
     Options,
     join,
@@ -197,6 +198,9 @@ def _parse_document(data: bytes, where: str) -> _File:
 
 def _compare(data: bytes, about: _Tables, where: str, remedy: str) -> None:
     """See that a file is the one that ``dataset.json`` means."""
+    foreign = stand_in(data[:512])
+    if foreign:
+        raise FormatError(f"{where}: {foreign.what}, wanted tables of ours. {foreign.advice}")
     digest = checksum(data)
     if len(data) != about.bytes or digest != about.checksum:
         raise FormatError(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, VersionError
 from epistream.lazy import lazy
+from epistream.sharding.files.foreign import stand_in
 
 MAGIC = b"\x89EST\r\n\x1a\n"  # like PNG's: shows a copy in text mode, and is no text itself
 VERSION = 1
@@ -124,6 +125,9 @@ def _read_header(view: memoryview, where: str, remedy: str) -> tuple[dict[Any, A
         raise FormatError(f"{where}: {len(view)} bytes, wanted at least {_PREFIX_BYTES}. {remedy}")
     magic, version, header_bytes, file_bytes, _ = _PREFIX.unpack_from(view)
     if magic != MAGIC:
+        foreign = stand_in(bytes(view[:512]))
+        if foreign:
+            raise FormatError(f"{where}: {foreign.what}, wanted tables of ours. {foreign.advice}")
         raise FormatError(f"{where}: begins with {magic.hex(' ')}, wanted {MAGIC.hex(' ')}. {remedy}")
     if version != VERSION:
         raise VersionError(

@@ -10,7 +10,8 @@ from fsspec.spec import AbstractBufferedFile
 
 from epistream.errors import EpistreamError, LayoutError, SourceError
 from epistream.file_systems import ask, local_path, open_file_system, version_facts
-from epistream.plain_files import not_a_plain_file, version_of_file
+from epistream.plain_files import not_a_plain_file, refuse_other_than_plain, version_of_file
+from epistream.sharding.files.foreign import HDF5_SIGNATURE, Foreign, foreign_bytes
 from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.other_files import other_files
@@ -32,6 +33,7 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
     path = local_path(url)
     try:
         if path is not None:
+            refuse_other_than_plain(path)
             status = path.stat()
             return version_of_file(status), status.st_size
         file_system, target = open_file_system(url, options)
@@ -93,9 +95,22 @@ def open_hdf5(
     except EpistreamError:
         raise
     except Exception as error:
+        foreign = _foreign(url, options)
+        if foreign:
+            raise SourceError(f"{url}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
             f"{url}: cannot be read as HDF5 ({error}). Check access and storage_options, or copy it again."
         ) from error
+
+
+def _foreign(url: str, options: Options) -> Foreign | None:
+    """What a remote file is that is no HDF5, if it can be read at all."""
+    try:
+        with open_remote(url, options) as raw:
+            head = raw.read(512)
+    except Exception:  # only ever used to say more in a message
+        return None
+    return None if head.startswith(HDF5_SIGNATURE) else foreign_bytes(head, url)
 
 
 def open_remote(url: str, options: Options = None) -> Any:

@@ -20,6 +20,7 @@ import pydantic
 import yaml
 
 from epistream.errors import OptionError
+from epistream.plain_files import not_a_plain_file, refuse_other_than_plain
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout, Rule
 from epistream.sharding.layouts.registry import LAYOUTS
@@ -65,8 +66,9 @@ def chosen_layout(given: str | PathLike[str] | MappingLayout | None) -> str | Ma
     names = [layout.name for layout in LAYOUTS]
     if given in names:
         return str(given)
-    if not Path(given).is_file():
-        raise OptionError(f"layout {str(given)!r}: wanted a YAML file, or one of {', '.join(names)}.")
+    problem = not_a_plain_file(given)
+    if problem:
+        raise OptionError(f"layout {str(given)!r}: {problem}, wanted a YAML file, or one of {', '.join(names)}.")
     return read_layout_file(given)
 
 
@@ -77,6 +79,7 @@ def read_layout_file(path: str | PathLike[str]) -> MappingLayout:
         OptionError: If the file cannot be read, or says something that is not part of a layout.
     """
     try:
+        refuse_other_than_plain(path)
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         described = _File.model_validate(value)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
 from epistream.plain_files import not_a_plain_file
+from epistream.sharding.files.foreign import foreign_file
 from epistream.sharding.layouts.base import Field
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 from epistream.sharding.layouts.other_files import other_files
@@ -54,6 +55,9 @@ def open_source(
     except EpistreamError:
         raise
     except (*CANNOT_OPEN, RecursionError) as error:
+        foreign = foreign_file(path)
+        if foreign:
+            raise SourceError(f"{path}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
             f"{path}: cannot be read as HDF5 ({first_line(error)}), {path.stat().st_size:,} bytes. {_REMEDY}"
         ) from error

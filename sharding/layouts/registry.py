@@ -9,6 +9,7 @@ from epistream.errors import EpistreamError, FormatError, LayoutError, OptionErr
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
 from epistream.sharding.layouts.base import Choice, Layout, SourceEpisode
+from epistream.sharding.layouts.foreign_hdf5 import foreign_contents
 from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
@@ -74,7 +75,7 @@ def detect(file: h5py.File) -> Layout:
     for layout in LAYOUTS:
         if layout.matches(file):
             return layout
-    raise LayoutError(f"found {_contents(file)}, which fits no known layout. {looked_for()}")
+    raise LayoutError(f"found {_contents(file)}, which fits no known layout. {foreign_contents(file)}{looked_for()}")
 
 
 def layout_of(file: h5py.File, wanted: str | MappingLayout | None) -> Layout:

@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 from epistream.errors import FormatError, SourceError
+from epistream.plain_files import refuse_other_than_plain
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
 from epistream.sharding.format.index import ShardIndex
@@ -66,6 +67,7 @@ def _index(path: Path, folder: Path, deadline_s: float) -> tuple[ShardIndex, byt
 
 def _version(path: Path) -> tuple[int, int, int, int]:
     try:
+        refuse_other_than_plain(path)
         status = path.stat()
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}, wanted a tar. Check the path or pattern.") from error

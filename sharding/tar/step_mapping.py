@@ -20,6 +20,7 @@ import pydantic
 import yaml
 
 from epistream.errors import FormatError, OptionError
+from epistream.plain_files import refuse_other_than_plain
 from epistream.sharding.format.features import IMAGES, Channels
 
 # In place of a field: the tar's own name, for tars of one episode.
@@ -215,6 +216,7 @@ def read_step_mapping(path: str | PathLike[str]) -> StepMapping:
         OptionError: If the file cannot be read, or is no mapping.
     """
     try:
+        refuse_other_than_plain(path)
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"{path}: cannot be read ({error}), wanted a mapping of steps in YAML.") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from epistream.errors import FormatError
+from epistream.sharding.files.foreign import foreign_bytes
 
 _PIECE_BYTES = 1 << 20
 
@@ -105,7 +106,9 @@ def _advice(file: BinaryIO) -> str:
     file.seek(0)
     if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
         return "Decompress it first: compressed tars cannot be read at random."
-    return "Fetch or pack it again."
+    file.seek(0)
+    foreign = foreign_bytes(file.read(512))
+    return f"It is {foreign.what}. {foreign.advice}" if foreign else "Fetch or pack it again."
 
 
 def read_member(file: BinaryIO, member: Member, limit: int | None = None) -> bytes:

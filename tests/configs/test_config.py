@@ -38,6 +38,7 @@ VALUES = {
     "stream.instruction": ("random", "random"),
     "stream.on_bad": ("skip", "skip"),
     "stream.layout": ("robomimic", "robomimic"),
+    "stream.allow_outside_files": (True, True),
     "stream.storage_options": ("{anon: true}", {"anon": True}),
     "order.lanes": ("3", 3),
     "order.resident_shards": ("40", 40),

@@ -155,6 +155,7 @@ def test_folder_without_a_manifest_says_what_is_there(tmp_path, files, message):
 
 def test_source_that_is_no_dataset_is_refused_with_a_next_step(folder, tmp_path):
     fill(tmp_path, "a.txt")
+    (tmp_path / "a.txt").write_text("notes")
     for source, error, message in (
         (tmp_path / "nowhere", SourceError, "does not exist or cannot be listed"),
         (tmp_path / "a.txt", SourceError, "Found a file where a folder was wanted. Give the dataset's folder"),
