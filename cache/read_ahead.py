@@ -22,6 +22,7 @@ from epistream.cache.store.memory import available_bytes, cgroup_free_bytes
 from epistream.cgroups import System
 from epistream.errors import EpistreamError
 from epistream.file_systems import local_path
+from epistream.plain_files import refuse_other_than_plain
 
 logger = logging.getLogger(__name__)
 
@@ -275,6 +276,7 @@ def local_ranges(entry: Entry) -> Places:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
+    refuse_other_than_plain(path)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd

@@ -18,6 +18,7 @@ from epistream.cache.source.fetch import Fetcher
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.store.places import file_system_type, is_network
 from epistream.configs.config import Config
+from epistream.errors import SourceError
 from epistream.file_systems import local_path
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, keep_decoded, measure_loading, unique_share
@@ -28,6 +29,7 @@ from epistream.loader.reading.shard_entry import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.cores import num_usable_cores
+from epistream.plain_files import not_a_plain_file
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
 _SAMPLE_BYTES = 192 << 20
@@ -238,6 +240,9 @@ def _measure_fetch(job: ReadJob) -> float:
 
 
 def _measure_disk(path: Path) -> float:
+    problem = not_a_plain_file(path)
+    if problem:
+        raise SourceError(f"{path}: {problem}, wanted a file to measure the disk by. Check the path.")
     page = bytearray(_PAGE_BYTES)
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -10,7 +10,7 @@ from typing import Any
 
 from epistream.errors import EpistreamError, SourceError
 from epistream.file_systems import ask, limit_of, local_path, open_file_system, protocol_of, retry
-from epistream.plain_files import not_a_plain_file, refuse_other_than_plain
+from epistream.plain_files import not_a_plain_file
 
 Options = Mapping[str, Any] | None
 
@@ -45,8 +45,7 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
     with _errors_of(url, "wanted to read it. Check access and storage_options."):
         try:
             if path is not None:
-                if not path.is_dir():
-                    refuse_other_than_plain(path)
+                _refuse_what_is_no_file(url, path)
                 return path.read_bytes()
             file_system, target = open_file_system(url, options)
             data: bytes = _ask(file_system, "cat_file", target)
@@ -129,7 +128,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
     path = local_path(url)
     with _errors_of(url, f"wanted {size:,} bytes of it."):
         if path is not None:
-            refuse_other_than_plain(path)
+            _refuse_what_is_no_file(url, path)
             with path.open("rb") as file:
                 file.seek(start)
                 data = file.read(size)
@@ -168,6 +167,13 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
             except FileNotFoundError as error:
                 raise SourceError(f"{url}: no such file.") from error
         yield copy
+
+
+def _refuse_what_is_no_file(url: str, path: Path) -> None:
+    """Before it is opened: a FIFO would never answer. What opening it says is left to opening it."""
+    problem = not_a_plain_file(path)
+    if problem and problem not in ("no such file", "a folder"):
+        raise SourceError(f"{url}: {problem}, wanted a file. Check the path.")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import natsort
 
 from epistream.errors import DatasetExistsError, OptionError, SourceError
 from epistream.sharding.files.folder_hint import COMPRESSED
+from epistream.sharding.files.foreign import foreign_folder
 from epistream.sharding.files.names import index_name, is_compressed_tar
 from epistream.sharding.files.sources import AnySource, Tars, resolve
 from epistream.sharding.files.storage import (
@@ -130,6 +131,9 @@ def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, 
     names = [name for name in listed if name.endswith(".tar") and not name.startswith(".")]
     if not names and any(map(is_compressed_tar, (*listed, part.url))):
         raise SourceError(f"{part.url}: no tars but compressed ones, wanted tars. {COMPRESSED} them first.")
+    foreign = None if names else foreign_folder(part.url, storage_options)
+    if foreign:
+        raise SourceError(f"{part.url}: {foreign.what}, wanted tars. {foreign.advice}")
     if not names:
         raise SourceError(
             f"{part.url}: {len(listed)} files, no tars. Give a folder with tars, or for a server that cannot list "

@@ -277,3 +277,15 @@ def test_file_that_may_not_be_read_is_named(tmp_path):
 def test_provenance_is_json_that_says_nothing_of_options_nobody_used(tmp_path):
     es.pack(aloha_raw(tmp_path / "e.hdf5", 5), tmp_path / "out")
     assert "outside" not in json.dumps(json.loads((tmp_path / "out" / "dataset.json").read_text()))
+
+
+def test_tuning_and_indexing_name_what_is_in_place_of_tars(tmp_path):
+    es.pack(aloha_raw(tmp_path / "e.hdf5", 5), tmp_path / "out")
+    (tar,) = (tmp_path / "out").glob("*.tar")
+    tar.unlink()
+    os.mkfifo(tar)
+    for command in (["tune", "--batch-size", "2"], ["index", "--overwrite"]):
+        done = CliRunner().invoke(cli, [command[0], str(tmp_path / "out"), *command[1:]])
+        assert "a named pipe (FIFO)" in str(done.exception)
+    write(tmp_path / "in" / "meta" / "info.json", b"{}")
+    assert "a LeRobot dataset" in str(CliRunner().invoke(cli, ["index", str(tmp_path / "in")]).exception)

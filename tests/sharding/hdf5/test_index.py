@@ -312,7 +312,7 @@ def broken(path, kind):
     ("kind", "error", "message"),
     [
         ("truncated", SourceError, "cannot be read as HDF5"),
-        ("empty", SourceError, "cannot be read as HDF5"),
+        ("empty", SourceError, "an empty file, wanted an HDF5 file"),
         ("no HDF5", SourceError, "cannot be read as HDF5"),
         ("missing", SourceError, "No such file or directory, wanted an HDF5 file"),
         ("another layout", LayoutError, "fits no known layout"),
