@@ -29,7 +29,7 @@ def sixty_shards(monkeypatch):
         splits=("train", "val"),
         valid_ranges=(np.arange(601), np.stack([episode * 0, episode * 0 + 50], 1)),
     )
-    monkeypatch.setattr("epistream.sharding.dataset.open_dataset", lambda source, options, layout: dataset)
+    monkeypatch.setattr("epistream.sharding.dataset.open_dataset", lambda *_, **__: dataset)
 
 
 def run(*arguments):
