@@ -1,11 +1,11 @@
 """A configuration, layered: defaults < preset < file < arguments; validated; it builds streams and loaders."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from epistream.cache.options import CacheOptions
@@ -13,7 +13,6 @@ from epistream.configs.keys import NAMES, PRESET_KEY, flatten, full_name, keys, 
 from epistream.configs.presets import PRESETS, preset_values
 from epistream.configs.replaced import is_replaced, layers_of
 from epistream.configs.schema import Section, Settings
-from epistream.configs.yaml_text import dump_yaml, parse_yaml
 from epistream.errors import OptionError, SourceError
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.monitoring.monitor import MonitorOptions
@@ -22,9 +21,9 @@ from epistream.loader.order.window import Window
 from epistream.loader.order.world import World
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.workers.cores import num_usable_cores
-from epistream.plain_files import refuse_other_than_plain
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
+from epistream.yaml_text import dump_yaml, read_yaml
 
 _MAX_AUTO_WORKERS = 16
 
@@ -116,8 +115,9 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
         changes: single keys (``batch_size=8``) or sections (``cache={"mode": "shm"}``).
 
     Raises:
-        OptionError: an unknown key (the nearest known one is named), or a value outside its range.
-        SourceError: the file cannot be read.
+        OptionError: an unknown key (the nearest known one is named), a value outside its range, or a file that is no
+            YAML within the bounds of `read_yaml`.
+        SourceError: there is no such file.
     """
     if isinstance(file, str) and file in PRESETS:
         if preset not in (None, file):
@@ -135,17 +135,12 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        refuse_other_than_plain(path)
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that cannot be
         raise SourceError(
-            f"{path}: {why}, wanted a YAML configuration or one of the presets {', '.join(PRESETS)}. "
+            f"{path}: no such file, wanted a YAML configuration or one of the presets {', '.join(PRESETS)}. "
             "Make one with 'epistream tune SOURCE --output FILE'."
-        ) from error
-    except yaml.YAMLError as error:
-        raise OptionError(f"{path}: no YAML ({' '.join(str(error).split())}). Correct it.") from error
+        )
+    values = read_yaml(path, "a configuration")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

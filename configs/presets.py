@@ -3,7 +3,7 @@
 from importlib import resources
 from typing import Any
 
-from epistream.configs.yaml_text import parse_yaml
+from epistream.yaml_text import parse_yaml
 
 # Below so many bytes; GB are 10^9. See the comment in each file for why its values are what they are.
 _LIMITS = (("small", 10**9), ("medium", 10**10), ("large", 10**11))

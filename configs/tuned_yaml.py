@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from epistream.configs.tuner import Tuning
-from epistream.configs.yaml_text import dump_yaml
+from epistream.yaml_text import dump_yaml
 
 
 def tuned_yaml(tuning: Tuning) -> str:

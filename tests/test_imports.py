@@ -16,7 +16,7 @@ ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {
     *("epistream._version", "epistream.cgroups", "epistream.errors", "epistream.file_systems", "epistream.hints"),
     *("epistream.lazy", "epistream.lru", "epistream.options", "epistream.plain_files", "epistream.processes"),
-    *("epistream.units",),
+    *("epistream.units", "epistream.yaml_text"),
 }
 
 # What the modules of each sub-package may import besides their own and the leaves.

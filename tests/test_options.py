@@ -19,13 +19,13 @@ from epistream.commands import cli
 from epistream.configs.config import load_config
 from epistream.configs.keys import NAMES, nest
 from epistream.configs.tune_options import TuneOptions
-from epistream.configs.yaml_text import dump_yaml
 from epistream.errors import EpistreamError, OptionError
 from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.samples.formats.act import ActFormat
 from epistream.options import check_values, options_of
 from epistream.sharding.pack.options import PackOptions
+from epistream.yaml_text import dump_yaml
 
 WEEK_S = 604_800
 FLAG = ([True, False], [1, 0, "yes"])

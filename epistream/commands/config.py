@@ -46,7 +46,7 @@ def show(file: str | None, preset: str | None, changes: tuple[str, ...], as_yaml
 
 def parse_change(change: str) -> tuple[str, Any]:
     """A key and its value from ``KEY=VALUE``; the value is YAML."""
-    from epistream.configs.yaml_text import parse_yaml
+    from epistream.yaml_text import parse_yaml
 
     key, equals, value = change.partition("=")
     if not equals:

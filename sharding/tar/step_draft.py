@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from epistream.errors import FormatError
 from epistream.sharding.format.features import IMAGES
 from epistream.sharding.tar.npy import NpyHeader
@@ -16,6 +14,7 @@ from epistream.sharding.tar.sample_names import split_key
 from epistream.sharding.tar.step_mapping import TAR, Origin, StepFeature, StepMapping, key_pattern
 from epistream.sharding.tar.step_samples import MAX_ROW_BYTES, Sample, numbers, samples_of
 from epistream.sharding.tar.tar_reader import Member, walk
+from epistream.yaml_text import dump_yaml
 
 # So many samples are looked into; all tell what one tells, or they do not go together.
 _LOOKED_AT = 64
@@ -107,8 +106,7 @@ def complete(mapping: StepMapping, path: Path) -> StepMapping:
 
 def to_yaml(mapping: StepMapping) -> str:
     """A mapping as its file says it."""
-    text: str = yaml.safe_dump(mapping.plain(), sort_keys=False, allow_unicode=True)
-    return text
+    return dump_yaml(mapping.plain(), a_line_each=True)
 
 
 def _alike(samples: Sequence[Sample]) -> list[Sample]:

@@ -13,15 +13,13 @@ features:
 import re
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
 
 from epistream.errors import FormatError, OptionError
-from epistream.plain_files import refuse_other_than_plain
 from epistream.sharding.format.features import IMAGES, Channels
+from epistream.yaml_text import read_yaml
 
 # In place of a field: the tar's own name, for tars of one episode.
 TAR = "tar"
@@ -215,12 +213,7 @@ def read_step_mapping(path: str | PathLike[str]) -> StepMapping:
     Raises:
         OptionError: If the file cannot be read, or is no mapping.
     """
-    try:
-        refuse_other_than_plain(path)
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{path}: cannot be read ({error}), wanted a mapping of steps in YAML.") from error
-    return StepMapping.of(value, str(path))
+    return StepMapping.of(read_yaml(path, "a mapping of steps"), str(path))
 
 
 def mapping_of_index(value: object, where: str) -> StepMapping:

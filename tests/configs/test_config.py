@@ -258,13 +258,16 @@ def test_file_that_is_wrong_is_refused_by_name(tmp_path, text, found):
     assert found in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
-def test_file_that_cannot_be_read_is_a_source_error(tmp_path, content):
-    file = tmp_path / "run.yaml"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(SourceError, match=r"run\.yaml: .*epistream tune"):
-        load_config(file)
+def test_file_that_is_not_there_is_a_source_error(tmp_path):
+    for name in ("run.yaml", "x" * 5000):
+        with pytest.raises(SourceError, match=r"no such file.*epistream tune"):
+            load_config(tmp_path / name)
+
+
+def test_file_that_is_no_text_is_an_option_error(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(OptionError, match=r"run\.yaml: no UTF-8 text"):
+        load_config(tmp_path / "run.yaml")
 
 
 def test_file_that_is_empty_says_nothing(tmp_path):
