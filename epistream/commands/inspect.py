@@ -14,6 +14,7 @@ from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.format.statistics import NotFinite
 from epistream.units import size_text
 
 _MOST_TASKS = 20
@@ -84,7 +85,9 @@ def _show(facts: dict[str, Any]) -> None:
     if len(facts["splits"]) > 1:
         print_table(_splits(facts["splits"]))
     for name, values in facts["statistics"].items():
-        print_table(_statistics(name, values))
+        print_table(_statistics(name, values, is_estimated=name in facts["estimated_quantiles"]))
+    for name, counts in facts["not_finite"].items():
+        click.echo(f"{name}: {NotFinite(**counts)}; statistics leave them out")
     if facts["tasks"]:
         print_table(_tasks(facts["tasks"]))
 
@@ -161,13 +164,15 @@ def _splits(splits: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _statistics(name: str, values: dict[str, Any]) -> Table:
+def _statistics(name: str, values: dict[str, Any], *, is_estimated: bool) -> Table:
     columns = [key for key in ("mean", "std", "min", "q01", "q99", "max") if key in values]
     table = new_table(f"{name}, {values['count']:,} steps")
     table.add_column("dim", justify="right")
     for key in columns:
         table.add_column(key, justify="right")
     flat = {key: np.ravel(np.array(values[key], dtype=object)) for key in columns}
+    if is_estimated:
+        table.caption, table.caption_justify = "q01 and q99 are estimates: some parts have no sketch of them", "left"
     num_dims = len(flat["mean"])
     for dim in range(min(num_dims, _MOST_DIMENSIONS)):
         numbers = ("-" if flat[key][dim] is None else f"{flat[key][dim]:.4g}" for key in columns)

@@ -141,6 +141,8 @@ def _print(report: PackReport) -> None:
             console.print(f"  {feature.name}: {_describe(feature, report)}", markup=False)
     if report.outside_files:
         console.print(f"read outside of the sources' folders: {', '.join(report.outside_files)}", markup=False)
+    for name, counts in report.not_finite.items():
+        console.print(f"not finite: {name}: {counts}; statistics leave them out", style="yellow", markup=False)
     if report.left_out:
         console.print(f"not packed: {', '.join(report.left_out)}", markup=False)
     for fault in report.faults[:_MAX_FAULTS_SHOWN]:

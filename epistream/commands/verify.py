@@ -38,6 +38,8 @@ def command(
             advance=lambda num_bytes: bar.advance(task, num_bytes),
             report_fault=lambda fault: click.echo(str(fault)),
         )
+    for name, counts in report.not_finite.items():
+        click.echo(f"{name}: {counts}: no fault, as recorded; statistics leave them out")
     click.echo(_summary(report))
     sys.exit(1 if report.faults else 0)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epistream.errors import OptionError
+from epistream.sharding.format.dataset_statistics import moments_of
 from epistream.sharding.format.features import Feature
 
 Mode = Literal["mean_std", "min_max", "quantiles"]
@@ -149,6 +150,8 @@ def normalizer_for(
     """
     if isinstance(wanted, Normalizer):
         return wanted
+    if "quantiles" not in ([wanted] if isinstance(wanted, str) else [*wanted.values()]):
+        statistics = moments_of(statistics)
     if isinstance(wanted, str):
         _check_mode("normalize", wanted)
         modes = {name: wanted for name, feature in features.items() if _is_motion(name, feature)}

@@ -36,7 +36,9 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "features": [feature.to_dict() for feature in dataset.features.values()],
         "splits": [_split(dataset, number) for number in range(len(dataset.splits))],
         "tasks": _tasks(dataset),
-        "statistics": dataset.statistics,
+        "statistics": dict(dataset.statistics),
+        "estimated_quantiles": list(getattr(dataset.statistics, "estimated", ())),
+        "not_finite": {name: counts.to_dict() for name, counts in dataset.not_finite.items()},
     }
 
 

@@ -14,7 +14,7 @@ from epistream.sharding.files.storage import list_names
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset
-from epistream.sharding.format.statistics import Summary, merge_all
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all
 
 # Sums in another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
@@ -29,6 +29,7 @@ class Report:
     num_episodes: int = 0
     num_frames: int = 0
     num_bytes: int = 0
+    not_finite: dict[str, NotFinite] = field(default_factory=dict)
 
 
 def verify(
@@ -68,6 +69,7 @@ def verify(
             report.num_shards += 1
             report.num_bytes += int(dataset.shard_bytes[shard])
             report.num_frames += check.num_frames
+            report.not_finite = add_counts((report.not_finite, check.not_finite))
             take(check.faults)
             if manifest and dataset.splits[dataset.columns.shard_split[shard]] == manifest.statistics_split:
                 statistics = merge_all((statistics, check.statistics))

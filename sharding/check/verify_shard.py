@@ -14,10 +14,10 @@ from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHashe
 from epistream.sharding.format.features import Feature, codec_of, describe_difference
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
-from epistream.sharding.format.statistics import Summary
+from epistream.sharding.format.statistics import NotFinite, Summary
 from epistream.sharding.pictures.codecs import CODECS, REMEDY
 from epistream.sharding.tar.index_tar import index_tar
-from epistream.sharding.tar.shard_statistics import statistics_of
+from epistream.sharding.tar.shard_statistics import not_finite_in, statistics_of
 from epistream.sharding.tar.step_mapping import mapping_of_index
 from epistream.sharding.tar.step_tars import cast_values, choose_episodes
 from epistream.sharding.tar.steps import index_steps
@@ -71,6 +71,7 @@ class ShardCheck:
         self.faults: list[Fault] = []
         self.num_frames = 0
         self.statistics: dict[str, Summary] = {}
+        self.not_finite: dict[str, NotFinite] = {}
 
     def run(self) -> "ShardCheck":
         """Look at it; returns this object."""
@@ -134,6 +135,7 @@ class ShardCheck:
 
     def _content_faults(self, path: Path, index: ShardIndex) -> Iterator[Fault]:
         """Decode frames, and sum up arrays."""
+        self.not_finite = not_finite_in(path, index)
         if self._options.statistics:
             self.statistics = statistics_of(path, index)
         rows, sample = np.arange(index.num_rows), self._options.sample

@@ -15,7 +15,7 @@ from epistream.sharding.files.locks import locked
 _DAY_S = 86_400.0
 # What is kept, the lock of whoever makes it, and what a killed process leaves of either. Nothing else is touched.
 _OURS = re.compile(
-    r"\.?([0-9a-f]{32})\.(?:(?:\d+\.)?index|statistics-\d+\.json|(?:statistics-\d+\.)?lock)(?:\.\d+\.tmp)?"
+    r"\.?([0-9a-f]{32})\.(?:(?:\d+\.)?index|statistics-\d+\.(?:json|tables)|(?:statistics-\d+\.)?lock)(?:\.\d+\.tmp)?"
 )
 # Its time says when the folder was pruned; its lock, who is about it.
 _MARK = ".pruned"

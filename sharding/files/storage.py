@@ -54,6 +54,25 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
             return None
 
 
+def read_start(url: str, size: int, options: Options = None) -> bytes | None:
+    """The first `size` bytes of `url`, or all of it where it is shorter; None when there is no such file.
+
+    Raises:
+        OptionError, SourceError: As `read_bytes`.
+    """
+    path = local_path(url)
+    with _errors_of(url, f"wanted up to {size:,} bytes of it. Check access and storage_options."):
+        try:
+            if path is not None:
+                with path.open("rb") as file:
+                    return file.read(size)
+            file_system, target = open_file_system(url, options)
+            data: bytes = _ask(file_system, "cat_file", target, start=0, end=size)
+            return data[:size]
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+
 def write_atomic(url: str, data: bytes, options: Options = None) -> None:
     """Write `data` so that a reader sees the old file or the whole new one, also after a crash.
 

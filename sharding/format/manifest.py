@@ -9,10 +9,10 @@ import numpy as np
 from epistream._version import __version__
 from epistream.errors import FormatError
 from epistream.lazy import lazy
+from epistream.sharding.format.dataset_statistics import NO_MORE, MoreStatistics, statistics_problem
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest_columns import ManifestColumns, column_problems, fingerprint
 from epistream.sharding.format.sources import NO_SOURCES, Sources
-from epistream.sharding.format.statistics_schema import statistics_problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,9 @@ class Manifest:
         splits: Names; ("all",) when there is no split.
         columns: What is known of each shard and episode.
         tasks: Every instruction once.
-        statistics: Of each array feature: count, mean, std, min, max, q01, q99 (see `statistics_schema`).
+        statistics: Of each array feature: count, mean, std, min, max, q01, q99 (see `dataset_statistics`).
         statistics_split: The split they were computed on.
+        more: Their sketches, read on the first look, and how many values of all splits are not finite.
         sources: Files that episodes came from, and which of them each episode is of; read on the first look.
         provenance: Layout, options, versions of libraries: whatever JSON can hold.
         writer: Name and version of the program that made the dataset.
@@ -37,6 +38,7 @@ class Manifest:
     tasks: Sequence[str] = ()
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     statistics_split: str | None = None
+    more: MoreStatistics = NO_MORE
     sources: Sources = NO_SOURCES
     provenance: dict[str, Any] = field(default_factory=dict)
     writer: str = f"epistream {__version__}"
@@ -69,7 +71,7 @@ class Manifest:
         if self.statistics_split is not None and self.statistics_split not in splits:
             yield f"statistics of split {self.statistics_split!r:.80}, wanted one of {', '.join(splits)}"
         yield from column_problems(self.columns, len(splits), len(self.tasks))
-        if problem := statistics_problem(self.statistics, self.features):
+        if problem := statistics_problem(self.statistics, self.features, self.more.not_finite):
             yield problem
         if not self.features:
             yield "no features, wanted at least one"

@@ -9,6 +9,7 @@ import numpy as np
 
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.dataset_statistics import NO_MORE, MoreStatistics
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.index import ShardIndex
@@ -149,6 +150,7 @@ class ManifestBuilder:
         sources: Sequence[Source] | None = None,
         provenance: Mapping[str, Any] | None = None,
         *,
+        more: MoreStatistics = NO_MORE,
         renumber: bool = False,
     ) -> Manifest:
         """The manifest of all shards added. Episodes are ordered by `EpisodeMeta.episode_index`.
@@ -159,6 +161,7 @@ class ManifestBuilder:
             sources: Files that episodes came from, linked by `EpisodeMeta.source`; None for those that episodes
                 name, of which no more is known.
             provenance: Whatever else is worth keeping, as JSON can hold it.
+            more: What else is known of the values.
             renumber: If indexes of episodes collide, take the order in which shards were added.
 
         Raises:
@@ -181,6 +184,7 @@ class ManifestBuilder:
             tasks=tasks,
             statistics={name: dict(values) for name, values in (statistics or {}).items()},
             statistics_split=statistics_split,
+            more=more,
             sources=Sources.of(sources, episode_source),
             provenance=dict(provenance or {}),
         )

@@ -28,11 +28,20 @@ from epistream.sharding.files.storage import (
     write_atomic,
 )
 from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.dataset_statistics import (
+    Loaded,
+    MoreStatistics,
+    Plain,
+    pack_sketches,
+    read_sketches,
+    sketch_key,
+)
 from epistream.sharding.format.episode_meta import parse_json
 from epistream.sharding.format.features import features_from_list
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import OF_EPISODES, OF_SHARDS, ManifestColumns
 from epistream.sharding.format.sources import NO_SOURCES, REMEDY, Sources, SourceTable, sources_of_json
+from epistream.sharding.format.statistics import not_finite_of
 from epistream.sharding.format.tables import Names, parse_tables, write_tables
 from epistream.sharding.format.texts import Texts
 
@@ -44,7 +53,7 @@ VERSION = 2
 _VERSIONS = (1, 2)
 KIND = "epistream.dataset-tables"
 _REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
-TABLES_NAME = re.compile(r"(?:dataset|sources)-[0-9a-f]{8}\.tables")
+TABLES_NAME = re.compile(r"(?:dataset|sources|statistics)-[0-9a-f]{8}\.tables")
 _DTYPES = {"shard_checksums": np.uint8, "index_checksums": np.uint8, "shard_split": np.uint8}
 
 
@@ -82,6 +91,7 @@ class _File(pydantic.BaseModel):
     tables: _Tables
     sources: _Sources | None = None
     statistics: _Statistics | None = None
+    not_finite: dict[str, Any] = {}
     provenance: dict[str, Any]
 
 
@@ -105,6 +115,9 @@ def write_manifest(manifest: Manifest, url: str, options: Options = None) -> Non
     statistics = None
     if manifest.statistics and manifest.statistics_split is not None:
         statistics = {"split": manifest.statistics_split, "features": manifest.statistics}
+        if manifest.more.sketches:
+            key = sketch_key(manifest.fingerprint, manifest.statistics)
+            files[_sketch_file(key)] = pack_sketches(key, manifest.more.sketches)
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -121,6 +134,8 @@ def write_manifest(manifest: Manifest, url: str, options: Options = None) -> Non
         "statistics": statistics,
         "provenance": manifest.provenance,
     }
+    if manifest.more.not_finite:
+        document["not_finite"] = {name: counts.to_dict() for name, counts in manifest.more.not_finite.items()}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     for name, data in files.items():
         write_atomic(join(url, name), data, options)
@@ -134,6 +149,11 @@ def _describe(what: str, data: bytes) -> dict[str, Any]:
     """What ``dataset.json`` says of a file of tables."""
     digest = checksum(data)
     return {"file": f"{what}-{digest[:8]}.tables", "bytes": len(data), "checksum": digest}
+
+
+def _sketch_file(key: str) -> str:
+    """Named after what it is of: beside another manifest it is nobody's, and the manifest need not name it."""
+    return f"statistics-{key[:8]}.tables"
 
 
 def _fold_numbers(text: str) -> str:
@@ -229,6 +249,7 @@ def _build(document: _File, tables: bytes, url: str, options: Options) -> Manife
         tasks=tasks,
         statistics=statistics.features if statistics else {},
         statistics_split=statistics.split if statistics else None,
+        more=_more_statistics(document, url, options),
         sources=sources,
         provenance=document.provenance,
         writer=document.writer,
@@ -240,6 +261,22 @@ def _build(document: _File, tables: bytes, url: str, options: Options) -> Manife
             f"{document.fingerprint:.40} of {document.num_steps}. {_REMEDY}"
         )
     return manifest
+
+
+def _more_statistics(document: _File, url: str, options: Options) -> MoreStatistics:
+    try:
+        not_finite = not_finite_of(document.not_finite)
+    except ValueError as error:
+        raise FormatError(f"{join(url, FILE_NAME)}: not_finite: {error}. {_REMEDY}") from error
+    if document.statistics is None:
+        return MoreStatistics(not_finite=not_finite)
+    statistics = document.statistics.features
+    return MoreStatistics(partial(_read_sketches, document.fingerprint, statistics, url, options), not_finite)
+
+
+def _read_sketches(fingerprint: str, statistics: Plain, url: str, options: Options) -> Loaded | None:
+    key = sketch_key(fingerprint, statistics)
+    return read_sketches(join(url, _sketch_file(key)), key, statistics, options)
 
 
 def _read_columns(arrays: "_Arrays", document: _File) -> ManifestColumns:

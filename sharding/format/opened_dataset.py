@@ -1,7 +1,7 @@
 """An opened dataset: one read-only table of shards and episodes, wherever they are; several of them as one."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -13,11 +13,18 @@ from epistream.errors import FormatError
 from epistream.lazy import lazy
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import join
+from epistream.sharding.format.dataset_statistics import (
+    NO_MORE,
+    JoinedStatistics,
+    MoreStatistics,
+    StatisticsPart,
+    joined_more,
+)
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
-from epistream.sharding.format.statistics_schema import merge_statistics
+from epistream.sharding.format.statistics import NotFinite
 from epistream.sharding.format.texts import Texts
 
 T_co = TypeVar("T_co", covariant=True)
@@ -46,10 +53,12 @@ class Dataset:
         columns: What is known of each shard and episode. Read-only where they are views of a manifest's file.
         splits: Names; ("all",) when there is no split.
         tasks: Every instruction once; each is made when somebody looks.
-        statistics: By array feature: count, mean, std, min, max, q01, q99.
+        statistics: By array feature: count, mean, std, min, max, q01, q99 of the finite values, and `finite`, how many
+            there are of each dimension, where that is not `count`.
         fingerprint: Of all that decides which bytes an epoch reads.
         storage_options: For fsspec, as given.
         skipped: Why each file or folder was left out, by its path; see `open_dataset`.
+        more: What else is known of the values, read when somebody looks.
 
     Pickles, so that workers need not read again.
     """
@@ -61,10 +70,11 @@ class Dataset:
     columns: ManifestColumns
     splits: tuple[str, ...]
     tasks: Sequence[str]
-    statistics: dict[str, dict[str, Any]]
+    statistics: Mapping[str, Mapping[str, Any]]
     fingerprint: str
     storage_options: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    more: MoreStatistics = field(default=NO_MORE, repr=False)
 
     num_shards = _column(lambda columns: columns.num_shards, "Shards, S.")
     num_episodes = _column(lambda columns: columns.num_episodes, "Episodes, E.")
@@ -84,6 +94,11 @@ class Dataset:
         lambda columns: (columns.task_offsets, columns.task_ids),
         "Offsets (E + 1,) into flat positions in `tasks`, both int64.",
     )
+
+    @property
+    def not_finite(self) -> Mapping[str, NotFinite]:
+        """How many values of each array feature are NaN or infinite, in all splits; only of those that have any."""
+        return self.more.not_finite
 
     @lazy
     def episode_split(self) -> UInt8:
@@ -113,6 +128,7 @@ def dataset_of(
         statistics=manifest.statistics,
         fingerprint=manifest.fingerprint,
         storage_options=options,
+        more=manifest.more,
     )
 
 
@@ -139,6 +155,7 @@ def concatenate(parts: Sequence[Dataset]) -> Dataset:
     named = [("train",) if has_train and part.splits == (NO_SPLIT,) else part.splits for part in parts]
     splits = tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
     tasks = {task: number for number, task in enumerate(dict.fromkeys(t for p in parts for t in p.tasks))}
+    more = joined_more([part.more for part in parts])
     return Dataset(
         url=", ".join(part.url for part in parts),
         features=first.features,
@@ -151,8 +168,9 @@ def concatenate(parts: Sequence[Dataset]) -> Dataset:
         ),
         splits=splits,
         tasks=Texts.of(tasks, "tasks"),
-        statistics=merge_statistics([part.statistics for part in parts]),
+        statistics=JoinedStatistics([StatisticsPart(one.url, one.statistics, one.more) for one in parts], more),
         fingerprint=xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in parts).encode()),
         storage_options=first.storage_options,
         skipped={url: reason for part in parts for url, reason in part.skipped.items()},
+        more=more,
     )

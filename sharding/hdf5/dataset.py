@@ -16,14 +16,30 @@ from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder, make_once
+from epistream.sharding.format.dataset_statistics import (
+    Loaded,
+    MoreStatistics,
+    Plain,
+    pack_sketches,
+    read_sketches,
+    sketch_key,
+    statistics_problem,
+)
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature, describe_difference
 from epistream.sharding.format.left_out import BAD_FILE, leave_out, oddity, open_good, sentence, usual_features
 from epistream.sharding.format.manifest_builder import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.manifest_columns import fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
-from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
-from epistream.sharding.format.statistics_schema import statistics_problem
+from epistream.sharding.format.statistics import (
+    NotFinite,
+    Summary,
+    add_counts,
+    count_not_finite,
+    merge_all,
+    summarize,
+    to_plain,
+)
 from epistream.sharding.hdf5.file import read_hdf5, version_and_bytes
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
 from epistream.sharding.layouts.mapping import MappingLayout
@@ -36,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 # Raised when the same files would give other statistics.
 _STATISTICS_RECIPE = 1
+_Sums = tuple[dict[str, Summary], dict[str, NotFinite]]
+KeepOf = Callable[[str], list[KeptIndex]]
 
 
 @dataclass(frozen=True)
@@ -83,17 +101,18 @@ def open_hdf5_files(
         raise SourceError(f"{twice[0]}: given twice (also as {twice[1]}), wanted each file once. Correct the pattern.")
     folder = folder or default_folder()
     skipped: dict[str, str] = {}
-    keep_of: Callable[[str], list[KeptIndex]] = partial(
+    look_again: KeepOf = partial(
         keep_indexes, options=options, folder=folder, layout=layout, allow_outside=allow_outside
     )
+    keep_of = look_again
     if skip_bad:
-        keep_of = cache(keep_of)  # every file is looked at before any of them is taken
+        keep_of = cache(look_again)  # every file is looked at before any of them is taken
         urls, skipped = _usable(urls, keep_of)
-    summaries = partial(_summaries, options=options, layout=layout, allow_outside=allow_outside)
+    sum_up = partial(_sum_up, options=options, layout=layout, allow_outside=allow_outside)
     while True:
         dataset, shards = _describe(urls, keep_of)
         try:
-            statistics = _statistics(dataset, shards, summaries, folder)
+            statistics = _statistics(dataset, shards, sum_up, folder)
             break
         except _ChangedError as changed:  # since it was looked at
             if not skip_bad or len(urls) == 1:
@@ -102,16 +121,18 @@ def open_hdf5_files(
             urls = [one for one in urls if one != changed.url]
     _say_what_is_slow(shards)
     _say_what_is_missing(dataset, shards)
+    more = partial(_more_again, tuple(urls), look_again, sum_up, folder, dataset.fingerprint, statistics)
     return replace(
         dataset,
         url=url or dataset.url,
         statistics=statistics,
+        more=MoreStatistics(more),
         storage_options=dict(options or {}),
         skipped=skipped,
     )
 
 
-def _usable(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[list[str], dict[str, str]]:
+def _usable(urls: Sequence[str], keep_of: KeepOf) -> tuple[list[str], dict[str, str]]:
     """The files that can be read and have the usual features, and why each of the others is left out."""
 
     def look(url: str) -> tuple[str, dict[str, Feature], int]:
@@ -137,7 +158,7 @@ class _ChangedError(Exception):
         self.url, self.reason = url, reason
 
 
-def _describe(urls: Sequence[str], keep_of: Callable[[str], list[KeptIndex]]) -> tuple[Dataset, list[_Shard]]:
+def _describe(urls: Sequence[str], keep_of: KeepOf) -> tuple[Dataset, list[_Shard]]:
     """All files as one dataset without statistics, and its shards."""
     shards: list[_Shard] = []
     features: dict[str, Feature] = {}
@@ -213,19 +234,84 @@ def _say_what_is_slow(shards: Sequence[_Shard]) -> None:
 
 
 def _statistics(
-    dataset: Dataset, shards: Sequence[_Shard], summaries: Callable[[_Shard], dict[str, Summary]], folder: Path
+    dataset: Dataset, shards: Sequence[_Shard], sum_up: Callable[[_Shard], _Sums], folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Of the training episodes, as packing computes them; computed once and kept beside the indexes."""
+    """Of the training episodes, as packing computes them; computed once and kept beside the indexes.
+
+    So are their sketches and the count of what is not finite, in a file that is read when somebody asks.
+    """
     path = folder / f"{dataset.fingerprint}.statistics-{_STATISTICS_RECIPE}.json"
-    wanted = "train" if "train" in dataset.splits else dataset.splits[0]
 
     def make() -> list[tuple[str, bytes]]:
-        merged = merge_all(summaries(shard) for shard in shards if shard.summary.split in (wanted, NO_SPLIT))
-        result = {name: to_plain(merged[name]) for name in dataset.features if name in merged}
-        return [(path.name, json.dumps(result).encode())]
+        summaries, not_finite = _sums(dataset, shards, sum_up)
+        result = {name: to_plain(summaries[name]) for name in dataset.features if name in summaries}
+        sketches = _pack_sketches(dataset.fingerprint, result, summaries, not_finite)
+        return [(_sketch_path(path).name, sketches), (path.name, json.dumps(result).encode())]
 
     lock = path.with_suffix(".lock")
     return make_once(lock, lambda: _read_statistics(path, dataset.features), make, shards[0].url)
+
+
+def _sketch_path(statistics: Path) -> Path:
+    return statistics.with_suffix(".tables")
+
+
+def _sums(dataset: Dataset, shards: Sequence[_Shard], sum_up: Callable[[_Shard], _Sums]) -> _Sums:
+    """Of the training episodes; counts of what is not finite, of all."""
+    wanted = ("train" if "train" in dataset.splits else dataset.splits[0], NO_SPLIT)
+    summaries: dict[str, Summary] = {}
+    not_finite: dict[str, NotFinite] = {}
+    for shard in shards:
+        summed, counts = sum_up(shard)
+        not_finite = add_counts((not_finite, counts))
+        if shard.summary.split in wanted:
+            summaries = merge_all((summaries, summed))
+    return summaries, not_finite
+
+
+def _pack_sketches(
+    fingerprint: str, statistics: Plain, summaries: dict[str, Summary], not_finite: dict[str, NotFinite]
+) -> bytes:
+    sketches = {name: summary.levels for name, summary in summaries.items()}
+    return pack_sketches(sketch_key(fingerprint, statistics), sketches, not_finite)
+
+
+def _more_again(
+    urls: Sequence[str],
+    keep_of: KeepOf,
+    sum_up: Callable[[_Shard], _Sums],
+    folder: Path,
+    fingerprint: str,
+    statistics: Plain,
+) -> Loaded:
+    """What is kept of the files beside their statistics; made now where statistics are of a release that kept no more.
+
+    Raises:
+        SourceError, FormatError, LayoutError, SourceChangedError, CacheError, DeadlineError: As `open_hdf5_files`.
+    """
+    dataset, shards = _describe(urls, keep_of)
+    if dataset.fingerprint != fingerprint:
+        raise SourceChangedError(f"{urls[0]}: changed since it was opened, or others with it. Open them again.")
+    key = sketch_key(fingerprint, statistics)
+    path = _sketch_path(folder / f"{fingerprint}.statistics-{_STATISTICS_RECIPE}.json")
+
+    def read() -> Loaded | None:
+        try:
+            found = read_sketches(str(path), key, statistics, None)
+            if found is not None:
+                mark_used(path)
+        except (FormatError, OSError):
+            return None  # made again
+        return found
+
+    def make() -> list[tuple[str, bytes]]:
+        try:
+            sums = _sums(dataset, shards, sum_up)
+        except _ChangedError as changed:
+            raise changed.reason from None
+        return [(path.name, _pack_sketches(fingerprint, statistics, *sums))]
+
+    return make_once(path.with_suffix(".lock"), read, make, shards[0].url)
 
 
 def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict[str, Any]] | None:
@@ -237,31 +323,33 @@ def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict
     return None
 
 
-def _summaries(
-    shard: _Shard, options: Options, layout: str | MappingLayout | None, allow_outside: bool
-) -> dict[str, Summary]:
+def _sum_up(shard: _Shard, options: Options, layout: str | MappingLayout | None, allow_outside: bool) -> _Sums:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so.
 
     Raises:
         _ChangedError: If they cannot be read any more, or are no longer those of its index.
     """
 
-    def sum_up(file: h5py.File, _: Any) -> dict[str, Summary]:
+    def sum_up(file: h5py.File, _: Any) -> _Sums:
         found = layout_of(file, layout)
-        return merge_all(
-            {
-                field.feature.name: summarize(read_array(file, field, episode.length))
+        summaries: dict[str, Summary] = {}
+        not_finite: dict[str, NotFinite] = {}
+        for meta in shard.summary.episodes:
+            episode = described(found, file, meta.source_path)
+            arrays = {
+                field.feature.name: read_array(file, field, episode.length)
                 for field in episode.fields
                 if field.feature.kind == "array"
             }
-            for episode in (described(found, file, meta.source_path) for meta in shard.summary.episodes)
-        )
+            summaries = merge_all((summaries, {name: summarize(values) for name, values in arrays.items()}))
+            not_finite = add_counts((not_finite, count_not_finite(arrays)))
+        return summaries, not_finite
 
     try:
-        summaries = read_hdf5(shard.url, options, sum_up, allow_outside=allow_outside)
+        sums = read_hdf5(shard.url, options, sum_up, allow_outside=allow_outside)
         check_unchanged(shard.others, shard.url)
         if version_and_bytes(shard.url, options)[0] != shard.version:
             raise SourceChangedError(f"{shard.url}: changed since it was indexed. Try again when it is complete.")
     except BAD_FILE as error:
         raise _ChangedError(shard.url, error) from error
-    return summaries
+    return sums

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import write_local
-from epistream.sharding.format.statistics import Summary
+from epistream.sharding.format.statistics import Summary, not_finite_of
 from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.pool import Pulse
@@ -33,6 +33,7 @@ def pack_and_keep(task: ShardTask, pulse: Pulse) -> ShardResult:
         about = {
             "checksums": list(result.checksums.items()),
             "faults": result.faults,
+            "not_finite": {name: counts.to_dict() for name, counts in result.not_finite.items()},
             "fidelity": {name: vars(measured) for name, measured in result.fidelity.items()},
         }
         result.key = _key(task)
@@ -66,6 +67,7 @@ def read_kept(task: ShardTask, *, with_statistics: bool) -> ShardResult | None:
             key=about["key"],
             checksums={int(number): checksum for number, checksum in about["checksums"]},
             statistics=statistics,
+            not_finite=not_finite_of(about["not_finite"]),
             fidelity={name: Fidelity(**measured) for name, measured in about["fidelity"].items()},
             faults=about["faults"],
         )

@@ -15,12 +15,13 @@ from epistream.options import changed
 from epistream.sharding.files.hdf5_sources import AnyPath, names_below_root
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
+from epistream.sharding.format.dataset_statistics import MoreStatistics
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 from epistream.sharding.format.sources import Source
-from epistream.sharding.format.statistics import Summary, merge_all, to_plain
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all, to_plain
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.kept_results import keep_statistics, kept_statistics, key_if_kept, pack_and_keep, read_kept
 from epistream.sharding.pack.kept_scans import if_unchanged, keep_scans, kept_scans
@@ -37,7 +38,7 @@ from epistream.sharding.pack.plan import (
     scan_file,
 )
 from epistream.sharding.pack.pool import Pulse, TaskPool
-from epistream.sharding.pack.report import Listener, PackProgress, PackReport
+from epistream.sharding.pack.report import Listener, PackProgress, PackReport, rename_source
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source
 from epistream.sharding.pack.workspace import Workspace, can_be_resumed
@@ -106,6 +107,7 @@ class _Results:
     num_resumed: int = 0
     checksums: dict[int, str] = field(default_factory=dict)
     statistics: dict[str, Summary] = field(default_factory=dict)
+    not_finite: dict[str, NotFinite] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
 
     def take(self, task: ShardTask, result: ShardResult, *, is_summed: bool) -> None:
@@ -118,6 +120,7 @@ class _Results:
         self.splits.add(split)
         if split == self.statistics_split and not is_summed:
             self.statistics = merge_all((self.statistics, result.statistics))
+        self.not_finite = add_counts((self.not_finite, result.not_finite))
         for name, measured in result.fidelity.items():
             self.fidelity.setdefault(name, Fidelity()).add(measured)
 
@@ -299,6 +302,7 @@ class _Job:
             statistics={name: to_plain(summary) for name, summary in results.statistics.items()},
             # Empty if every episode of that split was bad.
             statistics_split=results.statistics_split if results.statistics else None,
+            more=MoreStatistics.of(results.statistics, results.not_finite),
             sources=[
                 Source(scan.source.name, scan.source.num_bytes, results.checksums[number])
                 for number, scan in enumerate(scans)
@@ -309,7 +313,7 @@ class _Job:
                 "options": self._options.deciding(),
                 "layouts": dict(Counter(source.layout for source in sources)),
                 **({"outside_files": outside} if (outside := outside_files(scans)) else {}),
-                "left_out": [_rename_source(fault, names) for fault in self._faults]
+                "left_out": [rename_source(fault, names) for fault in self._faults]
                 + list(left_out_of(scans, with_reason=True)),
             },
         )
@@ -336,6 +340,7 @@ class _Job:
             left_out=left_out_of(scans),
             fidelity=results.fidelity,
             outside_files=outside_files(scans),
+            not_finite=manifest.more.not_finite,
         )
 
 
@@ -348,9 +353,3 @@ def _scan_task(task: tuple[str, str, PackOptions], pulse: Pulse) -> ScannedFile:
 def _usable(scans: Sequence[ScannedFile]) -> list[SourceFile]:
     """The files with episodes."""
     return [scan.source for scan in scans if scan.episodes]
-
-
-def _rename_source(fault: str, names: Mapping[str, str]) -> str:
-    """`fault` with its file as the dataset calls it."""
-    path, colon, rest = fault.partition(": ")
-    return f"{names.get(path, Path(path).name)}{colon}{rest}"

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.statistics import NotFinite
 from epistream.sharding.pack.encoding import Fidelity
 
 
@@ -39,6 +41,7 @@ class PackReport:
         faults: What was left out, and why (with ``skip_bad``).
         left_out: Paths in the sources that were not packed.
         outside_files: Files outside of the sources' folders that these read from (with ``allow_outside_files``).
+        not_finite: feature -> how many of its values are NaN or infinite, for those that have any.
         fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG.
     """
 
@@ -58,6 +61,13 @@ class PackReport:
     left_out: tuple[str, ...] = ()
     fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
     outside_files: tuple[str, ...] = ()
+    not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
 
 
 Listener = Callable[[PackProgress], None]
+
+
+def rename_source(fault: str, names: Mapping[str, str]) -> str:
+    """`fault` with its file as the dataset calls it."""
+    path, colon, rest = fault.partition(": ")
+    return f"{names.get(path, Path(path).name)}{colon}{rest}"

@@ -12,7 +12,7 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import sentence
-from epistream.sharding.format.statistics import Summary, merge_all, summarize
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, count_not_finite, merge_all, summarize
 from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import described, layout_by_name
@@ -67,6 +67,7 @@ class ShardResult:
     key: str = ""
     checksums: dict[int, str] = field(default_factory=dict)
     statistics: dict[str, Summary] = field(default_factory=dict)
+    not_finite: dict[str, NotFinite] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -147,6 +148,7 @@ def _copy_episode(
         _refuse_others(content, source.path)
         writer.add(_meta(episode, planned, source), arrays, frames)
     result.statistics = merge_all((result.statistics, {name: summarize(values) for name, values in arrays.items()}))
+    result.not_finite = add_counts((result.not_finite, count_not_finite(arrays)))
     for name, camera in cameras.items():
         if camera.fidelity.num_frames:
             result.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)

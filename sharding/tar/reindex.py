@@ -23,14 +23,15 @@ from epistream.sharding.files.storage import (
     remove_quietly,
     write_atomic,
 )
+from epistream.sharding.format.dataset_statistics import MoreStatistics
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest, write_manifest
-from epistream.sharding.format.statistics import Summary, merge_all, to_plain
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all, to_plain
 from epistream.sharding.tar.index_tar import index_tar
-from epistream.sharding.tar.shard_statistics import statistics_of
+from epistream.sharding.tar.shard_statistics import not_finite_in, statistics_of
 from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour, ShardMembers, read_members, sidecars
 from epistream.sharding.tar.step_draft import complete, draft_of
 from epistream.sharding.tar.step_mapping import StepMapping
@@ -162,6 +163,7 @@ def _write_all(
     advance: Callable[[str], None] | None,
 ) -> Reindexed:
     statistics: dict[str, list[dict[str, Summary]]] = {}
+    not_finite: dict[str, NotFinite] = {}
     members: list[ShardMembers] = []
     pieces: dict[str, Sequence[Piece]] = {}
     mapping = options.steps
@@ -180,6 +182,7 @@ def _write_all(
                     index = index_tar(path)
                 split = index.episodes[0].split
                 statistics.setdefault(split, []).append(statistics_of(path, index))
+                not_finite = add_counts((not_finite, not_finite_in(path, index)))
                 if options.emit:
                     members.append(read_members(path, split))
             (folder / index_name(name)).write_bytes(index.to_bytes())
@@ -196,8 +199,10 @@ def _write_all(
             provenance["steps"] = {"mapping": mapping.plain(), "copied": [name for name in pieces if name not in names]}
         manifest = builder.build(renumber=True, provenance=provenance)
         split = "train" if "train" in manifest.splits else manifest.splits[0]
-        plain = {name: to_plain(summary) for name, summary in merge_all(statistics[split]).items()}
-        manifest = replace(manifest, statistics=plain, statistics_split=split)
+        summaries = merge_all(statistics[split])
+        plain = {name: to_plain(summary) for name, summary in summaries.items()}
+        more = MoreStatistics.of(summaries, not_finite)
+        manifest = replace(manifest, statistics=plain, statistics_split=split, more=more)
         made = [folder / JOINED] if JOINED in names and mapping else []
         made += [folder / index_name(name) for name in names]
         _publish(url, made, storage_options)

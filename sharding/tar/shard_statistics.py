@@ -8,7 +8,17 @@ from numpy.typing import NDArray
 
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.statistics import Summary, merge_all, summarize
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, count_not_finite, merge_all, summarize
+
+
+def not_finite_in(path: Path, index: ShardIndex) -> dict[str, NotFinite]:
+    """How many values of array features are not finite, over all episodes of a local shard."""
+    arrays = [one for one in index.features.values() if one.kind == "array" and np.dtype(one.dtype).kind == "f"]
+    with path.open("rb") as file:
+        return add_counts(
+            count_not_finite({feature.name: array_of(file, index, feature, episode) for feature in arrays})
+            for episode in range(index.num_episodes)
+        )
 
 
 def statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:

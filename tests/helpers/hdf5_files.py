@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import simplejpeg
+import xxhash
 from PIL import Image
 
 HEIGHT, WIDTH = 24, 32
@@ -149,6 +150,14 @@ def png(data):
 
 def manifest(folder):
     return json.loads((Path(folder) / "dataset.json").read_text())
+
+
+def tables(folder):
+    """Names of the binary files that belong to the manifest of a folder: those it names, and its sketches."""
+    said = manifest(folder)
+    key = json.dumps([said["fingerprint"], said["statistics"]["features"]], sort_keys=True)
+    sketches = f"statistics-{xxhash.xxh3_128_hexdigest(key.encode())[:8]}.tables"
+    return {said["tables"]["file"], said["sources"]["file"], sketches}
 
 
 def contents(folder):

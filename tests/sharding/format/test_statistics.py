@@ -60,6 +60,7 @@ def test_values_that_are_not_finite_are_left_out_and_unknown_is_none():
     values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.inf]])
     assert plain_of([values[:1], values[1:]]) == {
         "count": 2,
+        "finite": [2, 1, 0],
         "mean": [2.0, 5.0, None],
         "std": [1.0, 0.0, None],
         "min": [1.0, 5.0, None],

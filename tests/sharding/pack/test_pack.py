@@ -18,6 +18,7 @@ from hdf5_files import (
     png,
     robomimic,
     shards,
+    tables,
 )
 
 from epistream.errors import OptionError, PackError
@@ -206,8 +207,7 @@ def test_pack_same_input_gives_same_bytes_with_1_and_3_workers_and_wherever_it_i
 def test_pack_leaves_only_shards_indexes_and_manifest(tmp_path):
     pack(aloha_jpeg(tmp_path / "a.hdf5"), tmp_path / "deep" / "out")
     names = {path.name for path in (tmp_path / "deep" / "out").iterdir()}
-    tables = {manifest(tmp_path / "deep" / "out")[what]["file"] for what in ("tables", "sources")}
-    assert names == {"shard-000000.tar", "shard-000000.index", "dataset.json"} | tables
+    assert names == {"shard-000000.tar", "shard-000000.index", "dataset.json"} | tables(tmp_path / "deep" / "out")
 
 
 def test_pack_shards_hold_whole_episodes_of_one_split_near_the_target_size(tmp_path):

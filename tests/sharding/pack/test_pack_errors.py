@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, robomimic, shards
+from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, robomimic, shards, tables
 
 from epistream.errors import DatasetExistsError, OptionError, PackError, SourceChangedError, SourceError
 from epistream.sharding.dataset import open_dataset
@@ -230,8 +230,7 @@ def test_pack_overwrite_replaces_and_cleans_up(tmp_path):
     for options, name in (({"codec": "raw"}, "shard-r1-000000"), ({"codec": "png"}, "shard-000000")):
         pack(path, tmp_path / "out", overwrite=True, **options)
         kept = set(contents(tmp_path / "out"))
-        tables = {manifest(tmp_path / "out")[what]["file"] for what in ("tables", "sources")}
-        assert kept == {f"{name}.tar", f"{name}.index", "dataset.json", "notes.txt"} | tables
+        assert kept == {f"{name}.tar", f"{name}.index", "dataset.json", "notes.txt"} | tables(tmp_path / "out")
     assert manifest(tmp_path / "out")["fingerprint"] != first
 
 
