@@ -19,6 +19,7 @@ from epistream.loader.order.plan import OrderOptions
 from epistream.loader.order.window import Window
 from epistream.loader.reading.frames import Side
 from epistream.loader.samples.action_delta import DeltaKind
+from epistream.loader.samples.collate import KeptDtype
 from epistream.loader.samples.formats.names import FORMATS
 from epistream.loader.samples.normalize import Mode as Normalize
 from epistream.options import OneOf, options_of
@@ -84,6 +85,7 @@ StreamSection = _section(
     sample_format=Annotated[str, OneOf(FORMATS)] | None,
     delta_timestamps=dict[str, _List[float]] | None,
     action_delta=DeltaKind | None,
+    dtypes=dict[str, KeptDtype] | None,
     normalize=Normalize | dict[str, Normalize] | None,
     layout=str | None,
     storage_options=(dict[str, Any], Field({}, description="for fsspec; keep secrets out of files")),

@@ -28,6 +28,9 @@ class StreamOptions(SampleOptions):
         batch_size: windows per batch and rank.
         window: step offsets to read. The anchor step alone by default.
         features: names to stream, in this order; all if None.
+        dtypes: float32 or float64 by feature, or by pattern such as ``observation.*``. Arrays come as they are stored,
+            but float64 as float32; of seconds since 1970 that leaves one value for two minutes, which a warning says.
+            ``{"timestamp": "float64"}`` keeps what is stored; features that are normalised are so in their dtype.
         split: a split of the dataset; all if None. ``"auto"`` is ``"train"`` where there is one, else all.
         shuffle: False streams in storage order.
         seed: of the order. Must be the same on all ranks.

@@ -47,7 +47,7 @@ class RandomAccess:
         """
         episodes, steps = np.asarray(episode_index, np.int64), np.asarray(step, np.int64)
         shown = self._options.frames.all_shown(self._features)
-        views = BatchLayout.plan(shown, self._window, len(steps)).allocate()
+        views = BatchLayout.plan(shown, self._window, len(steps), self._options.dtypes).allocate()
         windows = BatchWindows(
             shard=self._dataset.episode_shard[episodes],
             episode_index=episodes,

@@ -63,7 +63,7 @@ class EpisodeStream(Stream):
     | key                            | type                                                            |
     | ------------------------------ | --------------------------------------------------------------- |
     | ``observation.images.<cam>``   | uint8 (B, n, H, W, C), in the channel order of who recorded it  |
-    | ``observation.<name>``         | (B, n, ...) as stored; float64 becomes float32                  |
+    | ``observation.<name>``         | (B, n, ...) as stored; float64 becomes float32 unless `dtypes`  |
     | ``action``                     | (B, n, A), likewise                                             |
     | ``<key>_is_pad``               | bool (B, n), True where the episode does not reach              |
     | ``episode_index, step_index``  | int64 (B,): position of the episode in the dataset, anchor step |
@@ -120,6 +120,7 @@ class EpisodeStream(Stream):
             instruction=options.instruction,
             on_bad=options.on_bad,
             frames=FrameOptions(options.image_size, options.decode),
+            dtypes=self._collator.dtypes,
         )
         cache = NodeCache(options.cache_options, dataset.storage_options)
         self.finds_world = world is None

@@ -41,6 +41,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "batch_size": ([1, 1 << 20], [*COUNT, (1 << 20) + 1]),
         "window": ([es.Window(), None], [16, "action"]),
         "features": ([["action"], "action", None], [3]),
+        "dtypes": ([{"action": "float64"}, {"observation.*": "float32"}, None], [3, {"action": "int8"}, ["action"]]),
         "split": (["auto", "val", None], [3, True]),
         "shuffle": FLAG,
         "seed": ([0, 2**64 - 1], [-1, 2**64, 1.0, "0", True]),

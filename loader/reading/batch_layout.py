@@ -33,13 +33,15 @@ class BatchLayout:
     num_bytes: int
 
     @classmethod
-    def plan(cls, features: Mapping[str, Feature], window: Window, batch_size: int) -> "BatchLayout":
-        """Lay out a batch of `batch_size` windows of `features`."""
+    def plan(
+        cls, features: Mapping[str, Feature], window: Window, batch_size: int, dtypes: Mapping[str, str] | None = None
+    ) -> "BatchLayout":
+        """Lay out a batch of `batch_size` windows of `features`, those named in `dtypes` in these."""
         shapes: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
         for name, feature in features.items():
             num_steps = len(window.offsets(name))
-            dtype = np.dtype(feature.dtype)
-            if dtype == np.float64:  # stored exactly, but yielded as float32
+            dtype = np.dtype((dtypes or {}).get(name, feature.dtype))
+            if dtype == np.float64 and name not in (dtypes or {}):  # stored exactly, but yielded as float32
                 dtype = np.dtype(np.float32)
             shapes.append((name, dtype, (batch_size, num_steps, *feature.shape)))
             shapes.append((f"{name}_is_pad", np.dtype(np.bool_), (batch_size, num_steps)))

@@ -48,10 +48,11 @@ class DatasetPart:
     instruction: Instruction = "first"
     on_bad: OnBad = "raise"
     frames: FrameOptions = field(default_factory=FrameOptions)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     def layout(self, batch_size: int) -> BatchLayout:
         """How batches of its windows lie in memory."""
-        return BatchLayout.plan(self.frames.all_shown(self.features), self.window, batch_size)
+        return BatchLayout.plan(self.frames.all_shown(self.features), self.window, batch_size, self.dtypes)
 
     def windows(self, order: EpochOrder, schedule: Schedule, batch_index: int) -> BatchWindows:
         """The windows of a rank's batch, in batch order, of a stream of this dataset alone."""
@@ -210,6 +211,7 @@ class ReadJob:
                 part.frames,
                 self._decoded(part, schedule.global_batch),
                 num_readers=len(self.parts),
+                dtypes=part.dtypes,
             )
             for part in self.parts
         )

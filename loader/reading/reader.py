@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.loader.order.window import Window
-from epistream.loader.reading.array_tables import ArrayTables, gather_rows, gather_steps, held_by
+from epistream.loader.reading.array_tables import ArrayTables, Table, gather_rows, gather_steps, held_by
 from epistream.loader.reading.cold_start import ColdReads, Wanted
 from epistream.loader.reading.decoded_frames import DecodedFrames
 from epistream.loader.reading.frames import FrameDecoder, FrameOptions, draw_frames
 from epistream.loader.reading.keeping import DecodedPlan
 from epistream.loader.reading.open_files import most_open
 from epistream.loader.reading.open_shards import OpenShard, OpenShards
+from epistream.loader.reading.precision import MOST_STEPS, PrecisionWatch
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -48,12 +49,14 @@ class ReaderOptions:
         frames: size of the frames.
         decoded: sizes of the decoded frames; None decodes every frame when it is read.
         num_readers: readers that the same thread has, among which the files that it may open are shared.
+        dtypes: of the arrays that are read into, where they are not those of `BatchLayout` by itself.
     """
 
     max_open_shards: int = 64
     frames: FrameOptions = field(default_factory=FrameOptions)
     decoded: DecodedPlan | None = None
     num_readers: int = 1
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 class EpisodeReader:
@@ -104,6 +107,7 @@ class EpisodeReader:
         self._offsets = {name: window.offsets(name) for name in features}
         self._arrays = {name: feature for name, feature in features.items() if feature.kind == "array"}
         self._tables = ArrayTables(self._arrays, cache, self._max_open_shards)
+        self._precision = PrecisionWatch(self._arrays, options.dtypes)
         self._cold = ColdReads(self._features, self._max_open_shards)
         # Frames that are stored as they are wanted are gathered from their shard already.
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
@@ -213,9 +217,23 @@ class EpisodeReader:
                 out[name][rows] = gather_rows(tables[name], wanted + first_row, feature)
             else:
                 out[name][rows] = gather_steps(opened.tar, opened.index, feature, episodes, wanted)
+        if self._precision.wanted and not opened.is_cold:
+            self._look_at(opened, int(episodes[0]), tables)
         for name in self._decoders:
             wanted, is_pad = steps[self._offsets[name]]
             self._read_frames(opened, name, (episodes, wanted[rows], is_pad[rows], rows), out[name])
+
+    def _look_at(self, opened: OpenShard, episode: int, tables: Mapping[str, Table]) -> None:
+        """See whether the dtypes of batches can tell the steps of an episode apart."""
+        index = opened.index
+        steps = np.arange(min(int(index.length[episode]), MOST_STEPS))
+        for name in self._precision.wanted:
+            feature = self._arrays[name]
+            if name in tables:
+                values = gather_rows(tables[name], steps + index.first_row[episode], feature)
+            else:
+                values = gather_steps(opened.tar, index, feature, np.array([episode]), steps[None])[0]
+            self._precision.look(name, values, self._dataset.shard_url[opened.number])
 
     def _read_frames(
         self,

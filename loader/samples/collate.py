@@ -1,9 +1,11 @@
 """What becomes of a batch in the training process: deltas, normalisation, and the format that was asked for."""
 
+import fnmatch
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
 Batch = dict[str, Any]
+KeptDtype = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class SampleOptions:
     """What a stream's user wants of a sample; the arguments of `EpisodeStream` of the same names."""
 
     features: Collection[str] | None = None
+    # Which dtypes there are, and of which features, is looked at below and with the features.
+    dtypes: Mapping[str, Any] | None = None
     window: Window | None = None
     delta_timestamps: Mapping[str, Collection[float]] | None = None
     tolerance_s: Annotated[float, Range(ge=0)] = TOLERANCE_S
@@ -42,6 +47,11 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        for name, dtype in (self.dtypes or {}).items():
+            if dtype not in get_args(KeptDtype):
+                raise OptionError(
+                    f"dtypes[{name!r:.80}]: {dtype!r:.80}, wanted 'float32' or 'float64'. Leave {name!r:.80} out."
+                )
 
 
 class Collator:
@@ -49,6 +59,7 @@ class Collator:
 
     Attributes:
         features: to read.
+        dtypes: of those that were asked for in one.
         window: to read them in.
         normalizer: what is applied; None if nothing is.
     """
@@ -67,6 +78,7 @@ class Collator:
         if names is None and preset is not None:
             names = preset.select(dataset.features)
         self.features = choose_features(dataset.features, names)
+        self.dtypes = choose_dtypes(self.features, options.dtypes)
         window = options.window or Window()
         if preset is not None:
             window = preset.window(options.window, dataset)
@@ -87,7 +99,7 @@ class Collator:
         if self._delta is not None:
             self._delta.check(self.features)
         self.window = window if self._delta is None else self._delta.read(window)
-        self.normalizer = _normalizer(dataset, self.features, options, self._delta)
+        self.normalizer = _normalizer(dataset, self.features, options, self._delta, self.dtypes)
         self._every_task = options.instruction == "all"
         self._squeezed = [name for name in self.features if options.squeeze and len(window.offsets(name)) == 1]
 
@@ -134,11 +146,22 @@ class Collator:
 
 
 def _normalizer(
-    dataset: Dataset, features: Mapping[str, Feature], options: SampleOptions, delta: ActionDelta | None
+    dataset: Dataset,
+    features: Mapping[str, Feature],
+    options: SampleOptions,
+    delta: ActionDelta | None,
+    dtypes: Mapping[str, str],
 ) -> Normalizer | None:
     if options.normalize is None:
         return None
-    normalizer = normalizer_for(options.normalize, features, dataset.statistics)
+    normalizer = normalizer_for(options.normalize, features, dataset.statistics, dtypes)
+    for name, affine in normalizer.affine.items():
+        if dtypes.get(name) == "float64" and affine.shift.dtype != np.float64:
+            raise OptionError(
+                f"normalize and dtypes: a Normalizer with float32 numbers of {name}, wanted float64, as dtypes says. "
+                f'Make it with Normalizer(statistics, modes, dtypes={{"{name}": "float64"}}), or leave {name} out of '
+                "dtypes."
+            )
     if delta is not None and delta.action in normalizer.affine and not isinstance(options.normalize, Normalizer):
         raise OptionError(
             f"normalize and action_delta: the dataset's statistics are of {delta.action} as recorded, not of the "
@@ -165,3 +188,28 @@ def choose_features(available: Mapping[str, Feature], wanted: Collection[str] | 
             f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
         )
     return {name: available[name] for name in wanted}
+
+
+def choose_dtypes(features: Mapping[str, Feature], wanted: Mapping[str, str] | None) -> dict[str, str]:
+    """The dtype of each feature that was asked for in one.
+
+    Args:
+        features: that are streamed.
+        wanted: dtypes by name or pattern (``observation.*``); a name wins over a pattern, a later one over an earlier.
+
+    Raises:
+        OptionError: a name that is not streamed, a camera, or a pattern that no array matches.
+    """
+    arrays = [name for name, feature in features.items() if feature.kind == "array"]
+    chosen: dict[str, str] = {}
+    for pattern, dtype in sorted((wanted or {}).items(), key=lambda item: item[0] in features):
+        matching = [pattern] if pattern in arrays else fnmatch.filter(arrays, pattern)
+        if not matching:
+            what = "a camera" if pattern in features else "not among the streamed features"
+            otherwise = "Name one of these, or a pattern such as 'observation.*'."
+            raise OptionError(
+                f"dtypes: {pattern!r} is {what}, wanted some of {sorted(arrays)}. "
+                f"{did_you_mean(pattern, arrays, otherwise)}"
+            )
+        chosen |= dict.fromkeys(matching, dtype)
+    return chosen

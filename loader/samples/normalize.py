@@ -30,11 +30,11 @@ MIN_SCALE = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """``(x - shift) / scale`` of one feature; both float32, in the shape of one step."""
+    """``(x - shift) / scale`` of one feature; both float32, or float64 where it is, in the shape of one step."""
 
     mode: Mode
-    shift: NDArray[np.float32]
-    scale: NDArray[np.float32]
+    shift: NDArray[np.floating[Any]]
+    scale: NDArray[np.floating[Any]]
 
 
 class Normalizer:
@@ -61,6 +61,7 @@ class Normalizer:
         *,
         min_std: float = MIN_SCALE,
         features: Mapping[str, Feature] | None = None,
+        dtypes: Mapping[str, str] | None = None,
     ) -> None:
         """Take the shift and the scale of each feature from statistics.
 
@@ -69,11 +70,16 @@ class Normalizer:
             modes: what to do with which feature.
             min_std: smaller deviations than this become it (ACT: 1e-2); those below 1e-8 become 1.
             features: when given, the shapes that the statistics must have.
+            dtypes: ``"float64"`` for features that are to be normalised in it, as `StreamOptions` has them.
 
         Raises:
             OptionError: an unknown mode, or statistics that are not there or of another shape.
         """
-        self.affine = {name: _affine(name, statistics, mode, min_std) for name, mode in modes.items()}
+        kept = dtypes or {}
+        self.affine = {
+            name: _affine(name, statistics, mode, min_std, np.dtype(kept.get(name, "float32")))
+            for name, mode in modes.items()
+        }
         for name, feature in (features or {}).items():
             if name in self.affine and self.affine[name].shift.shape != feature.shape:
                 raise OptionError(
@@ -83,9 +89,9 @@ class Normalizer:
         self._on_device: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
 
     def normalize(self, name: str, values: Tensor) -> Tensor:
-        """`values` (..., *shape of a step) of a feature, normalised; in place where they are float32."""
+        """`values` (..., *shape of a step) of a feature, normalised; in place where they have its dtype."""
         shift, scale = self._tensors(name, values.device)
-        return values.to(torch.float32).sub_(shift).div_(scale)
+        return values.to(shift.dtype).sub_(shift).div_(scale)
 
     def unnormalize(self, name: str, values: Tensor) -> Tensor:
         """The inverse, as a new tensor on the device of `values`: what a policy returned, in the units of the data."""
@@ -103,6 +109,7 @@ class Normalizer:
         """Plain values for JSON: what belongs into a checkpoint, so that inference undoes what training did."""
         return {
             name: {"mode": one.mode, "shift": one.shift.tolist(), "scale": one.scale.tolist()}
+            | ({"dtype": "float64"} if one.shift.dtype == np.float64 else {})
             for name, one in self.affine.items()
         }
 
@@ -111,7 +118,8 @@ class Normalizer:
         """The inverse of `to_dict`."""
         self = cls({}, {})
         for name, one in values.items():
-            shift, scale = np.asarray(one["shift"], np.float32), np.asarray(one["scale"], np.float32)
+            dtype = np.float64 if one.get("dtype") == "float64" else np.float32
+            shift, scale = np.asarray(one["shift"], dtype), np.asarray(one["scale"], dtype)
             if shift.shape != scale.shape or not np.all(scale > 0):
                 raise OptionError(
                     f"normalizer of {name}: shift {shift.shape}, scale {scale.shape}, wanted equal shapes."
@@ -136,6 +144,7 @@ def normalizer_for(
     wanted: Mode | Mapping[str, Mode] | Normalizer,
     features: Mapping[str, Feature],
     statistics: Statistics,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Normalizer:
     """What the argument `normalize` of a stream means.
 
@@ -144,6 +153,7 @@ def normalizer_for(
             feature, or a normalizer.
         features: that are streamed.
         statistics: of the dataset.
+        dtypes: of features that are streamed in another than float32.
 
     Raises:
         OptionError: unknown modes or features, cameras, or missing statistics.
@@ -173,7 +183,7 @@ def normalizer_for(
             raise OptionError(
                 f"normalize: {wrong} not among the low-dimensional features {arrays}. Name some of these."
             )
-    return Normalizer(statistics, modes, features=features)
+    return Normalizer(statistics, modes, features=features, dtypes=dtypes)
 
 
 def _is_motion(name: str, feature: Feature) -> bool:
@@ -186,7 +196,7 @@ def _check_mode(where: str, mode: object) -> None:
         raise OptionError(f"{where}: {mode!r}, wanted one of {', '.join(get_args(Mode))}.")
 
 
-def _affine(name: str, statistics: Statistics, mode: str, min_std: float) -> Affine:
+def _affine(name: str, statistics: Statistics, mode: str, min_std: float, dtype: np.dtype[Any]) -> Affine:
     _check_mode(f"normalize[{name!r}]", mode)
     known = statistics.get(name, {})
     missing = [key for key in _NEEDED[mode] if key not in known]
@@ -203,4 +213,4 @@ def _affine(name: str, statistics: Statistics, mode: str, min_std: float) -> Aff
     # JSON has null for what is not known, which numpy reads as NaN; the comparison is false for it too.
     shift = np.nan_to_num(shift, nan=0.0)
     scale = np.where(scale >= MIN_SCALE, scale, 1.0)
-    return Affine(cast(Mode, mode), shift.astype(np.float32), scale.astype(np.float32))
+    return Affine(cast(Mode, mode), shift.astype(dtype), scale.astype(dtype))

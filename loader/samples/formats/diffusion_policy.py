@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from epistream.errors import OptionError
 from epistream.loader.order.window import Window
 from epistream.loader.samples.formats.base import Batch, FormatContext, Padding, SampleFormat
@@ -86,8 +89,8 @@ class DiffusionPolicyFormat(SampleFormat):
         obs = {}
         for name, key in self._keys(context.features).items():
             is_camera = context.features[name].kind == "frames"
-            obs[key] = scaled(batch[name], context.recycler) if is_camera else batch[name].float()
-        sample = {"obs": obs, "action": batch[self.action].float()}
+            obs[key] = scaled(batch[name], context.recycler) if is_camera else _floats(batch[name])
+        sample = {"obs": obs, "action": _floats(batch[self.action])}
         if self.padding.mask is not None:
             sample[self.padding.key("action")] = self.padding.of(batch[f"{self.action}_is_pad"])
         return sample | ({"is_repeat": batch["is_repeat"]} if "is_repeat" in batch else {})
@@ -103,3 +106,8 @@ class DiffusionPolicyFormat(SampleFormat):
             unique = recorded[name] and times[recorded[name]] == 1
             keys[name] = self.keys.get(name) or (recorded[name] if unique else stripped)
         return keys
+
+
+def _floats(values: Tensor) -> Tensor:
+    """As float32, but what was asked for in float64."""
+    return values if values.dtype == torch.float64 else values.float()
