@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -267,7 +268,7 @@ class JoinedStatistics(Mapping[str, Mapping[str, Any]]):
                 "are estimates. Make it with '%s'.",
                 ", ".join(lacking),
                 ", ".join(self.estimated),
-                "' and '".join(f"epistream index {url} --overwrite" for url in lacking),
+                "' and '".join(f"epistream index {shlex.quote(url)} --overwrite" for url in lacking),
             )
         return merged
 
