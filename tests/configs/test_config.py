@@ -21,6 +21,7 @@ VALUES = {
     "stream.window.pad": ("zero", "zero"),
     "stream.window.drop_incomplete": ("true", True),
     "stream.window.must_fit": ("[-1, 2]", (-1, 2)),
+    "stream.dtypes": ("{action: float64}", {"action": "float64"}),
     "stream.features": ("[action]", ["action"]),
     "stream.split": ("val", "val"),
     "stream.shuffle": ("false", False),
