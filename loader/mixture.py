@@ -16,6 +16,7 @@ from epistream.loader.order.world import World
 from epistream.loader.reading.job import DATASET_INDEX, DatasetPart, ReadJob
 from epistream.loader.stream import EpisodeStream
 from epistream.loader.stream_base import Batch, Stream
+from epistream.sharding.format.feature_sets import difference_text
 
 
 class Mixture(Stream):
@@ -101,15 +102,40 @@ class Mixture(Stream):
 
 
 def _check_alike(first: DatasetPart, other: DatasetPart) -> None:
-    for name, ours, theirs in (
-        ("features", first.layout(1), other.layout(1)),
-        ("window", first.window.describe(), other.window.describe()),
-    ):
-        if ours != theirs:
-            raise OptionError(
-                f"Mixture: {name} of {other.dataset.url} are {_short(theirs)}, those of {first.dataset.url} are "
-                f"{_short(ours)}. Give all streams the same features=, window= and order=OrderOptions(lanes=...)."
-            )
+    """Refuse streams whose batches do not lie alike in memory, and say in what they differ."""
+    window, wanted = other.window.describe(), first.window.describe()
+    if window != wanted:
+        raise OptionError(
+            f"Mixture: {other.dataset.url}: window {window}, wanted {wanted} as of {first.dataset.url}. Give all "
+            "streams the same window=."
+        )
+    if first.layout(1) == other.layout(1):
+        return
+    mine, theirs = _said_of(other), _said_of(first)
+    difference = difference_text(mine, theirs) or f"features in the order {list(mine)}"
+    alike = [name for name, said in theirs.items() if mine.get(name) == said]
+    cure = f"features={alike}, which they share" if alike else "features that are alike"
+    sizes = {said.get("width x height") for one in (mine, theirs) for said in one.values()} - {None}
+    if len(sizes) > 1:
+        cure += ", or where cameras differ in size only, the same image_size=(height, width)"
+    raise OptionError(
+        f"Mixture: {other.dataset.url}: {difference}, wanted batches as of {first.dataset.url}. Give all streams "
+        f"{cure}."
+    )
+
+
+def _said_of(part: DatasetPart) -> dict[str, dict[str, str]]:
+    """What matters of each feature where batches are put together."""
+    described = {}
+    for field in part.layout(1).fields:
+        feature = part.features.get(field.name)
+        if feature is not None:
+            shape = field.shape[2:]
+            size = {"shape": str(shape)}
+            if feature.kind == "frames":
+                size = {"width x height": f"{shape[1]}x{shape[0]}", "channels": str(shape[2])}
+            described[field.name] = {"kind": feature.kind, "dtype": str(field.dtype), **size}
+    return described
 
 
 def _one_cache(jobs: Sequence[ReadJob]) -> NodeCache:
@@ -126,17 +152,11 @@ def _one_cache(jobs: Sequence[ReadJob]) -> NodeCache:
     return NodeCache(jobs[0].cache.options, storage)
 
 
-def _short(value: Any) -> str:
-    fields = getattr(value, "fields", None)
-    return str([(field.name, str(field.dtype), field.shape[2:]) for field in fields] if fields else value)
-
-
 def _join(pieces: list[Any], views: Mapping[str, NDArray[Any]]) -> Batch:
     joined: Batch = {}
     if not all(isinstance(piece, Mapping) and piece.keys() == pieces[0].keys() for piece in pieces):
-        shapes = [sorted(piece) if isinstance(piece, Mapping) else type(piece).__name__ for piece in pieces]
         raise OptionError(
-            f"Mixture: batches of its streams are {shapes}, wanted dicts with the same keys, as they are put together. "
+            f"Mixture: {_unlike(pieces)}, wanted dicts with the same keys, as they are put together. "
             "Format and transform the batch after the mixture."
         )
     for key, first in pieces[0].items():
@@ -153,6 +173,17 @@ def _join(pieces: list[Any], views: Mapping[str, NDArray[Any]]) -> Batch:
                 "batches of several datasets are put together. Format the batch after the mixture."
             )
     return joined
+
+
+def _unlike(pieces: list[Any]) -> str:
+    """What is other about the first batch that does not fit the others."""
+    for piece in pieces:
+        if not isinstance(piece, Mapping):
+            return f"a batch of one of its streams is a {type(piece).__name__}"
+    first, other = pieces[0], next(piece for piece in pieces if piece.keys() != pieces[0].keys())
+    nothing: dict[str, str] = {}
+    difference = difference_text(dict.fromkeys(map(str, other), nothing), dict.fromkeys(map(str, first), nothing))
+    return f"the batch of one stream {difference}, against that of another"
 
 
 def _join_tensors(parts: list[torch.Tensor], whole: NDArray[Any] | None) -> torch.Tensor:

@@ -27,7 +27,8 @@ class StreamOptions(SampleOptions):
     Args:
         batch_size: windows per batch and rank.
         window: step offsets to read. The anchor step alone by default.
-        features: names to stream, in this order; all if None.
+        features: names to stream, in this order; all if None. Patterns such as ``"observation.images.*"`` stand for
+            what they match, in the dataset's order. Of several sources and HDF5 files, what is named must be alike.
         dtypes: float32 or float64 by feature, or by pattern such as ``observation.*``. Arrays come as they are stored,
             but float64 as float32; of seconds since 1970 that leaves one value for two minutes, which a warning says.
             ``{"timestamp": "float64"}`` keeps what is stored; features that are normalised are so in their dtype.

@@ -102,6 +102,7 @@ class EpisodeStream(Stream):
             on_bad=options.on_bad,
             layout=options.layout,
             allow_outside_files=options.allow_outside_files,
+            features=options.features,
         )
         self._collator = Collator(dataset, options)
         chosen, window = self._collator.features, self._collator.window

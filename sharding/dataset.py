@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ def open_dataset(
     on_bad: Literal["raise", "skip"] = "raise",
     layout: "str | os.PathLike[str] | MappingLayout | None" = None,
     allow_outside_files: bool = False,
+    features: Collection[str] | None = None,
 ) -> Dataset:
     """Open a dataset without reading any of its shards.
 
@@ -41,6 +42,8 @@ def open_dataset(
             takes it; found from each file by default. Not for shards alone.
         allow_outside_files: Let HDF5 files read from others outside of their folders, by external links, virtual
             datasets or external storage; those in the folder or below may be read in any case.
+        features: Names and patterns (``observation.images.*``) of what all parts of a list, and all HDF5 files, must
+            have alike; everything if None. Features that are not alike are left aside then.
 
     Returns:
         The dataset. In a list, a part without a split counts as ``train`` beside parts that have one.
@@ -49,14 +52,21 @@ def open_dataset(
         OptionError: If `source` cannot be understood, or `layout` is given and there are only shards.
         SourceError: If there is no dataset; the message says what is there instead.
         VersionError: If it was written in a later format.
-        FormatError: If it is torn, or parts of a list have different features.
+        FormatError: If it is torn, or parts of a list have different features (of those that `features` names).
         LayoutError: If an HDF5 file fits no known layout.
     """
     options = dict(storage_options or {})
 
     def open_part(part: Part) -> Dataset:
         if isinstance(part, Hdf5Files):
-            return _open_hdf5(part, options, on_bad == "skip", layout, allow_outside_files)
+            return _open_hdf5(
+                part,
+                options,
+                skip_bad=on_bad == "skip",
+                layout=layout,
+                allow_outside=allow_outside_files,
+                features=features,
+            )
         return _open(part, options)
 
     parts = resolve(source)
@@ -65,7 +75,7 @@ def open_dataset(
         opened, skipped = open_good(parts, open_part, _names, _pieces)
     else:
         opened = [open_part(part) for part in parts]
-    dataset = opened[0] if len(opened) == 1 else concatenate(opened)
+    dataset = opened[0] if len(opened) == 1 else concatenate(opened, features)
     if layout is not None and not any(isinstance(part, Hdf5Files) for part in parts):
         raise OptionError(
             f"{dataset.url}: shards, whose layout was settled when they were packed; layout is {str(layout)!r}, "
@@ -95,9 +105,11 @@ def _names(part: Part) -> list[str]:
 def _open_hdf5(
     part: Hdf5Files,
     options: dict[str, Any],
+    *,
     skip_bad: bool,
     layout: "str | os.PathLike[str] | MappingLayout | None",
     allow_outside: bool,
+    features: Collection[str] | None,
 ) -> Dataset:
     from epistream.sharding.hdf5.dataset import open_hdf5_files
     from epistream.sharding.layouts.layout_file import chosen_layout
@@ -110,6 +122,7 @@ def _open_hdf5(
         skip_bad=skip_bad,
         layout=chosen_layout(layout),
         allow_outside=allow_outside,
+        features=features,
     )
 
 

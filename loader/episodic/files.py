@@ -25,9 +25,10 @@ from epistream.loader.order.window import Window
 from epistream.loader.random_access import RandomAccess
 from epistream.loader.reading.reader import ReaderOptions
 from epistream.loader.samples.action_delta import ActionDelta
-from epistream.loader.samples.collate import Collator, SampleOptions, choose_features
+from epistream.loader.samples.collate import Collator, SampleOptions
 from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 from epistream.sharding.dataset import open_dataset
+from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
 
 _STATISTICS = ("mean", "std", "min", "max", "q01", "q99")

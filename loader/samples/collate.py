@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
-from epistream.hints import did_you_mean
 from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
 from epistream.loader.order.instructions import Instruction, all_tasks
 from epistream.loader.order.window import Window
@@ -20,6 +19,7 @@ from epistream.loader.samples.formats.base import FormatContext, SampleFormat
 from epistream.loader.samples.formats.names import WantedFormat, format_for
 from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for
 from epistream.options import Range, check
+from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -168,26 +168,6 @@ def _normalizer(
             "differences. Give a Normalizer with those that epistream.delta_statistics computes."
         )
     return normalizer
-
-
-def choose_features(available: Mapping[str, Feature], wanted: Collection[str] | None) -> dict[str, Feature]:
-    """The features to stream: all, or those named, in the order named.
-
-    Raises:
-        OptionError: a name that the dataset does not have, or a list without names.
-    """
-    if wanted is None:
-        return dict(available)
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    missing = [name for name in wanted if name not in available]
-    if missing or not wanted:
-        otherwise = "Name some of these, or leave 'features' out for all."
-        hint = did_you_mean(missing[0], available, otherwise) if missing else otherwise
-        raise OptionError(
-            f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
-        )
-    return {name: available[name] for name in wanted}
 
 
 def choose_dtypes(features: Mapping[str, Feature], wanted: Mapping[str, str] | None) -> dict[str, str]:

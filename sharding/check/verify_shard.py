@@ -11,7 +11,8 @@ from epistream.errors import EpistreamError, FormatError, OptionError
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import local_copy, parent_and_name, read_bytes
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
-from epistream.sharding.format.features import Feature, codec_of, describe_difference
+from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary

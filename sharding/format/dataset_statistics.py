@@ -3,7 +3,7 @@
 import json
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -211,15 +211,18 @@ class MoreStatistics:
 NO_MORE = MoreStatistics()
 
 
-def joined_more(parts: Sequence[MoreStatistics]) -> MoreStatistics:
-    """That of several datasets together."""
-    return NO_MORE if all(part is NO_MORE for part in parts) else MoreStatistics(partial(_load_joined, tuple(parts)))
+def joined_more(parts: Sequence[MoreStatistics], features: Collection[str]) -> MoreStatistics:
+    """That of several datasets together, for the features that are alike in all."""
+    if all(part is NO_MORE for part in parts):
+        return NO_MORE
+    return MoreStatistics(partial(_load_joined, tuple(parts), frozenset(features)))
 
 
-def _load_joined(parts: Sequence[MoreStatistics]) -> Loaded:
-    names = [name for name in parts[0].sketches if all(name in part.sketches for part in parts)]
+def _load_joined(parts: Sequence[MoreStatistics], features: Collection[str]) -> Loaded:
+    names = [name for name in parts[0].sketches if name in features and all(name in part.sketches for part in parts)]
     sketches = {name: reduce(merge_sketches, (part.sketches[name] for part in parts)) for name in names}
-    return sketches, add_counts(part.not_finite for part in parts)
+    not_finite = add_counts(part.not_finite for part in parts)
+    return sketches, {name: counts for name, counts in not_finite.items() if name in features}
 
 
 class StatisticsPart(NamedTuple):
@@ -240,15 +243,19 @@ class JoinedStatistics(Mapping[str, Mapping[str, Any]]):
     Args:
         parts: The datasets.
         more: What is known of all of them.
+        features: Those that are alike in all of them.
     """
 
-    def __init__(self, parts: Sequence[StatisticsPart], more: MoreStatistics) -> None:
-        self._parts, self._more = tuple(parts), more
+    def __init__(self, parts: Sequence[StatisticsPart], more: MoreStatistics, features: Collection[str]) -> None:
+        self._parts, self._more, self._features = tuple(parts), more, frozenset(features)
 
     @lazy
     def moments(self) -> Plain:
         """The same, with every quantile estimated: for this no sketch is read."""
-        return merge_statistics([moments_of(part.statistics) for part in self._parts])
+        all_of_them = [moments_of(part.statistics) for part in self._parts]
+        return merge_statistics(
+            [{name: values for name, values in one.items() if name in self._features} for one in all_of_them]
+        )
 
     @lazy
     def estimated(self) -> tuple[str, ...]:

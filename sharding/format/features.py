@@ -175,18 +175,6 @@ def features_from_list(values: object, where: str) -> dict[str, Feature]:
     return by_name
 
 
-def describe_difference(left: Mapping[str, Feature], right: Mapping[str, Feature]) -> str | None:
-    """How two sets of features differ where a reader would notice, or None. Source paths may differ."""
-    if left.keys() != right.keys():
-        return f"features {sorted(left)} against {sorted(right)}"
-    for name, one in left.items():
-        other = right[name]
-        for field in ("kind", "dtype", "shape", "codec", "jpeg_channels", "rotate", "fps", "units"):
-            if getattr(one, field) != getattr(other, field):
-                return f"{name}: {field} {getattr(one, field)!r} against {getattr(other, field)!r}"
-    return None
-
-
 def feature_order(feature: Feature) -> tuple[int, str]:
     """Sorts the features of a dataset."""
     if feature.kind == "frames":

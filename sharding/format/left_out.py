@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.features import Feature
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -92,9 +93,5 @@ def usual_features(votes: Iterable[tuple[Mapping[str, Feature], int]]) -> Mappin
 
 def oddity(mine: Mapping[str, Feature], usual: Mapping[str, Feature]) -> str | None:
     """How the features of an episode differ from the usual ones, or None."""
-    lacking, added = sorted(usual.keys() - mine.keys()), sorted(mine.keys() - usual.keys())
-    if lacking or added:
-        parts = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"also has {', '.join(added)}"] * bool(added)
-        return " and ".join(parts) + ", wanted the features that most episodes have"
     difference = describe_difference(mine, usual)
-    return difference and f"{difference} in most episodes"
+    return difference and f"{difference}, wanted the features that most episodes have"

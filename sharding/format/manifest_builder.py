@@ -11,7 +11,8 @@ from epistream.errors import FormatError
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.dataset_statistics import NO_MORE, MoreStatistics
 from epistream.sharding.format.episode_meta import EpisodeMeta
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, hex_rows, offsets_of
@@ -133,9 +134,12 @@ class ManifestBuilder:
             FormatError: If its features are not the dataset's, its split is unknown, or its name was added before.
         """
         self._features = self._features or index.features
-        difference = describe_difference(self._features, index.features)
+        difference = describe_difference(index.features, self._features)
         if difference:
-            raise FormatError(f"{index.shard_name}: {difference} in the dataset. Pack both with the same options.")
+            raise FormatError(
+                f"{index.shard_name}: {difference}, wanted the features of the shards before it. Pack all with "
+                "the same options."
+            )
         split = index.episodes[0].split
         if self._splits is not None and split not in self._splits:
             raise FormatError(f"{index.shard_name}: split {split!r}, wanted one of {', '.join(self._splits)}.")

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import xxhash
 
-from epistream.errors import FormatError
 from epistream.lazy import lazy
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import join
@@ -21,7 +20,8 @@ from epistream.sharding.format.dataset_statistics import (
     joined_more,
 )
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.feature_sets import Wanted, agreed
+from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
 from epistream.sharding.format.statistics import NotFinite
@@ -136,29 +136,29 @@ def _index_url(url: str, shard_name: str) -> str:
     return join(url, index_name(shard_name))
 
 
-def concatenate(parts: Sequence[Dataset]) -> Dataset:
-    """One dataset after the other. Its fingerprint is XXH3-128 of theirs, in this order.
+def concatenate(parts: Sequence[Dataset], wanted: Wanted | None = None) -> Dataset:
+    """One dataset after the other, with the features that all have. Its fingerprint is XXH3-128 of theirs, in order.
+
+    Args:
+        parts: At least one.
+        wanted: Names and patterns of the features in which they must agree; in all if None.
 
     Raises:
-        FormatError: If their features differ.
+        FormatError: If they do not agree.
     """
     first = parts[0]
+    features = first.features
     for part in parts[1:]:
-        difference = describe_difference(first.features, part.features)
-        if difference:
-            raise FormatError(
-                f"{first.url} and {part.url}: {difference}, wanted the same features. Pack both alike, or open them "
-                "one by one."
-            )
+        features = agreed(features, first.url, part.features, part.url, wanted)
     # A part without a split is for training where another part says what is not.
     has_train = any("train" in part.splits for part in parts)
     named = [("train",) if has_train and part.splits == (NO_SPLIT,) else part.splits for part in parts]
     splits = tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
     tasks = {task: number for number, task in enumerate(dict.fromkeys(t for p in parts for t in p.tasks))}
-    more = joined_more([part.more for part in parts])
+    more = joined_more([part.more for part in parts], features)
     return Dataset(
         url=", ".join(part.url for part in parts),
-        features=first.features,
+        features=features,
         shard_url=tuple(itertools.chain.from_iterable(part.shard_url for part in parts)),
         index_url=tuple(itertools.chain.from_iterable(part.index_url for part in parts)),
         columns=join_columns(
@@ -168,7 +168,9 @@ def concatenate(parts: Sequence[Dataset]) -> Dataset:
         ),
         splits=splits,
         tasks=Texts.of(tasks, "tasks"),
-        statistics=JoinedStatistics([StatisticsPart(one.url, one.statistics, one.more) for one in parts], more),
+        statistics=JoinedStatistics(
+            [StatisticsPart(one.url, one.statistics, one.more) for one in parts], more, features
+        ),
         fingerprint=xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in parts).encode()),
         storage_options=first.storage_options,
         skipped={url: reason for part in parts for url, reason in part.skipped.items()},

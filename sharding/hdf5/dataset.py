@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-from epistream.errors import FormatError, SourceChangedError, SourceError
+from epistream.errors import SourceChangedError, SourceError
 from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
@@ -26,7 +26,8 @@ from epistream.sharding.format.dataset_statistics import (
     statistics_problem,
 )
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.features import Feature, describe_difference
+from epistream.sharding.format.feature_sets import Wanted, agreed, matching
+from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import BAD_FILE, leave_out, oddity, open_good, sentence, usual_features
 from epistream.sharding.format.manifest_builder import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.manifest_columns import fingerprint
@@ -78,6 +79,7 @@ def open_hdf5_files(
     skip_bad: bool = False,
     layout: str | MappingLayout | None = None,
     allow_outside: bool = False,
+    features: Wanted | None = None,
 ) -> Dataset:
     """Index every file that was not indexed before, and describe all of them.
 
@@ -89,6 +91,7 @@ def open_hdf5_files(
         skip_bad: Leave out files that cannot be read or have other features than most episodes.
         layout: Insist on this layout instead of finding that of each file.
         allow_outside: Whether files may read from others outside of their folders.
+        features: Names and patterns of the features in which files must agree; in all if None.
 
     Raises:
         SourceError: If a file is missing, unreadable, or given twice.
@@ -107,11 +110,17 @@ def open_hdf5_files(
     keep_of = look_again
     if skip_bad:
         keep_of = cache(look_again)  # every file is looked at before any of them is taken
-        urls, skipped = _usable(urls, keep_of)
-    sum_up = partial(_sum_up, options=options, layout=layout, allow_outside=allow_outside)
+        urls, skipped = _usable(urls, keep_of, features)
     while True:
-        dataset, shards = _describe(urls, keep_of)
+        dataset, shards = _describe(urls, keep_of, features)
         try:
+            sum_up = partial(
+                _sum_up,
+                options=options,
+                layout=layout,
+                allow_outside=allow_outside,
+                features=frozenset(dataset.features),
+            )
             statistics = _statistics(dataset, shards, sum_up, folder)
             break
         except _ChangedError as changed:  # since it was looked at
@@ -121,7 +130,8 @@ def open_hdf5_files(
             urls = [one for one in urls if one != changed.url]
     _say_what_is_slow(shards)
     _say_what_is_missing(dataset, shards)
-    more = partial(_more_again, tuple(urls), look_again, sum_up, folder, dataset.fingerprint, statistics)
+    describe = partial(_describe, keep_of=look_again, wanted=features)
+    more = partial(_more_again, tuple(urls), describe, sum_up, folder, dataset.fingerprint, statistics)
     return replace(
         dataset,
         url=url or dataset.url,
@@ -132,12 +142,15 @@ def open_hdf5_files(
     )
 
 
-def _usable(urls: Sequence[str], keep_of: KeepOf) -> tuple[list[str], dict[str, str]]:
+def _usable(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tuple[list[str], dict[str, str]]:
     """The files that can be read and have the usual features, and why each of the others is left out."""
 
     def look(url: str) -> tuple[str, dict[str, Feature], int]:
         rows = [one.index.rows for one in keep_of(url)]
-        return url, rows[0].features, sum(one.num_episodes for one in rows)
+        features = rows[0].features
+        if wanted is not None:
+            features = {name: features[name] for name in matching(features, wanted)}
+        return url, features, sum(one.num_episodes for one in rows)
 
     if not urls:
         return [], {}
@@ -158,20 +171,15 @@ class _ChangedError(Exception):
         self.url, self.reason = url, reason
 
 
-def _describe(urls: Sequence[str], keep_of: KeepOf) -> tuple[Dataset, list[_Shard]]:
+def _describe(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tuple[Dataset, list[_Shard]]:
     """All files as one dataset without statistics, and its shards."""
     shards: list[_Shard] = []
     features: dict[str, Feature] = {}
     num_episodes = 0
     for url in urls:
         kept = keep_of(url)
-        features = features or kept[0].index.rows.features
-        difference = describe_difference(features, kept[0].index.rows.features)
-        if difference:
-            raise FormatError(
-                f"{urls[0]} and {url}: {difference}, wanted the same features. Stream them one by one, or pack them "
-                "alike."
-            )
+        mine = kept[0].index.rows.features
+        features = agreed(features, urls[0], mine, url, wanted) if shards else mine
         for one in kept:
             summary = ShardSummary.of(one.index.rows, one.data)
             summary = replace(summary, numbers=num_episodes + summary.numbers)
@@ -278,7 +286,7 @@ def _pack_sketches(
 
 def _more_again(
     urls: Sequence[str],
-    keep_of: KeepOf,
+    describe: Callable[[Sequence[str]], tuple[Dataset, list[_Shard]]],
     sum_up: Callable[[_Shard], _Sums],
     folder: Path,
     fingerprint: str,
@@ -289,7 +297,7 @@ def _more_again(
     Raises:
         SourceError, FormatError, LayoutError, SourceChangedError, CacheError, DeadlineError: As `open_hdf5_files`.
     """
-    dataset, shards = _describe(urls, keep_of)
+    dataset, shards = describe(urls)
     if dataset.fingerprint != fingerprint:
         raise SourceChangedError(f"{urls[0]}: changed since it was opened, or others with it. Open them again.")
     key = sketch_key(fingerprint, statistics)
@@ -323,7 +331,13 @@ def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict
     return None
 
 
-def _sum_up(shard: _Shard, options: Options, layout: str | MappingLayout | None, allow_outside: bool) -> _Sums:
+def _sum_up(
+    shard: _Shard,
+    options: Options,
+    layout: str | MappingLayout | None,
+    allow_outside: bool,
+    features: Collection[str],
+) -> _Sums:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so.
 
     Raises:
@@ -339,7 +353,7 @@ def _sum_up(shard: _Shard, options: Options, layout: str | MappingLayout | None,
             arrays = {
                 field.feature.name: read_array(file, field, episode.length)
                 for field in episode.fields
-                if field.feature.kind == "array"
+                if field.feature.kind == "array" and field.feature.name in features
             }
             summaries = merge_all((summaries, {name: summarize(values) for name, values in arrays.items()}))
             not_finite = add_counts((not_finite, count_not_finite(arrays)))

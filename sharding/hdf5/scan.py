@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError
 from epistream.file_systems import local_path
+from epistream.sharding.files.fill_shards import fill_shards
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
-from epistream.sharding.format.features import Feature, describe_difference, feature_order
-from epistream.sharding.format.fill_shards import fill_shards
+from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.features import Feature, feature_order
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
 from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_bytes
@@ -103,7 +104,7 @@ def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout, groups: Sequence[s
     if not episodes:
         raise LayoutError(f"no episodes, wanted at least one as {layout.name}: {layout.looks_for}")
     for episode in episodes:
-        difference = describe_difference(episodes[0].features, episode.features)
+        difference = describe_difference(episode.features, episodes[0].features)
         if difference:
             raise LayoutError(
                 f"{episode.meta.source_path}: {difference}, wanted the features of {episodes[0].meta.source_path}"

@@ -11,13 +11,8 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
-from epistream.sharding.format.features import (
-    IMAGES,
-    Feature,
-    describe_difference,
-    feature_from_dict,
-    features_from_list,
-)
+from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.features import IMAGES, Feature, feature_from_dict, features_from_list
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS, Raw
@@ -60,11 +55,11 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         episodes = [_episode(file, sample, f"{path.name}, {sample.key}") for sample in samples]
     features = episodes[0].features
     for episode in episodes:
-        difference = describe_difference(features, episode.features)
+        difference = describe_difference(episode.features, features)
         if difference:
             raise FormatError(
-                f"{path.name}: {difference} in {episodes[0].key} and {episode.key}, wanted the same features. "
-                "Write one again, or make tars of their own of those that differ."
+                f"{path.name}: {episode.key}: {difference}, wanted the features of {episodes[0].key}. "
+                "Write one of them again, or make tars of their own of those that differ."
             )
     tell_left_out(left_out, path.name)
     hasher = hasher or hash_file(path)

@@ -86,7 +86,8 @@ def test_list_whose_features_differ_is_refused_with_both_sides(folder, tmp_path)
     other = write_dataset(tmp_path / "other", codec="png")
     with pytest.raises(FormatError) as caught:
         open_dataset([folder, other])
-    assert str(caught.value).startswith(f"{folder} and {other}: observation.images.top: codec 'jpeg' against 'png'")
+    assert str(caught.value).startswith(f"{other}: observation.images.top: codec png instead of jpeg, wanted the same")
+    assert str(folder) in str(caught.value)
 
 
 def test_statistics_of_a_list_are_those_of_all_values(folder, tmp_path):

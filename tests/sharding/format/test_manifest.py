@@ -359,7 +359,7 @@ def test_builder_refuses_a_shard_with_other_features():
     shard = a_shard(0, [(0, 5)])
     other = dataclasses.replace(FEATURES["action"], shape=(3,))
     builder = ManifestBuilder({"action": other})
-    with pytest.raises(FormatError, match=r"shard-000000\.tar: action: shape \(3,\) against \(2,\)"):
+    with pytest.raises(FormatError, match=r"shard-000000\.tar: action: shape \(2,\) instead of \(3,\)"):
         builder.add_shard(shard, shard.to_bytes())
 
 

@@ -339,7 +339,7 @@ def test_files_given_twice_or_of_different_features_are_refused(tmp_path):
     other = world.write_episode(
         tmp_path / "b.hdf5", values=lambda group, name, array: group.create_dataset(name, data=array * 1.0)
     )
-    with pytest.raises(FormatError, match=r"a\.hdf5 and .*b\.hdf5: observation\.gripper: dtype 'int64' against"):
+    with pytest.raises(FormatError, match=r"b\.hdf5: observation\.gripper: dtype .* instead of int64"):
         open_dataset([first, other])
 
 

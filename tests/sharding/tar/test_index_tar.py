@@ -162,7 +162,10 @@ def _frames(*numbers):
         (members(0, 3, meta={"valid_ranges": [[2, 9]]}), "a valid range that ends at 9"),
         ([("ep.meta.json", b"[" * 100_000), *_frames(0)], "no readable JSON"),
         ([("ep.meta.json", b"[]"), *_frames(0)], "a list, wanted a map"),
-        (members(0, 3) + members(1, 3, "png"), "codec 'jpeg' against 'png' in ep-000000000 and ep-000000001"),
+        (
+            members(0, 3) + members(1, 3, "png"),
+            "ep-000000001: observation.images.top: codec png instead of jpeg, wanted the features of ep-00000000",
+        ),
         ([("ep.Äction.npy", npy(actions(0, 3)))], "this name cannot be used"),
     ],
 )
