@@ -10,11 +10,13 @@ import natsort
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 
+from epistream.alike import grouped
 from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, wanted_layout
-from epistream.commands.tables import progress_bar
+from epistream.commands.tables import progress_bar, quiet
 from epistream.errors import OptionError
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.left_out import left_out_lines
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
@@ -22,6 +24,8 @@ from epistream.sharding.pictures.codecs import CODECS
 from epistream.units import count_text, size_text
 
 _MAX_FAULTS_SHOWN = 50
+# They warn those who call `pack` of what is printed here anyway.
+_TOLD_BY_THE_REPORT = ("epistream.sharding.pack.pack", "epistream.sharding.format.left_out")
 
 
 @click.command(name="pack")
@@ -53,7 +57,7 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
         sources = tuple(natsort.natsorted(sources, alg=natsort.ns.PATH))
     num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
     try:
-        with _Display() as display:
+        with _Display() as display, quiet(*_TOLD_BY_THE_REPORT):
             report = pack(sources, out, progress=display.show, workers=num_workers, **options)
     except KeyboardInterrupt:
         click.echo(f"interrupted: nothing was published; complete shards stay in {out} for --resume", err=True)
@@ -123,8 +127,11 @@ class _Display:
 def _print(report: PackReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     speed = size_text(report.source_bytes / max(report.seconds, 1e-9))
-    # A resumed job did not read all of these bytes.
-    how = f", {report.num_resumed:,} resumed" if report.num_resumed else f" ({speed}/s)"
+    how = f" in {report.seconds:.1f} s ({speed}/s)"
+    if not report.is_new:
+        how = ", complete already: nothing was packed"
+    elif report.num_resumed:  # it did not read all of these bytes
+        how = f" in {report.seconds:.1f} s, {count_text(report.num_resumed, 'shard')} resumed"
     layouts = " and ".join(count_text(count, f"{name} file") for name, count in report.layouts.items())
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     console.print(
@@ -133,22 +140,29 @@ def _print(report: PackReport) -> None:
     )
     console.print(
         f"{count_text(report.num_shards, 'shard')}, {size_text(report.num_bytes)} from "
-        f"{size_text(report.source_bytes)} in {report.seconds:.1f} s{how}"
+        f"{size_text(report.source_bytes)}{how}"
     )
     console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
-    for feature in report.features.values():
-        if feature.kind == "frames":
-            console.print(f"  {feature.name}: {_describe(feature, report)}", markup=False)
+    for note in report.notes:
+        console.print(note, style="yellow", markup=False)
+    cameras = [feature for feature in report.features.values() if feature.kind == "frames"]
+    if cameras:
+        console.print("cameras, width x height x channels:")
+    for feature in cameras:
+        console.print(f"  {feature.name}: {_describe(feature, report)}", markup=False)
     if report.outside_files:
         console.print(f"read outside of the sources' folders: {', '.join(report.outside_files)}", markup=False)
     for name, counts in report.not_finite.items():
         console.print(f"not finite: {name}: {counts}; statistics leave them out", style="yellow", markup=False)
-    if report.left_out:
-        console.print(f"not packed: {', '.join(report.left_out)}", markup=False)
-    for fault in report.faults[:_MAX_FAULTS_SHOWN]:
+    for line in left_out_lines(report.left_out):
+        console.print(f"not packed: {line}", markup=False)
+    if len(report.faults) > 1:
+        console.print(f"{len(report.faults):,} left out, all of them named in the manifest:", style="yellow")
+    faults = grouped(report.faults)
+    for fault in faults[:_MAX_FAULTS_SHOWN]:
         console.print(f"left out: {fault}", style="yellow", markup=False)
-    if len(report.faults) > _MAX_FAULTS_SHOWN:
-        console.print(f"... and {len(report.faults) - _MAX_FAULTS_SHOWN} more, all in the manifest", style="yellow")
+    if len(faults) > _MAX_FAULTS_SHOWN:
+        console.print(f"... and {len(faults) - _MAX_FAULTS_SHOWN:,} more of other kinds", style="yellow")
     console.print(f"{report.url}  fingerprint {report.fingerprint}", markup=False)
 
 
@@ -161,4 +175,6 @@ def _describe(feature: Feature, report: PackReport) -> str:
             f"{text}, encoded: PSNR {measured.mean_psnr_db:.1f} dB, worst {measured.worst_psnr_db:.1f} dB "
             f"({measured.num_frames} frames)"
         )
+    if not report.is_new:
+        return text  # whether they were encoded only the job knew that packed them
     return f"{text}, copied byte for byte" if CODECS[feature.codec].is_lossy else f"{text}, exact"

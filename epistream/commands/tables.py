@@ -1,5 +1,8 @@
 """What commands show: tables that read well in 80 columns and are whole where there is no window, and progress."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -41,6 +44,19 @@ def progress_bar(*columns: ProgressColumn, **settings: Any) -> Progress:
     console = Console(stderr=True)
     settings = {"transient": True, "console": console, "disable": not console.is_terminal, **settings}
     return Progress(*columns, TimeRemainingColumn(), **settings)
+
+
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Keep warnings of these loggers from stderr, where the command prints the same things itself."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _console() -> Console:

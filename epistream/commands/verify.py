@@ -5,10 +5,11 @@ import sys
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn
 
+from epistream.alike import grouped
 from epistream.commands.sources import open_source
 from epistream.commands.tables import progress_bar
 from epistream.sharding.check.verify import Report, refuse_hdf5, verify
-from epistream.sharding.check.verify_shard import VerifyOptions
+from epistream.sharding.check.verify_shard import Fault, VerifyOptions
 from epistream.units import count_text, size_text
 
 
@@ -23,21 +24,30 @@ def command(
 ) -> None:
     """Check checksums, indexes against tars, and that frames decode.
 
-    SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob. Prints one line for each fault and exits
-    with 1 if there is any.
+    SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob. Prints a line for each fault, or for many
+    that are alike, and exits with 1 if there is any.
     """
     refuse_hdf5(source)
     dataset = open_source(source, options_json)
-    columns = TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True)
-    # Faults go above the bar on a terminal, and into a file if there is one.
-    with progress_bar(*columns, redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task("verify", total=int(dataset.shard_bytes.sum()))
-        report = verify(
-            dataset,
-            VerifyOptions(sample=sample, statistics=statistics, num_threads=threads),
-            advance=lambda num_bytes: bar.advance(task, num_bytes),
-            report_fault=lambda fault: click.echo(str(fault)),
-        )
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
+    faults: list[str] = []
+    try:
+        with progress_bar(*columns) as bar:
+            task = bar.add_task("verifying", total=int(dataset.shard_bytes.sum()))
+
+            def note(fault: Fault) -> None:
+                faults.append(str(fault))
+                bar.update(task, description=f"verifying, {count_text(len(faults), 'fault')}")
+
+            report = verify(
+                dataset,
+                VerifyOptions(sample=sample, statistics=statistics, num_threads=threads),
+                advance=lambda num_bytes: bar.advance(task, num_bytes),
+                report_fault=note,
+            )
+    finally:  # also those that were found before it was interrupted
+        for line in grouped(faults):
+            click.echo(line)
     for name, counts in report.not_finite.items():
         click.echo(f"{name}: {counts}: no fault, as recorded; statistics leave them out")
     click.echo(_summary(report))

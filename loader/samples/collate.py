@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.hints import did_you_mean
 from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
 from epistream.loader.order.instructions import Instruction, all_tasks
 from epistream.loader.order.window import Window

@@ -1,9 +1,11 @@
 """What packing and streaming leave out by choice: what is bad, and what is unlike most episodes."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from epistream.alike import grouped
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
 from epistream.sharding.format.feature_sets import describe_difference
 from epistream.sharding.format.features import Feature
@@ -13,6 +15,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+# Of one reason to leave paths out, as many are named.
+_MOST_PATHS = 6
 # What says that a file is bad, and not that it was asked for wrongly.
 BAD_FILE = (SourceError, SourceChangedError, LayoutError, FormatError)
 
@@ -24,10 +28,31 @@ def sentence(error: BaseException) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def leave_out(names: Iterable[str], reason: str, left_out: dict[str, str]) -> None:
-    """Note, and tell in the log, why files are left out."""
-    left_out.update(dict.fromkeys(names, reason))
-    _log.warning("left out: %s", reason)
+def tell_left_out(reasons: Iterable[str]) -> None:
+    """Tell in the log why things are left out: a warning each, or one for many that are alike."""
+    for line in grouped(reasons):
+        _log.warning("left out: %s", line)
+
+
+def left_out_lines(entries: Iterable[str]) -> list[str]:
+    """What of the files is not packed, those of one reason on a line.
+
+    >>> left_out_lines(["/a (text; wanted numbers)", "/b", "/c (text; wanted numbers)"])
+    ['/a, /c (text; wanted numbers)', '/b']
+
+    Args:
+        entries: Paths, each with the reason in brackets behind it where there is one.
+    """
+    kinds: dict[str, tuple[str, list[str]]] = {}
+    for entry in entries:
+        path, bracket, reason = entry.partition(" (")
+        reason = bracket + reason
+        kinds.setdefault(re.sub(r"\d+", "0", reason), (reason, []))[1].append(path)
+    lines = []
+    for reason, paths in kinds.values():
+        more = f" and {len(paths) - _MOST_PATHS:,} more" if len(paths) > _MOST_PATHS else ""
+        lines.append(f"{', '.join(paths[:_MOST_PATHS])}{more}{reason}")
+    return lines
 
 
 def open_good(
@@ -68,10 +93,8 @@ def open_good(
     if not opened and first:
         raise first
     # Only now: who left all of it out may try it in pieces, and would tell of each twice.
-    left_out: dict[str, str] = {}
-    for mine, reason in bad:
-        leave_out(mine, reason, left_out)
-    return opened, left_out
+    tell_left_out(reason for _, reason in bad)
+    return opened, {name: reason for mine, reason in bad for name in mine}
 
 
 def usual_features(votes: Iterable[tuple[Mapping[str, Feature], int]]) -> Mapping[str, Feature]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-from epistream.errors import SourceChangedError, SourceError
+from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
@@ -28,7 +28,7 @@ from epistream.sharding.format.dataset_statistics import (
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.feature_sets import Wanted, agreed, matching
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.left_out import BAD_FILE, leave_out, oddity, open_good, sentence, usual_features
+from epistream.sharding.format.left_out import BAD_FILE, oddity, open_good, sentence, tell_left_out, usual_features
 from epistream.sharding.format.manifest_builder import ShardSummary, join_shards, splits_of
 from epistream.sharding.format.manifest_columns import fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
@@ -126,7 +126,8 @@ def open_hdf5_files(
         except _ChangedError as changed:  # since it was looked at
             if not skip_bad or len(urls) == 1:
                 raise changed.reason from None
-            leave_out([changed.url], sentence(changed.reason), skipped)
+            skipped[changed.url] = sentence(changed.reason)
+            tell_left_out([skipped[changed.url]])
             urls = [one for one in urls if one != changed.url]
     _say_what_is_slow(shards)
     _say_what_is_missing(dataset, shards)
@@ -156,10 +157,9 @@ def _usable(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tupl
         return [], {}
     good, left_out = open_good(urls, look, lambda url: [url])
     usual = usual_features((features, num_episodes) for _, features, num_episodes in good)
-    for url, features, _ in good:
-        odd = oddity(features, usual)
-        if odd:
-            leave_out([url], f"{url}: {odd}.", left_out)
+    odd = {url: f"{url}: {what}." for url, features, _ in good if (what := oddity(features, usual))}
+    tell_left_out(odd.values())
+    left_out |= odd
     return [url for url in urls if url not in left_out], {url: left_out[url] for url in urls if url in left_out}
 
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.dataset_statistics import MoreStatistics
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.left_out import tell_left_out
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
@@ -38,7 +39,7 @@ from epistream.sharding.pack.plan import (
     scan_file,
 )
 from epistream.sharding.pack.pool import Pulse, TaskPool
-from epistream.sharding.pack.report import Listener, PackProgress, PackReport, rename_source
+from epistream.sharding.pack.report import Listener, PackProgress, PackReport, rename_source, report_of
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source
 from epistream.sharding.pack.workspace import Workspace, can_be_resumed
@@ -109,6 +110,7 @@ class _Results:
     statistics: dict[str, Summary] = field(default_factory=dict)
     not_finite: dict[str, NotFinite] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
     def take(self, task: ShardTask, result: ShardResult, *, is_summed: bool) -> None:
         """Add the next result in the order of the plan, whose statistics may be in it already."""
@@ -155,7 +157,8 @@ class _Job:
         if self._options.resume and (done := self._already_done(scans, versions)):
             if self._workspace.has_job:
                 self._workspace.conclude(done.columns.names)
-            return self._report(done, scans, _Results(num_resumed=done.columns.num_shards))
+            self._faults = list(done.provenance.get("left_out", ()))
+            return self._report(done, scans)
         is_resumed = self._workspace.begin(job)
         try:
             if not self._workspace.is_remote:
@@ -193,8 +196,7 @@ class _Job:
     def _note_faults(self, faults: Sequence[str]) -> None:
         self._faults += faults
         if self._options.skip_bad:
-            for fault in faults:
-                _log.warning("left out: %s", fault)
+            tell_left_out(faults)
 
     def _already_done(self, scans: Sequence[ScannedFile], versions: Mapping[str, str]) -> Manifest | None:
         """The dataset that is there, if it is what this job would make.
@@ -239,6 +241,8 @@ class _Job:
         done = [episode for task, key in zip(tasks, keys, strict=True) if key for episode in task.episodes]
         done_bytes = sum(episode.source_bytes for episode in done)
 
+        results = _Results("train" if "train" in plan.splits else plan.splits[0])
+
         def tick(num_episodes: int, num_bytes: int) -> None:
             self._tell(
                 PackProgress(
@@ -247,14 +251,13 @@ class _Job:
                     plan.num_episodes,
                     done_bytes + num_bytes,
                     plan.source_bytes,
-                    len(self._faults),
+                    len(self._faults) + len(results.faults),
                 )
             )
 
         folder, is_kept = self._workspace.folder, not self._workspace.is_remote
         function = pack_and_keep if is_kept else pack_shard
         made = self._pool.map(function, [task for task, key in zip(tasks, keys, strict=True) if not key], tick)
-        results = _Results("train" if "train" in plan.splits else plan.splits[0])
         num_summed, results.statistics = kept_statistics(folder, keys)
         # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at once,
         # because those of 100,000 shards do not fit into memory.
@@ -265,7 +268,7 @@ class _Job:
             if result is None:  # a kept one can turn out to be torn
                 result = next(self._pool.map(function, [task])) if keys[number] else next(made)
             keys[number] = result.key
-            self._note_faults(result.faults)
+            results.faults += result.faults
             results.take(task, result, is_summed=is_summed)
             if (
                 is_kept
@@ -275,6 +278,7 @@ class _Job:
             ):
                 keep_statistics(folder, keys[: number + 1], results.statistics)
         next(made, None)  # it tells how far it is once more at its end
+        self._note_faults(results.faults)
         return results
 
     def _hash_others(self, scans: Sequence[ScannedFile], results: _Results) -> None:
@@ -320,25 +324,18 @@ class _Job:
         write_manifest(manifest, self._workspace.url, self._workspace.storage_options)
         return manifest
 
-    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results) -> PackReport:
-        columns = manifest.columns
-        split_of = columns.shard_split[columns.episode_shard]
-        return PackReport(
-            url=self._workspace.url,
-            fingerprint=manifest.fingerprint,
-            layouts=dict(Counter(source.layout for source in _usable(scans))),
-            features=manifest.features,
-            splits={name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)},
-            num_episodes=columns.num_episodes,
-            num_steps=columns.num_steps,
-            num_shards=columns.num_shards,
-            num_resumed=results.num_resumed,
-            source_bytes=sum(episode.source_bytes for scan in scans for episode in scan.episodes),
-            num_bytes=int(columns.shard_bytes.sum()),
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results | None = None) -> PackReport:
+        """Of this job; without results, of one that had been done before."""
+        report = report_of(manifest, scans, self._workspace.url, self._options.val_fraction)
+        for note in report.notes:
+            _log.warning("%s: %s", self._workspace.url, note)
+        return replace(
+            report,
+            num_resumed=report.num_shards if results is None else results.num_resumed,
+            is_new=results is not None,
             seconds=time.monotonic() - self._started,
             faults=tuple(self._faults),
-            left_out=left_out_of(scans),
-            fidelity=results.fidelity,
+            fidelity={} if results is None else results.fidelity,
             outside_files=outside_files(scans),
             not_finite=manifest.more.not_finite,
         )

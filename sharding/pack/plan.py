@@ -9,6 +9,7 @@ from typing import Any
 
 import xxhash
 
+from epistream.alike import grouped
 from epistream.errors import LayoutError, OptionError, PackError
 from epistream.sharding.files.fill_shards import fill_shards
 from epistream.sharding.format.episode_meta import NO_SPLIT
@@ -263,7 +264,7 @@ def _assign_splits(
 
 
 def describe_faults(faults: Sequence[str], *, any_good: bool) -> str:
-    """The message of a job that stops at bad sources: every one of them, a line each.
+    """The message of a job that stops at bad sources: a line for each, or for many that are alike.
 
     Args:
         faults: What is wrong, each with its file.
@@ -271,7 +272,7 @@ def describe_faults(faults: Sequence[str], *, any_good: bool) -> str:
     """
     # The list of layouts is long, and the same for every file that fits none.
     known = looked_for()
-    lines = [f"  {fault.removesuffix(known).rstrip()}" for fault in faults]
+    lines = [f"  {line}" for line in grouped(fault.removesuffix(known).rstrip() for fault in faults)]
     if any(fault.endswith(known) for fault in faults):
         lines.append(known)
     count = f"{len(faults)} fault" + "s" * (len(faults) != 1)

@@ -1,12 +1,18 @@
 """What a packing job tells while it runs, and when it is done."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.statistics import NotFinite
 from epistream.sharding.pack.encoding import Fidelity
+from epistream.sharding.pack.plan import ScannedFile, left_out_of
+from epistream.units import count_text
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class PackReport:
     Args:
         url: Where the dataset is.
         fingerprint: Of the dataset.
-        layouts: Files by layout.
+        layouts: Files by layout, of those that gave an episode.
         features: By name.
         splits: Episodes by split.
         num_episodes: Packed.
@@ -38,11 +44,13 @@ class PackReport:
         source_bytes: What the episodes take in the source.
         num_bytes: Of all tars.
         seconds: Wall time.
-        faults: What was left out, and why (with ``skip_bad``).
+        faults: What was left out, and why (with ``skip_bad``), a text for each file or episode.
         left_out: Paths in the sources that were not packed.
         outside_files: Files outside of the sources' folders that these read from (with ``allow_outside_files``).
         not_finite: feature -> how many of its values are NaN or infinite, for those that have any.
-        fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG.
+        fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG; empty if not `is_new`.
+        notes: What came out otherwise than one may expect of the options.
+        is_new: False if the dataset had been complete before, so that nothing was packed (with ``resume``).
     """
 
     url: str
@@ -53,15 +61,63 @@ class PackReport:
     num_episodes: int
     num_steps: int
     num_shards: int
-    num_resumed: int
-    source_bytes: int
-    num_bytes: int
-    seconds: float
+    num_resumed: int = 0
+    source_bytes: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
     faults: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
     outside_files: tuple[str, ...] = ()
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_new: bool = True
+
+
+def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, val_fraction: float | None) -> PackReport:
+    """What a dataset and its sources say of the job that made it.
+
+    Args:
+        manifest: Of the dataset.
+        scans: Of all sources.
+        url: Of the dataset.
+        val_fraction: As wanted.
+    """
+    columns = manifest.columns
+    split_of = columns.shard_split[columns.episode_shard]
+    splits = {name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)}
+    # The manifest lists the files with episodes in this order.
+    used = set(np.unique(manifest.sources.table.episode_source).tolist())
+    packed = [scan for number, scan in enumerate(scan for scan in scans if scan.episodes) if number in used]
+    return PackReport(
+        url=url,
+        fingerprint=manifest.fingerprint,
+        layouts=dict(Counter(scan.source.layout for scan in packed)),
+        features=manifest.features,
+        splits=splits,
+        num_episodes=columns.num_episodes,
+        num_steps=columns.num_steps,
+        num_shards=columns.num_shards,
+        source_bytes=sum(episode.source_bytes for scan in packed for episode in scan.episodes),
+        num_bytes=int(columns.shard_bytes.sum()),
+        left_out=left_out_of(packed),
+        notes=tuple(_notes(splits, val_fraction)),
+    )
+
+
+def _notes(splits: Mapping[str, int], val_fraction: float | None) -> list[str]:
+    """What a wanted fraction could not be, or was only rounded."""
+    if val_fraction is None:
+        return []
+    num_episodes, num_val = sum(splits.values()), splits.get("val", 0)
+    wanted = f"val_fraction {val_fraction:g} of {count_text(num_episodes, 'episode')}"
+    if num_episodes == 1:
+        return [f"{wanted}: one cannot be divided. All of it is {' and '.join(splits)}; there is no other split."]
+    if len(splits) == 1:
+        return [f"{wanted}: all that are left are {' and '.join(splits)}; there is no other split."]
+    if abs(num_val - val_fraction * num_episodes) > 0.5 + 1e-9:
+        return [f"{wanted}: {num_val:,} ({num_val / num_episodes:.0%}) are val, as each split has at least one."]
+    return []
 
 
 Listener = Callable[[PackProgress], None]
