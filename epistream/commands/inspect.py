@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import click
 import numpy as np
 from rich.table import Table
 
-from epistream.commands.sources import layout_options, open_source
+from epistream.commands.sources import FEATURE_HELP, layout_options, open_source
 from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
+from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite
 from epistream.units import size_text
@@ -25,25 +27,39 @@ _MOST_DIMENSIONS = 16
 @click.argument("source", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--episode", type=click.IntRange(0), metavar="N", help="Look at this episode, counted from 0.")
-@click.option("--image", type=click.Path(dir_okay=False, path_type=Path), help="Write its cameras over time here.")
+@click.option(
+    "--image",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write its cameras, states and actions over time here.",
+)
+@click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Steps in the picture.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
 def command(
-    source: tuple[str, ...], as_json: bool, episode: int | None, image: Path | None, columns: int, **reached: Any
+    source: tuple[str, ...],
+    as_json: bool,
+    episode: int | None,
+    image: Path | None,
+    columns: int,
+    features: tuple[str, ...],
+    **reached: Any,
 ) -> None:
     """Show what a dataset holds: features, shards, splits, statistics, tasks.
 
     SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or HDF5 files.
     """
-    dataset = open_source(source, **reached)
+    wanted = features or None
+    dataset = open_source(source, **reached, features=wanted)
     if image is not None:
-        _write_image(dataset, 0 if episode is None else episode, image, columns)
+        _write_image(dataset, 0 if episode is None else episode, image, columns, wanted)
         return
     if episode is not None:
         facts = _describe_episode(dataset, episode)
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False)) if as_json else _show_episode(facts)
         return
+    if wanted is not None:
+        dataset = replace(dataset, features=choose_features(dataset.features, wanted))
     facts = describe(dataset)
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
@@ -51,17 +67,17 @@ def command(
         _show(facts)
 
 
-def _write_image(dataset: Dataset, episode: int, path: Path, columns: int) -> None:
-    from epistream.sharding.check.contact_sheet import contact_sheet
+def _write_image(dataset: Dataset, episode: int, path: Path, columns: int, features: tuple[str, ...] | None) -> None:
+    from epistream.commands.episode_picture import episode_picture
 
-    sheet = contact_sheet(dataset, episode, columns)
+    sheet = episode_picture(dataset, episode, columns, features)
     try:
         sheet.save(path)
     except ValueError as error:
         raise OptionError(f"--image {path}: {error}, wanted a name such as out.png.") from error
     except OSError as error:
         raise SourceError(f"{path}: {error}, wanted to write a picture. Check room and permissions.") from error
-    click.echo(f"{path}: episode {episode}, {sheet.width} x {sheet.height} pixels")
+    click.echo(f"{path}: episode {episode}, {sheet.width}x{sheet.height} pixels (width x height)")
 
 
 def _describe_episode(dataset: Dataset, episode: int) -> dict[str, Any]:

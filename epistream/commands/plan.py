@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import layout_options, open_source
+from epistream.commands.sources import FEATURE_HELP, layout_options, open_source
 from epistream.commands.tables import new_list, print_table
 from epistream.loader.order.plan import OrderOptions
 from epistream.units import count_text, distinct_sizes, parse_size, size_text
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     "--declare", is_flag=True, help="Declare nodes and global batch, as OrderOptions(nodes=..., global_batch=...) does."
 )
 @option(OrderOptions, "resident_bytes", metavar="SIZE", show_default="8GiB")
+@click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
 @click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
@@ -52,7 +53,8 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     from epistream.loader.order.working_set import budget_advice
 
     reached = ("options_json", "layout", "layout_file", "allow_outside_files")
-    dataset = open_source(source, **{name: options[name] for name in reached})
+    given = {name: options[name] for name in reached}
+    dataset = open_source(source, **given, features=options["features"] or None)
     split = options["split"]
     if split == "auto":
         split = "train" if "train" in dataset.splits else None

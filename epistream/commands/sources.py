@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from epistream.sharding.format.opened_dataset import Dataset
     from epistream.sharding.layouts.mapping import MappingLayout
 
+FEATURE_HELP = (
+    "Only this feature, or those of a pattern such as 'action*'. Repeatable; of unlike sources, what they share."
+)
+
 _NAMES = [layout.name for layout in LAYOUTS]
 
 
@@ -68,6 +72,7 @@ def open_source(
     layout: str | None = None,
     layout_file: str | None = None,
     allow_outside_files: bool = False,
+    features: Sequence[str] | None = None,
 ) -> "Dataset":
     """The dataset that a command's argument and options name.
 
@@ -82,4 +87,5 @@ def open_source(
         storage_options(options_json),
         layout=wanted,
         allow_outside_files=allow_outside_files,
+        features=features,
     )

@@ -10,8 +10,8 @@ import pytest
 from hdf5_files import aloha_raw, members
 
 import epistream as es
+from epistream.commands.episode_picture import episode_picture
 from epistream.errors import FormatError, OptionError, PackError
-from epistream.sharding.check.contact_sheet import contact_sheet
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.check.verify import verify
 from epistream.sharding.format.index import ShardIndex
@@ -124,7 +124,7 @@ def test_dataset_is_described_and_its_frames_shown(shards, files):
     for camera in CAMERAS:
         wanted = list(recorded(files, camera))[1]
         np.testing.assert_array_equal(frames.read(dataset.features[camera], 6), wanted[6])
-    assert contact_sheet(dataset, 0).width > 0
+    assert episode_picture(dataset, 0).width > 0
 
 
 @pytest.mark.parametrize("decode", ["per_read", "once"])
