@@ -1,7 +1,7 @@
 """Sizes and numbers of things as text: one parser and one printer."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from epistream.errors import OptionError
 
@@ -104,6 +104,20 @@ def count_text(number: int, thing: str) -> str:
     ('1 shard', '1,200 shards')
     """
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def picture_size(shape: Sequence[int]) -> str:
+    """The size of a picture for messages and tables, where it is always width first and says so.
+
+    >>> picture_size((240, 320, 3)), picture_size((240, 320))
+    ('320x240x3 (width x height x channels)', '320x240 (width x height)')
+
+    Args:
+        shape: (height, width) or (height, width, channels), as arrays have it.
+    """
+    height, width, *channels = shape
+    sides = "x".join(map(str, (width, height, *channels)))
+    return f"{sides} (width x height{' x channels' if channels else ''})"
 
 
 def exact_size(num_bytes: int) -> int | str:

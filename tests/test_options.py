@@ -413,7 +413,7 @@ def test_sizes_of_the_cache_are_told_as_text():
         ),
         (
             lambda: FrameOptions(image_size=3),
-            "image_size: 3, wanted (height, width) in pixels, for example (224, 224). Leave it out for the default.",
+            "image_size: 3, wanted (height, width) in pixels, for example (240, 320). Leave it out for the default.",
         ),
         (
             lambda: PackOptions(shard_size="10"),

@@ -113,7 +113,9 @@ def _overview(facts: dict[str, Any]) -> Table:
     table = new_list()
     duration = ""
     if facts["duration_s"] is not None:
-        duration = f", {facts['duration_s'] / 60:.1f} min at {facts['fps'][0]:g} Hz"
+        seconds = facts["duration_s"]
+        duration = f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:,.1f} min"
+        duration = f", {duration} at {facts['fps'][0]:g} Hz"
     skipped = facts["num_steps"] - facts["num_valid_steps"]
     rows = {
         "dataset": _plain(facts["url"]),
@@ -145,10 +147,12 @@ def _features(features: list[dict[str, Any]]) -> Table:
     if len({feature["fps"] for feature in features}) > 1:  # else the overview says it
         optional.insert(0, "fps")
     table = _feature_table(features, optional)
+    notes = ["pictures: width x height x channels"] if any(feature["kind"] == "frames" for feature in features) else []
     if "source_path" in optional and not fits(table):
         # Folded paths are hard to read, and most say again what the names say.
         table = _feature_table(features, optional[:-1])
-        table.caption, table.caption_justify = "their paths in the source: --json, or a wider window", "left"
+        notes.append("their paths in the source: --json, or a wider window")
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     return table
 
 
@@ -163,7 +167,10 @@ def _feature_table(features: list[dict[str, Any]], optional: list[str]) -> Table
             codec += f" ({feature['jpeg_channels']})"
         if feature["rotate"]:
             codec += f", upright after {feature['rotate']}°"
-        shape = "x".join(map(str, feature["shape"])) or "scalar"
+        sides = feature["shape"]
+        if feature["kind"] == "frames":
+            sides = [sides[1], sides[0], *sides[2:]]
+        shape = "x".join(map(str, sides)) or "a number"
         values = {"fps": "" if feature["fps"] is None else f"{feature['fps']:g}"}
         values |= {name: _plain(feature[name] or "") for name in ("units", "source_path")}
         table.add_row(feature["name"], shape, feature["dtype"], codec, *(values[name] for name in optional))

@@ -16,7 +16,7 @@ from epistream.sharding.pictures.resizing import resized
 
 Decode = Literal["auto", "once", "per_read"]
 Side = Annotated[int, Range(ge=1, le=(1 << 15) - 1)]
-ImageSize = Annotated[tuple[Side, Side], "(height, width) in pixels, for example (224, 224)"]
+ImageSize = Annotated[tuple[Side, Side], "(height, width) in pixels, for example (240, 320)"]
 Int64 = NDArray[np.int64]
 
 

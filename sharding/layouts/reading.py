@@ -19,6 +19,7 @@ from epistream.sharding.layouts.source_bytes import SourceBytes
 from epistream.sharding.layouts.values import dataset, first_line, small_value
 from epistream.sharding.layouts.walking import CANNOT_OPEN
 from epistream.sharding.pictures.codecs import jpeg_shape
+from epistream.units import picture_size
 
 # Frames are read at least one and at most this many bytes at a time: 18 raw 480x640 frames.
 SLAB_BYTES = 16 << 20
@@ -95,7 +96,8 @@ def read_jpegs(file: h5py.File, field: Field, length: int) -> Iterator[bytes]:
         except FormatError as error:
             raise LayoutError(str(error)) from error
         if (height, width) != field.feature.shape[:2] or channels > num_channels:
-            raise LayoutError(f"{where}: a JPEG of {(height, width, channels)}, wanted {field.feature.shape}")
+            found = picture_size((height, width, channels))
+            raise LayoutError(f"{where}: a JPEG of {found}, wanted {picture_size(field.feature.shape)}")
         yield data
 
 

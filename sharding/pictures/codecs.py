@@ -15,6 +15,7 @@ from PIL import Image
 from epistream.errors import FormatError
 from epistream.sharding.pictures.codec import Codec, Encoded, Frame
 from epistream.sharding.pictures.headers import png_size, webp_size
+from epistream.units import picture_size
 
 REMEDY = "Pack this episode again."
 
@@ -72,7 +73,7 @@ class Jpeg(Codec):
         """At the smallest of libjpeg's scales (eighths) that will do.
 
         Against filtering the whole picture this takes 2.5 to 10 times less and differs by 46 dB or more (simplejpeg
-        1.9, 480x640 frames of a simulated ALOHA to 224x224, 240x320, 360x480 and 128x128), which is less than what
+        1.9, 640x480 frames of a simulated ALOHA to 224x224, 320x240, 480x360 and 128x128), which is less than what
         JPEG itself changes.
         """
         self._check(data, where)
@@ -84,7 +85,7 @@ class Jpeg(Codec):
 
     def _check(self, data: Encoded, where: str) -> None:
         if (found := jpeg_shape(data, where)) not in self._accepted:
-            raise FormatError(f"{where}: a JPEG of {found}, wanted {self.shape}. {REMEDY}")
+            raise FormatError(f"{where}: a JPEG of {picture_size(found)}, wanted {picture_size(self.shape)}. {REMEDY}")
 
     def _encode(self, frame: Frame, quality: int) -> bytes:
         encoded: bytes = simplejpeg.encode_jpeg(
@@ -128,7 +129,7 @@ class Png(Codec):
         """By Pillow, once the size is known to be right."""
         size = png_size(data, where)
         if size != self.shape[:2]:
-            raise FormatError(f"{where}: a PNG of {size}, wanted {self.shape[:2]}.")
+            raise FormatError(f"{where}: a PNG of {picture_size(size)}, wanted {picture_size(self.shape[:2])}.")
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 modes = _PNG_MODES.get((self.dtype, self.shape[2]), ())
@@ -201,9 +202,9 @@ class Webp(Codec):
         """By Pillow, once the size is known to be right."""
         # Before Pillow, which makes room for two pictures when it opens one.
         if (size := webp_size(data, where)) != self.shape[:2]:
-            raise FormatError(f"{where}: a WebP of {size}, wanted {self.shape[:2]}. {REMEDY}")
+            raise FormatError(f"{where}: a WebP of {picture_size(size)}, wanted {picture_size(self.shape[:2])}. {REMEDY}")
         if (found := self.announced(data, where)[1]) != self.shape:
-            raise FormatError(f"{where}: a WebP of {found}, wanted {self.shape}. {REMEDY}")
+            raise FormatError(f"{where}: a WebP of {picture_size(found)}, wanted {picture_size(self.shape)}. {REMEDY}")
         try:
             with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
                 out[...] = np.asarray(image)

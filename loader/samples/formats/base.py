@@ -16,6 +16,7 @@ from epistream.loader.samples.formats.recycler import Recycler
 from epistream.options import check
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.units import picture_size
 
 Batch = dict[str, Any]
 MaskTrue = Literal["pad", "valid"]
@@ -140,7 +141,7 @@ def check_cameras(what: str, context: FormatContext) -> None:
     cameras = context.cameras
     kinds = {(context.features[name].shape, context.features[name].dtype) for name in cameras}
     if len(kinds) != 1:
-        found = ", ".join(f"{name} {context.features[name].shape}" for name in cameras) or "no cameras"
+        found = ", ".join(f"{name} {picture_size(context.features[name].shape)}" for name in cameras) or "no cameras"
         raise OptionError(
             f"{what}: {found}, wanted cameras of one size, which it stacks. Choose some with features=[...], or "
             "resize when packing (--image-size)."

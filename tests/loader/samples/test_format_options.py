@@ -92,7 +92,7 @@ def test_cameras_of_several_sizes_are_refused_by_name(aloha_shards, tmp_path):
     wrist = encoded(picture(0, 0)[:12, :16], "jpeg")
     pairs = members(0, 2, meta={}) + [(f"ep-000000000.observation.images.wrist.{t:06d}.jpg", wrist) for t in (0, 1)]
     tar = write_tar(tmp_path / "shard-000000.tar", pairs)
-    with pytest.raises(OptionError, match=r"wrist \(12, 16, 3\), wanted cameras of one size"):
+    with pytest.raises(OptionError, match=r"wrist 16x12x3 \(width x height x channels\), wanted cameras of one size"):
         es.EpisodeStream(str(tar), sample_format=IlStudioFormat(state="action"))
 
 

@@ -77,7 +77,7 @@ def test_inspect_json_is_json_and_says_the_same(folder):
 
 def test_inspect_tables_show_features_splits_and_tasks_without_markup_from_outside(folder):
     text = run(folder)
-    assert f"{HEIGHT}x{WIDTH}x3" in text
+    assert f"{WIDTH}x{HEIGHT}x3" in text
     assert "3 to 5 (median 4) steps" in text
     assert "2 not valid as anchors" in text
     assert "[red]drop" in text
@@ -123,7 +123,7 @@ def test_inspect_in_80_columns_folds_no_feature_and_cuts_no_number(folder, termi
     assert str(folder) in "".join(text.split()), "a long path is folded, not cut"
     assert max(map(len, text.splitlines())) <= 80
     row = next(line for line in text.splitlines() if line.split()[:1] == [CAMERA])
-    assert row.split()[1:] == [f"{HEIGHT}x{WIDTH}x3", "uint8", "raw"]
+    assert row.split()[1:] == [f"{WIDTH}x{HEIGHT}x3", "uint8", "raw"]
     numbers = next(line for line in text.splitlines() if "e-17" in line)
     assert numbers.split() == ["0", "-0.000123", "-1", "-1.25e-17", "-3", "-4", "-5"]
 

@@ -111,7 +111,8 @@ def test_verify_finds_a_frame_of_another_size(tmp_path):
     (folder / "shard-000000.index").write_bytes(index.to_bytes())
     publish(folder, {index.shard_name: (index, index.to_bytes())})
     assert faults(folder) == [
-        f"shard-000000.tar, ep-000000000.{CAMERA}.000002.jpg: a JPEG of (16, 16, 3), wanted (24, 32, 3), wanted a "
+        f"shard-000000.tar, ep-000000000.{CAMERA}.000002.jpg: a JPEG of 16x16x3 "
+        f"(width x height x channels), wanted 32x24x3 (width x height x channels), wanted a "
         "frame that decodes"
     ]
 
