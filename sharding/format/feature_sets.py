@@ -100,7 +100,7 @@ def agreed(
         return common
     shared = [name for name in common if named is None or name in named] or list(common)
     if shared:
-        remedy = f"Name only what all of them share, features={shared}, or pack them alike."
+        remedy = f"Name only what all of them share, features={shared} (--feature of commands), or pack them alike."
     else:
         remedy = "They share no feature: stream them one by one, or as a Mixture."
     what = "the same features" if wanted is None else "the features that were named"

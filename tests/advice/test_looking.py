@@ -41,7 +41,7 @@ def test_unlike_sources_name_only_what_all_of_them_share(unlike, names):
     sources = [unlike / name for name in names]
     shared = named_features(said(lambda: es.EpisodeStream(sources)))
     assert es.EpisodeStream(sources, features=shared).num_windows == 8
-    assert run("plan", *sources, *(f"--feature={name}" for name in shared)).exit_code == 0
+    assert run("plan", *sources, "--batch-size=2", *(f"--feature={name}" for name in shared)).exit_code == 0
     assert run("inspect", *sources, *(f"--feature={name}" for name in shared)).exit_code == 0
 
 
