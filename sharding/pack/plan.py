@@ -11,9 +11,9 @@ import xxhash
 
 from epistream.alike import grouped
 from epistream.errors import LayoutError, OptionError, PackError
-from epistream.sharding.files.fill_shards import fill_shards
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import IMAGES, Feature
+from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.left_out import oddity, sentence, usual_features
 from epistream.sharding.layouts.names import made_names
 from epistream.sharding.layouts.other_files import OtherFile

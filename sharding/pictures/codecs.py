@@ -202,7 +202,9 @@ class Webp(Codec):
         """By Pillow, once the size is known to be right."""
         # Before Pillow, which makes room for two pictures when it opens one.
         if (size := webp_size(data, where)) != self.shape[:2]:
-            raise FormatError(f"{where}: a WebP of {picture_size(size)}, wanted {picture_size(self.shape[:2])}. {REMEDY}")
+            raise FormatError(
+                f"{where}: a WebP of {picture_size(size)}, wanted {picture_size(self.shape[:2])}. {REMEDY}"
+            )
         if (found := self.announced(data, where)[1]) != self.shape:
             raise FormatError(f"{where}: a WebP of {picture_size(found)}, wanted {picture_size(self.shape)}. {REMEDY}")
         try:
