@@ -1,12 +1,19 @@
 """Every error that epistream raises on purpose: one base class, each also a builtin, all of them picklable.
 
-A leaf that imports nothing, so that every room may use it. Messages read
-``where: found, wanted. Next step that works.``
+A leaf, so that every room may use it. Messages read ``where: found, wanted. Next step that works.``
 """
+
+from epistream.shown_urls import shown
 
 
 class EpistreamError(Exception):
-    """Base of all errors below: catch it to catch whatever epistream reports."""
+    """Base of all errors below: catch it to catch whatever epistream reports.
+
+    URLs in its message have neither query, user nor password, whoever wrote it: see `epistream.shown_urls`.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(shown(argument) if isinstance(argument, str) else argument for argument in arguments))
 
 
 class OptionError(EpistreamError, ValueError):
