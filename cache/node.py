@@ -7,6 +7,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+from epistream.access import Access
 from epistream.cache.ahead_board import number_of
 from epistream.cache.direct import Direct
 from epistream.cache.open_entry import OpenEntry
@@ -49,7 +50,7 @@ class NodeCache:
         observe: Observer = ignore,
     ) -> None:
         self.options = options
-        self._storage_options = dict(storage_options or {})
+        self._storage_options = Access.of(storage_options)
         self._reserved_bytes = reserved_bytes
         self._observe = observe
         self._reset()

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from epistream.access import without_secrets
 from epistream.cache.options import CacheOptions
 from epistream.configs.keys import NAMES, PRESET_KEY, flatten, full_name, keys, nest, unknown
 from epistream.configs.presets import PRESETS, preset_values
@@ -23,9 +24,11 @@ from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
+from epistream.shown_urls import MARK
 from epistream.yaml_text import dump_yaml, read_yaml
 
 _MAX_AUTO_WORKERS = 16
+_OPTIONS = "stream.storage_options"
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,22 @@ class Config:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Plain values by key, in the order of the schema."""
-        return dict(flatten(self.settings.model_dump(mode="json")))
+        """Plain values by key, in the order of the schema. What opens URLs is left out, and values of options are ***.
+
+        Those are for people and for logs; ``settings`` has them as they are.
+        """
+        return {name: _shown(name, value) for name, value in flatten(self.settings.model_dump(mode="json"))}
 
     @property
     def said(self) -> dict[str, Any]:
         """Those that are no defaults."""
         return {name: value for name, value in self.values.items() if name in self.origins}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """As `said`, with everything as it was given: for `load_config`, never to be shown."""
+        plain = dict(flatten(self.settings.model_dump(mode="json")))
+        return {name: value for name, value in plain.items() if name in self.origins}
 
     def rows(self) -> list[tuple[str, Any, str, str]]:
         """(key, value, where it comes from, what it means) of every key."""
@@ -101,8 +113,25 @@ class Config:
         return [(name, values[name], origins.get(name, "default"), info.description or "") for name, info in keys()]
 
     def to_yaml(self, everything: bool = False) -> str:
-        """YAML that `load_config` reads back to the same values; only what somebody said, or `everything`."""
-        return dump_yaml(nest(self.values if everything else self.said))
+        """YAML that `load_config` reads back to the same values; only what somebody said, or `everything`.
+
+        But for what must not be in files: queries, users and passwords of URLs, and ``storage_options``.
+        """
+        values = self.values if everything else self.said
+        return dump_yaml(nest({name: value for name, value in values.items() if name != _OPTIONS or not value}))
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value as people may see it."""
+    if name == _OPTIONS:
+        return _masked(value)
+    if name == "source" and value is not None:
+        return without_secrets(value) if isinstance(value, str) else [without_secrets(url) for url in value]
+    return value
+
+
+def _masked(value: Any) -> Any:
+    return {key: _masked(item) for key, item in value.items()} if isinstance(value, dict) else MARK
 
 
 def load_config(file: str | Path | None = None, *, preset: str | None = None, **changes: Any) -> Config:
@@ -182,7 +211,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     info = dict(keys()).get(name)
     said = first["msg"].removeprefix("Value error, ").removeprefix("size: ").rstrip(".")
     wanted = said.replace("Input should be", "wanted")
-    found = "" if first["type"] == "value_error" else f"{first['input']!r:.80}, "
+    is_secret = name == _OPTIONS  # whatever was given in their place may be one
+    found = "" if first["type"] == "value_error" or is_secret else f"{first['input']!r:.80}, "
     meaning = f": {info.description}" if info is not None else ""
     return f"{origins.get(name, 'configuration')}: {name}: {found}{wanted}{meaning}. See 'epistream config show'."
 

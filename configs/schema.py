@@ -25,12 +25,35 @@ from epistream.loader.samples.normalize import Mode as Normalize
 from epistream.options import OneOf, options_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.options import Side as PackedSide
+from epistream.shown_urls import shown
+
+
+class _Shown:
+    """Has the `repr` of a value, without secrets of URLs in it."""
+
+    def __init__(self, value: Any) -> None:
+        self._text = shown(repr(value))
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 class Section(BaseModel):
     """A group of keys. Unknown keys are errors, and so are values of another type: "8" is no number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+    # Inputs may be secrets, and an error is shown with what it came of.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    def __repr_args__(self) -> Any:
+        # A source is a URL or a list of them, which may have queries and passwords.
+        return [(name, _Shown(value) if name == "source" else value) for name, value in super().__repr_args__()]
 
     if TYPE_CHECKING:  # keys come from the classes while the program runs
 
@@ -73,6 +96,7 @@ def _pair(kind: Any) -> Any:
 _WORDS = {"None": "null", "True": "true", "False": "false"}
 _Names = Annotated[_List[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 _NUM_WORKERS = "worker processes of each rank; auto is this machine's cores over its ranks, at most 16"
+_STORAGE = "for fsspec, flat or by protocol; keep secrets out of files"
 WindowSection = _section(
     "WindowSection", Window, obs=Offsets, action=Offsets, overrides=dict[str, Offsets], must_fit=_pair(int)
 )
@@ -88,7 +112,7 @@ StreamSection = _section(
     dtypes=dict[str, KeptDtype] | None,
     normalize=Normalize | dict[str, Normalize] | None,
     layout=str | None,
-    storage_options=(dict[str, Any], Field({}, description="for fsspec; keep secrets out of files")),
+    storage_options=(dict[str, Any], Field({}, description=_STORAGE, repr=False)),
     # Sections of their own, one number for each episode, and a function.
     **dict.fromkeys(("order", "cache", "repetitions", "transform")),
 )

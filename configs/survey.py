@@ -203,7 +203,9 @@ def _sample(base: Config, source: Source | None, whole: EpisodeStream) -> Episod
         return EpisodeStream.from_config(base, source, **PLAIN)
     chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
     urls = dict.fromkeys(dataset.shard_url[int(shard)] for shard in chosen)  # several may lie in one HDF5 file
-    return EpisodeStream.from_config(base, list(urls), **{**PLAIN, "split": None})
+    return EpisodeStream.from_config(
+        base, list(urls), storage_options=dataset.storage_options, **{**PLAIN, "split": None}
+    )
 
 
 def _place(job: ReadJob) -> Place:

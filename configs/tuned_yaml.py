@@ -11,6 +11,9 @@ def tuned_yaml(tuning: Tuning) -> str:
     lines = [f"# {line}" for line in _head(tuning)]
     section: tuple[str, ...] = ()
     for name, value in tuning.config.said.items():
+        if name == "stream.storage_options" and value:  # they may be secrets, which are for no file that others read
+            lines.append("# storage_options are not written: give them to load_config, EpisodeStream or the command.")
+            continue
         *path, key = name.split(".")
         for depth, part in enumerate(path):
             if section[: depth + 1] != tuple(path[: depth + 1]):

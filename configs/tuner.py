@@ -134,7 +134,7 @@ class _Chooser:
                 "prediction is for a quiet one"
             )
         return Tuning(
-            config=load_config(**{**self.base.said, **self.values}),
+            config=load_config(**{**self.base.given, **self.values}),
             reasons=self.reasons,
             prediction=prediction,
             survey=self.found,

@@ -10,10 +10,14 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fsspec
 from fsspec.core import url_to_fs
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from epistream.access import Access, as_sent, chain_of
 from epistream.errors import EpistreamError, OptionError
+from epistream.shown_errors import clearly
+from epistream.shown_urls import WEB
 
 T = TypeVar("T")
 
@@ -75,13 +79,14 @@ def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tupl
 
     Args:
         url: any that fsspec knows.
-        options: what fsspec calls ``storage_options``.
+        options: what fsspec calls ``storage_options``, flat or by protocol, and what was taken out of the URL.
 
     Raises:
         OptionError: its scheme is unknown, its package is not installed, or it does not know an option.
     """
+    access = Access.of(options)
     try:
-        file_system, path = url_to_fs(url, **dict(options or {}))
+        file_system, path = clearly(lambda: _open(access.opened(url), access.options_for(url)), access)
     except ImportError as error:
         protocol = protocol_of(url)
         extra = _EXTRAS.get(protocol)
@@ -92,6 +97,54 @@ def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tupl
     if getattr(file_system, "async_impl", False):  # others have no connections in that queue
         _opened[id(file_system)] = file_system
     return file_system, path
+
+
+def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    protocol = protocol_of(url)
+    if protocol not in WEB or len(chain_of(url)) > 1:
+        found: tuple[Any, str] = url_to_fs(url, **options)
+        return found
+    if "?" in url:
+        # aiohttp writes queries anew, and a signature is of one way to write it.
+        options.setdefault("encoded", True)
+    # What looks like a chain to fsspec may be a query or an address.
+    return fsspec.filesystem(protocol, **options), _as_sent(url) if options.get("encoded") else url
+
+
+def _as_sent(url: str) -> str:
+    """A URL whose query is sent as it stands; its path and what may never be sent are quoted, as everywhere."""
+    import yarl
+
+    plain, mark, query = url.partition("?")
+    return str(yarl.URL(plain)) + mark + as_sent(query)
+
+
+def refusal_in(error: BaseException | None) -> BaseException | None:
+    """The answer of a server that lets nobody in, among what an error came of: fsspec may call such files missing."""
+    while error is not None:
+        status = getattr(error, "status", None)
+        if isinstance(status, int) or isinstance(error, PermissionError):
+            return error if status in (None, 400, 401, 403) else None
+        error = error.__cause__
+    return None
+
+
+def advice_on(error: Exception, url: str, options: Mapping[str, Any] | None, otherwise: str) -> str:
+    """What to do about an error of a server: what it says of signatures, if it is about these, or else `otherwise`."""
+    access, refused = Access.of(options), refusal_in(error)
+    if refused is None:
+        return otherwise
+    if access.is_signed(url):
+        return (
+            "Its signature (what follows ? in the URL) has expired, or is that of another file: sign the URL again. "
+            "What was read before and states that were saved stay good."
+        )
+    if any(secret.query for secret in access.secrets.values()):
+        return (
+            "It has no signature, and those given are of other files: sign the folder, or put the signed URLs of all "
+            "its files into the list: dataset.json, dataset-*.tables, shard-*.index and shard-*.tar."
+        )
+    return otherwise
 
 
 def limit_of(num_bytes: int) -> float:
@@ -113,6 +166,14 @@ def ask(file_system: Any, question: str, *arguments: Any, limit_s: float | None 
         TimeoutError: no answer in time.
         Exception: whatever the file system raises.
     """
+    return clearly(
+        lambda: _ask(file_system, question, *arguments, limit_s=limit_s, **options),
+        getattr(file_system, "storage_options", None),
+        *(argument for argument in arguments if isinstance(argument, str)),
+    )
+
+
+def _ask(file_system: Any, question: str, *arguments: Any, limit_s: float | None, **options: Any) -> Any:
     if not getattr(file_system, "async_impl", False) or getattr(file_system, "asynchronous", False):
         return getattr(file_system, question)(*arguments, **options)
     limit_s = limit_of(0) if limit_s is None else limit_s

@@ -5,18 +5,20 @@ reads it there, so what makes it open never leaves the process in words.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # Stands where something was taken out. Shown again it stays what it is.
 MARK = "***"
 
 # An apostrophe may stand in a query, and ends a quoted one.
-_CHARACTER = r"[^\s<>\"'`]|'(?=[\w%&=+/~-])"
+_CHARACTER = r"[^\s<>\"'`]|'(?=[\w%&=+/~(*!$@?|-])"
 _REST = rf"(?:{_CHARACTER})*"
 # Behind a link of a chain comes the next URL.
 _LINK = rf"(?:(?!::[A-Za-z][A-Za-z0-9+.-]*(?:://|::))(?:{_CHARACTER}))*"
 _URL = re.compile(rf"((?:\b[A-Za-z][A-Za-z0-9+.-]*:)?)//({_LINK})")
+# Python and JSON write what holds an apostrophe between these, so that none ends it.
+_QUOTED = re.compile(r"(?<=\")((?:[A-Za-z][A-Za-z0-9+.-]*:)?)//([^\s<>\"]*)")
 _ENCODED = re.compile(rf"(\b[A-Za-z][A-Za-z0-9+.-]*%(?:25)*3A%(?:25)*2F%(?:25)*2F)({_REST})", re.IGNORECASE)
 _ENCODED_QUERY = re.compile(r"(%(?:25)*3F).*", re.IGNORECASE)
 _ENCODED_USER = re.compile(r"\A(?:(?!%(?:25)*2F).)*%(?:25)*40", re.IGNORECASE)
@@ -34,13 +36,17 @@ _HEADER = re.compile(
     r" +)?[^\s'\",;)}>]+)",
     re.IGNORECASE,
 )
+# Options that are no secrets, and without which nobody understands a message.
+_PLACES = frozenset({"endpoint_url", "endpoint", "host", "region_name", "region", "protocol", "cache_type"})
 _SUSPECT = re.compile(r"//|%(?:25)*2F|X-Amz-|X-Goog-|AccountKey|SharedAccess|Authorization|\burl[:=]", re.IGNORECASE)
 
 # Where a ? begins a query whatever stands behind it; elsewhere it may be a pattern or part of a name.
-_WEB = frozenset({"http", "https", "webdav", "webdavs", "ws", "wss", ""})
-_LOCAL = frozenset({"file", "local"})
+WEB = frozenset({"http", "https", "webdav", "webdavs", "ws", "wss", ""})
+LOCAL = frozenset({"file", "local"})
 # What stands before the @ is a container there, not somebody's name.
-_CONTAINERS = frozenset({"abfs", "abfss", "az", "adl", "wasb", "wasbs"})
+CONTAINERS = frozenset({"abfs", "abfss", "az", "adl", "wasb", "wasbs"})
+# And a repository with its revision here, without which it is another one.
+REPOSITORIES = frozenset({"github", "git", "hf"})
 # user:password@ where the password has characters that end a host's name; a port is of digits.
 _ODD_USER = re.compile(r"\A[^/?#@:\[]*:(?!\d*(?:[/?#:,;.)\]}]|\Z))[^@]*@(?:[^/?#]*@)?")
 _USER = re.compile(r"\A[^/?#]*@")
@@ -56,8 +62,8 @@ def shown(text: str) -> str:
     """
     if not _SUSPECT.search(text):
         return text
-    hidden = _URL.sub(_url, text)
-    if any(found[1].rstrip(":").lower() not in _LOCAL for found in _URL.finditer(text)):
+    hidden = _URL.sub(_url, _QUOTED.sub(_url, text))
+    if any(found[1].rstrip(":").lower() not in LOCAL for found in _URL.finditer(text)):
         hidden = _LATER_QUERY.sub(lambda found: found[1] + _marked(found[2]), hidden)
     hidden = _ENCODED.sub(_encoded, hidden)
     hidden = _TARGET.sub(lambda found: found[1] + _marked(found[2]), hidden)
@@ -65,31 +71,35 @@ def shown(text: str) -> str:
     return _HEADER.sub(rf"\g<1>{MARK}", hidden)
 
 
-def shown_with(text: str, options: Mapping[str, Any] | None) -> str:
-    """As `shown`; nor does any value of `options` appear, a file system's ``storage_options``."""
-    for value in sorted(set(_texts(options or {})), key=len, reverse=True):
+def shown_with(text: str, options: Mapping[str, Any] | None, secrets: Iterable[str] = ()) -> str:
+    """As `shown`; nor does any value of `options` appear, a file system's ``storage_options``, nor any of `secrets`.
+
+    But for values that say where something is, and texts of less than four characters.
+    """
+    for value in sorted({*_texts(options or {}), *_texts(list(secrets))}, key=len, reverse=True):
         text = text.replace(value, MARK)
     return shown(text)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """What in options may be secret: texts of three characters or more; shorter ones are names of nothing."""
+    """What in options may be secret."""
     if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
+        for key, item in value.items():
+            if key not in _PLACES:
+                yield from _texts(item)
+    elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from _texts(item)
     elif isinstance(value, bytes):
         yield from _texts(value.decode(errors="replace"))
-    elif isinstance(value, str) and len(value) >= 3 and value != MARK:
+    elif isinstance(value, str) and len(value) >= 4:
         yield value
 
 
 def _url(found: re.Match[str]) -> str:
     scheme, rest = found[1], found[2]
     name = scheme.rstrip(":").lower()
-    if name in _LOCAL:
+    if name in LOCAL:
         return found[0]
     if not name and ":" not in rest.partition("/")[0]:  # a path may begin with two slashes
         return found[0]
@@ -102,13 +112,13 @@ def _without_user(rest: str, scheme: str) -> str:
         # A password without its host, cut off at a blank: no port looks like that.
         port = _NO_PORT.match(rest)
         return rest if port is None else f"{MARK}{rest[port.end() :]}"
-    if scheme in _CONTAINERS and ":" not in user[0]:
+    if scheme in REPOSITORIES or (scheme in CONTAINERS and ":" not in user[0]):
         return rest
     return f"{MARK}@{rest[user.end() :]}"
 
 
 def _without_query(rest: str, scheme: str) -> str:
-    begin = re.search(r"[?#]" if scheme in _WEB else r"[?#](?=.*=)", rest)
+    begin = re.search(r"[?#]" if scheme in WEB else r"[?#](?=.*=)", rest)
     return rest if begin is None else rest[: begin.end()] + _marked(rest[begin.end() :])
 
 

@@ -129,7 +129,7 @@ def read_yaml(path: str | PathLike[str], wanted: str) -> Any:
     try:
         return parse_yaml(text)
     except yaml.YAMLError as error:
-        raise OptionError(f"{path}: no YAML ({' '.join(str(error).split())}), wanted {wanted}. Correct it.") from error
+        raise OptionError(f"{path}: no YAML ({problem_of(error)}), wanted {wanted}. Correct it.") from None
 
 
 def dump_yaml(value: Any, *, one_line: bool = False, a_line_each: bool = False) -> str:
@@ -147,6 +147,13 @@ def dump_yaml(value: Any, *, one_line: bool = False, a_line_each: bool = False) 
         width=10**6 if one_line else 100,
     )
     return text.strip().removesuffix("...").rstrip() if one_line else text
+
+
+def problem_of(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text and where, without quoting it: it may hold secrets."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark is not None else str(problem)
 
 
 def _read_text(path: Path) -> str:

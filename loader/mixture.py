@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from epistream.access import Access
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
 from epistream.loader.order.mixture_plan import MixturePlan
@@ -140,15 +141,15 @@ def _said_of(part: DatasetPart) -> dict[str, dict[str, str]]:
 
 def _one_cache(jobs: Sequence[ReadJob]) -> NodeCache:
     """One cache for all: a process that enters it once has one budget and one set of counters."""
-    storage: dict[str, Any] = {}
+    storage = Access()
     for job in jobs:
         own = job.dataset.storage_options
         if job.cache.options != jobs[0].cache.options or any(storage.get(key, own[key]) != own[key] for key in own):
             raise OptionError(
                 f"Mixture: cache or storage_options of {job.url} differ from those of {jobs[0].url}. Give all streams "
-                "the same; storage_options may be one mapping per protocol."
+                'the same for each protocol: {"s3": {...}, "http": {...}}.'
             )
-        storage.update(own)
+        storage = Access({**storage, **own}, {**storage.secrets, **own.secrets})
     return NodeCache(jobs[0].cache.options, storage)
 
 

@@ -87,7 +87,7 @@ class EpisodeStream(Stream):
             options: all options together; see `StreamOptions`.
             world: which rank this is; by default what torch.distributed says, from when on it is initialised, or the
                 launcher.
-            storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``.
+            storage_options: for fsspec, as in ``fsspec.open(url, **storage_options)``, or by protocol.
             changes: single options by name, for example ``batch_size=32``.
 
         Raises:
@@ -156,8 +156,9 @@ class EpisodeStream(Stream):
             OptionError: neither names a source; and as the constructor.
         """
         if not isinstance(config, StreamConfig):
+            found = repr(config) if isinstance(config, str) else type(config).__name__  # others may hold secrets
             raise OptionError(
-                f"from_config: {config!r}, wanted a configuration. Use from_config(epistream.load_config({config!r}))."
+                f"from_config: {found}, wanted a configuration. Use from_config(epistream.load_config({found}))."
             )
         source = config.source if source is None else source
         if source is None:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from epistream.access import Access
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
-from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve
+from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve_access
 from epistream.sharding.files.storage import join, read_bytes
 from epistream.sharding.format.left_out import open_good
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
@@ -33,8 +34,11 @@ def open_dataset(
         source: A folder or URL with a ``dataset.json``; tars as a brace pattern (``s3://b/shard-{000000..000003}.tar``)
             or, local ones, as a glob; or a list of these, whose episodes follow each other. Tars in the folder of a
             dataset are that part of it. Local tars without one are indexed once, in the user's cache folder. HDF5
-            files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``.
-        storage_options: For fsspec: credentials, endpoints.
+            files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``. URLs may have
+            a query or a user, which are never part of a name: one for a folder or pattern, or one for each file of a
+            list, which then has those of the manifest, its tables and the indexes as well.
+        storage_options: For fsspec: credentials, endpoints; flat, or by protocol (``{"s3": {...}, "http": {...}}``),
+            where ``http`` is also for ``https`` and what no URL needs is left alone.
         on_bad: What an HDF5 file does that cannot be read, fits no layout or has other features than most, or in a list
             a dataset of shards that is missing or torn: ``"raise"`` an error, or ``"skip"``: it is left out, with a
             warning, and named in `Dataset.skipped`.
@@ -55,7 +59,7 @@ def open_dataset(
         FormatError: If it is torn, or parts of a list have different features (of those that `features` names).
         LayoutError: If an HDF5 file fits no known layout.
     """
-    options = dict(storage_options or {})
+    parts, options = resolve_access(source, storage_options)
 
     def open_part(part: Part) -> Dataset:
         if isinstance(part, Hdf5Files):
@@ -69,7 +73,6 @@ def open_dataset(
             )
         return _open(part, options)
 
-    parts = resolve(source)
     skipped: dict[str, str] = {}
     if on_bad == "skip" and len(parts) > 1:
         opened, skipped = open_good(parts, open_part, _names, _pieces)
@@ -104,7 +107,7 @@ def _names(part: Part) -> list[str]:
 
 def _open_hdf5(
     part: Hdf5Files,
-    options: dict[str, Any],
+    options: Access,
     *,
     skip_bad: bool,
     layout: "str | os.PathLike[str] | MappingLayout | None",
@@ -126,7 +129,7 @@ def _open_hdf5(
     )
 
 
-def _open(part: Folder | Tars, options: dict[str, Any]) -> Dataset:
+def _open(part: Folder | Tars, options: Access) -> Dataset:
     url = _absolute(part.url)
     if isinstance(part, Folder):
         return dataset_of(read_manifest(url, options), url, options)

@@ -254,7 +254,10 @@ def stopped(monkeypatch):
         seen.append(arguments[1])
         raise Enough
 
-    monkeypatch.setattr("epistream.commands.pack.pack", lambda *places, progress, **said: stop(0, PackOptions(**said)))
+    def pack(*places, progress, storage_options, **said):
+        stop(0, PackOptions(**said))
+
+    monkeypatch.setattr("epistream.commands.pack.pack", pack)
     monkeypatch.setattr("epistream.commands.plan._plan", stop)
     monkeypatch.setattr("epistream.loader.measuring.bench.run_bench", stop)
     monkeypatch.setattr("epistream.configs.tuner.tune", stop)

@@ -5,10 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+from epistream.access import Access
 from epistream.errors import EpistreamError, FetchError, SourceError
-from epistream.file_systems import ask, may_pass, open_file_system, protocol_of, retry, version_facts
+from epistream.file_systems import advice_on, ask, may_pass, open_file_system, retry, version_facts
+from epistream.shown_errors import clearly
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ class Remote:
 
     def __init__(self, storage_options: Mapping[str, Any] | None, options: RetryOptions) -> None:
         self.options = options
-        self._storage_options = dict(storage_options or {})
+        self._access = Access.of(storage_options)
         self._mutex = threading.Lock()
         self.num_retries = 0
 
@@ -118,14 +121,14 @@ class Remote:
         options = self.options
         pauses_s = options.first_pause_s, options.longest_pause_s
         try:
-            return retry(action, attempts=options.attempts, deadline=deadline, pauses_s=pauses_s, note=note)
+            shown = partial(clearly, action, self._access)
+            return retry(shown, attempts=options.attempts, deadline=deadline, pauses_s=pauses_s, note=note)
         except (EpistreamError, WholeBodyError):
             raise
         except Exception as error:
             if not may_pass(error):
-                raise SourceError(
-                    f"{what}: {_describe(error)}, wanted to read it. Check the URL and the credentials."
-                ) from error
+                advice = advice_on(error, what.partition(": ")[0], self._access, "Check the URL and the credentials.")
+                raise SourceError(f"{what}: {_describe(error)}, wanted to read it. {advice}") from error
             raise FetchError(
                 f"{what}: {_describe(error)} after {num_tries} tries, wanted the bytes. Check the server, or allow "
                 "more with fetch_timeout_s."
@@ -144,11 +147,7 @@ class Remote:
         return bytes(data) if not isinstance(data, bytes) else data
 
     def _file_system(self, url: str) -> tuple[Any, str]:
-        options = self._storage_options
-        own = options.get(protocol_of(url))
-        if isinstance(own, Mapping):
-            options = dict(own)
-        return open_file_system(url, options)
+        return open_file_system(url, self._access)
 
 
 def _describe(error: BaseException | None) -> str:

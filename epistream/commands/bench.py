@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epistream.commands.parameters import option
+from epistream.commands.sources import reach_option, storage_options
 from epistream.loader.measuring.bench_options import BenchOptions
 
 # Options that are keys of a configuration as well.
@@ -27,6 +28,7 @@ _KEYS = {"batch_size": "batch_size", "obs": "obs", "action": "action", "cache": 
 @option(BenchOptions, "seconds")
 @option(BenchOptions, "once", "--once/--no-once")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
+@reach_option
 @click.option("--config", help="A configuration that says what is streamed; options given here win.")
 def command(as_json: bool, config: str | None, **options: Any) -> None:
     """Measure how fast URL streams, beside the bound of this machine.
@@ -41,13 +43,15 @@ def command(as_json: bool, config: str | None, **options: Any) -> None:
     context = click.get_current_context()
     said = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     options["parallel"] = _numbers(options["parallel"])
-    url, stream = options.pop("url"), None
+    url, access, stream = options.pop("url"), storage_options(options.pop("options_json")), None
     if config is not None:
         from epistream.configs.config import load_config
 
         changes = {key: options[name] for name, key in _KEYS.items() if name in said}
+        if access:
+            changes["storage_options"] = access
         stream = load_config(config, **changes).stream(url)
-    result = run_bench(url, BenchOptions(**options), stream)
+    result = run_bench(url, BenchOptions(**options), stream, access)
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
         return

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from epistream.cache import admin
 from epistream.cache.options import CacheOptions
-from epistream.commands.sources import layout_options, open_source
+from epistream.commands.sources import layout_options, open_source, reach_option
 from epistream.commands.tables import progress_bar
 from epistream.errors import CacheError
 from epistream.units import distinct_sizes, parse_size, size_text
@@ -124,7 +124,7 @@ def resize(size: str, directory: Path | None) -> None:
 @click.option("--mode", type=click.Choice(["shm", "disk"]), default="shm", show_default=True, help="Where to keep it.")
 @click.option("--budget", metavar="SIZE", help="Most bytes to keep: 8GiB, 500MB, 4096.")
 @layout_options
-@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+@reach_option
 def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str | None, **reached: Any) -> None:
     """Fetch a dataset's shards into the cache ahead of a job, in the dataset's order, as far as they fit.
 

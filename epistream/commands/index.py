@@ -3,7 +3,7 @@
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from epistream.commands.sources import storage_options
+from epistream.commands.sources import reach_option, storage_options
 from epistream.commands.tables import progress_bar
 from epistream.errors import OptionError
 from epistream.sharding.tar.reindex import Reindexed, ReindexOptions, draft_mapping, reindex
@@ -20,7 +20,7 @@ from epistream.units import count_text
 @click.option("--key", metavar="PATTERN", help="The same in short: where keys name them, such as 'ep{episode}_{step}'.")
 @click.option("--draft", is_flag=True, help="Print a draft for --steps, from the first samples, and write nothing.")
 @click.option("--emit", type=click.Choice(NEIGHBOURS), multiple=True, help="Also write this reader's sidecars.")
-@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+@reach_option
 def command(
     source: str,
     overwrite: bool,

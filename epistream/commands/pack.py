@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 
 from epistream.alike import grouped
 from epistream.commands.parameters import option
-from epistream.commands.sources import layout_options, wanted_layout
+from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
 from epistream.commands.tables import progress_bar, quiet
 from epistream.errors import OptionError
 from epistream.sharding.format.features import Feature
@@ -21,6 +21,7 @@ from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress, PackReport
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.shown_urls import shown
 from epistream.units import count_text, size_text
 
 _MAX_FAULTS_SHOWN = 50
@@ -47,8 +48,10 @@ _TOLD_BY_THE_REPORT = ("epistream.sharding.pack.pack", "epistream.sharding.forma
 @option(PackOptions, "resume")
 @option(PackOptions, "overwrite")
 @option(PackOptions, "skip_bad")
+@reach_option
 def command(sources: tuple[str, ...], out: str, workers: int | None, **options: Any) -> None:
     """Pack the HDF5 episodes in SRC... (files, folders, globs) into a dataset of tar shards at OUT (folder or URL)."""
+    access = storage_options(options.pop("options_json"))
     options["layout"] = wanted_layout(options["layout"], options.pop("layout_file"))
     options["rename"] = [_pair(text) for text in options["rename"]]
     options["image_size"] = _size(options["image_size"])
@@ -58,9 +61,9 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
     num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
     try:
         with _Display() as display, quiet(*_TOLD_BY_THE_REPORT):
-            report = pack(sources, out, progress=display.show, workers=num_workers, **options)
+            report = pack(sources, out, storage_options=access, progress=display.show, workers=num_workers, **options)
     except KeyboardInterrupt:
-        click.echo(f"interrupted: nothing was published; complete shards stay in {out} for --resume", err=True)
+        click.echo(f"interrupted: nothing was published; complete shards stay in {shown(out)} for --resume", err=True)
         # What a shell reports of a program ended by Ctrl-C.
         sys.exit(130)
     _print(report)

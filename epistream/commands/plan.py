@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import FEATURE_HELP, layout_options, open_source
+from epistream.commands.sources import FEATURE_HELP, layout_options, open_source, reach_option
 from epistream.commands.tables import new_list, print_table
 from epistream.loader.order.plan import OrderOptions
 from epistream.units import count_text, distinct_sizes, parse_size, size_text
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
-@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+@reach_option
 def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Say how well the windows of URL are shuffled within a memory budget, and what an epoch fetches.
 

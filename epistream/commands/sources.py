@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,18 +52,38 @@ def wanted_layout(layout: str | None, layout_file: str | None) -> "str | Mapping
     return read_layout_file(layout_file) if layout_file else layout
 
 
+def reach_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--storage-options``, from which `storage_options` makes a mapping."""
+    return click.option(
+        "--storage-options",
+        "options_json",
+        metavar="JSON",
+        help='Options for fsspec: {"anon": true}, or by protocol {"s3": {...}, "http": {...}}; @FILE reads them there.',
+    )(function)
+
+
 def storage_options(text: str | None) -> dict[str, Any]:
-    """Options for fsspec, from the command line.
+    """Options for fsspec, from the command line: JSON, or ``@`` and the name of a file with JSON.
 
     Raises:
-        OptionError: If `text` is no JSON map.
+        OptionError: If it is no JSON map, or the file cannot be read. No message shows what is there.
     """
+    where = "--storage-options"
+    if text and text.startswith("@"):
+        where = f"--storage-options {text}"
+        try:
+            text = Path(text[1:]).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+            raise OptionError(f"{where}: {why}, wanted a file with JSON, readable by you.") from None
     try:
         value = json.loads(text or "{}")
-    except ValueError as error:
-        raise OptionError(f"--storage-options: {error}, wanted JSON such as '{{\"anon\": true}}'.") from error
+    except (ValueError, RecursionError) as error:
+        problem = f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "no JSON"
+        # The error as it was has the whole text.
+        raise OptionError(f"{where}: {problem}, wanted JSON such as '{{\"anon\": true}}', or @FILE.") from None
     if not isinstance(value, dict):
-        raise OptionError(f"--storage-options: {value!r:.80}, wanted a JSON map.")
+        raise OptionError(f"{where}: a {type(value).__name__}, wanted a JSON map such as '{{\"anon\": true}}'.")
     return value
 
 

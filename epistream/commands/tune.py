@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import layout_options, wanted_layout
+from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
 from epistream.commands.tables import new_table, print_table
 from epistream.configs.tune_options import TuneOptions
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--config", "base", help="What is streamed: a YAML file, whose choices of speed are replaced.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key of it; may be repeated.")
 @layout_options
+@reach_option
 @option(TuneOptions, "ranks")
 @option(TuneOptions, "nodes")
 @option(TuneOptions, "target")
@@ -52,6 +53,9 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
         changes["stream.layout"] = layout_file or layout
     if options.pop("allow_outside_files"):
         changes["stream.allow_outside_files"] = True
+    access = storage_options(options.pop("options_json"))
+    if access:
+        changes["stream.storage_options"] = access
     image_size = options.pop("image_size")
     if image_size:
         changes["stream.image_size"] = list(image_size)

@@ -6,7 +6,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn
 
 from epistream.alike import grouped
-from epistream.commands.sources import open_source
+from epistream.commands.sources import open_source, reach_option
 from epistream.commands.tables import progress_bar
 from epistream.sharding.check.verify import Report, refuse_hdf5, verify
 from epistream.sharding.check.verify_shard import Fault, VerifyOptions
@@ -18,7 +18,7 @@ from epistream.units import count_text, size_text
 @click.option("--sample", type=click.IntRange(0), metavar="N", help="Decode N frames a camera and shard, not all.")
 @click.option("--statistics", is_flag=True, help="Also compare the manifest's statistics with the values.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Shards checked at once.")
-@click.option("--storage-options", "options_json", metavar="JSON", help="Options for fsspec.")
+@reach_option
 def command(
     source: tuple[str, ...], sample: int | None, statistics: bool, threads: int, options_json: str | None
 ) -> None:

@@ -3,8 +3,10 @@
 import os
 import platform
 import statistics
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import simplejpeg
@@ -76,20 +78,26 @@ class BenchResult:
         return {**asdict(self), "share_of_bound": shares}
 
 
-def run_bench(url: str, options: BenchOptions, stream: EpisodeStream | None = None) -> BenchResult:
+def run_bench(
+    url: str,
+    options: BenchOptions,
+    stream: EpisodeStream | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> BenchResult:
     """Measure the dataset at `url`, or a `stream` of it.
 
     It takes about ``rounds * seconds`` for each row, and the time until every frame is kept decoded.
+    `storage_options` are for fsspec, where there is no `stream` that has them.
     """
-    given = stream
-    stream = given or _stream(url, options, "per_read")
+    given, open_stream = stream, partial(_stream, url, options, storage_options)
+    stream = given or open_stream("per_read")
     streams = {"": stream}
     if given is None and options.once and fits_decoded(stream.job):
-        streams[", decoded"] = _stream(url, options, "once")
+        streams[", decoded"] = open_stream("once")
     title, machine = _title(stream), _machine()
     plans = [_Plan(number, suffix, streams[suffix]) for number in options.numbers for suffix in streams]
     # The last one out removes the cache's directory: what was decoded must outlive each loader.
-    with _stream(url, options, "once").job.cache if len(streams) > 1 else nullcontext() as holder:
+    with open_stream("once").job.cache if len(streams) > 1 else nullcontext() as holder:
         if holder is not None:
             holder.budget()
         for plan in plans:
@@ -151,7 +159,9 @@ def fits_decoded(job: ReadJob) -> bool:
     return plan is not None and budget is not None and plan.num_bytes + plan.source_bytes <= budget.bytes
 
 
-def _stream(url: str, options: BenchOptions, decode: Decode) -> EpisodeStream:
+def _stream(
+    url: str, options: BenchOptions, storage_options: Mapping[str, Any] | None, decode: Decode
+) -> EpisodeStream:
     return EpisodeStream(
         url,
         batch_size=options.batch_size,
@@ -159,6 +169,7 @@ def _stream(url: str, options: BenchOptions, decode: Decode) -> EpisodeStream:
         cache=options.cache,
         split=None,
         decode=decode,
+        storage_options=storage_options,
     )
 
 

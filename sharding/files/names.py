@@ -2,6 +2,8 @@
 
 import re
 
+from epistream.access import placed_link
+
 # No slash, no leading dot, nothing that a URL, a shell or a brace pattern would read as something else.
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-+=@,]{0,199}\.tar")
 
@@ -24,7 +26,7 @@ def index_name(shard_name: str) -> str:
 
 def is_tar(url: str) -> bool:
     """Whether a shard is a tar; all others are HDF5 files."""
-    return url.partition("::")[0].endswith(".tar")
+    return placed_link(url)[1].endswith(".tar")
 
 
 def is_compressed_tar(name: str) -> bool:

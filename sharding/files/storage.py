@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from epistream.access import placed_link, without_secrets
 from epistream.errors import EpistreamError, SourceError
-from epistream.file_systems import ask, limit_of, local_path, open_file_system, protocol_of, retry
+from epistream.file_systems import advice_on, ask, limit_of, local_path, open_file_system, protocol_of, retry
 from epistream.plain_files import not_a_plain_file
 
 Options = Mapping[str, Any] | None
@@ -22,16 +23,19 @@ _ATTEMPTS = 3
 
 
 def join(url: str, name: str) -> str:
-    """The URL of `name` in the folder `url`. Of a chained URL (``a://b::c://d``) the first part is the folder."""
-    head, chain, rest = url.partition("::")
-    return f"{head.rstrip('/')}/{name}{chain}{rest}"
+    """The URL of `name` in the folder `url`. Of a chained URL (``a://b::c://d``) the first part is the folder.
+
+    A link without a place of its own (``simplecache::s3://bucket/x``) leaves that to the next one.
+    """
+    before, head, after = placed_link(url)
+    return f"{before}{head.rstrip('/')}/{name}{after}"
 
 
 def parent_and_name(url: str) -> tuple[str, str]:
     """The inverse of `join`."""
-    head, chain, rest = url.partition("::")
+    before, head, after = placed_link(url)
     folder, slash, name = head.rpartition("/")
-    return f"{folder or slash or '.'}{chain}{rest}", name
+    return f"{before}{folder or slash or '.'}{after}", name
 
 
 def read_bytes(url: str, options: Options = None) -> bytes | None:
@@ -42,7 +46,7 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
         SourceError: If it cannot be read, after three tries when remote.
     """
     path = local_path(url)
-    with _errors_of(url, "wanted to read it. Check access and storage_options."):
+    with _errors_of(url, "wanted to read it.", options):
         try:
             if path is not None:
                 _refuse_what_is_no_file(url, path)
@@ -81,7 +85,7 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
         SourceError: If it cannot be written; nothing is left behind.
     """
     path = local_path(url)
-    with _errors_of(url, f"wanted to write {len(data):,} bytes. Check room and permissions."):
+    with _errors_of(url, f"wanted to write {len(data):,} bytes.", options, "Check room and permissions."):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_local(path, data, sync=True)
@@ -125,7 +129,8 @@ def list_names(url: str, options: Options = None) -> list[str] | None:
         file_system, target = open_file_system(url, options)
         file_system.invalidate_cache()  # it may remember the folder as it was before we wrote to it
         listed = ask(file_system, "ls", target, detail=False)
-        return sorted(name for name in (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed) if name)
+        names = (without_secrets(str(entry)).rstrip("/").rsplit("/", 1)[-1] for entry in listed)
+        return sorted(name for name in names if name)
     except Exception:  # only ever used to say more in a message
         return None
 
@@ -145,7 +150,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
         SourceError: If the file is missing, shorter, or cannot be read.
     """
     path = local_path(url)
-    with _errors_of(url, f"wanted {size:,} bytes of it."):
+    with _errors_of(url, f"wanted {size:,} bytes of it.", options):
         if path is not None:
             _refuse_what_is_no_file(url, path)
             with path.open("rb") as file:
@@ -178,7 +183,7 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
         copy = Path(folder) / parent_and_name(url)[1]
-        with _errors_of(url, "wanted to fetch it."):
+        with _errors_of(url, "wanted to fetch it.", options):
             try:
                 file_system, source = open_file_system(url, options)
                 num_bytes = _ask(file_system, "info", source).get("size") or 0
@@ -196,14 +201,17 @@ def _refuse_what_is_no_file(url: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _errors_of(url: str, wanted: str) -> Iterator[None]:
+def _errors_of(
+    url: str, wanted: str, options: Options, otherwise: str = "Check access and storage_options."
+) -> Iterator[None]:
     """Whatever a file system raises, as an error of ours that names the URL."""
     try:
         yield
     except EpistreamError:
         raise
     except Exception as error:  # each file system of fsspec has errors of its own
-        raise SourceError(f"{url}: {type(error).__name__}: {error}, {wanted}") from error
+        advice = advice_on(error, url, options, otherwise)
+        raise SourceError(f"{url}: {type(error).__name__}: {error}, {wanted} {advice}") from error
 
 
 def _ask(file_system: Any, question: str, *arguments: Any, num_bytes: int = 0, **options: Any) -> Any:

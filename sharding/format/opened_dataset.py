@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import xxhash
 
+from epistream.access import Access
 from epistream.lazy import lazy
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import join
@@ -46,7 +47,7 @@ class Dataset:
     """S shards and E episodes, E in dataset order: an episode's position here is its `episode_index`.
 
     Args:
-        url: What was opened, for messages.
+        url: What was opened, for messages; no URL here has a query, user or password.
         features: By name.
         shard_url: (S,) tars, or HDF5 files; one that makes several shards is named several times.
         index_url: (S,) their indexes.
@@ -56,7 +57,7 @@ class Dataset:
         statistics: By array feature: count, mean, std, min, max, q01, q99 of the finite values, and `finite`, how many
             there are of each dimension, where that is not `count`.
         fingerprint: Of all that decides which bytes an epoch reads.
-        storage_options: For fsspec, as given.
+        storage_options: For fsspec, by protocol; and what opens the URLs. Its `repr` shows neither.
         skipped: Why each file or folder was left out, by its path; see `open_dataset`.
         more: What else is known of the values, read when somebody looks.
 
@@ -72,7 +73,7 @@ class Dataset:
     tasks: Sequence[str]
     statistics: Mapping[str, Mapping[str, Any]]
     fingerprint: str
-    storage_options: dict[str, Any] = field(default_factory=dict)
+    storage_options: Access = field(default_factory=Access)
     skipped: dict[str, str] = field(default_factory=dict)
     more: MoreStatistics = field(default=NO_MORE, repr=False)
 
@@ -106,9 +107,7 @@ class Dataset:
         return self.columns.shard_split[self.columns.episode_shard]
 
 
-def dataset_of(
-    manifest: Manifest, url: str, options: dict[str, Any], index_url: Sequence[str] | None = None
-) -> Dataset:
+def dataset_of(manifest: Manifest, url: str, options: Access, index_url: Sequence[str] | None = None) -> Dataset:
     """The dataset that a manifest describes.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 
+from epistream.access import Access
 from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.pruning import mark_used
@@ -138,7 +139,7 @@ def open_hdf5_files(
         url=url or dataset.url,
         statistics=statistics,
         more=MoreStatistics(more),
-        storage_options=dict(options or {}),
+        storage_options=Access.of(options),
         skipped=skipped,
     )
 

@@ -8,8 +8,9 @@ from typing import Any, BinaryIO, TypeVar
 import h5py
 from fsspec.spec import AbstractBufferedFile
 
+from epistream.access import placed_link
 from epistream.errors import EpistreamError, LayoutError, SourceError
-from epistream.file_systems import ask, local_path, open_file_system, version_facts
+from epistream.file_systems import advice_on, ask, local_path, open_file_system, refusal_in, version_facts
 from epistream.plain_files import not_a_plain_file, refuse_other_than_plain, version_of_file
 from epistream.sharding.files.foreign import HDF5_SIGNATURE, Foreign, foreign_bytes
 from epistream.sharding.files.names import HDF5_SUFFIXES
@@ -17,6 +18,7 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.other_files import other_files
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.source_bytes import BlocksOfFile, SourceBytes
+from epistream.shown_errors import clearly
 
 T = TypeVar("T")
 
@@ -39,8 +41,10 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
         file_system, target = open_file_system(url, options)
         info = ask(file_system, "info", target)
     except Exception as error:  # each file system of fsspec has errors of its own
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SourceError(f"{url}: {reason}, wanted an HDF5 file. Check the path or pattern.") from error
+        refused = refusal_in(error) or error
+        reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
+        advice = advice_on(error, url, options, "Check the path or pattern.")
+        raise SourceError(f"{url}: {reason}, wanted an HDF5 file. {advice}") from error
     return ";".join([f"bytes={info.get('size')}", *version_facts(info)]), int(info.get("size") or 0)
 
 
@@ -99,7 +103,8 @@ def open_hdf5(
         if foreign:
             raise SourceError(f"{url}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
-            f"{url}: cannot be read as HDF5 ({error}). Check access and storage_options, or copy it again."
+            f"{url}: cannot be read as HDF5 ({error}). "
+            + advice_on(error, url, options, "Check access and storage_options, or copy it again.")
         ) from error
 
 
@@ -117,7 +122,7 @@ def open_remote(url: str, options: Options = None) -> Any:
     """A file object over a remote file, for h5py."""
     file_system, target = open_file_system(url, options)
     if not getattr(file_system, "async_impl", False):
-        return file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES)
+        return clearly(lambda: file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES), options)
     size = ask(file_system, "info", target).get("size")
     if size is None:
         raise SourceError(f"{url}: of unknown size, wanted one that can be read in parts. Copy the file to a disk.")
@@ -136,6 +141,6 @@ class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no 
 
 def shard_name_of(url: str) -> str:
     """What messages call a file."""
-    name = Path(url.partition("::")[0].partition("?")[0]).name or "file"
+    name = Path(placed_link(url)[1]).name or "file"
     readable = "".join(sign if sign.isprintable() else "_" for sign in name)
     return readable if readable.endswith(HDF5_SUFFIXES) else f"{readable}.hdf5"

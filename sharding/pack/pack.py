@@ -71,7 +71,7 @@ def pack(
         sources: Files, folders (walked) and globs.
         out: Folder or fsspec URL of the dataset. It exists when ``dataset.json`` is there, which comes last.
         options: All options together; see `PackOptions`.
-        storage_options: For `out`, as fsspec takes them.
+        storage_options: For `out`, as fsspec takes them, or by protocol.
         progress: Called in the calling thread, now and then.
         changes: Single options by name, for example ``val_fraction=0.1``.
 
@@ -91,8 +91,8 @@ def pack(
     """
     options = changed(options or PackOptions(), changes, "pack")
     paths = find_hdf5(sources)
-    with Workspace(str(out), options, storage_options) as workspace, TaskPool(options.workers, str(out)) as pool:
-        return _Job(paths, workspace, pool, options, progress).run()
+    with (place := Workspace.at(str(out), options, storage_options)), TaskPool(options.workers, place.url) as pool:
+        return _Job(paths, place, pool, options, progress).run()
 
 
 @dataclass

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from epistream.access import Access
 from epistream.errors import (
     DatasetExistsError,
     DeadlineError,
@@ -22,6 +23,7 @@ from epistream.errors import (
 from epistream.file_systems import ask, limit_of, local_path, open_file_system
 from epistream.sharding.files.locks import locked
 from epistream.sharding.files.names import index_name
+from epistream.sharding.files.sources import folder_access
 from epistream.sharding.files.storage import Options, join, list_names, read_bytes, remove_quietly
 from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
 from epistream.sharding.pack.options import PackOptions
@@ -54,18 +56,28 @@ class Workspace:
     new manifest takes its place.
 
     Args:
-        url: A folder or URL, as the user gave it.
+        url: A folder or URL, without what opens it.
         options: Of the job.
-        storage_options: For `url`.
+        storage_options: For `url`, and what opens it.
     """
 
     url: str
     options: PackOptions
-    storage_options: Options = None
+    storage_options: Access
     folder: Path = field(init=False)
     prefix: str = field(init=False, default="shard-")
     _held: contextlib.ExitStack = field(init=False)
     _names: set[str] = field(init=False, default_factory=set)
+
+    @classmethod
+    def at(cls, url: str, options: PackOptions, storage_options: Options) -> "Workspace":
+        """That of a URL as the user gave it.
+
+        Raises:
+            OptionError: If `storage_options` are none.
+        """
+        folder, access = folder_access(url, storage_options)
+        return cls(folder, options, access)
 
     @property
     def is_remote(self) -> bool:

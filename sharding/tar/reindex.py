@@ -8,11 +8,12 @@ from pathlib import Path
 
 import natsort
 
+from epistream.access import Access
 from epistream.errors import DatasetExistsError, OptionError, SourceError
 from epistream.sharding.files.folder_hint import COMPRESSED
 from epistream.sharding.files.foreign import foreign_folder
 from epistream.sharding.files.names import index_name, is_compressed_tar
-from epistream.sharding.files.sources import AnySource, Tars, resolve
+from epistream.sharding.files.sources import AnySource, Tars, resolve_access
 from epistream.sharding.files.storage import (
     Options,
     join,
@@ -94,7 +95,7 @@ def reindex(
         FormatError: If a tar holds no whole episodes, or its samples are not what `ReindexOptions.steps` says.
     """
     options = options or ReindexOptions()
-    url, names = _tars(source, storage_options)
+    url, names, storage_options = _tars(source, storage_options)
     has_manifest = read_bytes(join(url, FILE_NAME), storage_options) is not None
     if has_manifest and not options.overwrite and not options.emit:
         raise DatasetExistsError(
@@ -120,15 +121,15 @@ def reindex(
     return _write_all(url, names, options, storage_options, advance)
 
 
-def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, ...]]:
-    """The folder, and the file names of its tars in natural order."""
-    parts = resolve(source)
+def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, ...], Access]:
+    """The folder, the file names of its tars in natural order, and what opens them."""
+    parts, access = resolve_access(source, storage_options)
     if len(parts) > 1:
         raise OptionError(f"{source}: tars in {len(parts)} folders, wanted one. Index them one by one.")
     part = parts[0]
     if isinstance(part, Tars):
-        return part.url, part.names
-    listed = list_names(part.url, storage_options) or []
+        return part.url, part.names, access
+    listed = list_names(part.url, access) or []
     names = [name for name in listed if name.endswith(".tar") and not name.startswith(".")]
     if not names and any(map(is_compressed_tar, (*listed, part.url))):
         raise SourceError(f"{part.url}: no tars but compressed ones, wanted tars. {COMPRESSED} them first.")
@@ -140,7 +141,7 @@ def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, 
             f"{part.url}: {len(listed)} files, no tars. Give a folder with tars, or for a server that cannot list "
             "its files a brace pattern such as URL/shard-{000000..000003}.tar."
         )
-    return part.url, tuple(natsort.natsorted(names))
+    return part.url, tuple(natsort.natsorted(names)), access
 
 
 def draft_mapping(source: AnySource, storage_options: Options = None) -> StepMapping:
@@ -150,7 +151,7 @@ def draft_mapping(source: AnySource, storage_options: Options = None) -> StepMap
         SourceError: If there are no tars, or they cannot be read.
         FormatError: If nothing says which step of which episode a sample is.
     """
-    url, names = _tars(source, storage_options)
+    url, names, storage_options = _tars(source, storage_options)
     with local_copy(join(url, names[0]), storage_options) as path:
         return draft_of(path)
 

@@ -65,7 +65,7 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
     line = (
         "a b out --layout aloha --codec png --quality 80 --shard-size 1MiB --camera top --camera wrist --drop x.* "
         "--rename top=front --color-order rgb --image-size 320x240 --fps 30 --val-fraction 0.1 --split-seed 7 "
-        "--workers 3 --resume --skip-bad --allow-outside-files"
+        '--workers 3 --resume --skip-bad --allow-outside-files --storage-options {"s3":{"anon":true}}'
     )
     CliRunner().invoke(command, line.split())
     seen.pop("progress")
@@ -89,6 +89,7 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
         "overwrite": False,
         "skip_bad": True,
         "allow_outside_files": True,
+        "storage_options": {"s3": {"anon": True}},
     }
 
 
