@@ -155,6 +155,7 @@ def survey_kept(
     few = EpisodeStream.from_config(
         base,
         list(dict.fromkeys(job.dataset.shard_url)),  # several shards may lie in one HDF5 file
+        storage_options=job.dataset.storage_options,
         **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": options},
     )
     # Stays in the cache from the first measurement to the last, so that no episode is decoded twice.

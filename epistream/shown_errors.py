@@ -52,7 +52,7 @@ def _stand_in(error: BaseException, show: Callable[[str], str]) -> BaseException
         made: BaseException = kind(error.errno, show(str(error.strerror))) if named else kind(text)
     except TypeError:  # such as UnicodeDecodeError, which wants more than a text
         made = _kind_of_stand_in(type(error).__name__, type(error).__module__, Exception)(text)
-    for name in ("status", "code", "errno"):
+    for name in ("status", "errno"):
         if isinstance(getattr(error, name, None), int):
             setattr(made, name, getattr(error, name))
     headers = getattr(error, "headers", None)
