@@ -104,7 +104,7 @@ class Access(dict[str, Any]):
     def _own(self, protocol: str) -> dict[str, Any]:
         """Those of one protocol, or of another name of it: ``http`` is also for ``https``."""
         names = [protocol, *(key for key in self if _implementation(key) == _implementation(protocol))]
-        own = next((self[name] for name in names if _is_of_protocol(name, self.get(name))), {})
+        own: Mapping[str, Any] = next((self[name] for name in names if _is_of_protocol(name, self.get(name))), {})
         return {key: _copied(value) for key, value in own.items()}
 
     def secret_of(self, link: str) -> Secret | None:
@@ -143,7 +143,7 @@ class Access(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         return dict.__eq__(self, other) and self.secrets == getattr(other, "secrets", {})
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __reduce__(self) -> Any:
         return Access, (dict(self), self.secrets)

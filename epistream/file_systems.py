@@ -139,12 +139,17 @@ def advice_on(error: Exception, url: str, options: Mapping[str, Any] | None, oth
             "Its signature (what follows ? in the URL) has expired, or is that of another file: sign the URL again. "
             "What was read before and states that were saved stay good."
         )
-    if any(secret.query for secret in access.secrets.values()):
-        return (
-            "It has no signature, and those given are of other files: sign the folder, or put the signed URLs of all "
-            "its files into the list: dataset.json, dataset-*.tables, shard-*.index and shard-*.tar."
-        )
-    return otherwise
+    return advice_on_unsigned(url, access) or otherwise
+
+
+def advice_on_unsigned(url: str, access: Access) -> str | None:
+    """What to do about a file that a server does not show, if it has no signature where others have one each."""
+    if access.is_signed(url) or not any(secret.query for secret in access.secrets.values()):
+        return None
+    return (
+        "It has no signature, and those given are of other files: sign the folder, or put the signed URLs of all "
+        "its files into the list: dataset.json, dataset-*.tables, shard-*.index and shard-*.tar."
+    )
 
 
 def limit_of(num_bytes: int) -> float:

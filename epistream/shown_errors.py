@@ -46,10 +46,12 @@ def _stand_in(error: BaseException, show: Callable[[str], str]) -> BaseException
         return type(error)(*shown).with_traceback(error.__traceback__)
     base = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
     text = show(str(error))
-    named = isinstance(error, OSError) and error.errno is not None and type(error) is base
+    numbered: tuple[object, ...] = ()
+    if isinstance(error, OSError) and error.errno is not None and type(error) is base:
+        numbered = error.errno, show(str(error.strerror))
     kind = base if type(error) is base else _kind_of_stand_in(type(error).__name__, type(error).__module__, base)
     try:
-        made: BaseException = kind(error.errno, show(str(error.strerror))) if named else kind(text)
+        made = kind(*numbered) if numbered else kind(text)
     except TypeError:  # such as UnicodeDecodeError, which wants more than a text
         made = _kind_of_stand_in(type(error).__name__, type(error).__module__, Exception)(text)
     for name in ("status", "errno"):

@@ -15,11 +15,11 @@ MARK = "***"
 _CHARACTER = r"[^\s<>\"'`]|'(?=[\w%&=+/~(*!$@?|-])"
 _REST = rf"(?:{_CHARACTER})*"
 # Behind a link of a chain comes the next URL.
-_LINK = rf"(?:(?!::[A-Za-z][A-Za-z0-9+.-]*(?:://|::))(?:{_CHARACTER}))*"
-_URL = re.compile(rf"((?:\b[A-Za-z][A-Za-z0-9+.-]*:)?)//({_LINK})")
+_LINK = rf"(?:(?!::[A-Za-z][A-Za-z0-9+.-]{{0,30}}(?:://|::))(?:{_CHARACTER}))*"
+_URL = re.compile(rf"((?:\b[A-Za-z][A-Za-z0-9+.-]{{0,30}}:)?)//({_LINK})")
 # Python and JSON write what holds an apostrophe between these, so that none ends it.
-_QUOTED = re.compile(r"(?<=\")((?:[A-Za-z][A-Za-z0-9+.-]*:)?)//([^\s<>\"]*)")
-_ENCODED = re.compile(rf"(\b[A-Za-z][A-Za-z0-9+.-]*%(?:25)*3A%(?:25)*2F%(?:25)*2F)({_REST})", re.IGNORECASE)
+_QUOTED = re.compile(r"(?<=\")((?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?)//([^\s<>\"]*)")
+_ENCODED = re.compile(rf"(\b[A-Za-z][A-Za-z0-9+.-]{{0,30}}%(?:25)*3A%(?:25)*2F%(?:25)*2F)({_REST})", re.IGNORECASE)
 _ENCODED_QUERY = re.compile(r"(%(?:25)*3F).*", re.IGNORECASE)
 _ENCODED_USER = re.compile(r"\A(?:(?!%(?:25)*2F).)*%(?:25)*40", re.IGNORECASE)
 # The rest of a query where blanks stand in a URL, and the target of a request as urllib3 tells it.
@@ -50,7 +50,7 @@ REPOSITORIES = frozenset({"github", "git", "hf"})
 # user:password@ where the password has characters that end a host's name; a port is of digits.
 _ODD_USER = re.compile(r"\A[^/?#@:\[]*:(?!\d*(?:[/?#:,;.)\]}]|\Z))[^@]*@(?:[^/?#]*@)?")
 _USER = re.compile(r"\A[^/?#]*@")
-_NO_PORT = re.compile(r"\A[^/?#@:\[]*:(?!\{|\d*(?:[/?#:,;.)\]}]|\Z))[^/,;)\]}]*")
+_NO_PORT = re.compile(r"\A[^/?#@:\[]*:(?!\{|\*\*\*|\d*(?:[/?#:,;.)\]}]|\Z))[^/,;)\]}]*")
 _PUNCTUATION = ".,;:!)]}"
 
 

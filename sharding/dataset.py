@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from epistream.access import Access
 from epistream.errors import OptionError, SourceError
-from epistream.file_systems import local_path
+from epistream.file_systems import advice_on_unsigned, local_path
 from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve_access
 from epistream.sharding.files.storage import join, read_bytes
 from epistream.sharding.format.left_out import open_good
@@ -147,6 +147,9 @@ def _open(part: Folder | Tars, options: Access) -> Dataset:
             )
         return dataset_of(manifest.select([position[name] for name in part.names]), url, options)
     if local_path(url) is None:
+        unsigned = advice_on_unsigned(join(url, FILE_NAME), options)
+        if unsigned is not None:  # a server may say of what it does not show that it is not there
+            raise SourceError(f"{join(url, FILE_NAME)}: not found, wanted it beside the tars. {unsigned}")
         raise SourceError(
             f"{join(url, part.names[0])}: a remote tar without {FILE_NAME} beside it, wanted one, since a plan needs "
             f"every episode's length. Run: epistream index {url}"

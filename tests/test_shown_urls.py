@@ -82,3 +82,12 @@ def test_error_never_holds_a_secret_and_pickles(kind):
         assert seen.args == ("http://***@h/x?***: found. Next.",)
         assert str(seen) == seen.args[0]
         assert "S3C" not in repr(seen) + "".join(traceback.format_exception(seen))
+
+
+@pytest.mark.parametrize(
+    "piece", ["a.", "a'", "a=b&", "?", "//", "a://", "url: /", "x@", "x:", "a::b", "%3A%2F%2F", "%40"]
+)
+@pytest.mark.parametrize("begin", ["", "http://", "http://h ", "http%3A%2F%2F"])
+def test_long_text_is_shown_without_a_long_search(piece, begin):
+    text = begin + 40_000 * piece + "://x"
+    assert shown(shown(text)) == shown(text)

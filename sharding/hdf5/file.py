@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, TypeVar
 import h5py
 from fsspec.spec import AbstractBufferedFile
 
-from epistream.access import placed_link
+from epistream.access import placed_link, without_secrets
 from epistream.errors import EpistreamError, LayoutError, SourceError
 from epistream.file_systems import advice_on, ask, local_path, open_file_system, refusal_in, version_facts
 from epistream.plain_files import not_a_plain_file, refuse_other_than_plain, version_of_file
@@ -131,6 +131,9 @@ def open_remote(url: str, options: Options = None) -> Any:
 
 class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """Bytes of a remote file, each request with a deadline: fsspec's own file objects wait for ever."""
+
+    def __repr__(self) -> str:  # which h5py takes for the file's name
+        return f"<{without_secrets(self.path)}>"
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data: bytes = ask(self.fs, "cat_file", self.path, start=start, end=end)

@@ -54,11 +54,14 @@ def test_state_of_an_expired_signature_goes_on_with_the_next(server):
     with es.StreamingLoader(again, num_workers=0) as loader:
         loader.load_state_dict(state)
         rest = [batch["step_index"].tolist() for batch in loader]
-    with es.StreamingLoader(again, num_workers=0) as loader:
+    fresh = es.EpisodeStream(f"http://{server.host}/ds?sig=new", **options)
+    with es.StreamingLoader(fresh, num_workers=0) as loader:
         assert seen + rest == [batch["step_index"].tolist() for batch in loader]
 
 
-def test_files_signed_one_by_one_are_all_put_into_the_list(server):
+@pytest.mark.parametrize("refusal", [403, 404])
+def test_files_signed_one_by_one_are_all_put_into_the_list(server, refusal):
+    server.refusal = refusal
     folder = server.root / "ds"
     wanted = sorted(file.name for pattern in ("shard-*.tar", "dataset.json") for file in folder.glob(pattern))
     more = sorted(file.name for pattern in ("dataset-*.tables", "shard-*.index") for file in folder.glob(pattern))

@@ -13,6 +13,8 @@ class GuardedServer(ThreadingHTTPServer):
 
     Attributes:
         queries: what a path needs behind ``?``, as it goes over the wire; "*" stands for all paths that are not named.
+            They are signatures of GET, as those of S3: HEAD is refused where there is one.
+        refusal: the status of what is not signed rightly: some stores say that it is not there.
         user: ``name:password`` that is wanted, or None.
         header: ``(name, value)`` that is wanted, or None.
         failure: "" or what happens to shards: a status, "torn", "wrong" (bytes) or "closed".
@@ -25,6 +27,7 @@ class GuardedServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root = root
         self.queries: dict[str, str] = {}
+        self.refusal = 403
         self.user: str | None = None
         self.header: tuple[str, str] | None = None
         self.failure: str | int = ""
@@ -61,8 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         server.seen.append(self.path)
         path, _, query = self.path.partition("?")
-        if query != server.queries.get(path, server.queries.get("*", "")):
-            return self._stop(403)
+        signature = server.queries.get(path, server.queries.get("*", ""))
+        if query != signature or (signature and not has_body):
+            return self._stop(server.refusal)
         basic = server.user and "Basic " + base64.b64encode(server.user.encode()).decode()
         if basic and self.headers.get("Authorization") != basic:
             return self._stop(401)
