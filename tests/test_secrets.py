@@ -211,6 +211,28 @@ def test_commands_show_no_secret_and_take_options_of_a_file(
     assert [text for text in said if SECRET.search(text)] == []
 
 
+@pytest.mark.parametrize(
+    "change", [f"stream.storage_options={{key: {KEY}", f"http://h/x?{SIGNATURE}", f"stream.storage_options={KEY}"]
+)
+@pytest.mark.parametrize("command", [["config", "show"], ["tune", "/none"]])
+def test_change_of_a_key_that_is_none_is_not_shown(change, command):
+    done = CliRunner().invoke(cli, [*command, "--set", change])
+    assert done.exit_code != 0
+    said = [done.output, str(done.exception), *traceback.format_exception(done.exception)]
+    assert [text for text in said if SECRET.search(text)] == []
+
+
+@pytest.mark.parametrize("form", [[], ["--yaml"], ["--json"]])
+def test_configuration_that_is_shown_has_no_secret(tmp_path, form):
+    file = tmp_path / "run.yaml"
+    options = f"{{s3: {{key: {KEY}}}}}"
+    file.write_text(f"source: 'http://u:{PASSWORD}@h/x?{SIGNATURE}'\nstream: {{storage_options: {options}}}\n")
+    done = CliRunner().invoke(cli, ["config", "show", str(file), *form])
+    assert done.exit_code == 0
+    assert "http://h/x" in done.output
+    assert SECRET.search(done.output) is None
+
+
 BAD_OPTIONS = {
     f'{{"key": "{KEY}"': "no JSON|Expecting",
     f'["{KEY}"]': "a list, wanted a JSON map",

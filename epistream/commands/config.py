@@ -8,6 +8,7 @@ import yaml
 from rich.markup import escape
 
 from epistream.commands.tables import new_table, print_table
+from epistream.shown_urls import shown
 
 
 @click.group()
@@ -50,8 +51,9 @@ def parse_change(change: str) -> tuple[str, Any]:
 
     key, equals, value = change.partition("=")
     if not equals:
-        raise click.BadParameter(f"{change!r}, wanted KEY=VALUE, for example stream.batch_size=8")
+        raise click.BadParameter(f"{shown(change)!r}, wanted KEY=VALUE, for example stream.batch_size=8")
     try:
         return key.strip(), parse_yaml(value)
     except yaml.YAMLError:
-        raise click.BadParameter(f"{change!r}: the value is no YAML") from None
+        # The value may be a secret.
+        raise click.BadParameter(f"{key.strip()}: the value is no YAML, wanted for example {key.strip()}=8") from None
