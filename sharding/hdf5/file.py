@@ -43,6 +43,8 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
     except Exception as error:  # each file system of fsspec has errors of its own
         refused = refusal_in(error) or error
         reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
+        if isinstance(refused, FileNotFoundError) and not refused.strerror:
+            reason = "no such file"  # some file systems have nothing but the URL to say
         advice = advice_on(error, url, options, "Check the path or pattern.")
         raise SourceError(f"{url}: {reason}, wanted an HDF5 file. {advice}") from error
     return ";".join([f"bytes={info.get('size')}", *version_facts(info)]), int(info.get("size") or 0)

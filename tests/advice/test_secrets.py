@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import epistream as es
 from epistream.commands import cli
 from epistream.errors import EpistreamError, OptionError, SourceError
-from tests.helpers.guarded_server import guarded
+from tests.helpers.web.guarded_server import guarded
 
 
 @pytest.fixture
