@@ -40,6 +40,9 @@ class NodeCache:
         storage_options: For fsspec, as its users know them; or one mapping per protocol.
         reserved_bytes: Memory that the budget leaves for others: the batch rings of all ranks of this node.
         observe: For tests: told each step of the protocol.
+
+    Attributes:
+        is_quiet: Whether another worker of the same loader warns of what this one would say as well; set before use.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class NodeCache:
         self._storage_options = Access.of(storage_options)
         self._reserved_bytes = reserved_bytes
         self._observe = observe
+        self.is_quiet = False
         self._reset()
 
     def _reset(self) -> None:
@@ -228,7 +232,9 @@ class NodeCache:
     def _use(self) -> "_Used":
         with self._mutex:
             if self._used is None:
-                self._used = _Used(self.options, self._storage_options, self._reserved_bytes, self._observe)
+                self._used = _Used(
+                    self.options, self._storage_options, self._reserved_bytes, self._observe, is_quiet=self.is_quiet
+                )
                 DESCRIPTORS.watch(self)
                 # multiprocessing's own hook, because its children end without running atexit's.
                 self._exit = util.Finalize(self, _Used.close, args=(self._used,), exitpriority=10)
@@ -244,6 +250,7 @@ class NodeCache:
             "_storage_options": self._storage_options,
             "_reserved_bytes": self._reserved_bytes,
             "_observe": self._observe,
+            "is_quiet": self.is_quiet,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -261,13 +268,19 @@ class _Used:
     """What one process has of a cache that it uses; its parts know each other, and nothing of the cache."""
 
     def __init__(
-        self, options: CacheOptions, storage_options: Mapping[str, Any], reserved_bytes: int, observe: Observer
+        self,
+        options: CacheOptions,
+        storage_options: Mapping[str, Any],
+        reserved_bytes: int,
+        observe: Observer,
+        *,
+        is_quiet: bool,
     ) -> None:
         retries = RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s)
         self.counters = Counters()
         self.remote = Remote(storage_options, retries)
         self.direct = Direct(self.remote, self.counters)
-        self.stores = Stores(options, reserved_bytes, observe, self._upcoming)
+        self.stores = Stores(options, reserved_bytes, observe, self._upcoming, is_quiet=is_quiet)
         fetcher = Fetcher(self.remote, options.parallel_requests, options.fetch_timeout_s)
         self.tiers = Tiers(options, self.stores, self.direct, fetcher, self.counters)
         self._mutex = threading.Lock()

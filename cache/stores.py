@@ -11,7 +11,7 @@ from epistream.cache.routes import KEEPING_TIERS
 from epistream.cache.store import places
 from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.directory import CacheDirectory, Observer, ignore
+from epistream.cache.store.directory import ANOTHER, CacheDirectory, Observer, ignore
 from epistream.cache.store.markers import read_cap
 from epistream.cache.store.places import file_system_type, is_memory
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
@@ -30,8 +30,11 @@ class Stores:
         reserved_bytes: int,
         observe: Observer = ignore,
         upcoming: Callable[[], Collection[str]] = tuple,
+        *,
+        is_quiet: bool = False,
     ) -> None:
         self._options = options
+        self._level = logging.INFO if is_quiet else logging.WARNING
         self._reserved_bytes = reserved_bytes
         self._observe = observe
         self._upcoming = upcoming
@@ -81,7 +84,7 @@ class Stores:
         kind = f"{tier} {type(error).__name__}"
         if kind not in self._warned:
             self._warned.add(kind)
-            logger.warning("Cache tier %s left aside, the next one is used: %s", tier, error)
+            logger.log(self._level, "Cache tier %s left aside, the next one is used: %s", tier, error)
         return str(error)
 
     def budget(self) -> Budget | None:
@@ -119,10 +122,9 @@ class Stores:
         given = self._options.disk_directory if tier == "disk" else self._options.directory
         if given:
             return Path(given).absolute()
-        if tier == "shm" and not is_memory(file_system_type(places.SHM_PARENT)):
-            raise CacheError(
-                f"{places.SHM_PARENT}: not in memory, wanted a tmpfs. Mount one, or name another with directory."
-            )
+        if tier == "shm" and not (places.SHM_PARENT.is_dir() and is_memory(file_system_type(places.SHM_PARENT))):
+            found = "not in memory" if places.SHM_PARENT.is_dir() else "not there"
+            raise CacheError(f"{places.SHM_PARENT}: {found}, wanted a tmpfs. Mount one. {ANOTHER}")
         return places.default_directory(tier)
 
     def _limits(self, path: Path) -> Limits:

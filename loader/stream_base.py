@@ -16,7 +16,7 @@ from epistream.loader.order.world import World
 from epistream.loader.order_log import log_order, log_untold_rank
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import Place, check_state, make_state
-from epistream.loader.stream_cells import ACCELERATE, Cell, take_cells
+from epistream.loader.stream_cells import ACCELERATE, Cell, Cells, take_cells
 from epistream.loader.stream_iterator import StreamIterator
 
 Batch = dict[str, Any]
@@ -39,8 +39,8 @@ class Stream(IterableDataset[Batch], ABC):
         self._is_loaded = False  # where the next iteration begins is that of a state
 
     @property
-    def _cells(self) -> torch.Tensor:
-        """The cells of this stream, (len(Cell),) int64, in memory shared with the workers of its DataLoader.
+    def _cells(self) -> Cells:
+        """The cells of this stream, in memory shared with the workers of its DataLoader.
 
         A copy has cells of its own, and so has each rank that was forked or given the stream: ranks go through their
         epochs by themselves.

@@ -3,9 +3,14 @@
 Workers that stay alive over epochs have copies of everything else.
 """
 
+import mmap
 import os
+from collections.abc import Callable
 from enum import IntEnum
+from multiprocessing import reduction
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -31,31 +36,104 @@ class Cell(IntEnum):
 ACCELERATE = -1  # instead of a number of readers: it reads one batch ahead in the process of the loop
 
 
-class _Cells:
-    """Rows of a few integers in memory shared with forked and spawned children: one descriptor for many streams.
+class _Block:
+    """Rows of cells in one memory file: it has no name that could leak, and takes no room in /dev/shm.
 
-    A mixture of fifty datasets is made of fifty streams.
+    torch's own shared memory lies in /dev/shm, which may be full, read-only or missing where nothing else needs it.
+
+    Args:
+        fd: the file, which the block closes when it is gone; a new one unless given.
     """
 
+    NUM_ROWS = 64
+
+    def __init__(self, fd: int | None = None) -> None:
+        num_bytes = self.NUM_ROWS * len(Cell) * 8
+        self.fd = os.memfd_create("epistream-cells") if fd is None else fd
+        try:
+            os.truncate(self.fd, num_bytes)
+            memory = mmap.mmap(self.fd, num_bytes)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.rows = torch.from_numpy(np.frombuffer(memory, np.int64).reshape(self.NUM_ROWS, len(Cell)))
+
+    def __del__(self) -> None:
+        if hasattr(self, "rows"):
+            os.close(self.fd)
+
+
+class Cells:
+    """A row of integers, int64, one for each `Cell`. Forked and spawned children have the same; other copies their own.
+
+    Args:
+        block: where it lies.
+        number: which of its rows.
+    """
+
+    def __init__(self, block: _Block, number: int) -> None:
+        self.block, self.number = block, number
+        self._row = block.rows[number]
+
+    def __getitem__(self, cells: int | slice) -> torch.Tensor:
+        return self._row[cells]
+
+    def __setitem__(self, cells: int | slice, values: int | torch.Tensor) -> None:
+        self._row[cells] = values
+
+    def tolist(self) -> list[int]:
+        """All of them."""
+        values: list[int] = self._row.tolist()
+        return values
+
+    def copy_(self, other: "Cells") -> None:
+        """Take the integers of another row."""
+        self._row.copy_(other[:])
+
+    def __reduce__(self) -> tuple[Callable[..., "Cells"], tuple[Any, ...]]:
+        return _copied, (self.tolist(),)
+
+
+def _copied(values: list[int]) -> Cells:
+    cells = take_cells()
+    cells[:] = torch.tensor(values, dtype=torch.int64)
+    return cells
+
+
+def _reduce_for_child(cells: Cells) -> tuple[Callable[..., Cells], tuple[Any, ...]]:
+    return _of_parent, (reduction.DupFd(cells.block.fd), cells.number)
+
+
+def _of_parent(duplicate: Any, number: int) -> Cells:
+    return Cells(_Block(duplicate.detach()), number)
+
+
+# Only what `multiprocessing` hands to a child may share memory: whoever keeps a pickled stream on a disk has no parent.
+reduction.register(Cells, _reduce_for_child)
+
+
+class _Free:
+    """Rows that no stream has, one descriptor for many: a mixture of fifty datasets is made of fifty streams."""
+
     def __init__(self) -> None:
-        self._free: list[torch.Tensor] = []
+        self._free: list[Cells] = []
         self._pid = os.getpid()
 
-    def take(self) -> torch.Tensor:
-        """A row of zeros, int64, one for each `Cell`, that no other stream has."""
+    def take(self) -> Cells:
+        """A row of zeros that no other stream has."""
         if self._pid != os.getpid():  # the rows that a parent had left are its own to give
             self._free, self._pid = [], os.getpid()
         try:
             return self._free.pop()
         except IndexError:
-            rows = torch.zeros(64, len(Cell), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-            self._free += list(rows)
+            block = _Block()
+            self._free += [Cells(block, number) for number in range(block.NUM_ROWS)]
             return self._free.pop()
 
 
-_CELLS = _Cells()
+_FREE = _Free()
 
 
-def take_cells() -> torch.Tensor:
-    """A row of zeros, (len(Cell),) int64, that no other stream of this process has."""
-    return _CELLS.take()
+def take_cells() -> Cells:
+    """A row of zeros that no other stream of this process has."""
+    return _FREE.take()

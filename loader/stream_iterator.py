@@ -48,6 +48,8 @@ class StreamIterator(Iterator[Any]):
         self._follow, self._resumed = follow, resumed
         self._num_done = 0
         self.replaced: tuple[Replaced, ...] = ()
+        if worker_index > 0:
+            job.cache.is_quiet = True
         self._feed = Feed(job)
         self._begin(place)
 

@@ -27,6 +27,8 @@ LOCK = ".lock"
 DEAD_PREFIX = ".dead-"
 # Written over the beginning of the running total in ``.lock`` while that may be wrong.
 IN_DOUBT = b"dirty"
+# The next step where a directory cannot be used.
+ANOTHER = "Name another one with CacheOptions (directory, or disk_directory for a disk)."
 # How long a ``.lock`` is waited for that could not be had within its whole time just before.
 _STUCK_S = 0.05
 _CLOSE_S = 1.0
@@ -222,12 +224,12 @@ def _make_private(path: Path) -> None:
         raise
     except FileExistsError:
         if not path.parent.is_dir():
-            raise CacheError(f"{path.parent}: not a directory. Choose another cache directory.") from None
+            raise CacheError(f"{path.parent}: not a directory. {ANOTHER}") from None
 
 
 def _refused(path: Path, error: OSError) -> CacheError:
     """The error of a directory that cannot be used because the system says no."""
-    return CacheError(f"{path}: {error.strerror}, wanted a directory to keep shards in. Choose another one.")
+    return CacheError(f"{path}: {error.strerror}, wanted a directory to keep shards in. {ANOTHER}")
 
 
 def open_private(path: Path) -> int:
@@ -253,7 +255,7 @@ def open_private(path: Path) -> int:
     status = os.fstat(dir_fd)
     problem = ""
     if status.st_uid != os.geteuid():
-        problem = f"owned by user id {status.st_uid}, wanted {os.geteuid()}. Choose another cache directory."
+        problem = f"owned by user id {status.st_uid}, wanted {os.geteuid()}. {ANOTHER}"
     elif stat.S_IMODE(status.st_mode) & 0o077:
         problem = f"mode {stat.S_IMODE(status.st_mode):o}, wanted 700. Run 'chmod 700 {path}' if it is yours."
     if problem:

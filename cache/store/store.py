@@ -24,7 +24,7 @@ from pathlib import Path
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.claims import Claims, drop_dead_claims
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.directory import CacheDirectory, Observer, ignore
+from epistream.cache.store.directory import ANOTHER, CacheDirectory, Observer, ignore
 from epistream.cache.store.eviction import Reach, Stamps, free, rebase_stamps
 from epistream.cache.store.fill import (
     Filler,
@@ -350,7 +350,7 @@ def open_store(path: Path, options: StoreOptions, *, keep: bool = False, observe
             directory.leave()
             if isinstance(error, CacheError | DeadlineError):
                 raise
-            raise CacheError(f"{path}: {error.strerror}, wanted to keep shards there. Choose another one.") from error
+            raise CacheError(f"{path}: {error.strerror}, wanted to keep shards there. {ANOTHER}") from error
         if not sole or directory.share():
             break
     observe("open.shared")

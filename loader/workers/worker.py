@@ -92,6 +92,7 @@ class Worker:
     def run_in_process(self) -> None:
         """Run in a process of its own; leave in good order when told to, or when the parent dies."""
         end_with_parent(_ORPHAN_GRACE_S)
+        self._job.cache.is_quiet = self.index > 0
         raise_limit()
         try:
             self.run()
