@@ -27,13 +27,14 @@ class Direct:
         self._versions: dict[str, str] = {}
         self.advises = True
 
-    def open(self, entry: Entry, partial: Partial | None = None) -> OpenEntry:
+    def open(self, entry: Entry, partial: Partial | None = None, *, may_copy: bool = True) -> OpenEntry:
         """The entry's parts, each by what it takes to read it.
 
         Args:
             entry: What to open.
             partial: It, where others of the node bring blocks of it too; closed with what is opened, or at once where
                 that fails.
+            may_copy: Whether whole parts are brought where a server knows no ranges: the cache does so otherwise.
 
         Raises:
             SourceError, SourceChangedError, FetchError: A part cannot be opened; none stays open then.
@@ -44,18 +45,20 @@ class Direct:
             if partial is not None:
                 undo.callback(partial.close)
             for part, shared in zip(entry.parts, shares, strict=True):
-                blobs.append(self._open_part(part, shared))
+                blobs.append(self._open_part(part, shared, may_copy=may_copy))
                 undo.callback(blobs[-1].close)
             undo.pop_all()
         return OpenEntry(tuple(blobs), "direct", partial)
 
-    def _open_part(self, part: Part, shared: Shared | None) -> Blob:
+    def _open_part(self, part: Part, shared: Shared | None, *, may_copy: bool) -> Blob:
         if part.supply is not None:
             return part.supply.open()
         path = local_path(part.url)
         if path is not None:
             return FileBlob(path, part.size, None if self.advises else (0, 0))
-        return RangeBlob(part, self._remote, lambda size: self._counters.add(bytes_ranged=size), shared)
+        return RangeBlob(
+            part, self._remote, lambda size: self._counters.add(bytes_ranged=size), shared, may_copy=may_copy
+        )
 
     def identified(self, entry: Entry) -> Entry:
         """The entry under the key that it is kept by: with a version where the manifest tells no checksum.

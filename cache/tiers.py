@@ -93,7 +93,7 @@ class Tiers:
             return _mapped(entry, tier, found)
         self._counters.add(cold=1)
         self._counters.tell_tier("direct", "not there yet")
-        return self._direct.open(entry, found)
+        return self._direct.open(entry, found, may_copy=False)
 
     def _join(self, tier: str, store: ShardStore, entry: Entry) -> Lease | Partial | None:
         """An entry as others of the node bring it, begun here if need be; None if it cannot be shared, or now not."""

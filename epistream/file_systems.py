@@ -5,7 +5,7 @@ import concurrent.futures
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,8 +182,17 @@ def _ask(file_system: Any, question: str, *arguments: Any, limit_s: float | None
     if not getattr(file_system, "async_impl", False) or getattr(file_system, "asynchronous", False):
         return getattr(file_system, question)(*arguments, **options)
     limit_s = limit_of(0) if limit_s is None else limit_s
+    return _run(file_system, lambda: getattr(file_system, f"_{question}")(*arguments, **options), limit_s)
+
+
+def run(file_system: Any, request_of: Callable[[], Coroutine[Any, Any, T]], limit_s: float) -> T:
+    """What a coroutine gives that runs among those of an asynchronous file system; errors as those of `ask`."""
+    return clearly(lambda: _run(file_system, request_of, limit_s), getattr(file_system, "storage_options", None))
+
+
+def _run(file_system: Any, request_of: Callable[[], Coroutine[Any, Any, T]], limit_s: float) -> T:
     # Not through fsspec's own timeout, which forgets the request but may leave it running.
-    request = asyncio.wait_for(getattr(file_system, f"_{question}")(*arguments, **options), limit_s)
+    request = asyncio.wait_for(request_of(), limit_s)
     try:
         return asyncio.run_coroutine_threadsafe(request, file_system.loop).result(limit_s + _GRACE_S)
     except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as error:  # both are TimeoutError from 3.11 on
@@ -197,7 +206,9 @@ def may_pass(error: BaseException | None) -> bool:
     if isinstance(error, _LASTING) or not isinstance(error, Exception):
         return False
     status = getattr(error, "status", None)
-    return not (isinstance(status, int) and status >= 400 and status not in _PASSING_STATUS)
+    if status == 0 and getattr(error, "history", ()):  # redirects that go round in circles: no answer came of them
+        return False
+    return not (isinstance(status, int) and status >= 300 and status not in _PASSING_STATUS)
 
 
 def retry(
@@ -248,5 +259,5 @@ def _asked_pause_s(error: BaseException | None) -> float:
         return float(asked)
     try:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0.0

@@ -14,10 +14,10 @@ import epistream
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {
-    *("epistream._version", "epistream.access", "epistream.alike", "epistream.cgroups", "epistream.errors"),
-    *("epistream.file_systems", "epistream.hints", "epistream.lazy", "epistream.lru", "epistream.options"),
-    *("epistream.plain_files", "epistream.processes", "epistream.shown_errors", "epistream.shown_urls"),
-    *("epistream.units", "epistream.yaml_text"),
+    *("epistream._version", "epistream.access", "epistream.alike", "epistream.bodies", "epistream.cgroups"),
+    *("epistream.errors", "epistream.file_systems", "epistream.hints", "epistream.lazy", "epistream.lru"),
+    *("epistream.options", "epistream.plain_files", "epistream.processes", "epistream.shown_errors"),
+    *("epistream.shown_urls", "epistream.units", "epistream.whole_files", "epistream.yaml_text"),
 }
 
 # What the modules of each sub-package may import besides their own and the leaves.

@@ -17,6 +17,7 @@ from epistream.cache.source.remote import Remote, WholeBodyError
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs
 from epistream.cache.source.shared import Shared
 from epistream.errors import ChecksumError, FetchError
+from epistream.whole_files import WholeFile
 
 # Parts up to this size are checked as a whole when they are read as a whole: indexes are.
 _WHOLE_BYTES = 64 << 20
@@ -44,11 +45,22 @@ class RangeBlob(Blob):
         count: Told the bytes of every request.
         shared: Where others of the node find the blocks that were checked, and leave those that they brought; None
             where everybody reads for himself.
+        may_copy: Whether the whole part is brought where the server knows no ranges; else that is an error.
     """
 
     has_ranges = True
 
-    def __init__(self, part: Part, remote: Remote, count: Callable[[int], None], shared: Shared | None = None) -> None:
+    def __init__(
+        self,
+        part: Part,
+        remote: Remote,
+        count: Callable[[int], None],
+        shared: Shared | None = None,
+        *,
+        may_copy: bool = True,
+    ) -> None:
+        self._may_copy = may_copy
+        self._copy: WholeFile | None = None
         self.size = part.size
         self.url = part.url
         self._count = count
@@ -101,14 +113,23 @@ class RangeBlob(Blob):
         return data if xxhash.xxh3_128_hexdigest(data) == self._part.checksum else self._request_whole()
 
     def _request_whole(self) -> bytes:
-        found = ""
+        problem: ChecksumError | None = None
         for _ in range(2):
-            data = self._remote.read_range(self.url, 0, self.size) if self.size else b""
+            try:
+                data = self._remote.read_range(self.url, 0, self.size, size=self.size) if self.size else b""
+            except ChecksumError as error:
+                problem = error
+                continue
             self._count(len(data))
             found = xxhash.xxh3_128_hexdigest(data)
             if self._part.checksum is None or found == self._part.checksum:
                 return data
-        raise ChecksumError(f"{self.url}: checksum {found} twice, wanted {self._part.checksum}. Upload the file again.")
+            problem = ChecksumError(
+                f"{self.url}: checksum {found} twice, wanted {self._part.checksum}. Upload the file again, or "
+                "re-create the manifest with 'epistream index URL --overwrite' if it was changed on purpose."
+            )
+        assert problem is not None
+        raise problem
 
     def gather(self, starts: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Row i of `out` becomes bytes [starts[i], starts[i] + width); near rows are read together."""
@@ -260,14 +281,7 @@ class RangeBlob(Blob):
         """Blocks in one request; once more if a checksum is wrong."""
         start, stop = self._range(first, last)
         for _ in range(2):
-            try:
-                data = memoryview(self._remote.read_range(self.url, start, stop))
-            except WholeBodyError:
-                raise FetchError(
-                    f"{self.url}: the server ignores ranges, wanted bytes {start}-{stop}. Let the cache fetch "
-                    "whole shards (cache='auto'), with a budget that holds them."
-                ) from None
-            self._count(len(data))
+            data = memoryview(self._read_range(start, stop))
             bad = [index for index, block in self._split(first, data).items() if not self._is_good(index, block)]
             if not bad:
                 return data
@@ -275,6 +289,25 @@ class RangeBlob(Blob):
             f"{self.url}: block {bad[0]} (bytes from {bad[0] * self._part.block_bytes}) has the wrong checksum twice, "
             "wanted the index's. Upload the file again, or re-create its index."
         )
+
+    def _read_range(self, start: int, stop: int) -> bytes:
+        if self._copy is None:
+            try:
+                data = self._remote.read_range(self.url, start, stop, size=self.size)
+                self._count(len(data))
+                return data
+            except WholeBodyError:
+                if not self._may_copy:
+                    raise
+            version = self._part.checksum or self._part.version or ""
+            self._copy = self._remote.whole_file(self.url, self.size, version)
+        data = self._copy.read(start, stop)
+        if len(data) < stop - start:
+            raise FetchError(
+                f"{self.url}: ends at byte {start + len(data)}, wanted {self.size} bytes. Upload the file again, or "
+                "re-create the manifest with 'epistream index URL --overwrite' if it was changed on purpose."
+            )
+        return data
 
     def _range(self, first: int, last: int) -> tuple[int, int]:
         """The half-open range of bytes of blocks `first` to `last`."""

@@ -4,41 +4,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from epistream.access import Access
+from epistream.bodies import RetryOptions, WholeBodyError, read_part
 from epistream.errors import EpistreamError, FetchError, SourceError
 from epistream.file_systems import advice_on, ask, may_pass, open_file_system, retry, version_facts
 from epistream.shown_errors import clearly
+from epistream.whole_files import WholeFile
+
+__all__ = ["Remote", "RetryOptions", "WholeBodyError"]
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RetryOptions:
-    """How hard to try.
-
-    Args:
-        attempts: Tries of one request.
-        request_timeout_s: Limit of one request, where the file system can be interrupted.
-        timeout_s: Limit of a whole entry, retries and pauses included.
-        first_pause_s: Mean scale of the first pause; doubled each time, with full jitter.
-        longest_pause_s: Limit of a pause.
-    """
-
-    attempts: int = 6
-    request_timeout_s: float = 60.0
-    timeout_s: float = 600.0
-    first_pause_s: float = 0.2
-    longest_pause_s: float = 10.0
-
-
-class WholeBodyError(ValueError):
-    """The server ignored the range and sent everything. A ValueError, because it would do so again."""
 
 
 class Remote:
@@ -56,7 +36,9 @@ class Remote:
         self._mutex = threading.Lock()
         self.num_retries = 0
 
-    def read_range(self, url: str, start: int, stop: int, deadline: float | None = None) -> bytes:
+    def read_range(
+        self, url: str, start: int, stop: int, deadline: float | None = None, *, size: int | None = None
+    ) -> bytes:
         """Bytes [start, stop) of a URL.
 
         Args:
@@ -64,14 +46,27 @@ class Remote:
             start: First byte.
             stop: One after the last.
             deadline: On ``time.monotonic()``; ``timeout_s`` from now unless given.
+            size: Bytes that the file should have, if that is known.
 
         Raises:
+            ChecksumError: The server says that the file has another size.
             FetchError: Not had within the tries and the deadline; the message has the last reason.
             SourceError: It is not there, or may not be read.
             WholeBodyError: The server does not know ranges; only if less than everything was asked for.
         """
         deadline = time.monotonic() + self.options.timeout_s if deadline is None else deadline
-        return self.retry(lambda: self._read_once(url, start, stop, deadline), f"{url}: bytes {start}-{stop}", deadline)
+        what = f"{url}: bytes {start}-{stop}"
+        return self.retry(lambda: self._read_once(url, start, stop, deadline, size), what, deadline)
+
+    def whole_file(self, url: str, num_bytes: int, version: str) -> WholeFile:
+        """A file that is read from a copy, because its server knows no ranges.
+
+        Args:
+            url: The file.
+            num_bytes: Its size.
+            version: What differs between two contents of it.
+        """
+        return WholeFile(url, self._access, num_bytes, version, self.options)
 
     def version(self, url: str) -> str:
         """What tells one content of a URL from another: ETag, checksum or modification time, with the size."""
@@ -123,7 +118,7 @@ class Remote:
         try:
             shown = partial(clearly, action, self._access)
             return retry(shown, attempts=options.attempts, deadline=deadline, pauses_s=pauses_s, note=note)
-        except (EpistreamError, WholeBodyError):
+        except EpistreamError:
             raise
         except Exception as error:
             if not may_pass(error):
@@ -134,17 +129,12 @@ class Remote:
                 "more with fetch_timeout_s."
             ) from error
 
-    def _read_once(self, url: str, start: int, stop: int, deadline: float) -> bytes:
+    def _read_once(self, url: str, start: int, stop: int, deadline: float, size: int | None) -> bytes:
         fs, path = self._file_system(url)
         limit_s = max(0.01, min(self.options.request_timeout_s, deadline - time.monotonic()))
         # The hub's files read five MiB ahead unless told not to: each chunk twice, and each block eighty times.
         extra = {"cache_type": "none"} if fs.protocol == "hf" else {}
-        data = ask(fs, "cat_file", path, start=start, end=stop, limit_s=limit_s, **extra)
-        if len(data) > stop - start:
-            raise WholeBodyError(url)
-        if len(data) < stop - start:
-            raise OSError(f"a body of {len(data)} bytes instead of {stop - start}")
-        return bytes(data) if not isinstance(data, bytes) else data
+        return read_part(fs, path, start, stop, limit_s, size=size, **extra)
 
     def _file_system(self, url: str) -> tuple[Any, str]:
         return open_file_system(url, self._access)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epistream.access import placed_link, without_secrets
+from epistream.bodies import RetryOptions, read_all
 from epistream.errors import EpistreamError, SourceError
 from epistream.file_systems import advice_on, ask, limit_of, local_path, open_file_system, protocol_of, retry
 from epistream.plain_files import not_a_plain_file
@@ -20,6 +21,8 @@ Options = Mapping[str, Any] | None
 _NEEDS_RENAME = frozenset({"sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
 # Tries of one transfer, each of which may take as long as one whose server says nothing.
 _ATTEMPTS = 3
+# Nobody reads more at once who does not say how much he expects.
+_MOST_BYTES = 1 << 30
 
 
 def join(url: str, name: str) -> str:
@@ -38,12 +41,14 @@ def parent_and_name(url: str) -> tuple[str, str]:
     return f"{before}{folder or slash or '.'}{after}", name
 
 
-def read_bytes(url: str, options: Options = None) -> bytes | None:
-    """The contents of `url`; None when there is no such file.
+def read_bytes(url: str, options: Options = None, most: int = _MOST_BYTES, size: int | None = None) -> bytes | None:
+    """The contents of `url`; None when there is no such file. A remote one has at most `size`, else `most` bytes.
+
+    Remote files are tried as hard as shards are by default: six times, 60 s each, 600 s in all.
 
     Raises:
         OptionError: If the URL's scheme is unknown, or its package is not installed.
-        SourceError: If it cannot be read, after three tries when remote.
+        SourceError: If it cannot be read, or is longer.
     """
     path = local_path(url)
     with _errors_of(url, "wanted to read it.", options):
@@ -52,8 +57,9 @@ def read_bytes(url: str, options: Options = None) -> bytes | None:
                 _refuse_what_is_no_file(url, path)
                 return path.read_bytes()
             file_system, target = open_file_system(url, options)
-            data: bytes = _ask(file_system, "cat_file", target)
-            return data
+            longest = most if size is None else size
+            retries = RetryOptions(request_timeout_s=limit_of(0))
+            return retries.run(lambda limit_s: read_all(file_system, target, longest, limit_s), size or 0)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 

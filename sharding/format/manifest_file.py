@@ -54,6 +54,8 @@ _VERSIONS = (1, 2)
 KIND = "epistream.dataset-tables"
 _REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
 TABLES_NAME = re.compile(r"(?:dataset|sources|statistics)-[0-9a-f]{8}\.tables")
+# Features, statistics and provenance: what grows with the episodes is in the tables, whose sizes it tells.
+_MOST_BYTES = 64 << 20
 _DTYPES = {"shard_checksums": np.uint8, "index_checksums": np.uint8, "shard_split": np.uint8}
 
 
@@ -187,12 +189,12 @@ def read_manifest(url: str, options: Options = None) -> Manifest:
     where = join(url, FILE_NAME)
     # Twice, because an overwrite may replace both files between reading the one and the other.
     for attempt in range(2):
-        data = read_bytes(where, options)
+        data = read_bytes(where, options, _MOST_BYTES)
         if data is None:
             raise SourceError(f"{where}: no such file. {describe_folder(url, options)}")
         document = _parse_document(data, where)
         name = document.tables.file
-        tables = read_bytes(join(url, name), options)
+        tables = read_bytes(join(url, name), options, size=document.tables.bytes)
         if tables is not None:
             return _build(document, tables, url, options)
         _log.debug("%s names %s, which is not there (attempt %d)", where, name, attempt)
@@ -301,7 +303,7 @@ def _read_columns(arrays: "_Arrays", document: _File) -> ManifestColumns:
 def _read_sources(about: _Sources, num_episodes: int, url: str, options: Options) -> SourceTable:
     """The sources from their own file."""
     where = join(url, about.file)
-    data = read_bytes(where, options)
+    data = read_bytes(where, options, size=about.bytes)
     if data is None:
         raise FormatError(f"{where}: no such file, wanted the {about.count:,} sources of {FILE_NAME}. {REMEDY}")
     _compare(data, about, where, REMEDY)

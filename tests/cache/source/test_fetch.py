@@ -239,11 +239,27 @@ def test_range_blob_reads_more_than_it_keeps(server: FaultyServer) -> None:
     assert bytes(blob.read(1, len(data) - 1)) == data[1:]
 
 
-def test_range_blob_without_ranges_on_the_server_says_so(server: FaultyServer) -> None:
+def test_range_blob_without_ranges_on_the_server_reads_a_copy_that_is_brought_once(server: FaultyServer) -> None:
     server.ranges = False
-    blob = RangeBlob(part_of(f"{server.url}/s.tar", DATA), Remote(None, RetryOptions()), lambda size: None)
+    part = part_of(f"{server.url}/s.tar", DATA, blocks=True)
+    for _ in range(2):
+        blob = RangeBlob(part, Remote(None, RetryOptions()), lambda size: None)
+        assert bytes(blob.read(5, 100_000)) == DATA[5:100_005]
+        assert bytes(blob.read(len(DATA) - 7, 7)) == DATA[-7:]
+    whole = [asked for path, asked in server.requests if path == "/s.tar" and not asked]
+    assert len(whole) == 1
+    blob = RangeBlob(part, Remote(None, RetryOptions()), lambda size: None, may_copy=False)
     with pytest.raises(FetchError, match="the server ignores ranges"):
         blob.read(0, 10)
+
+
+def test_range_blob_of_a_file_of_another_size_names_both_sizes(server: FaultyServer) -> None:
+    server.files["/i.index"] = DATA[:1000]
+    for ranges in (True, False):
+        server.ranges = ranges
+        blob = RangeBlob(part_of(f"{server.url}/i.index", DATA[:999]), Remote(None, RetryOptions()), lambda size: None)
+        with pytest.raises(ChecksumError, match=r"i\.index: 1000 bytes, wanted 999\. .*epistream index URL"):
+            blob.read(0, 999)
 
 
 def test_range_blob_beyond_the_end_is_a_named_error(server: FaultyServer) -> None:

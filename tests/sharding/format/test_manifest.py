@@ -205,8 +205,8 @@ def test_reader_that_meets_an_overwrite_reads_again(tmp_path, manifest, monkeypa
     real = module.read_bytes
     replaced = []
 
-    def racing(url, options):
-        data = real(url, options)
+    def racing(url, *arguments, **options):
+        data = real(url, *arguments, **options)
         if url.endswith("dataset.json") and not replaced:
             replaced.append(True)
             write_manifest(manifest, str(tmp_path))

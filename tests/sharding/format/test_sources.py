@@ -63,9 +63,9 @@ def reads(monkeypatch):
     names = []
     real = manifest_file.read_bytes
 
-    def counted(url, options=None):
+    def counted(url, *arguments, **options):
         names.append(url.rpartition("/")[2].partition("-")[0])
-        return real(url, options)
+        return real(url, *arguments, **options)
 
     monkeypatch.setattr(manifest_file, "read_bytes", counted)
     return names
