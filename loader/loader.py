@@ -22,7 +22,7 @@ from epistream.loader.monitoring.monitor import Monitor, MonitorOptions
 from epistream.loader.monitoring.report import PerformanceReport
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
 from epistream.loader.order.world import World
-from epistream.loader.order_log import log_order
+from epistream.loader.order_log import log_break, log_order
 from epistream.loader.pickled import check_pickled
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import Place, make_state
@@ -44,6 +44,10 @@ class LoaderConfig(StreamConfig, Protocol):
 
 class StreamingLoader:
     """Iterates an `EpisodeStream` or a `Mixture`, one epoch per ``for`` loop, with batches prepared ahead.
+
+    Every ``for`` is a full pass, as over PyTorch's loaders: a ``break`` leaves the rest of the epoch, and the next
+    ``for`` begins the epoch after it. A state that is saved at the break goes on there, and so does the next ``for``
+    after `resume`.
 
     Three ways to run, the same batches: worker processes (the default), threads in this process
     (``num_workers=0``, best for a few cores or where processes are unwelcome), or nothing at all
@@ -102,6 +106,8 @@ class StreamingLoader:
         self._device, self._on_device = check_device(device), on_device
         self._timeout_s = timeout_s
         self._iteration: Iteration | None = None  # that the loop is in, or was last
+        self._stopped: Place | None = None  # where a loop broke off that another one was asked for behind
+        self._has_told_of_break = False
         self._recorder = StatsRecorder()
         self._crew = Crew(
             stream, num_workers or num_threads, prefetch, start_method if num_workers else None, self._recorder
@@ -200,6 +206,17 @@ class StreamingLoader:
         self.stream.load_state_dict(state)
         self._forget_place()
 
+    def resume(self) -> None:
+        """Let the next ``for`` go on where the last one stopped: in the same epoch, with the batch after its last one.
+
+        As ``loader.load_state_dict(loader.state_dict())`` right behind the loop, with the same workers. Where a loop
+        ran to its end, and before the first one, there is nothing to go on with: the next ``for`` is the next epoch,
+        as without it. A `set_epoch` or `load_state_dict` behind the loop says where to begin, and wins. A
+        `set_epoch` of the same epoch after it keeps the place.
+        """
+        self.stream.go_on_at(self._where_stopped() or self.stream.next_place)
+        self._forget_place()
+
     def stats(self) -> LoaderStats:
         """Counts and times of this rank so far."""
         return self._recorder.snapshot(shared_cache=self._crew.are_threads)
@@ -226,7 +243,9 @@ class StreamingLoader:
         """
         self._agree()
         if self._iteration is None or self._iteration.is_over:
+            stopped = self._where_stopped()
             self._forget_place()  # a loop that broke off is not gone on with: the next batch is of the next epoch
+            self._stopped = stopped
             self._crew.prepare()
         return self._hand_out(self._num_closed, os.getpid())
 
@@ -273,10 +292,23 @@ class StreamingLoader:
         place = None if self._iteration is None else self._iteration.place
         return place or self.stream.next_place
 
+    def _where_stopped(self) -> Place | None:
+        """Where the last loop stands, or stood when an iterator was made behind it; None if it ended, or none began."""
+        place = None if self._iteration is None else self._iteration.place
+        return place or self._stopped
+
     def _forget_place(self) -> None:
         """Let the next iteration begin where the stream says; one that runs counts on from its own next batch."""
+        self._stopped = None
         if self._iteration is not None:
             self._iteration.place = None
+
+    def _tell_of_break(self) -> None:
+        """Say, the first time, that a loop which broke off is not gone on with."""
+        stopped = self._where_stopped()
+        if stopped is not None and not self._has_told_of_break:
+            self._has_told_of_break = True
+            log_break(self.stream.job, stopped, self.stream.next_place, "loader")
 
     def _hand_out(self, num_closed: int, pid: int) -> Iterator[Any]:
         """Begin the next iteration at the first ``next``, finish its batches and hand them out, counting them."""
@@ -286,7 +318,8 @@ class StreamingLoader:
         iteration = self._crew.prepare()
         job, pool = self.stream.job, self._crew.pool
         self._monitor.start(job.world.rank, job.world.all_processes.local_rank)  # the workers are forked by now
-        self._iteration = iteration
+        self._tell_of_break()
+        self._iteration, self._stopped = iteration, None
         iteration.begin(self.stream.loaded_place is not None)
         # A loop that breaks off has spent this epoch; the next loop is the next epoch.
         self.stream.set_epoch(iteration.cursor[0] + 1, 0)
@@ -306,8 +339,7 @@ class StreamingLoader:
 
 
 def _made_again(cls: type[StreamingLoader], stream: Stream, given: dict[str, Any], place: Place) -> StreamingLoader:
-    # In the middle of an epoch it goes on there as from a state, also where a trainer sets that epoch first.
-    stream.set_place(place, is_loaded=place.position > 0 or stream.loaded_place == place)
+    stream.go_on_at(place)
     return cls(stream, **given)
 
 

@@ -32,6 +32,9 @@ class Loader(Protocol):
     def set_place(self, place: Place) -> None:
         """Let the next iteration begin there."""
 
+    def resume(self) -> None:
+        """Let the next iteration go on where the last one stopped."""
+
     def state_dict(self) -> dict[str, Any]:
         """Where the training loop is."""
 
@@ -59,6 +62,10 @@ class NumberedBatches(Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """As `StreamingLoader.set_epoch`."""
         self._loader.set_epoch(epoch)
+
+    def resume(self) -> None:
+        """As `StreamingLoader.resume`."""
+        self._loader.resume()
 
     def state_dict(self) -> dict[str, Any]:
         """As `StreamingLoader.state_dict`."""

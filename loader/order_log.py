@@ -1,4 +1,4 @@
-"""Tells what the order is worth to the job that runs, once, when a stream is first iterated."""
+"""Tells once what nobody would see: what the order is worth to the job that runs, and what a loop left unread."""
 
 import logging
 from math import gcd
@@ -7,6 +7,7 @@ from epistream.loader.order.judgement import MANY_FETCHES, judge
 from epistream.loader.order.plan import OrderOptions, fitting_lanes
 from epistream.loader.order.world import World
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.state import Place
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,28 @@ def log_untold_rank(url: str, world: World) -> None:
             "first iteration, or pass world=World.of(rank, size); world=World() if it is alone.",
             url,
         )
+
+
+def log_break(job: ReadJob, left: Place, begun: Place, name: str) -> None:
+    """Warn, on rank 0, that a loop begins somewhere else than where the loop before it stopped.
+
+    Args:
+        job: what is read.
+        left: where the loop before stopped.
+        begun: where this one begins.
+        name: of what is looped over, as users call it.
+    """
+    if job.world.rank != 0:
+        return
+    num_left = job.schedule(left.epoch, left.position).num_batches
+    given = f"with {num_left:,}" if left.num_given is None else f"after {left.num_given:,} of"
+    of = "" if left.num_given is None else f" {left.num_given + num_left:,}"
+    logger.warning(
+        "%s: epoch %d was left %s%s batches%s; this loop begins epoch %d%s, as each `for` is a full pass. Call "
+        "%s.resume() before a `for` that is to go on where the last one stopped.",
+        *(job.url, left.epoch, given, of, " to go" if not of else "", begun.epoch),
+        *(f" at window {begun.position:,}" if begun.position else "", name),
+    )
 
 
 def _lanes_advice(job: ReadJob, nodes: int) -> str | None:

@@ -58,6 +58,9 @@ class EpisodeStream(Stream):
     (then call `set_epoch` before every epoch, as with a DistributedSampler). The order is the same for any number
     of nodes, ranks and workers.
 
+    Every ``for`` over the stream itself is a full pass through the epoch last set, also behind a ``break``, unless
+    `resume` or `load_state_dict` says where to go on.
+
     A batch is a dict; B is `batch_size`, n the number of offsets that the window gives to the feature:
 
     | key                            | type                                                            |

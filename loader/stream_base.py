@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from epistream.errors import OptionError, StateError
 from epistream.loader import accelerated
 from epistream.loader.order.world import World
-from epistream.loader.order_log import log_order, log_untold_rank
+from epistream.loader.order_log import log_break, log_order, log_untold_rank
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import Place, check_state, make_state
 from epistream.loader.stream_cells import ACCELERATE, Cell, Cells, take_cells
@@ -37,6 +37,7 @@ class Stream(IterableDataset[Batch], ABC):
         self._shared, self._pid = take_cells(), os.getpid()
         self._place: Place | None = None  # of the loop over the stream in this process
         self._is_loaded = False  # where the next iteration begins is that of a state
+        self._has_told_of_break = False
 
     @property
     def _cells(self) -> Cells:
@@ -152,6 +153,21 @@ class Stream(IterableDataset[Batch], ABC):
         self._look_for_world()
         self._place, self._is_loaded = None, is_loaded
 
+    def go_on_at(self, place: Place) -> None:
+        """Let the next iteration begin there; in the middle of an epoch as from a state: `set_epoch` keeps it."""
+        self.set_place(place, is_loaded=place.position > 0 or self.loaded_place == place)
+
+    def resume(self) -> None:
+        """Let the next ``for`` go on where the last one stopped, as ``load_state_dict(state_dict())`` behind it.
+
+        Where it ran to its end, the next ``for`` is the next epoch. A `set_epoch` behind the loop wins. Of a stream
+        in a `StreamingLoader` the loader knows where the loop is: call its `resume`.
+
+        Raises:
+            StateError: as `state_dict`.
+        """
+        self.go_on_at(self._where("resume", "Take a StreamingLoader, which has resume(), too"))
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loop over the stream is, under 1 kB. See `StreamingLoader.state_dict`.
 
@@ -161,15 +177,21 @@ class Stream(IterableDataset[Batch], ABC):
             StateError: workers of a DataLoader, or Accelerate, read the stream. They read ahead of the loop, and how
                 far it is only the loader knows.
         """
+        instead = (
+            "Save the state of a StreamingLoader or of torchdata's StatefulDataLoader, or save between epochs, "
+            "after set_epoch"
+        )
+        return make_state(self.job, self._where("state_dict", instead))
+
+    def _where(self, asked: str, instead: str) -> Place:
         num_readers = int(self._cells[Cell.NUM_READERS])
         if self._place is None and num_readers and get_worker_info() is None:
             readers = "Accelerate reads" if num_readers < 0 else f"{num_readers} workers of a DataLoader read"
             raise StateError(
-                f"state_dict: {readers} this stream ahead of the loop, and only the loader knows where the loop is. "
-                "Save the state of a StreamingLoader or of torchdata's StatefulDataLoader, or save between epochs, "
-                "after set_epoch."
+                f"{asked}: {readers} this stream ahead of the loop, and only the loader knows where the loop is. "
+                f"{instead}."
             )
-        return make_state(self.job, self._place or self.next_place)
+        return self._place or self.next_place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin where `state` was taken. Raises StateError if it belongs to another stream.
@@ -194,6 +216,7 @@ class Stream(IterableDataset[Batch], ABC):
         self._cells[Cell.NUM_READERS] = num_workers
         if worker is None:
             self.warn_if_untold()
+            self._tell_of_break()
             self._place, self._cells[Cell.NUM_READERS] = None, ACCELERATE
             if accelerated.active_loader(self) is None:
                 follow, num_ranks = self._follow, accelerated.ITS_OWN  # also after a loop of Accelerate's
@@ -211,6 +234,13 @@ class Stream(IterableDataset[Batch], ABC):
         """Log a warning in a process that seems to be one of several, of which nobody says which it is."""
         if self.finds_world:
             log_untold_rank(self.job.url, self.job.world)
+
+    def _tell_of_break(self) -> None:
+        """Say, the first time, that a loop which broke off is not gone on with."""
+        stopped = self._place
+        if stopped is not None and stopped.position and not self._has_told_of_break:
+            self._has_told_of_break = True
+            log_break(self.job, stopped, self.next_place, "stream")
 
     def _follow(self, place: Place) -> None:
         epoch, position = self.cursor

@@ -72,13 +72,14 @@ class StreamIterator(Iterator[Any]):
             # What the consumer does with a batch may take long, and nobody waits with shards in hand.
             self._feed.release()
         self._num_done += 1
-        if self._follow is not None:
-            self._follow(self._place())
         # Fewer than the batch size in the last batch under ``remainder="uneven"``.
         try:
-            return self._finish({name: view[:num_windows] for name, view in views.items()})
+            batch = self._finish({name: view[:num_windows] for name, view in views.items()})
         except StopIteration as error:  # of a function of the user: it would end the epoch early, without a word
             raise RuntimeError("transform or sample_format raised StopIteration") from error
+        if self._follow is not None:  # a batch that failed was not given
+            self._follow(self._place())
+        return batch
 
     def _place(self) -> Place:
         begun, start, num_given = self._start

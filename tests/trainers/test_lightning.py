@@ -122,6 +122,16 @@ def test_run_with_validation_goes_on_from_each_checkpoint(name, loader_of, tmp_p
         assert each == wanted[: len(each)]
 
 
+@pytest.mark.parametrize("workers", [NOBODY, {"num_workers": 1}], ids=["nobody", "processes"])
+def test_sanity_check_leaves_all_of_the_validation_for_later(workers, loader_of, tmp_path, caplog):
+    """It stops after two batches, by which nobody is to be alarmed either."""
+    check = partial(loader_of, workers, batch_size=20, shuffle=False, remainder="pad")
+    seen = Run(loader_of, val=check, settings={"num_sanity_val_steps": 2}).fit(tmp_path).checked
+    wanted = [windows_of(batch) for batch in check()]
+    assert [windows for _, windows in seen] == 3 * wanted
+    assert not [record for record in caplog.records if "full pass" in record.getMessage()]
+
+
 def test_epochs_are_those_of_a_loop_without_a_trainer(loader_of, tmp_path):
     seen = Run(loader_of, val=loader_of).fit(tmp_path).seen
     with loader_of() as loader:
