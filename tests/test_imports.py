@@ -25,10 +25,12 @@ SHARDING = {
     "sharding.files": set(),
     "sharding.pictures": set(),
     "sharding.format": {"sharding.files", "sharding.pictures"},
-    "sharding.layouts": {"sharding.files", "sharding.format", "sharding.pictures"},
+    "sharding.opening": set(),
+    "sharding.layouts": {"sharding.files", "sharding.format", "sharding.opening", "sharding.pictures"},
     "sharding.tar": {"sharding.files", "sharding.format", "sharding.pictures"},
-    "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"},
-    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures"},
+    "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.opening", "sharding.pictures"}
+    | {"sharding.tar"},
+    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.opening", "sharding.pictures"},
     "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"}
     | {"sharding.hdf5"},
     "sharding.check": {"sharding.files", "sharding.format", "sharding.pictures", "sharding.tar"},

@@ -17,7 +17,7 @@ from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
 from epistream.sharding.hdf5.file import open_remote
 from epistream.sharding.hdf5.index import Extents, MadeRows
 from epistream.sharding.layouts.jpeg_rows import row_bytes
-from epistream.sharding.layouts.other_files import check_unchanged
+from epistream.sharding.opening.other_files import check_unchanged
 
 Int64 = NDArray[np.int64]
 Row = bytes | memoryview

@@ -15,9 +15,9 @@ from epistream.plain_files import not_a_plain_file, refuse_other_than_plain, ver
 from epistream.sharding.files.foreign import HDF5_SIGNATURE, Foreign, foreign_bytes
 from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import Options
-from epistream.sharding.layouts.other_files import other_files
 from epistream.sharding.layouts.reading import open_source
-from epistream.sharding.layouts.source_bytes import BlocksOfFile, SourceBytes
+from epistream.sharding.opening.other_files import other_files
+from epistream.sharding.opening.source_bytes import BlocksOfFile, SourceBytes
 from epistream.shown_errors import clearly
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from epistream.errors import FormatError
 from epistream.sharding.format.index import KIND, ShardIndex, build_index, check
 from epistream.sharding.format.tables import Tables, parse_tables, write_tables
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Int64, Stored
-from epistream.sharding.layouts.other_files import OtherFile
+from epistream.sharding.opening.other_files import OtherFile
 
 # Raised when the same file would give another index.
 RECIPE = 2

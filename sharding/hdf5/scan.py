@@ -23,10 +23,10 @@ from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_b
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.layouts.base import Field, Layout, SourceEpisode
 from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.layouts.other_files import OtherFile, check_unchanged, other_files
 from epistream.sharding.layouts.reading import read_array, read_jpegs
 from epistream.sharding.layouts.registry import described, episodes_of
 from epistream.sharding.layouts.values import dataset
+from epistream.sharding.opening.other_files import OtherFile, check_unchanged, other_files
 from epistream.sharding.pictures.codecs import CODECS
 
 _log = logging.getLogger(__name__)

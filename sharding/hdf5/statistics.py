@@ -37,9 +37,9 @@ from epistream.sharding.format.statistics import (
 )
 from epistream.sharding.hdf5.file import read_hdf5, version_and_bytes
 from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.layouts.other_files import OtherFile, check_unchanged
 from epistream.sharding.layouts.reading import read_array
 from epistream.sharding.layouts.registry import described, layout_of
+from epistream.sharding.opening.other_files import OtherFile, check_unchanged
 
 # Raised when the same files would give other statistics.
 _RECIPE = 1

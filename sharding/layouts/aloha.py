@@ -15,7 +15,7 @@ from epistream.sharding.layouts.base import Choice, SourceEpisode, group_at
 from epistream.sharding.layouts.draft import STATE, Draft
 from epistream.sharding.layouts.names import feature_name
 from epistream.sharding.layouts.values import attribute, read_attributes, small_value, texts
-from epistream.sharding.layouts.walking import child, names_in
+from epistream.sharding.opening.walking import child, names_in
 
 IMAGES = "/observations/images"
 # All of these code bases set DT = 0.02 s and do not record it.

@@ -12,7 +12,7 @@ from epistream.sharding.format.features import Channels, Feature
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 from epistream.sharding.layouts.judging import why_no_numbers, why_no_rows, why_too_large
 from epistream.sharding.layouts.values import dataset, first_line
-from epistream.sharding.layouts.walking import CANNOT_OPEN
+from epistream.sharding.opening.walking import CANNOT_OPEN
 from epistream.sharding.pictures.codecs import jpeg_shape
 
 # What the frames of a camera are worth looking at for: smaller 4-axis arrays are heat maps or tokens.

@@ -19,7 +19,7 @@ from epistream.sharding.layouts.base import (
 )
 from epistream.sharding.layouts.names import usable_name
 from epistream.sharding.layouts.values import whole_text
-from epistream.sharding.layouts.walking import go_on
+from epistream.sharding.opening.walking import go_on
 
 STATE, ACTION = "observation.state", "action"
 # More than any recorder writes, and as many as readers of an index still open in no time.

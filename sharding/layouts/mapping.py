@@ -18,7 +18,7 @@ from epistream.sharding.layouts.base import Choice, Field, SourceEpisode, group_
 from epistream.sharding.layouts.draft import ACTION, Draft
 from epistream.sharding.layouts.names import feature_name
 from epistream.sharding.layouts.values import read_attributes, small_value, texts
-from epistream.sharding.layouts.walking import child, datasets_in, tree
+from epistream.sharding.opening.walking import child, datasets_in, tree
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from epistream.sharding.layouts.draft import Draft
 from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.names import feature_name
 from epistream.sharding.layouts.values import attribute, read_attributes, texts
-from epistream.sharding.layouts.walking import CANNOT_OPEN, child, datasets_in, go_on, names_in
+from epistream.sharding.opening.walking import CANNOT_OPEN, child, datasets_in, go_on, names_in
 
 _EPISODE = re.compile(r"episode_\d+")
 _NAMES = {"actions": "action", "rewards": "reward", "terminations": "terminated", "truncations": "truncated"}

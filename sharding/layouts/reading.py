@@ -14,10 +14,10 @@ from epistream.plain_files import not_a_plain_file
 from epistream.sharding.files.foreign import foreign_file
 from epistream.sharding.layouts.base import Field
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
-from epistream.sharding.layouts.other_files import other_files
-from epistream.sharding.layouts.source_bytes import SourceBytes
 from epistream.sharding.layouts.values import dataset, first_line, small_value
-from epistream.sharding.layouts.walking import CANNOT_OPEN
+from epistream.sharding.opening.other_files import other_files
+from epistream.sharding.opening.source_bytes import SourceBytes
+from epistream.sharding.opening.walking import CANNOT_OPEN
 from epistream.sharding.pictures.codecs import jpeg_shape
 from epistream.units import picture_size
 

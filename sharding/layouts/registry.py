@@ -9,17 +9,17 @@ from epistream.errors import EpistreamError, FormatError, LayoutError, OptionErr
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
 from epistream.sharding.layouts.base import Choice, Layout, SourceEpisode
-from epistream.sharding.layouts.foreign_hdf5 import foreign_contents
 from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.minari import MinariLayout
-from epistream.sharding.layouts.other_files import OtherFile, other_files
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
 from epistream.sharding.layouts.values import first_line, whole_text
-from epistream.sharding.layouts.walking import CANNOT_OPEN, patience, tree
+from epistream.sharding.opening.foreign_hdf5 import foreign_contents
+from epistream.sharding.opening.other_files import OtherFile, other_files
+from epistream.sharding.opening.walking import CANNOT_OPEN, patience, tree
 
 # The more particular come first.
 LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), RDT, *ALOHA_LAYOUTS, *OTHER_MAPPINGS, MinariLayout())

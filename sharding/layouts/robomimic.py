@@ -13,7 +13,7 @@ from epistream.sharding.layouts.base import Choice, Field, SourceEpisode, group_
 from epistream.sharding.layouts.draft import Draft
 from epistream.sharding.layouts.names import feature_name
 from epistream.sharding.layouts.values import attribute, read_attributes, text_attribute, texts, value_of
-from epistream.sharding.layouts.walking import child, datasets_in, go_on, names_in
+from epistream.sharding.opening.walking import child, datasets_in, go_on, names_in
 
 # Masks that mean a split, by the split's name here. Others ("20_percent") are filters, kept as an attribute.
 _SPLIT_MASKS = {"train": "train", "valid": "val", "val": "val", "test": "test"}

@@ -9,7 +9,7 @@ import numpy as np
 
 from epistream.errors import LayoutError
 from epistream.sharding.layouts.judging import why_no_rows
-from epistream.sharding.layouts.walking import CANNOT_OPEN, go_on, names_in
+from epistream.sharding.opening.walking import CANNOT_OPEN, go_on, names_in
 
 # Simulator models of 100 kB and more ride in attributes; they are named in `left_out` and not copied.
 MAX_ATTRIBUTE_CHARS = 16_384

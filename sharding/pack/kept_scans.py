@@ -13,7 +13,7 @@ from epistream.errors import FormatError
 from epistream.sharding.files.storage import write_local
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import parse_tables, write_tables
-from epistream.sharding.layouts.other_files import OtherFile
+from epistream.sharding.opening.other_files import OtherFile
 from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SourceFile
 from epistream.sharding.pack.workspace import SCANS_FILE
 

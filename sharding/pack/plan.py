@@ -16,8 +16,8 @@ from epistream.sharding.format.features import IMAGES, Feature
 from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.left_out import oddity, sentence, usual_features
 from epistream.sharding.layouts.names import made_names
-from epistream.sharding.layouts.other_files import OtherFile
 from epistream.sharding.layouts.registry import looked_for, scan_source
+from epistream.sharding.opening.other_files import OtherFile
 from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import applied_options, outputs_of

@@ -16,7 +16,7 @@ from epistream.sharding.format.statistics import NotFinite, Summary, add_counts,
 from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import described, layout_by_name
-from epistream.sharding.layouts.source_bytes import BytesInMemory
+from epistream.sharding.opening.source_bytes import BytesInMemory
 from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.encoding import Fidelity, FrameSource
 from epistream.sharding.pack.options import PackOptions

@@ -8,8 +8,8 @@ import xxhash
 
 from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.sharding.files.hdf5_sources import AnyPath, find_sources
-from epistream.sharding.layouts.other_files import check_unchanged as check_others
-from epistream.sharding.layouts.source_bytes import BytesInMemory
+from epistream.sharding.opening.other_files import check_unchanged as check_others
+from epistream.sharding.opening.source_bytes import BytesInMemory
 from epistream.sharding.pack.plan import SourceFile
 from epistream.sharding.pack.pool import Pulse
 from epistream.sharding.tar.index_tar import index_tar

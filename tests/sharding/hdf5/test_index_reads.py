@@ -8,8 +8,8 @@ from hdf5_files import aloha_jpeg, aloha_raw, robomimic
 from epistream.sharding.hdf5 import file as hdf5_file
 from epistream.sharding.hdf5.dataset import open_hdf5_files
 from epistream.sharding.hdf5.scan import index_hdf5
-from epistream.sharding.layouts import source_bytes
-from epistream.sharding.layouts.source_bytes import BlocksOfFile
+from epistream.sharding.opening import source_bytes
+from epistream.sharding.opening.source_bytes import BlocksOfFile
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import epistream as es
 from epistream.errors import EpistreamError, LayoutError, PackError
 from epistream.sharding.check.inspect import describe
-from epistream.sharding.layouts import walking
 from epistream.sharding.layouts.registry import scan_source
+from epistream.sharding.opening import walking
 from epistream.sharding.pack.pack import pack
 
 

@@ -15,7 +15,7 @@ import h5py
 
 from epistream.errors import LayoutError, SourceChangedError, SourceError
 from epistream.plain_files import not_a_plain_file, version_of_file
-from epistream.sharding.layouts.mentions import BLOCK, Mention, mentions
+from epistream.sharding.opening.mentions import BLOCK, Mention, mentions
 
 _PREFIXES = {  # where HDF5 looks first, by how a file is named
     "external link": "HDF5_EXT_PREFIX",

@@ -12,7 +12,7 @@ from hdf5_files import aloha_raw
 
 import epistream as es
 from epistream.errors import EpistreamError, LayoutError, PackError, SourceChangedError, SourceError
-from epistream.sharding.layouts import other_files as module
+from epistream.sharding.opening import other_files as module
 
 ACTION = np.arange(70, dtype=np.float32).reshape(10, 7) + 1
 KINDS = ("external link", "virtual dataset", "external storage")

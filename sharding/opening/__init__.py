@@ -1,0 +1,1 @@
+"""HDF5 files opened with care: what they hold and read from, walked with bounds."""
