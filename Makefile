@@ -26,8 +26,11 @@ endif
 demo: $(STAMP)
 	$(VENV)/bin/python examples/demo.py
 
+# Tests wait more than they reckon, so two at a time take about half as long; a file's tests stay together, for its fixtures.
+TESTS_AT_ONCE ?= 2
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "alone and not soak and not grid"
+	$(VENV)/bin/python -m pytest -m "not alone and not soak and not grid" -n $(TESTS_AT_ONCE) --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -90,6 +93,7 @@ pictures: $(STAMP)
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -m soak --timeout 3600
+	FUZZ_EXAMPLES=1500 $(VENV)/bin/python -m pytest tests/fuzz --timeout 3600
 
 # Every trainer x ranks x workers x ways to resume, the windows of each rank beside the reference's; a table at the end.
 grid: $(STAMP)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faulty_server import serve
+from web.faulty_server import serve
 
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.errors import FormatError, OptionError

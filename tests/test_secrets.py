@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from web.guarded_server import guarded
 
 import epistream as es
 from epistream.commands import cli
 from epistream.errors import EpistreamError
 from epistream.shown_errors import clearly
-from tests.helpers.web.guarded_server import guarded
 
 SIGNATURE, PASSWORD, KEY = "SIG53CRET", "PASSW0RDX", "OPTI0NKEY"
 BASIC = base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from web.guarded_server import guarded
 
 import epistream as es
 from epistream.commands import cli
 from epistream.errors import EpistreamError, OptionError, SourceError
-from tests.helpers.web.guarded_server import guarded
 
 
 @pytest.fixture

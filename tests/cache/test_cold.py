@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from faulty_server import FaultyServer, serve
+from web.faulty_server import FaultyServer, serve
 
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part

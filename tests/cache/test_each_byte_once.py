@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xxhash
 from cache_actors import DEADLINE_S, context
-from faulty_server import FaultyServer, serve
 from partial_actors import block_sums, read_blocks, run_cold_epochs
+from web.faulty_server import FaultyServer, serve
 
 from epistream.cache.admin import clear, look
 from epistream.cache.node import CacheOptions, NodeCache

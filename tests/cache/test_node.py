@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from faulty_server import FaultyServer, serve
+from web.faulty_server import FaultyServer, serve
 
 from epistream.cache import routes
 from epistream.cache.node import CacheOptions, CacheStats, NodeCache

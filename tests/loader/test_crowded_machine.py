@@ -27,6 +27,8 @@ CONTROLLER = Path("/sys/fs/cgroup/memory")
 # 16 episodes of 80 and 60 steps, at 240 x 320 x 3.
 DECODED_BYTES = 8 * (80 + 60) * 240 * 320 * 3
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, aloha_files: list[Path]) -> Path:

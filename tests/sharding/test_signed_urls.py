@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from web.guarded_server import guarded
 
 import epistream as es
 from epistream.access import Access
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.files.sources import Tars, resolve, resolve_access
 from epistream.sharding.files.storage import join, parent_and_name
-from tests.helpers.web.guarded_server import guarded
 
 # All that aiohttp would write anew: %2F, +, %20, %3D, letters of either case, and signs that need no quoting.
 SIGNATURE = "X-Amz-Credential=A%2Fb+c%20d&X-Amz-Signature=Zm9v%3d%3D&se=2026-01-01T00%3A00%3A00Z&x=~'()*!$,;:@/?[]|{&e="

@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,14 @@ TorchTrainer(
 
 
 @pytest.fixture(scope="module")
-def ray_environment(tmp_path_factory):
+def ray_environment():
     """The environment of a job of the module's Ray."""
-    folder = tmp_path_factory.mktemp("r")  # short: names of sockets are made of it
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        # Not pytest's own: names of sockets are made of it, and may have 107 bytes.
+        yield from run_session(Path(folder))
+
+
+def run_session(folder):
     environment = {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",

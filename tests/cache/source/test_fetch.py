@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xxhash
-from faulty_server import FaultyServer, serve
+from web.faulty_server import FaultyServer, serve
 
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source import fetch

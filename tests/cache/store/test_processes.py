@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import xxhash
 from cache_actors import DEADLINE_S, SIZE, content, fill_with, get, key_of, names, open_test_store, read_all, run_node
-from faulty_server import serve
+from web.faulty_server import serve
 
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part

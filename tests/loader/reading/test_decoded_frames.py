@@ -143,6 +143,7 @@ def count_openings(monkeypatch):
     return counts
 
 
+@pytest.mark.alone  # how far workers are ahead of each other decides how much is decoded twice
 @pytest.mark.parametrize("percent", [0, 25, 75, 100])
 def test_decoded_share_of_the_budget_is_kept_and_never_more(
     aloha_shards, folder, percent, at_once, small_chunks, monkeypatch

@@ -61,6 +61,7 @@ def test_full_cache_is_asked_once_for_all_and_each_missing_entry_looked_for_once
     assert len(cache.looked) <= 100 * 52
 
 
+@pytest.mark.alone  # what has no room is tried again after seconds
 def test_tables_of_a_thousand_shards_without_room_cost_a_try_and_a_look_each():
     cache = FullCache()
     tables = ArrayTables({"action": Feature("action", "array", "float32", (7,), "npy")}, cache, 64)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_server import serve
+from web.faulty_server import serve
 
 from epistream import file_systems
 from epistream.errors import EpistreamError, PackError, SourceError

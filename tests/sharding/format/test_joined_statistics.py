@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from faulty_server import serve
 from hdf5_files import contents, manifest, robomimic, tables
+from web.faulty_server import serve
 
 import epistream as es
 from epistream.commands import cli

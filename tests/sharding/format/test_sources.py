@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import xxhash
-from faulty_server import serve
 from handmade import write_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from web.faulty_server import serve
 
 import epistream as es
 from epistream.errors import FormatError

@@ -8,9 +8,9 @@ import tarfile
 
 import numpy as np
 import pytest
-from faulty_server import serve
 from handmade import action_row as action
 from handmade import encoded, independent, npy, picture, sample, samples, state, write_steps, write_tar
+from web.faulty_server import serve
 
 import epistream as es
 from epistream.errors import FormatError, SourceError
