@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
             raise _refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
         if self._num_composed > MAX_VALUES:  # before the rest of them costs its time
             raise _too_many(event.start_mark)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._num_values:

@@ -71,9 +71,10 @@ def read_start(url: str, size: int, options: Options = None) -> bytes | None:
         OptionError, SourceError: As `read_bytes`.
     """
     path = local_path(url)
-    with _errors_of(url, f"wanted up to {size:,} bytes of it. Check access and storage_options."):
+    with _errors_of(url, f"wanted up to {size:,} bytes of it.", options):
         try:
             if path is not None:
+                _refuse_what_is_no_file(url, path)
                 with path.open("rb") as file:
                     return file.read(size)
             file_system, target = open_file_system(url, options)

@@ -13,17 +13,16 @@
 """
 
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import pydantic
-import yaml
 
 from epistream.errors import OptionError
-from epistream.plain_files import not_a_plain_file, refuse_other_than_plain
+from epistream.plain_files import not_a_plain_file
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout, Rule
 from epistream.sharding.layouts.registry import LAYOUTS
+from epistream.yaml_text import read_yaml
 
 
 class _Feature(pydantic.BaseModel):
@@ -79,11 +78,7 @@ def read_layout_file(path: str | PathLike[str]) -> MappingLayout:
         OptionError: If the file cannot be read, or says something that is not part of a layout.
     """
     try:
-        refuse_other_than_plain(path)
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        described = _File.model_validate(value)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{path}: cannot be read ({error}), wanted a layout in YAML.") from error
+        described = _File.model_validate(read_yaml(path, "a layout"))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

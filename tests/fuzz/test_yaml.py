@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import epistream as es
+from epistream.errors import OptionError
 from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.tar.step_mapping import read_step_mapping
 
@@ -78,5 +79,5 @@ BOMBS = {
 def test_yaml_that_would_take_for_ever_is_refused(kind, bomb, tmp_path):
     path = tmp_path / "bomb.yaml"
     path.write_text(BOMBS[bomb])
-    with only_named_errors(), pytest.raises(es.OptionError):
+    with only_named_errors(), pytest.raises(OptionError):
         READERS[kind][0](path)
