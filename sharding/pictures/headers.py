@@ -9,8 +9,9 @@ from epistream.errors import FormatError
 from epistream.sharding.pictures.codec import Encoded
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Width and height are 32 bits in a PNG's IHDR: PNG 3rd edition, 11.2.1. The chunk has 13 bytes.
-_IHDR_BYTES = 13
+# The first chunk: 13 bytes, which begin with width and height of 32 bits each, and a checksum: PNG 3rd edition, 11.2.1.
+_PNG_HEADER = b"\0\0\0\x0dIHDR"
+_PNG_SECOND_CHUNK = 33
 
 
 def png_size(data: Encoded, where: str) -> tuple[int, int]:
@@ -21,17 +22,14 @@ def png_size(data: Encoded, where: str) -> tuple[int, int]:
     """
     if len(data) < 24 or bytes(data[:8]) != _PNG_SIGNATURE:
         raise FormatError(f"{where}: {len(data)} bytes that are no PNG, wanted a PNG picture.")
-    size: tuple[int, int] | None = None
-    position = 8
-    while position + 8 <= len(data):
+    has_header, position = bytes(data[8:16]) == _PNG_HEADER, _PNG_SECOND_CHUNK
+    while has_header and position + 8 <= len(data):
         num_bytes, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"IDAT" and size:
-            return size
-        if (kind == b"IHDR") != (size is None) or (kind == b"IHDR" and num_bytes != _IHDR_BYTES):
-            break
+        if kind == b"IDAT":
+            width, height = struct.unpack_from(">II", data, 16)
+            return height, width
         if kind == b"IHDR":
-            width, height = struct.unpack_from(">II", data, position + 8)
-            size = height, width
+            break
         position += 12 + num_bytes
     raise FormatError(f"{where}: a PNG without exactly one header before its pixels, wanted one. Write it again.")
 
