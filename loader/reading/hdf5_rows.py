@@ -79,6 +79,8 @@ class RowMaker:
             values = self._unpack(rows, first_row, num_rows)
         if not rows.dtype:  # pictures: the bytes as they are, of which the reader takes as many as the picture has
             return [row_bytes(row) for row in values]
+        if rows.axes:
+            values = values.transpose(0, *(1 + axis for axis in rows.axes))
         flat = np.ascontiguousarray(values, rows.dtype).reshape(num_rows, -1)
         return [row.data for row in flat.view(np.uint8)]
 

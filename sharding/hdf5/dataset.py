@@ -22,6 +22,7 @@ from epistream.sharding.format.manifest_builder import ShardSummary, join_shards
 from epistream.sharding.format.manifest_columns import fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
+from epistream.sharding.hdf5.scan import NothingWantedError
 from epistream.sharding.hdf5.statistics import ChangedError, IndexedShard, more_statistics, statistics_of, sum_up_shard
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.names import made_names
@@ -73,7 +74,8 @@ def open_hdf5_files(
         keep_of = cache(look_again)  # every file is looked at before any of them is taken
         urls, skipped = _usable(urls, keep_of, features)
     while True:
-        dataset, shards = _describe(urls, keep_of, features)
+        unwanted: dict[str, str] = {}
+        dataset, shards = _describe(urls, keep_of, features, unwanted)
         try:
             sum_up = partial(
                 sum_up_shard,
@@ -90,9 +92,11 @@ def open_hdf5_files(
             skipped[changed.url] = sentence(changed.reason)
             tell_left_out([skipped[changed.url]])
             urls = [one for one in urls if one != changed.url]
+    if unwanted:
+        _log.warning("left out as the layout file says: %d, such as %s", len(unwanted), next(iter(unwanted.values())))
     _say_what_is_slow(shards)
     _say_what_is_missing(dataset, shards)
-    describe = partial(_describe, keep_of=look_again, wanted=features)
+    describe = partial(_describe, keep_of=look_again, wanted=features, unwanted={})
     more = partial(more_statistics, tuple(urls), describe, sum_up, folder, dataset.fingerprint, statistics)
     return replace(
         dataset,
@@ -100,7 +104,7 @@ def open_hdf5_files(
         statistics=statistics,
         more=MoreStatistics(more),
         storage_options=Access.of(options),
-        skipped=skipped,
+        skipped=skipped | unwanted,
     )
 
 
@@ -124,15 +128,22 @@ def _usable(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tupl
     return [url for url in urls if url not in left_out], {url: left_out[url] for url in urls if url in left_out}
 
 
-def _describe(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tuple[Dataset, list[IndexedShard]]:
-    """All files as one dataset without statistics, and its shards."""
+def _describe(
+    urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None, unwanted: dict[str, str]
+) -> tuple[Dataset, list[IndexedShard]]:
+    """All files as one dataset without statistics, and its shards; what a layout file leaves out is noted."""
     shards: list[IndexedShard] = []
     features: dict[str, Feature] = {}
     num_episodes = 0
     for url in urls:
-        kept = keep_of(url)
+        try:
+            kept = keep_of(url)
+        except NothingWantedError as error:
+            unwanted[url] = str(error)
+            continue
+        unwanted |= {f"{url}:{one.split(' (')[0]}": f"{url}: {one}." for one in kept[0].index.excluded}
         mine = kept[0].index.rows.features
-        features = agreed(features, urls[0], mine, url, wanted) if shards else mine
+        features = agreed(features, shards[0].url, mine, url, wanted) if shards else mine
         for one in kept:
             summary = ShardSummary.of(one.index.rows, one.data)
             summary = replace(summary, numbers=num_episodes + summary.numbers)
@@ -148,6 +159,11 @@ def _describe(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tu
                 )
             )
         num_episodes += sum(one.index.rows.num_episodes for one in kept)
+    if not shards and unwanted:
+        raise SourceError(
+            f"{next(iter(unwanted.values()))} No episode is left of {len(urls)} files. Correct 'where' in the layout "
+            "file."
+        )
     if not shards:
         raise SourceError("HDF5 files: none, wanted at least one.")
     summaries = [shard.summary for shard in shards]

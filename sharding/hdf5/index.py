@@ -46,6 +46,7 @@ class MadeRows:
         num_rows: How many.
         dtype: Little-endian type of their values; empty for rows that are pictures.
         stored: Where their pieces lie; None if h5py must read them.
+        axes: Those of a stored row that are the axes of one as it is wanted; empty if they are the same.
     """
 
     path: str
@@ -54,6 +55,7 @@ class MadeRows:
     num_rows: int
     dtype: str
     stored: Stored | None
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +138,8 @@ class Hdf5Index:
         num_shards: Indexes that the file has.
         left_out: What of these episodes could have been a feature and is none, by path, each with the reason.
         knows_others: Whether its other files were looked for: not by earlier releases, nor in a remote file.
+        excluded: Groups that the layout file does not want, each with the reason.
+        made_by: The package whose layout described the file, with its version; empty for ours.
     """
 
     rows: ShardIndex
@@ -143,6 +147,8 @@ class Hdf5Index:
     num_shards: int
     left_out: tuple[str, ...] = ()
     knows_others: bool = False
+    excluded: tuple[str, ...] = ()
+    made_by: str = ""
 
     @property
     def needs_h5py(self) -> list[str]:
@@ -166,6 +172,8 @@ class Hdf5Index:
             "num_shards": self.num_shards,
             **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
+        more = {"excluded": list(self.excluded), "made_by": self.made_by}
+        meta["hdf5"] |= {name: value for name, value in more.items() if value}
         if self.needs_h5py and self.knows_others:  # all that is in other files is read so
             meta["hdf5"]["others"] = [list(vars(other).values()) for other in extents.others]
         described = json.dumps([_describe(rows) for rows in extents.made])
@@ -190,8 +198,9 @@ class Hdf5Index:
         with _nothing_lacking(where):
             rows, said = build_index(tables, where), tables.meta["hdf5"]
             num_shards, left_out = int(said["num_shards"]), tuple(map(str, said.get("left_out", ())))
+            excluded, made_by = tuple(map(str, said.get("excluded", ()))), str(said.get("made_by", ""))
         check(rows, where)
-        return cls(rows, extents, num_shards, left_out, "others" in said)
+        return cls(rows, extents, num_shards, left_out, "others" in said, excluded=excluded, made_by=made_by)
 
 
 @contextlib.contextmanager
@@ -210,7 +219,9 @@ def _other(path: str, version: str, is_outside: bool, kind: str, name: str, hold
 
 def _describe(rows: MadeRows) -> dict[str, Any]:
     described = dict(vars(rows))
-    stored = described.pop("stored")
+    stored, axes = described.pop("stored"), described.pop("axes")
+    if axes:  # which earlier releases do not know
+        described["axes"] = axes
     described["chunks"] = stored and {**vars(stored), "table": stored.table.shape, "fill": stored.fill.hex()}
     return described
 
@@ -218,12 +229,12 @@ def _describe(rows: MadeRows) -> dict[str, Any]:
 def _made(described: Sequence[dict[str, Any]], flat: Int64) -> tuple[MadeRows, ...]:
     result, position = [], 0
     for one in described:
-        chunks, stored = one.pop("chunks"), None
+        chunks, axes, stored = one.pop("chunks"), tuple(one.pop("axes", ())), None
         if chunks:
             height, width = chunks["table"]
             table = flat[position : position + height * width].reshape(height, width)
             position += height * width
             fill = bytes.fromhex(chunks["fill"])
             stored = Stored(chunks["dtype"], tuple(chunks["shape"]), tuple(chunks["chunk"]), table, fill)
-        result.append(MadeRows(**one, stored=stored))
+        result.append(MadeRows(**one, stored=stored, axes=axes))
     return tuple(result)

@@ -17,6 +17,7 @@ from epistream.sharding.hdf5.file import version_and_bytes
 from epistream.sharding.hdf5.index import RECIPE, Hdf5Index
 from epistream.sharding.hdf5.scan import SHARD_BYTES, index_hdf5
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.registry import is_still_made_by
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,9 @@ def _read(first: Path, version: str, allow_outside: bool, *, is_local: bool) -> 
         return None
     except (OSError, FormatError) as error:
         _log.info("making %s again: %s", path, error)
+        return None
+    first_one = kept[0].index
+    if not is_still_made_by(first_one.rows.episodes[0].layout, first_one.made_by):
         return None
     is_as_wanted = all(
         one.index.extents.version == version and _may_be_read(one, allow_outside, is_local=is_local) for one in kept

@@ -23,8 +23,8 @@ from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_b
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.layouts.base import Field, Layout, SourceEpisode
 from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.layouts.reading import read_array, read_jpegs
-from epistream.sharding.layouts.registry import described, episodes_of
+from epistream.sharding.layouts.reading import read_array, read_jpegs, upright
+from epistream.sharding.layouts.registry import described, episodes_of, excluded_by, maker_of
 from epistream.sharding.layouts.values import dataset
 from epistream.sharding.opening.other_files import OtherFile, check_unchanged, other_files
 from epistream.sharding.pictures.codecs import CODECS
@@ -34,6 +34,13 @@ _log = logging.getLogger(__name__)
 # Episodes of one file share a shard up to about this many packed bytes, as in packing: a file of a thousand
 # demonstrations is drawn from, cached and evicted in parts.
 SHARD_BYTES = 128 << 20
+
+
+_MAX_LISTED = 5
+
+
+class NothingWantedError(LayoutError):
+    """A file of which a layout file's `where` wants nothing: a stream goes on without it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,32 +83,40 @@ def index_hdf5(
         SourceChangedError: If a file that it reads from is written to meanwhile.
         LayoutError: If it fits no layout, one of its episodes breaks its layout, or it reads from files that it may
             not.
+        NothingWantedError: If the layout file wants none of its episodes.
     """
     version, file_bytes = version_and_bytes(url, options)
     path = local_path(url)
     others: tuple[OtherFile, ...] | None = None  # not known of a remote file, which has none
 
-    def look(file: h5py.File, raw: BinaryIO) -> list[_Episode]:
+    def look(file: h5py.File, raw: BinaryIO) -> tuple[list[_Episode], tuple[str, ...], str]:
         nonlocal others
         try:
             if path is not None:
                 others = other_files(file, path, url, allow_outside=allow_outside)
-            return _episodes(file, raw, *episodes_of(file, layout))
+            found, groups = episodes_of(file, layout)
+            excluded = excluded_by(found, file)
+            return _episodes(file, raw, found, groups, may_be_none=bool(excluded)), excluded, maker_of(found)
         except FormatError as error:  # of a feature that cannot be; names no file
             raise LayoutError(str(error)) from error
 
-    episodes = read_hdf5(url, options, look, allow_outside=allow_outside)
+    episodes, excluded, made_by = read_hdf5(url, options, look, allow_outside=allow_outside)
     check_unchanged(others or (), url)
+    if not episodes:
+        raise NothingWantedError(f"{url}: none of its episodes is wanted: {', '.join(excluded[:_MAX_LISTED])}.")
     sizes = [sum(int(rows.sizes.sum()) for rows in one.rows.values()) for one in episodes]
     groups = fill_shards(((one, one.meta.split, size) for one, size in zip(episodes, sizes, strict=True)), shard_bytes)
-    return [_shard(shard_name_of(url), group, (version, file_bytes, len(groups)), others) for group in groups]
+    shards = [_shard(shard_name_of(url), group, (version, file_bytes, len(groups)), others) for group in groups]
+    return [replace(shard, excluded=excluded, made_by=made_by) for shard in shards]
 
 
-def _episodes(file: h5py.File, raw: BinaryIO, layout: Layout, groups: Sequence[str]) -> list[_Episode]:
+def _episodes(
+    file: h5py.File, raw: BinaryIO, layout: Layout, groups: Sequence[str], *, may_be_none: bool
+) -> list[_Episode]:
     episodes = [
         _episode(file, raw, described(layout, file, group), number, layout.name) for number, group in enumerate(groups)
     ]
-    if not episodes:
+    if not episodes and not may_be_none:
         raise LayoutError(f"no episodes, wanted at least one as {layout.name}: {layout.looks_for}")
     for episode in episodes:
         difference = describe_difference(episode.features, episodes[0].features)
@@ -132,11 +147,12 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
             for values in _values(file, field, source.length):
                 hasher.update(values.data)
         stored = find_stored(found) if _is_in(found, file) else None
-        places = stored.places(field.first_row, source.length) if stored else None
+        places = stored.places(field.first_row, source.length) if stored and not field.axes else None
         if stored and not _is_true(found, raw, stored, places, field.first_row):
             _log.warning("%s: its bytes are not where HDF5 says; it is read through h5py", field.path)
             stored = places = None
-        rows[feature.name] = _Rows(size, places, MadeRows(field.path, field.first_row, 0, source.length, dtype, stored))
+        made = MadeRows(field.path, field.first_row, 0, source.length, dtype, stored, field.axes)
+        rows[feature.name] = _Rows(size, places, made)
     meta = EpisodeMeta(
         length=source.length,
         episode_index=number,
@@ -158,7 +174,7 @@ def _values(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]
         return
     found = dataset(file, field.path)
     for step in sorted({0, length // 2, length - 1}):
-        yield np.ascontiguousarray(found[field.first_row + step])
+        yield np.ascontiguousarray(upright(found[field.first_row + step], field.axes))
 
 
 def _is_in(found: h5py.Dataset, file: h5py.File) -> bool:

@@ -36,6 +36,7 @@ class Field:
         lengths_path: Dataset that announces where each padded JPEG ends, if there is one.
         spare_rows: Rows that may follow the last step, such as an observation after the last action.
         num_rows: Rows of the dataset.
+        axes: Those of a stored frame that are its height, width and channels; empty if it has them in this order.
     """
 
     feature: Feature
@@ -45,6 +46,7 @@ class Field:
     lengths_path: str | None = None
     spare_rows: int = 0
     num_rows: int = 0
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,9 @@ def _frame_shape(found: h5py.Dataset, path: str) -> tuple[int, int, int]:
         raise LayoutError(f"{path}: {found.dtype} {found.shape}, wanted (T, H, W, C) or (T, H, W) numbers")
     height, width, channels = shape
     if channels > 4 and height <= 4:
-        raise LayoutError(f"{path}: frames of {shape}, wanted channels last. Transpose them first")
+        raise LayoutError(
+            f"{path}: frames of {shape}, wanted channels last. In a layout file, 'transpose: chw' reads them"
+        )
     return height, width, channels
 
 

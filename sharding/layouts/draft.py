@@ -67,15 +67,27 @@ class Draft:
         self._dropped: list[Candidate] = []
         self.left_out: list[str] = []
 
-    def array(self, path: str, name: str, *, fps: float | None = None, **changes: Any) -> None:
-        """Take the numbers at `path`; `changes` are those of the field."""
+    def array(self, path: str, name: str, *, fps: float | None = None, **changes: Any) -> str:
+        """Take the numbers at `path`; `changes` are those of the field. Gives the reason if it holds none."""
         name = usable_name(name)
-        self._take(path, name, False, lambda: replace(array_field(self._file, path, name, fps=fps), **changes))
+        return self._take(path, name, False, lambda: replace(array_field(self._file, path, name, fps=fps), **changes))
 
-    def frames(self, path: str, name: str, change: Callable[[Field], Field] = lambda field: field, **how: Any) -> None:
-        """Take the camera at `path`, as `frames_field` does with `how`."""
+    def frames(
+        self,
+        path: str,
+        name: str,
+        *,
+        change: Callable[[Field], Field] = lambda field: field,
+        make: Callable[..., Field] = frames_field,
+        **how: Any,
+    ) -> str:
+        """Take the camera at `path`, as `make` does with `how`. Gives the reason if it is none."""
         name = usable_name(name, is_camera=True)
-        self._take(path, name, True, lambda: change(frames_field(self._file, path, name, **how)))
+        return self._take(path, name, True, lambda: change(make(self._file, path, name, **how)))
+
+    def wants(self, name: str, path: str, is_camera: bool) -> bool:
+        """Whether a feature is wanted that would be called so; `path` is that from the episode's group."""
+        return self._choice.takes(Candidate(usable_name(name, is_camera=is_camera), path.strip("/"), is_camera))
 
     def need_action(self, path: str) -> None:
         """See that some action was found, which should be at `path`, or is not wanted."""
@@ -125,16 +137,17 @@ class Draft:
             dropped=tuple(self._dropped),
         )
 
-    def _take(self, path: str, name: str, is_camera: bool, make: Callable[[], Field]) -> None:
+    def _take(self, path: str, name: str, is_camera: bool, make: Callable[[], Field]) -> str:
         go_on(path)
         candidate = Candidate(name, whole_text(path.removeprefix(self._group).strip("/")), is_camera)
         if not self._choice.takes(candidate):
             self._dropped.append(candidate)
-            return
+            return ""
         try:
             field = make()
         except NotPackableError as error:
             self._refuse(candidate, path, str(error), is_fault=_is_action(name))
+            return str(error).removeprefix(f"{path}: ")
         except (LayoutError, FormatError) as error:
             self._refuse(candidate, path, str(error), is_fault=True)
         else:
@@ -144,6 +157,7 @@ class Draft:
                     f"{self._group}: more than {_MAX_FEATURES:,} datasets that could be features, wanted fewer. Name "
                     "those that you want in a layout file"
                 )
+        return ""
 
     def _refuse(self, candidate: Candidate, path: str, text: str, *, is_fault: bool) -> None:
         reason = text.removeprefix(f"{path}: ").rstrip(".")

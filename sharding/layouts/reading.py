@@ -104,7 +104,12 @@ def read_jpegs(file: h5py.File, field: Field, length: int) -> Iterator[bytes]:
 def read_frames(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]]:
     """The frames of a raw camera, each (H, W, C), valid until the next one is asked for."""
     for _, row in _rows(dataset(file, field.path), field.first_row, length):
-        yield row.reshape(field.feature.shape)
+        yield upright(row, field.axes).reshape(field.feature.shape)
+
+
+def upright(frame: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+    """A stored frame as (H, W, C), C order; what has these axes is given back as it is."""
+    return np.ascontiguousarray(frame.transpose(axes)) if axes else frame
 
 
 def _rows(found: h5py.Dataset, first_row: int, length: int) -> Iterator[tuple[int, Any]]:

@@ -6,13 +6,16 @@ from pathlib import Path
 import h5py
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, OptionError
+from epistream.hints import did_you_mean
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.aloha import ALOHA_LAYOUTS
 from epistream.sharding.layouts.base import Choice, Layout, SourceEpisode
+from epistream.sharding.layouts.installed import InstalledLayout, installed_layouts
 from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.marks import lacking
 from epistream.sharding.layouts.minari import MinariLayout
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
@@ -23,8 +26,15 @@ from epistream.sharding.opening.walking import CANNOT_OPEN, patience, tree
 
 # The more particular come first.
 LAYOUTS: tuple[Layout, ...] = (LiberoLayout(), RobomimicLayout(), RDT, *ALOHA_LAYOUTS, *OTHER_MAPPINGS, MinariLayout())
+_NAMES = tuple(layout.name for layout in LAYOUTS)
 _MAX_LISTED = 20
 _MAX_GROUPS = 10_000
+# How every message about a layout that is not known ends.
+DRAFT_ADVICE = (
+    "Write a layout file of your own with 'epistream layouts draft FILE -o layout.yaml', and give it with "
+    "--layout-file layout.yaml, or layout='layout.yaml' in Python."
+)
+_OWN_ADVICE = "Correct its paths, or write it anew with 'epistream layouts draft FILE -o layout.yaml'."
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class SourceScan:
         episodes: Those that can be packed.
         faults: One message for each that cannot; one in all if the file itself cannot be read.
         others: Other files that it reads from.
+        excluded: The groups that the layout file's `where` leaves out, each with the reason.
     """
 
     path: str
@@ -50,6 +61,17 @@ class SourceScan:
     episodes: tuple[SourceEpisode, ...]
     faults: tuple[str, ...]
     others: tuple[OtherFile, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+
+def known_layouts() -> tuple[Layout, ...]:
+    """Those above, and then those of other packages, which are imported now."""
+    return (*LAYOUTS, *installed_layouts(_NAMES))
+
+
+def layout_names() -> list[str]:
+    """The names of all."""
+    return [layout.name for layout in known_layouts()]
 
 
 def layout_by_name(name: str | MappingLayout) -> Layout:
@@ -60,21 +82,41 @@ def layout_by_name(name: str | MappingLayout) -> Layout:
     """
     if isinstance(name, MappingLayout):
         return name
-    for layout in LAYOUTS:
+    if name in _NAMES:
+        return LAYOUTS[_NAMES.index(name)]
+    for layout in installed_layouts(_NAMES):
         if layout.name == name:
             return layout
-    raise OptionError(f"layout {name!r}: unknown, wanted one of {', '.join(layout.name for layout in LAYOUTS)}.")
+    names = layout_names()
+    hint = did_you_mean(str(name), names)
+    raise OptionError(
+        f"layout {name!r}: unknown, wanted one of {', '.join(names)}.{f' {hint}' if hint else ''} {DRAFT_ADVICE}"
+    )
+
+
+def maker_of(layout: Layout) -> str:
+    """The package that brings a layout, with its version; empty for those above and for a user's own."""
+    return layout.package if isinstance(layout, InstalledLayout) else ""
+
+
+def is_still_made_by(name: str, maker: str) -> bool:
+    """Whether the layout that a file was read by is still what `maker_of` said."""
+    known = {layout.name: layout.package for layout in installed_layouts(_NAMES)} if maker else {}
+    return known.get(name, "") == maker
 
 
 def detect(file: h5py.File) -> Layout:
     """The layout of an open file.
 
     Raises:
-        LayoutError: If it fits none; the message lists what was looked for and what was found.
+        LayoutError: If it fits none; the message says what was found, and how to describe the file.
     """
     for layout in LAYOUTS:
         if layout.matches(file):
             return layout
+    for other in installed_layouts(_NAMES):  # last, so that no package changes what was recognised before
+        if other.matches(file):
+            return other
     raise LayoutError(f"found {_contents(file)}, which fits no known layout. {foreign_contents(file)}{looked_for()}")
 
 
@@ -89,13 +131,18 @@ def layout_of(file: h5py.File, wanted: str | MappingLayout | None) -> Layout:
         return detect(file)
     layout = layout_by_name(wanted)
     if not layout.matches(file):
-        raise LayoutError(f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}")
+        missing = ", ".join(lacking(layout, file))
+        raise LayoutError(
+            f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}. Not there: {missing}. "
+            f"{_OWN_ADVICE if isinstance(layout, MappingLayout) and layout.is_own else DRAFT_ADVICE}"
+        )
     return layout
 
 
 def looked_for() -> str:
-    """What a file must hold to be of one of the layouts."""
-    return "Looked for: " + "; ".join(f"{layout.name} ({layout.looks_for})" for layout in LAYOUTS) + "."
+    """What to do about a file that is of none of the layouts."""
+    names = ", ".join(layout_names())
+    return f"Looked for: {names}; 'epistream layouts detect FILE' says which marks of each it lacks. {DRAFT_ADVICE}"
 
 
 def scan_source(
@@ -117,7 +164,7 @@ def scan_source(
     others: tuple[OtherFile, ...] = ()
     episodes: list[SourceEpisode] = []
     faults: list[str] = []
-    found = ""
+    found, excluded = "", ()
     num_bytes = mtime_ns = inode = 0
     try:
         with open_source(path, allow_outside=allow_outside) as file:
@@ -126,6 +173,7 @@ def scan_source(
             num_bytes, mtime_ns, inode = status.st_size, status.st_mtime_ns, status.st_ino
             layout, groups = episodes_of(file, layout_name)
             found = layout.name
+            excluded = excluded_by(layout, file)
             for group in groups:
                 try:
                     episodes.append(described(layout, file, group, choice))
@@ -136,7 +184,9 @@ def scan_source(
     except EpistreamError as error:
         faults.append(sentence(error))
     texts = tuple(map(whole_text, faults))
-    return SourceScan(str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), texts, others)
+    return SourceScan(
+        str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), texts, others=others, excluded=excluded
+    )
 
 
 def episodes_of(file: h5py.File, wanted: str | MappingLayout | None) -> tuple[Layout, list[str]]:
@@ -167,6 +217,14 @@ def described(layout: Layout, file: h5py.File, group: str, choice: Choice | None
             f"{group}: cannot be looked at ({type(error).__name__}: {first_line(error)}), wanted an episode. Record or "
             "copy it again"
         ) from error
+
+
+def excluded_by(layout: Layout, file: h5py.File) -> tuple[str, ...]:
+    """The groups that are no episodes because a layout file says which are wanted, each with the reason."""
+    if not isinstance(layout, MappingLayout) or not layout.is_own:
+        return ()
+    with patience():
+        return tuple(layout.excluded(file))
 
 
 def _contents(file: h5py.File) -> str:

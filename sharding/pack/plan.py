@@ -22,6 +22,7 @@ from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import applied_options, outputs_of
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.units import count_text
 
 _log = logging.getLogger(__name__)
 
@@ -137,8 +138,12 @@ def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
                 refused=tuple((one.name, f"{one.path}: {one.reason}") for one in episode.refused),
             )
         )
+    left_out = list(left_out_once(left_out))
+    if scan.excluded:
+        listed = ", ".join(scan.excluded[:3]) + ", ..." * (len(scan.excluded) > 3)
+        left_out.append(f"{count_text(len(scan.excluded), 'episode')} of {name}: {listed}")
     source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns, scan.inode, scan.others)
-    return ScannedFile(source, tuple(episodes), tuple(faults), left_out_once(left_out), applied)
+    return ScannedFile(source, tuple(episodes), tuple(faults), tuple(left_out), applied)
 
 
 def left_out_once(paths: Iterable[str]) -> tuple[str, ...]:
@@ -152,7 +157,7 @@ def left_out_once(paths: Iterable[str]) -> tuple[str, ...]:
 def left_out_of(scans: Sequence[ScannedFile], *, with_reason: bool = False) -> tuple[str, ...]:
     """What is not packed of all files; if asked, only what could have been a feature and is none."""
     paths = left_out_once(path for scan in scans for path in scan.left_out)
-    return tuple(path for path in paths if path.endswith(")")) if with_reason else paths
+    return tuple(path for path in paths if path.endswith((")", "), ..."))) if with_reason else paths
 
 
 def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
@@ -170,7 +175,11 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
         for episode in scan.episodes
     ]
     if not pairs:
-        raise PackError(describe_faults(faults, any_good=False) if faults else "sources: no episodes, wanted one.")
+        left_out = next((item for scan in scans for item in scan.left_out), "")
+        hint = f" Left out as the layout file says: {left_out}. Correct its 'where'." if left_out else ""
+        raise PackError(
+            describe_faults(faults, any_good=False) if faults else f"sources: no episodes, wanted one.{hint}"
+        )
     votes = Counter(episode.features for _, episode in pairs)
     features = dict(usual_features((_by_name(mine), count) for mine, count in votes.items()))
     oddities = {mine: oddity(_by_name(mine), features) for mine in votes}

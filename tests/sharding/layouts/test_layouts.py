@@ -347,7 +347,15 @@ def test_unknown_layout_lists_what_was_looked_for_and_what_was_found(tmp_path):
         file["rgb"] = np.zeros((3, 2))
     message = fault(tmp_path / "a.hdf5")
     assert "found /rgb float64 (3, 2)" in message
-    for name in ("robomimic", "libero", "act-sim", "mobile-aloha", "/observations/qpos"):
+    for name in (
+        "robomimic",
+        "libero",
+        "act-sim",
+        "mobile-aloha",
+        "epistream layouts detect",
+        "--layout-file",
+        "layout=",
+    ):
         assert name in message
 
 
