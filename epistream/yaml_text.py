@@ -6,7 +6,6 @@ lists of lists again and again, and one that is nested deeper than Python's stac
 
 import codecs
 import re
-import stat
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from epistream.errors import OptionError
+from epistream.plain_files import refuse_other_than_plain
 
 # PyYAML reads about 0.3 MB/s (`python -m timeit` over a list of names); the longest files are lists of sources.
 MAX_BYTES = 1 << 20
@@ -157,8 +157,7 @@ def problem_of(error: yaml.YAMLError) -> str:
 
 
 def _read_text(path: Path) -> str:
-    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would wait for ever, a device never ends
-        raise _refused("a folder" if path.is_dir() else "a pipe or device", None)
+    refuse_other_than_plain(path)
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
