@@ -119,6 +119,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "drop": ([["*.x"], "x"], [[3]]),
         "rename": ([{"a": "b"}, [["a", "b"]]], []),
         "color_order": (["rgb", "bgr", None], ["grb"]),
+        "force_color_order": FLAG,
         "image_size": ([[1, 16384], None], [*SIDES, [1, 16385]]),
         "fps": ([0.1, 50, None], [0, -1, 1e6, float("nan"), True]),
         "val_fraction": ([0.1, 0.999, None], [0, 1, -0.1, True]),
@@ -142,6 +143,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "rounds": ([1], COUNT),
         "seconds": ([0.1, 5], [0, -1, float("inf"), True]),
         "once": FLAG,
+        "layout": (["robomimic", "arm.yaml", None], [5, True]),
     },
     TuneOptions: {
         "ranks": ([1], COUNT),

@@ -15,6 +15,7 @@ _HELP = {
     "config": "Show a configuration: every key, its value, and where it comes from.",
     "index": "Write indexes and a manifest for tar shards that have none.",
     "inspect": "Show what a dataset holds.",
+    "layouts": "List layouts of HDF5 files, say which a file has, draft a new one.",
     "plan": "Say how well an epoch is shuffled within a budget, and what it fetches.",
     "pack": "Pack HDF5 episodes into tar shards.",
     "tune": "Measure a dataset and this machine, and choose a configuration.",

@@ -10,11 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import reach_option, storage_options
+from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
 from epistream.loader.measuring.bench_options import BenchOptions
 
 # Options that are keys of a configuration as well.
-_KEYS = {"batch_size": "batch_size", "obs": "obs", "action": "action", "cache": "mode"}
+_KEYS = {
+    "batch_size": "batch_size",
+    "obs": "obs",
+    "action": "action",
+    "cache": "mode",
+    "layout": "stream.layout",
+    "allow_outside_files": "stream.allow_outside_files",
+}
 
 
 @click.command()
@@ -27,6 +34,7 @@ _KEYS = {"batch_size": "batch_size", "obs": "obs", "action": "action", "cache": 
 @option(BenchOptions, "rounds")
 @option(BenchOptions, "seconds")
 @option(BenchOptions, "once", "--once/--no-once")
+@layout_options
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
 @reach_option
 @click.option("--config", help="A configuration that says what is streamed; options given here win.")
@@ -44,6 +52,10 @@ def command(as_json: bool, config: str | None, **options: Any) -> None:
     said = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     options["parallel"] = _numbers(options["parallel"])
     url, access, stream = options.pop("url"), storage_options(options.pop("options_json")), None
+    layout_file = options.pop("layout_file")
+    wanted_layout(options["layout"], layout_file)
+    options["layout"] = layout_file or options["layout"]
+    said |= {"layout"} if options["layout"] else set()
     if config is not None:
         from epistream.configs.config import load_config
 

@@ -10,9 +10,10 @@ import click
 import numpy as np
 from rich.table import Table
 
+from epistream.commands.layouts import with_draft
 from epistream.commands.sources import FEATURE_HELP, layout_options, open_source, reach_option
 from epistream.commands.tables import fits, new_list, new_table, print_table
-from epistream.errors import OptionError, SourceError
+from epistream.errors import LayoutError, OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.opened_dataset import Dataset
@@ -50,7 +51,10 @@ def command(
     SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or HDF5 files.
     """
     wanted = features or None
-    dataset = open_source(source, **reached, features=wanted)
+    try:
+        dataset = open_source(source, **reached, features=wanted)
+    except LayoutError as error:
+        raise with_draft(error, source, reached["options_json"], reached["allow_outside_files"]) from error
     if image is not None:
         _write_image(dataset, 0 if episode is None else episode, image, columns, wanted)
         return

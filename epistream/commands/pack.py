@@ -40,6 +40,7 @@ _TOLD_BY_THE_REPORT = ("epistream.sharding.pack.pack", "epistream.sharding.forma
 @option(PackOptions, "drop", multiple=True, metavar="FEATURE")
 @option(PackOptions, "rename", multiple=True, metavar="OLD=NEW")
 @option(PackOptions, "color_order")
+@option(PackOptions, "force_color_order")
 @option(PackOptions, "image_size", metavar="WxH")
 @option(PackOptions, "fps")
 @option(PackOptions, "val_fraction")

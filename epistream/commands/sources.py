@@ -9,7 +9,7 @@ import click
 
 from epistream.errors import OptionError
 from epistream.sharding.layouts.layout_file import read_layout_file
-from epistream.sharding.layouts.registry import LAYOUTS
+from epistream.sharding.layouts.registry import LAYOUTS, layout_by_name
 
 if TYPE_CHECKING:
     from epistream.sharding.format.opened_dataset import Dataset
@@ -23,33 +23,40 @@ _NAMES = [layout.name for layout in LAYOUTS]
 
 
 def layout_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--layout`` and ``--layout-file``, of which `wanted_layout` makes one, and ``--allow-outside-files``."""
+    """``--layout`` and ``--layout-file``, of which `wanted_layout` makes one, and `outside_option`."""
     by_name = click.option(
         "--layout",
-        type=click.Choice(_NAMES),
         metavar="NAME",
-        help=f"Of HDF5 files, instead of finding it: {', '.join(_NAMES)}.",
+        help=f"Of HDF5 files, instead of finding it: {', '.join(_NAMES)}, or one of another package.",
     )
     by_file = click.option(
-        "--layout-file", type=click.Path(exists=True, dir_okay=False), help="Your own layout of HDF5 files, as YAML."
+        "--layout-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Your own layout of HDF5 files, as YAML; 'epistream layouts draft FILE' writes one.",
     )
-    outside = click.option(
+    return by_name(by_file(outside_option(function)))
+
+
+def outside_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The flag ``--allow-outside-files``."""
+    return click.option(
         "--allow-outside-files",
         is_flag=True,
         help="Let HDF5 files that you trust read from others outside of their folders (links, virtual datasets).",
-    )
-    return by_name(by_file(outside(function)))
+    )(function)
 
 
 def wanted_layout(layout: str | None, layout_file: str | None) -> "str | MappingLayout | None":
     """The layout that the options ask for, None if it is to be found.
 
     Raises:
-        OptionError: If both are given, or the file describes none.
+        OptionError: If both are given, there is none of that name, or the file describes none.
     """
     if layout and layout_file:
         raise OptionError("--layout and --layout-file: both given, wanted one.")
-    return read_layout_file(layout_file) if layout_file else layout
+    if layout_file:
+        return read_layout_file(layout_file)
+    return layout_by_name(layout).name if layout else None
 
 
 def reach_option(function: Callable[..., Any]) -> Callable[..., Any]:

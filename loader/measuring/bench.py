@@ -170,6 +170,8 @@ def _stream(
         split=None,
         decode=decode,
         storage_options=storage_options,
+        layout=options.layout,
+        allow_outside_files=options.allow_outside_files,
     )
 
 

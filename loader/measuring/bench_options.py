@@ -20,6 +20,9 @@ class BenchOptions:
         rounds: interleaved rounds; medians are shown.
         seconds: length of each measurement.
         once: also with all frames decoded before. Where they fit the cache's budget.
+        layout: of HDF5 files, or a YAML file that describes one; found if None.
+
+        allow_outside_files: let HDF5 files that you trust read from others outside of their folders.
 
     Raises:
         OptionError: a number that measures nothing.
@@ -33,6 +36,8 @@ class BenchOptions:
     rounds: Count = 5
     seconds: Annotated[float, Range(gt=0)] = 2.0
     once: bool = True
+    layout: str | None = None
+    allow_outside_files: bool = False
 
     def __post_init__(self) -> None:
         check(self, "bench ")

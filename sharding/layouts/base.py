@@ -36,6 +36,7 @@ class Field:
         lengths_path: Dataset that announces where each padded JPEG ends, if there is one.
         spare_rows: Rows that may follow the last step, such as an observation after the last action.
         num_rows: Rows of the dataset.
+        knows_channels: Whether the layout says in which channel order its JPEG is decoded; else RGB is assumed.
         axes: Those of a stored frame that are its height, width and channels; empty if it has them in this order.
     """
 
@@ -47,6 +48,7 @@ class Field:
     spare_rows: int = 0
     num_rows: int = 0
     axes: tuple[int, ...] = ()
+    knows_channels: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def frames_field(
     path: str,
     name: str,
     *,
-    jpeg_channels: Channels = "rgb",
+    jpeg_channels: Channels | None = None,
     fps: float | None = None,
     lengths_path: str | None = None,
 ) -> Field:
@@ -176,7 +178,7 @@ def frames_field(
         file: The source.
         path: Of the dataset: (T, H, W, C) or (T, H, W) arrays, (T, padded) uint8, or (T,) strings of bytes.
         name: Of the feature.
-        jpeg_channels: What the layout's own reader decodes JPEG rows to.
+        jpeg_channels: What the layout's own reader decodes JPEG rows to; RGB is assumed where it does not know.
         fps: Steps per second.
         lengths_path: Where the ends of the rows are announced.
 
@@ -202,12 +204,20 @@ def frames_field(
     try:
         height, width, _ = jpeg_shape(row[: true_end(row, (), where)], where)
         # Three channels even for a grey JPEG: that is what the readers of these files get from OpenCV.
-        feature = Feature(name, "frames", "uint8", (height, width, 3), "jpeg", jpeg_channels, fps=fps)
+        channels = jpeg_channels or "rgb"
+        feature = Feature(name, "frames", "uint8", (height, width, 3), "jpeg", channels, fps=fps)
     except FormatError as error:
         raise LayoutError(str(error)) from error
     # Rows of variable length are references of 16 bytes each; the first row stands for all.
     num_bytes = len(row) * len(found) if found.dtype.kind == "O" else found.nbytes
-    return Field(feature, path, num_bytes, lengths_path=lengths_path, num_rows=found.shape[0])
+    return Field(
+        feature,
+        path,
+        num_bytes,
+        lengths_path=lengths_path,
+        num_rows=found.shape[0],
+        knows_channels=jpeg_channels is not None,
+    )
 
 
 def looks_like_frames(file: h5py.File, path: str) -> bool:

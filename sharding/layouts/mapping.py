@@ -259,7 +259,7 @@ def _take(draft: Draft, file: h5py.File, path: str, rule: Rule, name: str, fps: 
 
     if rule.transpose:
         return draft.frames(path, name, change=change, make=transposed_field, stored=rule.transpose, fps=fps)
-    return draft.frames(path, name, change=change, jpeg_channels=rule.jpeg_channels or "rgb", fps=fps)
+    return draft.frames(path, name, change=change, jpeg_channels=rule.jpeg_channels, fps=fps)
 
 
 def _nothing_made(group: str, where: str, pattern: str, refused: list[str], paths: list[str]) -> str:

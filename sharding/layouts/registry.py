@@ -15,7 +15,6 @@ from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.known_mappings import OTHER_MAPPINGS, RDT
 from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.layouts.marks import lacking
 from epistream.sharding.layouts.minari import MinariLayout
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.layouts.robomimic import RobomimicLayout
@@ -131,10 +130,11 @@ def layout_of(file: h5py.File, wanted: str | MappingLayout | None) -> Layout:
         return detect(file)
     layout = layout_by_name(wanted)
     if not layout.matches(file):
-        missing = ", ".join(lacking(layout, file))
+        is_table = isinstance(layout, MappingLayout)
+        missing = f" Not there: {', '.join(layout.lacking(file))}." if is_table else ""
         raise LayoutError(
-            f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}. Not there: {missing}. "
-            f"{_OWN_ADVICE if isinstance(layout, MappingLayout) and layout.is_own else DRAFT_ADVICE}"
+            f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}.{missing} "
+            f"{_OWN_ADVICE if is_table and layout.is_own else DRAFT_ADVICE}"
         )
     return layout
 

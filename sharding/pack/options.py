@@ -33,7 +33,9 @@ class PackOptions:
         cameras: pack these only; names as in the file or as features. Empty is all.
         drop: features to leave out. Patterns such as ``action_dict.*`` count.
         rename: pairs (old, new) of features, cameras or paths in the source.
-        color_order: channel order in which JPEG is decoded. None is what each layout's own reader does.
+        color_order: channel order in which JPEG is decoded. None is what each layout's own reader does. Another than
+            what the layout knows of a camera whose rows are JPEG is an error.
+        force_color_order: take `color_order` also against what the layout knows.
         image_size: [width, height] in pixels of colour cameras; as recorded if None.
         fps: steps per second; what the source says if None.
         val_fraction: share of the episodes for the split 'val'; from the source's masks if None.
@@ -58,6 +60,7 @@ class PackOptions:
     drop: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     color_order: Channels | None = None
+    force_color_order: bool = False
     image_size: PictureSize | None = None
     fps: Annotated[float, Range(gt=0, lt=1_000_000)] | None = None
     val_fraction: Annotated[float, Range(gt=0, lt=1)] | None = None

@@ -82,6 +82,7 @@ def _output(field: Field, name: str, length: int, options: PackOptions) -> Outpu
     if feature.kind == "array":
         return Output(field, feature, True, length * feature.step_bytes + 2 * _MEMBER_BYTES)
     recorded = CODECS[field.feature.codec]
+    _check_colours(field, options)
     exact = _must_be_exact(field.feature, recorded)
     shape = feature.shape
     if options.image_size and not exact:
@@ -101,6 +102,17 @@ def _output(field: Field, name: str, length: int, options: PackOptions) -> Outpu
     frame_bytes = feature.step_bytes * codec.ratio(options.quality)
     estimate = int(length * (frame_bytes + (_MEMBER_BYTES if codec.storage == "members" else 0)))
     return Output(field, feature, codec is recorded and not resized, estimate)
+
+
+def _check_colours(field: Field, options: PackOptions) -> None:
+    """Refuse an order that the layout says is wrong: red and blue would be swapped, and nothing else would show it."""
+    known, wanted = field.feature.jpeg_channels, options.color_order
+    if field.knows_channels and wanted not in (None, known) and not options.force_color_order:
+        raise LayoutError(
+            f"{field.path}: the layout says that its JPEG is {known}, --color-order is {wanted}, which would swap red "
+            f"and blue. Leave it out or give --color-order {known}; if the pictures show that the layout is wrong, add "
+            "--force-color-order"
+        )
 
 
 def _must_be_exact(feature: Feature, recorded: type[Codec]) -> bool:

@@ -25,6 +25,11 @@ from epistream.sharding.pictures.codecs import CODECS
 from epistream.units import count_text
 
 _log = logging.getLogger(__name__)
+# Only what a layout knows is bgr; rgb may be no more than an assumption.
+_COLOURS_DIFFER = (
+    " Give --color-order bgr, by which arrays are encoded for it too. Files whose layout says rgb are refused then: "
+    "pack those apart, or all of them with --codec png."
+)
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
         if odd is None:
             kept.append((index, episode))
         else:
-            hint = " Give all cameras one order with --color-order." if "jpeg_channels" in odd else ""
+            hint = _COLOURS_DIFFER if "jpeg_channels" in odd else ""
             hint = "".join(f" It has {why}." for name, why in episode.refused if name in features) or hint
             faults.append(f"{scans[index].source.path}: {episode.group}: {odd}.{hint}")
     _tell_made_names(features.values(), options)

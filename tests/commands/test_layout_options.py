@@ -49,7 +49,9 @@ def test_command_insists_on_a_layout_by_name(tmp_path, name):
     line = [*lines_of(tmp_path)[name], path, "--layout"]
     assert "wanted robomimic" in str(run(*line, "robomimic").exception)
     assert run(*line, "mobile-aloha").exit_code == 0
-    assert "'robomimik' is not one of 'libero', 'robomimic'" in run(*line, "robomimik").output
+    message = str(run(*line, "robomimik").exception)
+    assert message.startswith("layout 'robomimik': unknown, wanted one of libero, robomimic, ")
+    assert "Did you mean 'robomimic'?" in message
 
 
 def test_both_options_together_are_refused(own):

@@ -80,6 +80,7 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
         "drop": ("x.*",),
         "rename": [("top", "front")],
         "color_order": "rgb",
+        "force_color_order": False,
         "image_size": (320, 240),
         "fps": 30.0,
         "val_fraction": 0.1,

@@ -8,6 +8,7 @@ from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.minari import MinariLayout
 from epistream.sharding.layouts.robomimic import RobomimicLayout
+from epistream.sharding.opening.walking import child, names_in
 
 
 def lacking(layout: Layout, file: h5py.File) -> list[str]:
@@ -25,10 +26,11 @@ def lacking(layout: Layout, file: h5py.File) -> list[str]:
 
 def _aloha(layout: AlohaLayout, file: h5py.File) -> list[str]:
     paths = [path for path in ("/action", "/observations/qpos", IMAGES) if path not in file]
-    images = file.get(IMAGES)
+    images = child(file, IMAGES)
     if paths or not isinstance(images, h5py.Group):
         return paths or [f"a group {IMAGES}"]
-    cameras = [images.get(name) for name in images if not isinstance(images.get(name), h5py.Group)]
+    found = [child(images, name) for name in names_in(images)]
+    cameras = [camera for camera in found if not isinstance(camera, h5py.Group)]
     if not cameras:
         return [f"a camera in {IMAGES}"]
     has_jpeg = any(camera is not None and camera.ndim < 3 for camera in cameras)
@@ -45,12 +47,12 @@ def _aloha(layout: AlohaLayout, file: h5py.File) -> list[str]:
 def _demonstrations(layout: RobomimicLayout | MinariLayout, file: h5py.File) -> list[str]:
     """Of files with a group for each of many episodes: what the first group has not."""
     is_minari = isinstance(layout, MinariLayout)
-    parent = file if is_minari else file.get("data")
+    parent = file if is_minari else child(file, "data")
     if not isinstance(parent, h5py.Group):
         return ["a group /data"]
     if not is_minari and RobomimicLayout().groups(file):  # all but what tells LIBERO from robomimic
         return ["an attribute bddl_file_name or macros_image_convention of /data"]
-    groups = [name for name in parent if isinstance(parent.get(name), h5py.Group)]
+    groups = [name for name in names_in(parent) if isinstance(child(parent, name), h5py.Group)]
     groups = [name for name in groups if name.startswith("episode_")] if is_minari else groups
     if not groups:
         return ["groups /episode_<n>" if is_minari else "groups in /data"]

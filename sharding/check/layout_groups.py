@@ -1,0 +1,99 @@
+"""Which groups of an HDF5 file of no known layout may be episodes, and which datasets pictures."""
+
+import re
+from collections.abc import Sequence
+
+import h5py
+import natsort
+import numpy as np
+
+from epistream.errors import EpistreamError
+from epistream.sharding.layouts.jpeg_rows import row_bytes
+from epistream.sharding.opening.walking import CANNOT_OPEN, go_on
+
+_MIN_SIDE = 8
+_EPISODE = re.compile(r"ep|episode|demo|demonstration|traj|trajectory|rollout|run|trial|sample|seq|sequence|record")
+_PARTS_OF_ONE = re.compile(r"cam|camera|image|robot|arm|hand|gripper|agent|sensor|finger|joint|view|rgb|depth")
+
+
+def below(paths: Sequence[str], group: str) -> list[str]:
+    """The paths below a group, from there on."""
+    prefix = group.strip("/") + "/"
+    return list(paths) if group == "/" else [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
+
+
+def find_episodes(file: h5py.File, paths: Sequence[str], datasets: Sequence[str]) -> tuple[str, list[str]]:
+    """Which groups are episodes: the outermost alike ones that hold whatever has rows; else the file is one."""
+    alike: dict[str, list[str]] = {}
+    for path in paths:
+        if isinstance(file[path], h5py.Group):
+            head, _, last = path.rpartition("/")
+            starred = "/".join(re.sub(r"\d+", "*", part) for part in head.split("/") if head)
+            starred = f"{starred}/" if starred else ""
+            alike.setdefault(starred + re.sub(r"\d+", "*", last), []).append(path)
+            alike.setdefault(f"{starred}*", []).append(path)
+    arrays = [path for path in datasets if has_rows(file[path])]
+    # First those that are called so, outer ones before inner ones, and names of one pattern before any names.
+    for pattern in sorted(
+        alike, key=lambda one: (not _is_named(one), one.count("/"), one.endswith("/*") or one == "*")
+    ):
+        go_on(pattern)
+        groups = [f"/{path}" for path in natsort.natsorted(alike[pattern])]
+        if _are_episodes(file, pattern, groups, arrays):
+            return pattern, groups
+    return "", ["/"]
+
+
+def _word(pattern: str) -> str:
+    return re.sub(r"[^a-z]", "", pattern.rpartition("/")[2].lower())
+
+
+def _is_named(pattern: str) -> bool:
+    return bool(_EPISODE.fullmatch(_word(pattern)))
+
+
+def _are_episodes(file: h5py.File, pattern: str, groups: list[str], arrays: Sequence[str]) -> bool:
+    word, is_named = _word(pattern), _is_named(pattern)
+    if "*" not in pattern or (len(groups) < 2 and not is_named) or _PARTS_OF_ONE.fullmatch(word or "-"):
+        return False
+    prefixes = tuple(f"{group.strip('/')}/" for group in groups)
+    inside = [path for path in arrays if path.startswith(prefixes)]
+    if not inside or (len(inside) < len(arrays) and not is_named):
+        return False  # rows beside them: they are parts of one episode
+    mine = [set(below(arrays, group)) for group in groups]
+    if any(not one for one in mine):
+        return False
+    # Groups of one structure; cameras have it as well, but no numbers.
+    common = set.intersection(*mine)
+    return bool(common) and (is_named or any(picture(file[f"{groups[0]}/{path}"])[0] == "" for path in common))
+
+
+def has_rows(found: h5py.Dataset) -> bool:
+    """Whether a dataset may have a row for each step."""
+    return found.ndim >= 1 and len(found) > 1 and (found.dtype.kind in "biuf" or picture(found)[0] != "")
+
+
+def picture(found: h5py.Dataset) -> tuple[str, str]:
+    """What a dataset is as a camera (``hwc``, ``chw``, ``jpeg``, or nothing), and what keeps it from being one."""
+    shape = found.shape
+    if found.dtype.kind in "uif" and found.ndim == 4 and min(shape[1:]) >= 1:
+        if shape[3] <= 4 and min(shape[1:3]) >= _MIN_SIDE:
+            return "hwc", ""
+        if shape[1] <= 4 and min(shape[2:]) >= _MIN_SIDE:
+            return "chw", ""
+    if found.dtype.kind in "uif" and found.ndim == 3 and min(shape[1:]) >= 4 * _MIN_SIDE:
+        return "hwc", ""
+    is_rows = (found.dtype.kind in "SO" and found.ndim == 1) or (found.dtype == np.uint8 and found.ndim == 2)
+    if is_rows and len(found) and (found.dtype.kind != "O" or h5py.check_vlen_dtype(found.dtype) == np.uint8):
+        return _picture_file(found)
+    return "", ""
+
+
+def _picture_file(found: h5py.Dataset) -> tuple[str, str]:
+    try:
+        row = bytes(row_bytes(found[0])[:4])
+    except (EpistreamError, *CANNOT_OPEN) as error:
+        return "", str(error)
+    if row.startswith(b"\xff\xd8"):
+        return "jpeg", ""
+    return "", "rows of PNG files, which are not read; only JPEG is" if row == b"\x89PNG" else ""
