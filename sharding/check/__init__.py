@@ -1,1 +1,1 @@
-"""Verify, inspect, contact sheet: looking at what was packed."""
+"""Verify, inspect, contact sheet, drafts of layouts: looking at what was packed or is to be."""

@@ -121,7 +121,7 @@ def _describe(file: h5py.File, draft: _Draft, path: str) -> None:
     if problem:
         draft.notes[path] = f"{_shape(found)}: {problem}"
     elif kind:
-        draft.features.append({"path": path, "camera": ""} | ({"transpose": "chw"} if kind == "chw" else {}))
+        draft.features.append({"path": path, "camera": "", **({"transpose": "chw"} if kind == "chw" else {})})
         if kind == "jpeg":
             draft.reasons[path] = "JPEG rows; if red and blue are swapped: jpeg_channels: bgr"
     else:
@@ -151,8 +151,7 @@ def _name(draft: _Draft) -> None:
         top = [one for one in fitting if _depth(one) == min(map(_depth, fitting))]
         exact = [one for one in fitting if str(one["path"]).lower().rpartition("/")[2].rstrip("s") in _EXACT]
         # Of several that nothing tells apart, none is the one.
-        one = next((few[0] for few in (fitting, exact, top) if len(few) == 1), None)
-        if one is not None:
+        for one in next((few for few in (fitting, exact, top) if len(few) == 1), []):
             one["name"] = wanted
         if wanted == "action":
             rest = [one for one in fitting if not one["name"]]

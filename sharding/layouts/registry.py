@@ -33,7 +33,10 @@ DRAFT_ADVICE = (
     "Write a layout file of your own with 'epistream layouts draft FILE -o layout.yaml', and give it with "
     "--layout-file layout.yaml, or layout='layout.yaml' in Python."
 )
-_OWN_ADVICE = "Correct its paths, or write it anew with 'epistream layouts draft FILE -o layout.yaml'."
+_OWN_ADVICE = (
+    "Correct its paths, say 'optional: true' beside what may be missing, or write it anew with "
+    "'epistream layouts draft FILE -o layout.yaml'."
+)
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,11 @@ def layout_of(file: h5py.File, wanted: str | MappingLayout | None) -> Layout:
         return detect(file)
     layout = layout_by_name(wanted)
     if not layout.matches(file):
-        is_table = isinstance(layout, MappingLayout)
-        missing = f" Not there: {', '.join(layout.lacking(file))}." if is_table else ""
-        raise LayoutError(
-            f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}.{missing} "
-            f"{_OWN_ADVICE if is_table and layout.is_own else DRAFT_ADVICE}"
-        )
+        missing, advice = "", DRAFT_ADVICE
+        if isinstance(layout, MappingLayout):
+            missing = f" Not there: {', '.join(layout.lacking(file))}."
+            advice = _OWN_ADVICE if layout.is_own else DRAFT_ADVICE
+        raise LayoutError(f"found {_contents(file)}, wanted {layout.name}: {layout.looks_for}.{missing} {advice}")
     return layout
 
 
@@ -164,7 +166,8 @@ def scan_source(
     others: tuple[OtherFile, ...] = ()
     episodes: list[SourceEpisode] = []
     faults: list[str] = []
-    found, excluded = "", ()
+    found = ""
+    excluded: tuple[str, ...] = ()
     num_bytes = mtime_ns = inode = 0
     try:
         with open_source(path, allow_outside=allow_outside) as file:

@@ -90,6 +90,8 @@ class PackOptions:
     def deciding(self) -> dict[str, Any]:
         """The options that decide the bytes of the result, as JSON can hold them."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RUNNING}
+        if not self.force_color_order:  # as jobs of earlier releases noted themselves
+            del values["force_color_order"]
         values["shard_size"] = self.shard_bytes
         if isinstance(self.layout, MappingLayout):
             values["layout"] = self.layout.plain()

@@ -294,5 +294,5 @@ def test_layout_file_that_cannot_be_is_refused(said, words):
 def test_wrong_layout_file_is_an_error_that_says_which_path_is_missing(tmp_path):
     path = trajectories(tmp_path / "a.h5")
     (tmp_path / "mine.yaml").write_text("name: mine\nfeatures: [{path: b, name: action}]\n")
-    with pytest.raises(LayoutError, match=r"wanted mine: /b\. Not there: /b\. Correct its paths, or write it anew"):
+    with pytest.raises(LayoutError, match=r"wanted mine: /b\. Not there: /b\. Correct its paths, say"):
         es.EpisodeStream(path, layout=tmp_path / "mine.yaml")
