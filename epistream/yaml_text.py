@@ -89,6 +89,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes whatever either version of YAML would take for something else than a text."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> Any:
+    # With quotes of another kind, a text of several lines would not stay on one.
+    return dumper.represent_scalar(f"{_TAG}str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 for _name, _pattern, _first in _PATTERNS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), list(_first))

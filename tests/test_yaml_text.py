@@ -13,8 +13,27 @@ from epistream.sharding.tar.step_mapping import read_step_mapping
 from epistream.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 TRICKY = [
-    *("off", "on", "no", "yes", "-1:1", "1:16", "0:100", "012", "0x10", "1e-3", "8", "null", "~", "", "true", "1.5"),
-    *("a: b", "#x", "2024-01-01", "=", "<<", ".inf", " x ", "é"),
+    *(
+        "a\nb",
+        "tab\t",
+        "off",
+        "on",
+        "no",
+        "yes",
+        "-1:1",
+        "1:16",
+        "0:100",
+        "012",
+        "0x10",
+        "1e-3",
+        "8",
+        "null",
+        "~",
+        "",
+        "true",
+        "1.5",
+    ),
+    *("a: b", "#x", "2024-01-01", "=", "<<", ".inf", " x ", "é", "a\nb", "tab\t"),
     *(True, False, None, 1.5, 1e-4, -61, 0, float("inf"), 2**64, [1, 2], [], {}, {"a": {"b": ["0:1"]}}),
 ]
 

@@ -8,14 +8,12 @@ from itertools import islice
 
 import h5py
 import natsort
-import numpy as np
 
 from epistream.errors import EpistreamError, LayoutError
 from epistream.sharding.check.layout_groups import below, find_episodes, has_rows, picture
 from epistream.sharding.layouts.layout_file import layout_of_values
 from epistream.sharding.layouts.names import feature_name
 from epistream.sharding.layouts.places import Place
-from epistream.sharding.layouts.values import attribute
 from epistream.sharding.opening.walking import CANNOT_OPEN, go_on, names_in, patience, tree
 from epistream.yaml_text import dump_yaml, parse_yaml
 
@@ -70,7 +68,7 @@ def _draft_layout(file: h5py.File, name: str) -> str:
     first = file[draft.groups[0]]
     inside = natsort.natsorted(below(datasets, draft.groups[0]))
     draft.length_of = _reference(first, inside)
-    for path in inside:
+    for path in inside if draft.length_of else ():
         go_on(path)
         _describe(file, draft, path)
     if not draft.features:
@@ -205,9 +203,17 @@ def _attributes(file: h5py.File, draft: _Draft) -> None:
             ]
             if not draft.success and _SUCCESS.match(word):
                 draft.success = place
-            value = np.ravel(attribute(node, name)).tolist() if _RATE.match(word) else []
-            if draft.fps is None and len(value) == 1 and isinstance(value[0], int | float) and 0 < value[0] < 10_000:
-                draft.fps = float(value[0])
+            rate = _number(node, name) if _RATE.match(word) else None
+            if draft.fps is None and rate and 0 < rate < 10_000:
+                draft.fps = rate
+
+
+def _number(node: h5py.Group, name: str) -> float | None:
+    try:
+        value = Place("", name).scalar(node)
+    except LayoutError:
+        return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _parents(group: str) -> Iterator[str]:

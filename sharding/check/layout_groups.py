@@ -38,9 +38,10 @@ def find_episodes(file: h5py.File, paths: Sequence[str], datasets: Sequence[str]
         alike, key=lambda one: (not _is_named(one), one.count("/"), one.endswith("/*") or one == "*")
     ):
         go_on(pattern)
-        groups = [f"/{path}" for path in natsort.natsorted(alike[pattern])]
-        if _are_episodes(file, pattern, groups, arrays):
-            return pattern, groups
+        groups = [f"/{path}" for path in natsort.natsorted(set(alike[pattern]))]
+        good = _episodes_of(file, pattern, groups, arrays)
+        if good:
+            return pattern, good
     return "", ["/"]
 
 
@@ -52,20 +53,31 @@ def _is_named(pattern: str) -> bool:
     return bool(_EPISODE.fullmatch(_word(pattern)))
 
 
-def _are_episodes(file: h5py.File, pattern: str, groups: list[str], arrays: Sequence[str]) -> bool:
+def _episodes_of(file: h5py.File, pattern: str, groups: list[str], arrays: Sequence[str]) -> list[str]:
+    """Those of the groups that are episodes with rows; none if the groups are something else."""
     word, is_named = _word(pattern), _is_named(pattern)
     if "*" not in pattern or (len(groups) < 2 and not is_named) or _PARTS_OF_ONE.fullmatch(word or "-"):
-        return False
-    prefixes = tuple(f"{group.strip('/')}/" for group in groups)
-    inside = [path for path in arrays if path.startswith(prefixes)]
-    if not inside or (len(inside) < len(arrays) and not is_named):
-        return False  # rows beside them: they are parts of one episode
-    mine = [set(below(arrays, group)) for group in groups]
-    if any(not one for one in mine):
-        return False
+        return []
+    mine = _by_group(pattern, groups, arrays)
+    if not mine or (sum(map(len, mine.values())) < len(arrays) and not is_named):
+        return []  # rows beside them: they are parts of one episode
+    if len(mine) < len(groups) and not is_named:
+        return []
     # Groups of one structure; cameras have it as well, but no numbers.
-    common = set.intersection(*mine)
-    return bool(common) and (is_named or any(picture(file[f"{groups[0]}/{path}"])[0] == "" for path in common))
+    common = set.intersection(*mine.values())
+    first = next(iter(mine))
+    is_whole = common and (is_named or any(picture(file[f"{first}/{path}"])[0] == "" for path in common))
+    return list(mine) if is_whole else []
+
+
+def _by_group(pattern: str, groups: Sequence[str], arrays: Sequence[str]) -> dict[str, set[str]]:
+    """The arrays below each of some groups of one depth, without groups that have none."""
+    depth = pattern.count("/") + 1
+    found: dict[str, set[str]] = {group: set() for group in groups}
+    for path in arrays:
+        parts = path.split("/")
+        found.get("/" + "/".join(parts[:depth]), set()).add("/".join(parts[depth:]))
+    return {group: inside for group, inside in found.items() if inside}
 
 
 def has_rows(found: h5py.Dataset) -> bool:

@@ -102,6 +102,12 @@ def uuids(file):
         file[f"{name}/actions"], file[f"{name}/img"] = numbers(rows, 2, 0), frames(rows)
 
 
+def one_that_is_empty_and_one_that_is_none(file):
+    for number in range(3):
+        file[f"run_{number}/actions"], file[f"run_{number}/n\nl"] = numbers(4, 2, 0), numbers(4, 3, 1)
+    file["run_7"], file["run_9"] = np.zeros(4), h5py.SoftLink("/nowhere")
+
+
 def no_action(file):
     file["frames"], file["qpos"] = frames(5), numbers(5, 2, 0)
 
@@ -119,6 +125,7 @@ CASES = {
     digits_for_cameras: (1, 5, ("observation.images.camera_12345", "observation.images.camera_67890", "action"), 0),
     names_that_are_strange: (1, 5, ("observation.images.kamera__",), 0),
     uuids: (3, 15, ("observation.images.img", "action"), 0),
+    one_that_is_empty_and_one_that_is_none: (3, 12, ("action",), 0),
     no_action: (1, 5, ("observation.images.frames", "observation.state"), 0),
 }
 
@@ -147,6 +154,18 @@ def test_draft_of_an_unknown_file_packs_and_streams_as_it_is(tmp_path, write):
         assert direct[name].shape[0] == num_steps
         if feature.kind == "array":
             np.testing.assert_array_equal(direct[name], shards[name])
+
+
+def test_episode_without_rows_among_others_is_a_fault_of_its_own(tmp_path):
+    path = tmp_path / "strange.h5"
+    with h5py.File(path, "w") as file:
+        trajectories(file)
+        file.create_group("traj_11")
+    run("layouts", "draft", path, "-o", tmp_path / "layout.yaml")
+    done = pack(path, tmp_path / "out", layout=read_layout_file(tmp_path / "layout.yaml"), skip_bad=True)
+    assert done.num_episodes == 3
+    assert len(done.faults) == 1
+    assert "/traj_11: features.0: 'act' fits nothing there, found nothing" in done.faults[0]
 
 
 def test_draft_says_what_it_left_out_and_why(tmp_path):
