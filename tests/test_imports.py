@@ -33,7 +33,14 @@ SHARDING = {
     "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.opening", "sharding.pictures"},
     "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"}
     | {"sharding.hdf5"},
-    "sharding.check": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"},
+    "sharding.check": {
+        "sharding.files",
+        "sharding.format",
+        "sharding.layouts",
+        "sharding.opening",
+        "sharding.pictures",
+        "sharding.tar",
+    },
 }
 CACHE = {
     "cache.source": set(),

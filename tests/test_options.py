@@ -144,6 +144,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "seconds": ([0.1, 5], [0, -1, float("inf"), True]),
         "once": FLAG,
         "layout": (["robomimic", "arm.yaml", None], [5, True]),
+        "allow_outside_files": FLAG,
     },
     TuneOptions: {
         "ranks": ([1], COUNT),

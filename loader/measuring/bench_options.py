@@ -21,7 +21,6 @@ class BenchOptions:
         seconds: length of each measurement.
         once: also with all frames decoded before. Where they fit the cache's budget.
         layout: of HDF5 files, or a YAML file that describes one; found if None.
-
         allow_outside_files: let HDF5 files that you trust read from others outside of their folders.
 
     Raises:

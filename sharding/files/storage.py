@@ -185,7 +185,8 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
     if path is not None:
         problem = not_a_plain_file(path)
         if problem:
-            raise SourceError(f"{url}: {problem}, wanted a file. Check the path.")
+            wanted = "." if problem == "no such file" else ", wanted a file. Check the path."
+            raise SourceError(f"{url}: {problem}{wanted}")
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="epistream-") as folder:

@@ -265,9 +265,7 @@ def _take(draft: Draft, file: h5py.File, path: str, rule: Rule, name: str, fps: 
 def _nothing_made(group: str, where: str, pattern: str, refused: list[str], paths: list[str]) -> str:
     """What is wrong with a feature that a layout file names and an episode has not."""
     if refused:
-        return (
-            f"{group}: {where}: {pattern!r} fits {_listed(refused)}, wanted numbers with an axis of steps. Leave it out"
-        )
+        return f"{group}: {where}: {pattern!r} fits {_listed(refused)}, wanted a row for each step. Leave it out"
     return (
         f"{group}: {where}: {pattern!r} fits nothing there, found {_listed(paths)}. Correct the path in the layout "
         "file, or say 'optional: true' beside it"

@@ -100,7 +100,7 @@ def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, val_fr
         num_shards=columns.num_shards,
         source_bytes=sum(episode.source_bytes for scan in packed for episode in scan.episodes),
         num_bytes=int(columns.shard_bytes.sum()),
-        left_out=left_out_of(packed),
+        left_out=left_out_of([*packed, *(scan for scan in scans if not scan.episodes)]),
         notes=tuple(_notes(splits, val_fraction)),
     )
 

@@ -28,7 +28,7 @@ class Odd:
         return file["odd"].shape[0] > 0
     def groups(self, file):
         return ["/"]
-    def episode(self, file, group):
+    def episode(self, file, group, choice=None):
         return 1 / 0
 
 class Twice(Odd):

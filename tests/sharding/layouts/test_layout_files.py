@@ -147,7 +147,7 @@ def test_path_of_something_that_is_no_numbers_is_an_error(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["a"], file["s"] = numbers(3, 2, 0), ["x", "y", "z"]
     fault = one(tmp_path / "a.h5", features=[ACTION, {"path": "s", "name": "observation.s"}])
-    assert "features.1: 's' fits /s object (3,), wanted numbers" in fault
+    assert "features.1: 's' fits /s (texts, wanted numbers), wanted a row for each step. Leave it out" in fault
 
 
 @pytest.mark.parametrize("stored", ["chw", "cwh", "whc", "wch", "hcw"])
