@@ -164,7 +164,7 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that cannot be
+    if not os.path.lexists(path):  # Path.exists raises for names that cannot be
         raise SourceError(
             f"{path}: no such file, wanted a YAML configuration or one of the presets {', '.join(PRESETS)}. "
             "Make one with 'epistream tune SOURCE --output FILE'."

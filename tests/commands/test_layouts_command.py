@@ -49,7 +49,7 @@ def test_detect_says_what_was_taken_and_what_the_others_lack(tmp_path):
     assert found["lacks"]["minari"] == ["groups /episode_<n>"]
     text = run("layouts", "detect", path).stdout
     assert "mobile-aloha     fits, and is taken" in text
-    assert "lacks /observation/*/rgb, /joint_action/vector" in text
+    assert "lacks /joint_action/vector, /observation/*/rgb" in text
 
 
 def test_detect_of_an_unknown_file_ends_with_1_and_the_way_on(tmp_path):
