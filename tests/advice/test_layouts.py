@@ -155,7 +155,7 @@ CORRECTIONS = {
     ),
     "leave out": (
         "features: [{path: act, name: action}, {path: odd, name: observation.odd}]",
-        "wanted numbers with an axis of steps. Leave it out",
+        "wanted a row for each step. Leave it out",
         "features: [{path: act, name: action}]",
     ),
 }
