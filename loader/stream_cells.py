@@ -100,16 +100,22 @@ def _copied(values: list[int]) -> Cells:
     return cells
 
 
-def _reduce_for_child(cells: Cells) -> tuple[Callable[..., Cells], tuple[Any, ...]]:
-    return _of_parent, (reduction.DupFd(cells.block.fd), cells.number)
+def _reduce_for_child(cells: Cells) -> tuple[type[Cells], tuple[_Block, int]]:
+    return Cells, (cells.block, cells.number)
 
 
-def _of_parent(duplicate: Any, number: int) -> Cells:
-    return Cells(_Block(duplicate.detach()), number)
+def _reduce_block_for_child(block: _Block) -> tuple[Callable[[Any], _Block], tuple[Any]]:
+    return _block_of_parent, (reduction.DupFd(block.fd),)
+
+
+def _block_of_parent(duplicate: Any) -> _Block:
+    return _Block(duplicate.detach())
 
 
 # Only what `multiprocessing` hands to a child may share memory: whoever keeps a pickled stream on a disk has no parent.
+# A block is pickled once for all of its rows: a spawned child must not be given one descriptor twice.
 reduction.register(Cells, _reduce_for_child)
+reduction.register(_Block, _reduce_block_for_child)
 
 
 class _Free:

@@ -11,10 +11,11 @@ import natsort
 
 from epistream.errors import EpistreamError, LayoutError
 from epistream.sharding.check.layout_groups import below, find_episodes, has_rows, picture
+from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.layout_file import layout_of_values
 from epistream.sharding.layouts.names import feature_name
 from epistream.sharding.layouts.places import Place
-from epistream.sharding.opening.walking import CANNOT_OPEN, go_on, names_in, patience, tree
+from epistream.sharding.opening.walking import CANNOT_OPEN, Node, go_on, names_in, patience, tree
 from epistream.yaml_text import dump_yaml, parse_yaml
 
 # A file of more objects than this is looked at in part; the draft says so.
@@ -58,13 +59,14 @@ def draft_layout(file: h5py.File, name: str) -> str:
 
 
 def _draft_layout(file: h5py.File, name: str) -> str:
-    found = list(islice(tree(file), MAX_OBJECTS + 1))
-    is_whole = len(found) <= MAX_OBJECTS
-    paths = [path for path, node in found[:MAX_OBJECTS] if node is not None]
-    datasets = [path for path, node in found[:MAX_OBJECTS] if isinstance(node, h5py.Dataset)]
+    objects = list(islice(tree(file), MAX_OBJECTS + 1))
+    is_whole = len(objects) <= MAX_OBJECTS
+    unread = {path: why for path, node in objects if (why := _why_unread(node))}
+    paths = [path for path, _ in objects[:MAX_OBJECTS] if path not in unread]
+    datasets = [path for path in paths if isinstance(file[path], h5py.Dataset)]
     draft = _Draft(*find_episodes(file, paths, datasets))
-    unread = [path for path, node in found[:MAX_OBJECTS] if node is None]
-    draft.notes.update((path, "cannot be opened") for path in below(unread, draft.groups[0]))
+    group = draft.groups[0]
+    draft.notes.update((path, unread[f"{group}/{path}".strip("/")]) for path in below(list(unread), group))
     first = file[draft.groups[0]]
     inside = natsort.natsorted(below(datasets, draft.groups[0]))
     draft.length_of = _reference(first, inside)
@@ -78,6 +80,14 @@ def _draft_layout(file: h5py.File, name: str) -> str:
     _attributes(file, draft)
     _check(file, draft, name)
     return _text(draft, name, first, is_whole)
+
+
+def _why_unread(node: Node | None) -> str:
+    """Why nothing can be said of what is in a file; empty if something can."""
+    if node is None:
+        return "cannot be opened"
+    why = why_no_rows(node) if isinstance(node, h5py.Dataset) else None
+    return "" if why in (None, "a single value") else why
 
 
 def _reference(node: h5py.Group, inside: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import fsspec
 import pytest
 from handmade import write_dataset
 
+from epistream.bodies import RetryOptions
 from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
@@ -185,21 +186,21 @@ def test_scheme_whose_package_is_missing_names_the_extra(monkeypatch):
         open_dataset("s3://bucket/data")
 
 
-def test_remote_that_fails_is_tried_three_times_and_then_named(monkeypatch):
+def test_remote_that_fails_is_tried_as_often_as_shards_are_and_then_named(monkeypatch):
     import tenacity
 
     monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
     calls = []
 
     class Broken:
-        def cat_file(self, path):
+        def info(self, path):
             calls.append(path)
             raise ConnectionResetError("reset by peer")
 
     monkeypatch.setattr("epistream.file_systems.url_to_fs", lambda url, **options: (Broken(), url))
     with pytest.raises(SourceError, match="ConnectionResetError: reset by peer, wanted to read it"):
         open_dataset("s3://bucket/data")
-    assert calls == ["s3://bucket/data/dataset.json"] * 3
+    assert calls == ["s3://bucket/data/dataset.json"] * RetryOptions().attempts
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
