@@ -45,7 +45,7 @@ class _Block:
         fd: the file, which the block closes when it is gone; a new one unless given.
     """
 
-    NUM_ROWS = 64
+    NUM_ROWS = 256  # a block has two descriptors: its own, and that of its mapping
 
     def __init__(self, fd: int | None = None) -> None:
         num_bytes = self.NUM_ROWS * len(Cell) * 8
