@@ -8,7 +8,7 @@ import every_layout
 import h5py
 import numpy as np
 from click.testing import CliRunner
-from fuzzing import fuzzed, only_named_errors
+from fuzzing import damaged, fuzzed, only_named_errors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,12 +74,11 @@ ATTRIBUTES = st.sampled_from(
 
 
 def nodes_of(file):
+    """What lies in the file itself: HDF5 would open what links lead to for writing, too."""
     found = [file]
     for node in found:
-        if isinstance(node, h5py.Group):
-            found += [below for below in node.values() if isinstance(below, h5py.Group | h5py.Dataset)]
-        if len(found) > 200:
-            break
+        if isinstance(node, h5py.Group) and len(found) < 200:
+            found += [node[name] for name in node if isinstance(node.get(name, getlink=True), h5py.HardLink)]
     return found
 
 
@@ -175,4 +174,16 @@ def test_file_with_anything_in_it_is_used_or_named(data, tmp_path):
         for _ in range(data.draw(st.integers(1, 4))):
             with contextlib.suppress(ValueError, OSError, RuntimeError, TypeError):  # h5py itself does not write that
                 change(data.draw, file)
+    use(path)
+
+
+@fuzzed
+@given(data=st.data())
+def test_damaged_file_is_used_or_named(data, tmp_path):
+    folder = fresh(tmp_path)
+    path = every_layout.write(data.draw(st.sampled_from(sorted(every_layout.WRITERS))), folder)
+    content = path.read_bytes()
+    # What says where things are lies mostly in front.
+    size = data.draw(st.sampled_from([200, 2000, 8000, len(content)]))
+    path.write_bytes(data.draw(damaged(content[:size])) + content[size:])
     use(path)
