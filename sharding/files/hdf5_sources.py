@@ -96,7 +96,7 @@ def matches(pattern: str) -> list[str]:
         SourceError: If it matches nothing.
     """
     # pathlib has no glob for an absolute pattern.
-    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+    found = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207, an unknown ~name is a name
     if not found:
         raise SourceError(f"{pattern}: matches nothing, wanted at least one file. Check the pattern.")
     return _in_natural_order(found)
