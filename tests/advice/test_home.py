@@ -11,7 +11,7 @@ from machine.no_home import refuse_writes, temporary, use_home  # noqa: F401, a 
 
 import epistream as es
 from epistream.commands import cli
-from epistream.errors import CacheError
+from epistream.errors import CacheError, OptionError
 
 
 def num_read(source):
@@ -61,3 +61,15 @@ def test_machine_without_room_gets_a_folder_that_has_some(tmp_path, monkeypatch,
         num_read(path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert num_read(path) == world.LENGTH
+
+
+@pytest.mark.parametrize("cure", ["an absolute path", "another directory"])
+def test_working_directory_that_is_gone_is_left_or_done_without(cure, tmp_path, monkeypatch, aloha_shards):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OptionError, match="Give an absolute path, or change to a directory that is there first"):
+        num_read(aloha_shards.name)
+    if cure == "another directory":
+        monkeypatch.chdir(aloha_shards.parent)
+    assert num_read(aloha_shards if cure == "an absolute path" else aloha_shards.name) == 140
