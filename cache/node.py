@@ -52,7 +52,7 @@ class NodeCache:
         reserved_bytes: int = 0,
         observe: Observer = ignore,
     ) -> None:
-        self.options = options
+        self.options = options.settled()
         self._storage_options = Access.of(storage_options)
         self._reserved_bytes = reserved_bytes
         self._observe = observe

@@ -1,11 +1,12 @@
 """What a user may say about the node's cache."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from epistream.options import Count, Patience, Range, Size, check
 from epistream.units import parse_size
+from epistream.working_folder import absolute
 
 Mode = Literal["auto", "shm", "disk", "off"]
 
@@ -53,6 +54,18 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         check(self, "cache ")
+
+    def settled(self) -> "CacheOptions":
+        """The same, with directories that stay where they are wherever a process goes.
+
+        Raises:
+            OptionError: one is relative, and the working directory is gone.
+        """
+
+        def settle(given: str | Path | None) -> str | Path | None:
+            return str(absolute(Path(given))) if given else given
+
+        return replace(self, directory=settle(self.directory), disk_directory=settle(self.disk_directory))
 
     def budget(self, tier: str) -> int | None:
         """Most bytes in the tier "shm" or "disk"; None leaves it to what the machine has."""

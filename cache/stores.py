@@ -17,6 +17,7 @@ from epistream.cache.store.places import file_system_type, is_memory
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
 from epistream.cache.store.total import held_bytes
 from epistream.errors import CacheError, DeadlineError
+from epistream.working_folder import absolute
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Stores:
     def _path(self, tier: str) -> Path:
         given = self._options.disk_directory if tier == "disk" else self._options.directory
         if given:
-            return Path(given).absolute()
+            return absolute(Path(given))
         if tier == "shm" and not (places.SHM_PARENT.is_dir() and is_memory(file_system_type(places.SHM_PARENT))):
             found = "not in memory" if places.SHM_PARENT.is_dir() else "not there"
             raise CacheError(f"{places.SHM_PARENT}: {found}, wanted a tmpfs. Mount one. {ANOTHER}")

@@ -25,6 +25,7 @@ from epistream.loader.workers.cores import num_usable_cores
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.pack import pack
 from epistream.shown_urls import MARK
+from epistream.working_folder import absolute
 from epistream.yaml_text import dump_yaml, read_yaml
 
 _MAX_AUTO_WORKERS = 16
@@ -164,6 +165,7 @@ def load_config(file: str | Path | None = None, *, preset: str | None = None, **
 
 
 def _read(path: Path) -> dict[str, Any]:
+    absolute(path)  # where that cannot be told, nothing is found either
     if not os.path.lexists(path):  # Path.exists raises for names that cannot be
         raise SourceError(
             f"{path}: no such file, wanted a YAML configuration or one of the presets {', '.join(PRESETS)}. "

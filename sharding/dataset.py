@@ -14,6 +14,7 @@ from epistream.sharding.files.storage import join, read_bytes
 from epistream.sharding.format.left_out import open_good
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset, concatenate, dataset_of
+from epistream.working_folder import absolute
 
 if TYPE_CHECKING:  # the layouts read h5py, which shards do without
     from epistream.sharding.layouts.mapping import MappingLayout
@@ -163,4 +164,4 @@ def _open(part: Folder | Tars, options: Access) -> Dataset:
 def _absolute(url: str) -> str:
     """Workers may have another working directory, and a cache must see one name for one file."""
     path = local_path(url)
-    return url if path is None else str(path.absolute())
+    return url if path is None else str(absolute(path))

@@ -17,7 +17,8 @@ LEAVES = {
     *("epistream._version", "epistream.access", "epistream.alike", "epistream.bodies", "epistream.cgroups"),
     *("epistream.errors", "epistream.file_systems", "epistream.hints", "epistream.lazy", "epistream.lru"),
     *("epistream.options", "epistream.plain_files", "epistream.processes", "epistream.shown_errors"),
-    *("epistream.shown_urls", "epistream.units", "epistream.whole_files", "epistream.yaml_text"),
+    *("epistream.shown_urls", "epistream.units", "epistream.whole_files", "epistream.working_folder"),
+    "epistream.yaml_text",
 }
 
 # What the modules of each sub-package may import besides their own and the leaves.

@@ -12,6 +12,7 @@ from epistream.cache.source.page_cache import advise, is_at_hand
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs, rows
 from epistream.errors import SourceChangedError, SourceError
 from epistream.plain_files import pointer_in_place_of, refuse_other_than_plain
+from epistream.working_folder import absolute
 
 
 class MappedBlob(Blob):
@@ -68,7 +69,7 @@ class FileBlob(Blob):
     def __init__(self, path: Path, size: int, ahead: tuple[int, int] | None = None) -> None:
         self.size = size
         # It is looked at after each read, wherever the process has gone meanwhile.
-        self._path = path.absolute()
+        self._path = absolute(path)
         self.url = str(self._path)
         self._fd = -1  # also for `close`, should it not open
         self._fd, status = open_source(path, size)

@@ -27,6 +27,7 @@ from epistream.commands.sources import layout_options, open_source, reach_option
 from epistream.commands.tables import progress_bar
 from epistream.errors import CacheError
 from epistream.units import distinct_sizes, parse_size, size_text
+from epistream.working_folder import absolute
 
 directory_option = click.option(
     "--directory",
@@ -188,12 +189,12 @@ def top(directory: Path | None, interval: float, count: int | None) -> None:
 
 
 def _paths(directory: Path | None) -> list[Path]:
-    return [directory.absolute()] if directory else admin.find_caches()
+    return [absolute(directory)] if directory else admin.find_caches()
 
 
 def _views(directory: Path | None) -> list[admin.CacheView]:
     if directory is not None:
-        return [admin.look(directory.absolute())]
+        return [admin.look(absolute(directory))]
     views = []
     for path in admin.find_caches():
         try:

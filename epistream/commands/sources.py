@@ -1,6 +1,7 @@
 """What commands share that look at data: the layout of HDF5 files, and how files are reached."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,8 @@ def storage_options(text: str | None) -> dict[str, Any]:
     if text and text.startswith("@"):
         where = f"--storage-options {text}"
         try:
-            text = Path(text[1:]).expanduser().read_text(encoding="utf-8")
+            path = Path(os.path.expanduser(text[1:]))  # noqa: PTH111, an unknown ~name is a name
+            text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
             raise OptionError(f"{where}: {why}, wanted a file with JSON, readable by you.") from None

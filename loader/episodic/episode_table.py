@@ -3,8 +3,7 @@
 import bisect
 import os
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import find_sources
 from epistream.sharding.format.manifest_file import FILE_NAME
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.working_folder import absolute
 
 AnyPath = str | os.PathLike[str]
 
@@ -34,6 +34,13 @@ def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
         is_folder = local is not None and local.is_dir() and not (local / FILE_NAME).exists()
         found += map(str, find_sources(path)) if is_folder else [path]
     return found
+
+
+def _spellings(name: str) -> Iterator[str]:
+    yield name
+    path = local_path(name)
+    if path is not None:
+        yield str(absolute(path))
 
 
 class EpisodeTable:
@@ -81,7 +88,7 @@ class EpisodeTable:
             OptionError: no episode, or several.
         """
         name = os.fspath(path)
-        for candidate in (name, str(Path(name).absolute())):
+        for candidate in _spellings(name):
             if candidate in self._number:
                 return self._number[candidate]
             if self._episodes_in.get(candidate, 0) > 1:

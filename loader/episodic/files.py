@@ -30,6 +30,7 @@ from epistream.loader.samples.formats.ilstudio import IlStudioFormat
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.statistics import Summary, merge_all, summarize, to_plain
+from epistream.working_folder import absolute
 
 _STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
@@ -70,7 +71,7 @@ class EpisodicFiles:
             layout=self.layout,
             allow_outside_files=self.allow_outside_files,
         )
-        given = {str(local.absolute()): path for path in found if (local := local_path(path)) is not None}
+        given = {str(absolute(local)): path for path in found if (local := local_path(path)) is not None}
         self.skipped = {given.get(name, name): reason for name, reason in self._dataset.skipped.items()}
         self.dataset_path_list = [path for path in found if path not in self.skipped]
         self._table = EpisodeTable(self._dataset)

@@ -21,6 +21,7 @@ from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots
 from epistream.loader.workers.worker import NO_EPOCH, Message, Worker
 from epistream.processes import how_it_ended
+from epistream.working_folder import standing_somewhere
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -49,7 +50,8 @@ class _Handle:
             return
         context = multiprocessing.get_context(start_method)
         process = context.Process(target=self.worker.run_in_process, name=name, daemon=True)  # type: ignore[attr-defined]
-        process.start()
+        with standing_somewhere():
+            process.start()
         self.process = process
         # Only the worker may hold the sending end, or its death would not end the stream of messages.
         self.worker.outbox.close()

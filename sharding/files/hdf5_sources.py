@@ -9,6 +9,7 @@ from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.foreign import foreign_folder
 from epistream.sharding.files.names import HDF5_SUFFIXES
+from epistream.working_folder import absolute
 
 AnyPath = str | os.PathLike[str]
 
@@ -37,7 +38,7 @@ def given_twice(urls: Iterable[str]) -> tuple[str, str] | None:
     seen: dict[str, str] = {}
     for url in urls:
         path = local_path(url)
-        real = url if path is None else os.path.realpath(path)
+        real = url if path is None else os.path.realpath(absolute(path))
         if real in seen:
             return url, seen[real]
         seen[real] = url
@@ -50,9 +51,9 @@ def names_below_root(paths: Sequence[Path]) -> list[str]:
     So the same files pack to the same bytes wherever they are.
     """
     # Not resolved: a folder of links names its files, not what they point to.
-    absolute = [Path(os.path.normpath(path.absolute())) for path in paths]
-    root = os.path.commonpath([path.parent for path in absolute])
-    return [Path(os.path.relpath(path, root)).as_posix() for path in absolute]
+    named = [Path(os.path.normpath(absolute(path))) for path in paths]
+    root = os.path.commonpath([path.parent for path in named])
+    return [Path(os.path.relpath(path, root)).as_posix() for path in named]
 
 
 def _expand(source: str) -> list[Path]:
@@ -62,6 +63,7 @@ def _expand(source: str) -> list[Path]:
             f"{source}: a URL{_which_is(source)}, wanted files on a disk. Packing reads local files: copy them first, "
             "or stream HDF5 files from where they are."
         )
+    absolute(path)  # where that cannot be told, nothing is found either
     if path.is_dir():
         files = [
             Path(folder) / name
@@ -96,7 +98,7 @@ def matches(pattern: str) -> list[str]:
         SourceError: If it matches nothing.
     """
     # pathlib has no glob for an absolute pattern.
-    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+    found = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH111, PTH207, an unknown ~name is a name
     if not found:
         raise SourceError(f"{pattern}: matches nothing, wanted at least one file. Check the pattern.")
     return _in_natural_order(found)

@@ -23,6 +23,7 @@ from epistream.sharding.files.foreign import is_hdf5
 from epistream.sharding.files.hdf5_sources import find_sources, matches
 from epistream.sharding.files.names import HDF5_SUFFIXES, is_tar
 from epistream.sharding.files.storage import parent_and_name
+from epistream.working_folder import absolute
 
 AnySource = str | os.PathLike[str]
 _MAX_NAMES = 1_000_000
@@ -185,8 +186,10 @@ def _expand(pattern: str) -> list[tuple[str, tuple[Secret, ...]]]:
     path = local_path(pattern)
     if not pattern:
         raise OptionError("source: empty, wanted a path, a URL or a pattern.")
-    if path is not None and path.exists():
-        return [(str(path), (NO_SECRET,))]
+    if path is not None:
+        absolute(path)  # where that cannot be told, nothing is found either
+        if path.exists():
+            return [(str(path), (NO_SECRET,))]
     plain, secrets = split_secrets(pattern)
     if plain.count("{") == plain.count("}"):
         return [(url, secrets) for name in _expand_braces(plain) for url in _glob(name)]

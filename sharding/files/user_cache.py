@@ -1,33 +1,38 @@
 """What is kept for a user between runs: made once for each version of its source, by whoever comes first."""
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from epistream.errors import CacheError, DeadlineError, SourceChangedError
 from epistream.sharding.files.locks import locked
 from epistream.sharding.files.pruning import prune_daily
+from epistream.sharding.files.spare_folder import is_first_to_say, spare_folders
 from epistream.sharding.files.storage import write_local
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 # How long to wait for another process that indexes the same file: terabytes of HDF5 take their time.
 DEADLINE_S = 1800.0
 
 
 def default_folder() -> Path:
-    """Where indexes of this user are kept."""
+    """Where indexes of this user are kept; no absolute path if he has no home, or named a relative one."""
     # The one place where users say that their home has no room; what is kept here changes no result.
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "epistream" / "indexes"
+    return Path(os.path.expanduser(base)) / "epistream" / "indexes"  # noqa: PTH111, no home is no error
 
 
 def make_once(
     lock: Path,
-    read: Callable[[], T | None],
-    make: Callable[[], Iterable[tuple[str, bytes]]],
+    read: Callable[[Path], T | None],
+    make: Callable[[], Sequence[tuple[str, bytes]]],
     source: str,
     *,
     is_unchanged: Callable[[], bool] = lambda: True,
@@ -36,12 +41,13 @@ def make_once(
 ) -> T:
     """What is kept; made now if nothing whole is there, and if no other process does so meanwhile.
 
-    Whoever makes something also prunes the folder, once a day.
+    Whoever makes something also prunes the folder, once a day. Where the folder cannot be used, which is warned of
+    once, things are kept in another one until this process and those around it end.
 
     Args:
         lock: The lock's file, in the folder where things are kept, while something is made.
-        read: Gives what is kept, once it is marked as used (see `pruning`), or None if it is missing, torn, or of
-            another version.
+        read: Gives what is kept in a folder, once it is marked as used (see `pruning`), or None if it is missing, torn,
+            or of another version.
         make: Gives names and contents of the files to keep, the one that `read` looks for first last.
         source: What it is made from, for messages.
         is_unchanged: Whether `source` still is the version that was asked for, once it is made.
@@ -50,46 +56,111 @@ def make_once(
 
     Raises:
         SourceChangedError: If `source` changed meanwhile; nothing is kept then.
-        CacheError: If the folder cannot be written.
+        CacheError: If no folder can be written, be it the user's or one for temporary files.
         DeadlineError: If another process makes it for too long.
     """
-    kept = read()
-    if kept is not None:
+    making = _Making(lock.name, read, make, source, is_unchanged, deadline_s, otherwise)
+    folder = lock.parent
+    refusals: list[str] = []
+    try:
+        return making.in_folder(folder)
+    except _UnusableError as error:
+        refusals.append(f"{folder}: {error}")
+    cure = f"Set XDG_CACHE_HOME to a folder that can be written{otherwise}"
+    for spare in spare_folders(refusals):
+        try:
+            kept = making.in_folder(spare)
+        except _UnusableError as error:
+            refusals.append(f"{spare}: {error}")
+            continue
+        if is_first_to_say(spare, str(folder)):
+            found = "; ".join(refusals)
+            _log.warning("%s, wanted to keep indexes there: they are in %s until this job ends. %s", found, spare, cure)
         return kept
-    with contextlib.ExitStack() as held:
-        with _errors_in_words(lock, source, deadline_s, otherwise):
-            lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            held.enter_context(locked(lock, deadline_s))
-        # While it is held: who waits for it notices, and makes another.
-        held.callback(lock.unlink, missing_ok=True)
-        kept = read()  # somebody else may have made it meanwhile
+    raise CacheError(f"{'; '.join(refusals)}, wanted to keep an index of {source} in one of these. {cure}")
+
+
+class _UnusableError(Exception):
+    """Why a folder cannot keep anything."""
+
+
+@dataclass
+class _Making(Generic[T]):
+    """What is made once and maybe put into several folders until one takes it; as `make_once`."""
+
+    lock_name: str
+    read: Callable[[Path], T | None]
+    make: Callable[[], Sequence[tuple[str, bytes]]]
+    source: str
+    is_unchanged: Callable[[], bool]
+    deadline_s: float
+    otherwise: str
+    _files: Sequence[tuple[str, bytes]] = field(init=False, default=())
+
+    def in_folder(self, folder: Path) -> T:
+        """What is kept in `folder`, made if it must be.
+
+        Raises:
+            _UnusableError: If it cannot be kept there.
+            SourceChangedError, DeadlineError: As `make_once`.
+        """
+        if not folder.is_absolute():  # elsewhere in a worker, and after a change of the working directory
+            is_home = folder.parts[0].startswith("~")
+            raise _UnusableError(f"user {os.geteuid()} has no home" if is_home else "a relative path")
+        kept = self.read(folder)
         if kept is not None:
             return kept
-        files = make()
-        if not is_unchanged():
-            raise SourceChangedError(f"{source}: changed while it was indexed. Try again when it is complete.")
-        with _errors_in_words(lock, source, deadline_s, otherwise):
-            for name, data in files:
-                # Without fsync, which takes 5 ms a file and more: what a crash leaves torn, its checksum finds out.
-                write_local(lock.with_name(name), data, sync=False)
-        kept = read()
-    prune_daily(lock.parent)
-    if kept is None:
-        raise CacheError(f"{lock.parent}: what was kept there cannot be read back, of {source}. Check the disk.")
-    return kept
+        lock = folder / self.lock_name
+        with contextlib.ExitStack() as held:
+            with self._errors_in_words(lock):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                held.enter_context(locked(lock, self.deadline_s))
+            # While it is held: who waits for it notices, and makes another.
+            held.callback(_remove, lock)
+            kept = self.read(folder)  # somebody else may have made it meanwhile
+            if kept is not None:
+                return kept
+            self._files = self._files or self._make()
+            with self._errors_in_words(lock), _removed_on_error([folder / name for name, _ in self._files]):
+                for name, data in self._files:
+                    # Without fsync, which takes 5 ms a file and more: what a crash leaves torn, its checksum finds out.
+                    write_local(folder / name, data, sync=False)
+            kept = self.read(folder)
+        prune_daily(folder)
+        if kept is None:
+            raise _UnusableError("what is written there cannot be read back")
+        return kept
+
+    def _make(self) -> Sequence[tuple[str, bytes]]:
+        files = self.make()
+        if not self.is_unchanged():
+            raise SourceChangedError(f"{self.source}: changed while it was indexed. Try again when it is complete.")
+        return files
+
+    @contextlib.contextmanager
+    def _errors_in_words(self, lock: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not isinstance(error, TimeoutError) or error.errno is not None:  # else it is the file system's
+                raise _UnusableError(str(error)) from error
+            raise DeadlineError(
+                f"{lock}: held by another process for {self.deadline_s:g} s, wanted it to index {self.source}. End "
+                f"that process or set XDG_CACHE_HOME to another folder{self.otherwise}"
+            ) from error
 
 
 @contextlib.contextmanager
-def _errors_in_words(lock: Path, source: str, deadline_s: float, otherwise: str) -> Iterator[None]:
+def _removed_on_error(paths: Sequence[Path]) -> Iterator[None]:
+    """Give room back where not all of some files found any."""
     try:
         yield
-    except TimeoutError as error:
-        raise DeadlineError(
-            f"{lock}: held by another process for {deadline_s:g} s, wanted it to index {source}. End that process or "
-            f"set XDG_CACHE_HOME to another folder{otherwise}"
-        ) from error
-    except OSError as error:
-        raise CacheError(
-            f"{lock.parent}: {error}, wanted to keep an index there. Set XDG_CACHE_HOME to a folder that can be "
-            f"written{otherwise}"
-        ) from error
+    except OSError:
+        for path in paths:
+            _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,33 +45,34 @@ def keep_indexes(
         url: The file, an absolute path or a URL.
         options: For fsspec.
         deadline_s: How long to wait for another process that indexes the same file.
-        folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given.
+        folder: Where to keep the indexes; ``$XDG_CACHE_HOME/epistream/indexes`` unless given. Where that cannot be
+            used, they are in one for temporary files.
         layout: Insist on this layout instead of finding it.
         allow_outside: Whether it may read from files outside of its folder.
 
     Raises:
         SourceError, LayoutError: As `index_hdf5`.
         SourceChangedError: If the file is written to while it is indexed.
-        CacheError: If the folder cannot be written.
+        CacheError: If no folder can be written.
         DeadlineError: If another process holds the lock for too long.
     """
     folder = folder or default_folder()
     version, _ = version_and_bytes(url, options)
     described = json.dumps(layout.plain()) if isinstance(layout, MappingLayout) else layout or ""
     name = xxhash.xxh3_128_hexdigest(f"hdf5\0{RECIPE}\0{url}\0{version}\0{SHARD_BYTES}\0{described}".encode())
-    first = folder / f"{name}.0.index"
+    first = f"{name}.0.index"
     indexed: set[str] = set()
 
-    def make() -> Iterator[tuple[str, bytes]]:
+    def make() -> list[tuple[str, bytes]]:
         _log.info("indexing %s", url)
         made = index_hdf5(url, options, layout=layout, allow_outside=allow_outside)
         indexed.update(index.extents.version for index in made)
         # The first one last: where it is, the others are.
-        return ((f"{name}.{number}.index", made[number].to_bytes()) for number in reversed(range(len(made))))
+        return [(f"{name}.{number}.index", made[number].to_bytes()) for number in reversed(range(len(made)))]
 
     return make_once(
         folder / f"{name}.lock",
-        lambda: _read(first, version, allow_outside, is_local=local_path(url) is not None),
+        lambda place: _read(place / first, version, allow_outside, is_local=local_path(url) is not None),
         make,
         url,
         # Also not while it was read: an older file may have been put back since.

@@ -74,20 +74,24 @@ def statistics_of(
 
     So are their sketches and the count of what is not finite, in a file that is read when somebody asks.
     """
-    path = folder / f"{dataset.fingerprint}.statistics-{_RECIPE}.json"
+    name = _statistics_name(dataset.fingerprint)
 
     def make() -> list[tuple[str, bytes]]:
         summaries, not_finite = _sums(dataset, shards, sum_up)
         result = {name: to_plain(summaries[name]) for name in dataset.features if name in summaries}
         sketches = _pack_sketches(dataset.fingerprint, result, summaries, not_finite)
-        return [(_sketch_path(path).name, sketches), (path.name, json.dumps(result).encode())]
+        return [(_sketch_name(name), sketches), (name, json.dumps(result).encode())]
 
-    lock = path.with_suffix(".lock")
-    return make_once(lock, lambda: _read_statistics(path, dataset.features), make, shards[0].url)
+    lock = (folder / name).with_suffix(".lock")
+    return make_once(lock, lambda place: _read_statistics(place / name, dataset.features), make, shards[0].url)
 
 
-def _sketch_path(statistics: Path) -> Path:
-    return statistics.with_suffix(".tables")
+def _statistics_name(fingerprint: str) -> str:
+    return f"{fingerprint}.statistics-{_RECIPE}.json"
+
+
+def _sketch_name(statistics: str) -> str:
+    return str(Path(statistics).with_suffix(".tables"))
 
 
 def _sums(dataset: Dataset, shards: Sequence[IndexedShard], sum_up: Callable[[IndexedShard], Sums]) -> Sums:
@@ -127,9 +131,10 @@ def more_statistics(
     if dataset.fingerprint != fingerprint:
         raise SourceChangedError(f"{urls[0]}: changed since it was opened, or others with it. Open them again.")
     key = sketch_key(fingerprint, statistics)
-    path = _sketch_path(folder / f"{fingerprint}.statistics-{_RECIPE}.json")
+    name = _sketch_name(_statistics_name(fingerprint))
 
-    def read() -> Loaded | None:
+    def read(place: Path) -> Loaded | None:
+        path = place / name
         try:
             found = read_sketches(str(path), key, statistics, None)
             if found is not None:
@@ -143,9 +148,9 @@ def more_statistics(
             sums = _sums(dataset, shards, sum_up)
         except ChangedError as changed:
             raise changed.reason from None
-        return [(path.name, _pack_sketches(fingerprint, statistics, *sums))]
+        return [(name, _pack_sketches(fingerprint, statistics, *sums))]
 
-    return make_once(path.with_suffix(".lock"), read, make, shards[0].url)
+    return make_once((folder / name).with_suffix(".lock"), read, make, shards[0].url)
 
 
 def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict[str, Any]] | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import DeadlineError, PackError, WorkerError
 from epistream.processes import end_with_parent, how_it_ended
+from epistream.working_folder import standing_somewhere
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -148,7 +149,8 @@ class TaskPool:
             while True:
                 while free and (item := next(todo, None)):
                     row = free.pop()
-                    pending[executor.submit(_run_task, function, item[1], row)] = item[0], row
+                    with standing_somewhere():  # it may start a process
+                        pending[executor.submit(_run_task, function, item[1], row)] = item[0], row
                     # The pool starts its processes one by one as tasks come in. Asking for all costs a system call
                     # each, which with many processes is more than a small file takes.
                     if len(self._children) < self._workers:

@@ -28,6 +28,7 @@ from epistream.sharding.files.storage import Options, join, list_names, read_byt
 from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.tar.tar_writer import write_error
+from epistream.working_folder import absolute
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Workspace:
                 temporary = tempfile.TemporaryDirectory(prefix="epistream-pack-", ignore_cleanup_errors=True)
                 self.folder = Path(held.enter_context(temporary))
             else:
+                absolute(local)  # where that cannot be told, nothing can be made
                 self.folder = local
                 self._make_folder(held)
                 self._take_lock(held)

@@ -31,7 +31,7 @@ def index_local_tars(paths: Sequence[str], deadline_s: float = DEADLINE_S) -> tu
     Raises:
         SourceError: If a tar is missing.
         FormatError: If one holds no episodes, or features differ.
-        CacheError: If the folder cannot be written.
+        CacheError: If no folder can be written.
         DeadlineError: If another process holds the lock for too long.
     """
     folder = default_folder()
@@ -48,15 +48,15 @@ def _index(path: Path, folder: Path, deadline_s: float) -> tuple[ShardIndex, byt
     """The index of one tar, its bytes, and the file they are kept in."""
     version = _version(path)
     name = xxhash.xxh3_128_hexdigest(f"{_RECIPE}\0{path}\0{version}".encode())
-    kept = folder / f"{name}.index"
+    kept = f"{name}.index"
 
     def make() -> list[tuple[str, bytes]]:
         _log.info("indexing %s", path)
-        return [(kept.name, index_tar(path).to_bytes())]
+        return [(kept, index_tar(path).to_bytes())]
 
     return make_once(
         folder / f"{name}.lock",
-        lambda: _read(kept, path),
+        lambda place: _read(place / kept, path),
         make,
         str(path),
         is_unchanged=lambda: _version(path) == version,

@@ -111,7 +111,10 @@ def test_folder_is_pruned_once_a_day_by_whoever_makes_something(tmp_path, monkey
     def make(name):
         path = tmp_path / name
         return make_once(
-            tmp_path / f"{name}.lock", lambda: path.read_bytes() if path.exists() else None, lambda: [(name, b"1")], "a"
+            tmp_path / f"{name}.lock",
+            lambda place: path.read_bytes() if path.exists() else None,
+            lambda: [(name, b"1")],
+            "a",
         )
 
     for name in ("a", "b", "c", "a"):
@@ -133,7 +136,7 @@ def test_folder_that_another_process_prunes_is_left_to_it(tmp_path, monkeypatch)
 
 def test_lock_of_what_was_made_is_gone(tmp_path):
     path = tmp_path / "value"
-    read = lambda: path.read_bytes() if path.exists() else None  # noqa: E731
+    read = lambda place: path.read_bytes() if path.exists() else None  # noqa: E731
     make_once(tmp_path / "value.lock", read, lambda: [("value", b"made")], "a.tar")
     assert (tmp_path / "value").exists()
     assert not (tmp_path / "value.lock").exists()
@@ -148,7 +151,7 @@ def test_readers_and_makers_get_what_they_ask_for_while_everything_is_pruned(tmp
                 number = (seed * 7 + step) % 5
                 first = tmp_path / f"{number:032x}.0.index"
 
-                def read(first=first):
+                def read(place, first=first):
                     try:
                         data = [first.with_name(first.name.replace(".0.", f".{part}.")).read_bytes() for part in (0, 1)]
                         mark_used(first)

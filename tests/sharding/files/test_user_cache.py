@@ -28,7 +28,7 @@ def keep(folder, data=b"made", **options):
     path = folder / "value"
     return make_once(
         folder / "value.lock",
-        lambda: path.read_bytes() if path.exists() else None,
+        lambda place: path.read_bytes() if path.exists() else None,
         lambda: [(path.name, data)],
         "a.tar",
         **options,
@@ -70,7 +70,7 @@ def test_what_is_kept_is_made_once_by_many_threads(tmp_path):
         return [("value", b"made")]
 
     def ask():
-        read = lambda: path.read_bytes() if path.exists() else None  # noqa: E731
+        read = lambda place: path.read_bytes() if path.exists() else None  # noqa: E731
         found.append(make_once(tmp_path / "lock", read, make, "a.tar", deadline_s=DEADLINE_S))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -96,15 +96,6 @@ def test_wait_for_another_process_ends_at_its_deadline(tmp_path):
     assert keep(tmp_path, deadline_s=0.1) == b"made"
 
 
-def test_folder_that_cannot_be_made_says_what_to_set(tmp_path):
-    (tmp_path / "file").write_text("")
-    wanted = r"file/indexes: .*wanted to keep an index there\. Set XDG_CACHE_HOME to a folder that can be written"
-    with pytest.raises(CacheError, match=wanted + r"\.$"):
-        keep(tmp_path / "file" / "indexes")
-    with pytest.raises(CacheError, match=wanted + ", or do without$"):
-        keep(tmp_path / "file" / "indexes", otherwise=", or do without")
-
-
 def test_what_cannot_be_read_back_is_an_error(tmp_path):
-    with pytest.raises(CacheError, match=r"cannot be read back, of a\.tar\. Check the disk"):
-        make_once(tmp_path / "lock", lambda: None, lambda: [("value", b"made")], "a.tar")
+    with pytest.raises(CacheError, match=r"cannot be read back.*an index of a\.tar in one of these"):
+        make_once(tmp_path / "lock", lambda place: None, lambda: [("value", b"made")], "a.tar")
