@@ -100,6 +100,7 @@ class NodeCache:
         *,
         may_evict: bool = True,
         allocated: int | None = None,
+        when_busy: Callable[[], None] | None = None,
     ) -> OpenEntry | None:
         """Something made from an entry's bytes, made once per node and kept beside the shards. Never waits.
 
@@ -112,13 +113,16 @@ class NodeCache:
                 free.
             allocated: Bytes from the beginning that `fill` may write, where the others are written later, by
                 `OpenEntry.write`, and get memory then; all unless given. Nobody looks at those before.
+            when_busy: Called if it is None because another process makes it at this moment, or is stopped doing so.
 
         Returns:
             The bytes as a single blob, which the caller closes; None if there is no room now that is not claimed by
             others, if memory is short, if another process makes it at this moment or is stopped in the middle of its
             accounting, or if the cache is off.
         """
-        return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict, allocated=allocated)
+        return self._use().tiers.open_made(
+            entry, size, fill, may_evict=may_evict, allocated=allocated, when_busy=when_busy
+        )
 
     def claim(self, group: str, num_bytes: int) -> int:
         """Tell the other processes of the node that this one uses so many bytes of the entries made in a group.
