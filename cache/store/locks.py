@@ -142,7 +142,8 @@ def is_range_locked(fd: int, first: int, count: int) -> bool:
         OSError: The system or the file system has no such locks.
     """
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, first, count))
-    return struct.unpack_from("h", found)[0] != fcntl.F_UNLCK
+    kind: int = struct.unpack_from("h", found)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def unlock_range(fd: int, first: int, count: int) -> None:
