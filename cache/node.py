@@ -17,7 +17,7 @@ from epistream.cache.read_ahead import Places, ReadAhead, local_ranges
 from epistream.cache.routes import is_on_disk, route_of
 from epistream.cache.source.entry import Entry, group_digits
 from epistream.cache.source.fetch import Fetcher
-from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.remote import Remote
 from epistream.cache.stats import CacheStats, Counters
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.descriptors import DESCRIPTORS
@@ -280,9 +280,8 @@ class _Used:
         *,
         is_quiet: bool,
     ) -> None:
-        retries = RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s)
         self.counters = Counters()
-        self.remote = Remote(storage_options, retries)
+        self.remote = Remote(storage_options, options.retries)
         self.direct = Direct(self.remote, self.counters)
         self.stores = Stores(options, reserved_bytes, observe, self._upcoming, is_quiet=is_quiet)
         fetcher = Fetcher(self.remote, options.parallel_requests, options.fetch_timeout_s)

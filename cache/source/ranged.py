@@ -288,7 +288,8 @@ class RangeBlob(Blob):
                 return data
         raise ChecksumError(
             f"{self.url}: block {bad[0]} (bytes from {bad[0] * self._part.block_bytes}) has the wrong checksum twice, "
-            "wanted the index's. Upload the file again, or re-create its index."
+            "wanted the index's. Upload the file again, or re-create its index with "
+            "'epistream index URL --overwrite'."
         )
 
     def _read_range(self, start: int, stop: int) -> bytes:

@@ -205,7 +205,7 @@ def _fetch(url: str, copy: Path, options: Options) -> None:
     retries = retries_of(options)
     info = persist(retries, lambda limit_s: ask(file_system, "info", source, limit_s=limit_s))
     size = info.get("size")
-    retries = replace(retries, timeout_s=max(retries.timeout_s, limit_of(size or 0)))
+    retries = replace(retries, timeout_s=retries.timeout_s + limit_of(size or 0) - limit_of(0))
     if not is_http(file_system):
         persist(retries, lambda limit_s: ask(file_system, "get_file", source, str(copy), limit_s=limit_s), size)
         return
