@@ -17,7 +17,7 @@ from epistream.cache.read_ahead import Places, ReadAhead, local_ranges
 from epistream.cache.routes import is_on_disk, route_of
 from epistream.cache.source.entry import Entry, group_digits
 from epistream.cache.source.fetch import Fetcher
-from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.remote import Remote
 from epistream.cache.stats import CacheStats, Counters
 from epistream.cache.store.budget import Budget
 from epistream.cache.store.descriptors import DESCRIPTORS
@@ -100,6 +100,7 @@ class NodeCache:
         *,
         may_evict: bool = True,
         allocated: int | None = None,
+        when_busy: Callable[[], None] | None = None,
     ) -> OpenEntry | None:
         """Something made from an entry's bytes, made once per node and kept beside the shards. Never waits.
 
@@ -112,13 +113,16 @@ class NodeCache:
                 free.
             allocated: Bytes from the beginning that `fill` may write, where the others are written later, by
                 `OpenEntry.write`, and get memory then; all unless given. Nobody looks at those before.
+            when_busy: Called if it is None because another process makes it at this moment, or is stopped doing so.
 
         Returns:
             The bytes as a single blob, which the caller closes; None if there is no room now that is not claimed by
             others, if memory is short, if another process makes it at this moment or is stopped in the middle of its
             accounting, or if the cache is off.
         """
-        return self._use().tiers.open_made(entry, size, fill, may_evict=may_evict, allocated=allocated)
+        return self._use().tiers.open_made(
+            entry, size, fill, may_evict=may_evict, allocated=allocated, when_busy=when_busy
+        )
 
     def claim(self, group: str, num_bytes: int) -> int:
         """Tell the other processes of the node that this one uses so many bytes of the entries made in a group.
@@ -276,9 +280,8 @@ class _Used:
         *,
         is_quiet: bool,
     ) -> None:
-        retries = RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s)
         self.counters = Counters()
-        self.remote = Remote(storage_options, retries)
+        self.remote = Remote(storage_options, options.retries)
         self.direct = Direct(self.remote, self.counters)
         self.stores = Stores(options, reserved_bytes, observe, self._upcoming, is_quiet=is_quiet)
         fetcher = Fetcher(self.remote, options.parallel_requests, options.fetch_timeout_s)

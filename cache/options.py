@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from epistream.access import RetryOptions
 from epistream.options import Count, Patience, Range, Size, check
 from epistream.units import parse_size
 from epistream.working_folder import absolute
@@ -29,7 +30,8 @@ class CacheOptions:
         memory_fraction: share of the free memory that the cache may take. Above 0, at most 1.
         fill_timeout_s: seconds to wait for another process's fill; for one that is stopped, once in all.
         room_timeout_s: seconds to wait for room in the cache. It is full of what others lease then.
-        fetch_timeout_s: seconds for the fetch of a shard, retries included.
+        fetch_timeout_s: seconds for the fetch of a shard, retries included; so of each file of the manifest, whose
+            requests the next two are for as well.
         request_timeout_s: seconds for one request.
         attempts: tries of one request.
         parallel_requests: requests at a time for a shard.
@@ -66,6 +68,11 @@ class CacheOptions:
             return str(absolute(Path(given))) if given else given
 
         return replace(self, directory=settle(self.directory), disk_directory=settle(self.disk_directory))
+
+    @property
+    def retries(self) -> RetryOptions:
+        """How hard to try to read what shards come from, and the manifest that names them."""
+        return RetryOptions(self.attempts, self.request_timeout_s, self.fetch_timeout_s)
 
     def budget(self, tier: str) -> int | None:
         """Most bytes in the tier "shm" or "disk"; None leaves it to what the machine has."""

@@ -50,11 +50,12 @@ class Tiers:
             if not wait:
                 return self._open_now(route.keeping_tier, entry)
         before_wait = _once(before_wait)
+        has_waited = False
         for tier in route.tiers:
             if tier == "direct":
                 break
             try:
-                lease = self._acquire(tier, entry, before_wait)
+                lease = self._acquire(tier, entry, before_wait, may_wait=not has_waited)
             except TooLargeError as error:
                 if self._options.mode == "shm":
                     raise
@@ -63,6 +64,7 @@ class Tiers:
             except (NoRoomError, DeadlineError) as error:
                 reason = self._stores.step_down(tier, error)
                 if tier == "shm" and self._disk_is_tier:
+                    has_waited = isinstance(error, DeadlineError)  # most likely for the same process as on the disk
                     continue
                 break
             except EpistreamError:
@@ -75,7 +77,7 @@ class Tiers:
             if lease is not None:
                 self._counters.tell_tier(tier, reason)
                 return _mapped(entry, tier, lease)
-            reason = self._stores.why_not(tier)
+            reason = self._stores.why_not(tier) or reason
         self._counters.add(**{"direct" if route.keeping_tier is None else "bypasses": 1})
         self._counters.tell_tier("direct", reason)
         return self._direct.open(entry)
@@ -123,6 +125,7 @@ class Tiers:
         *,
         may_evict: bool,
         allocated: int | None = None,
+        when_busy: Callable[[], None] | None = None,
     ) -> OpenEntry | None:
         """See `NodeCache.open_made`: only ever from the first tier of the mode, because nothing else keeps it."""
         tier, store = self._made_place()
@@ -155,6 +158,8 @@ class Tiers:
                 evictions=outcome.num_evicted,
             )
         if lease is None:
+            if outcome.busy and when_busy is not None:
+                when_busy()
             return None
         return OpenEntry((MappedBlob(lease.view(0, size), entry.parts[0].url),), tier, lease)
 
@@ -214,19 +219,26 @@ class Tiers:
 
     # --- filling -----------------------------------------------------------------------------------------
 
-    def _acquire(self, tier: str, entry: Entry, before_wait: Callable[[], None] | None) -> Lease | None:
-        """A lease in a tier; None if its directory cannot be used."""
+    def _acquire(
+        self, tier: str, entry: Entry, before_wait: Callable[[], None] | None, *, may_wait: bool
+    ) -> Lease | None:
+        """A lease in a tier; None if its directory cannot be used, or if it takes others and `may_wait` is not set."""
         store = self._stores.get(tier)
         if store is None:
             return None
         self._relieve(store)
         outcome = Outcome()
         try:
-            lease = store.acquire(entry.key, entry.size, self._filler(tier, store, entry), before_wait, outcome)
+            fill = self._filler(tier, store, entry)
+            if may_wait:
+                lease: Lease | None = store.acquire(entry.key, entry.size, fill, before_wait, outcome)
+            else:
+                lease = store.try_acquire(entry.key, entry.size, fill, outcome)
         except BaseException:
             self._counters.add(evictions=outcome.num_evicted, wait_seconds=outcome.wait_s)
             raise
-        self._counters.add_outcome(outcome)
+        if lease is not None:
+            self._counters.add_outcome(outcome)
         return lease
 
     def _filler(self, tier: str, store: ShardStore, entry: Entry) -> Filler:

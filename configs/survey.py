@@ -15,7 +15,7 @@ import psutil
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
 from epistream.cache.source.fetch import Fetcher
-from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.remote import Remote
 from epistream.cache.store.places import file_system_type, is_network
 from epistream.configs.config import Config
 from epistream.errors import SourceError
@@ -229,9 +229,7 @@ def _measure_fetch(job: ReadJob) -> float:
     if path is not None:
         return _measure_disk(path)
     options = job.cache.options
-    remote = Remote(
-        job.dataset.storage_options, RetryOptions(options.attempts, options.request_timeout_s, options.fetch_timeout_s)
-    )
+    remote = Remote(job.dataset.storage_options, options.retries)
     fd = os.memfd_create("epistream-tune")
     try:
         os.truncate(fd, entry.size)

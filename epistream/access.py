@@ -33,17 +33,43 @@ class Secret:
 NO_SECRET = Secret()
 
 
+@dataclass(frozen=True)
+class RetryOptions:
+    """How hard to try.
+
+    Args:
+        attempts: Tries of one request.
+        request_timeout_s: Limit of one request, where the file system can be interrupted.
+        timeout_s: Limit of a whole entry, retries and pauses included.
+        first_pause_s: Mean scale of the first pause; doubled each time, with full jitter.
+        longest_pause_s: Limit of a pause.
+    """
+
+    attempts: int = 6
+    request_timeout_s: float = 60.0
+    timeout_s: float = 600.0
+    first_pause_s: float = 0.2
+    longest_pause_s: float = 10.0
+
+
 class Access(dict[str, Any]):
     """``storage_options`` as given, and the secrets that were taken out of URLs. Neither is shown.
 
     Attributes:
         secrets: by URL without secrets, of a file or of a folder whose files it opens; one that ends in ``/`` is that
             of the files right in the folder.
+        retries: how hard to try to open and read anything; None where nobody said.
     """
 
-    def __init__(self, options: Mapping[str, Any] | None = None, secrets: Mapping[str, Secret] | None = None) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, Secret] | None = None,
+        retries: RetryOptions | None = None,
+    ) -> None:
         super().__init__(options or {})
         self.secrets = dict(secrets or {})
+        self.retries = retries
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> "Access":
@@ -65,7 +91,11 @@ class Access(dict[str, Any]):
 
     def having(self, secrets: Mapping[str, Secret]) -> "Access":
         """The same with more secrets."""
-        return Access(self, {**self.secrets, **secrets}) if secrets else self
+        return Access(self, {**self.secrets, **secrets}, self.retries) if secrets else self
+
+    def trying(self, retries: RetryOptions) -> "Access":
+        """The same, with so many tries and so much time for whatever is opened or read."""
+        return Access(self, self.secrets, retries)
 
     def by_protocol(self, urls: Iterable[str]) -> "Access":
         """The same, with flat options under the protocol of the URLs that they are for.
@@ -90,7 +120,7 @@ class Access(dict[str, Any]):
             )
         [protocol] = found.values()
         rest = {key: value for key, value in self.items() if key not in flat}
-        return Access({**rest, protocol: {**flat, **rest.get(protocol, {})}}, self.secrets)
+        return Access({**rest, protocol: {**flat, **rest.get(protocol, {})}}, self.secrets, self.retries)
 
     def options_for(self, url: str) -> dict[str, Any]:
         """The options that ``fsspec`` wants for this URL: those of its protocols, and flat ones for its first link."""
@@ -146,7 +176,7 @@ class Access(dict[str, Any]):
     __hash__ = None
 
     def __reduce__(self) -> Any:
-        return Access, (dict(self), self.secrets)
+        return Access, (dict(self), self.secrets, self.retries)
 
 
 def chain_of(url: str) -> list[str]:

@@ -1,12 +1,15 @@
 """The bodies of answers to requests: never more than was asked for, packed or unpacked."""
 
+import errno
 import functools
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
+from epistream.access import Access, RetryOptions
 from epistream.errors import ChecksumError, FetchError, SourceError
 from epistream.file_systems import ask, limit_of, retry, run
 from epistream.units import distinct_sizes, size_text
@@ -14,44 +17,36 @@ from epistream.units import distinct_sizes, size_text
 T = TypeVar("T")
 
 _PIECE_BYTES = 1 << 18
+# The next step where a copy has no room.
+MORE_ROOM = "Let TMPDIR name a folder with more room, or copy the file to a disk."
+# RFC 9110, section 14.4: first and last byte, and bytes of the whole.
+_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+|\*)")
 
 
-@dataclass(frozen=True)
-class RetryOptions:
-    """How hard to try.
+def retries_of(options: Mapping[str, Any] | None) -> RetryOptions:
+    """How hard to try to read what these options open."""
+    return Access.of(options).retries or RetryOptions(request_timeout_s=limit_of(0))
+
+
+def persist(retries: RetryOptions, action: Callable[[float], T], num_bytes: int | None = 0) -> T:
+    """Run `action`, given the seconds that it may take, until it succeeds or the tries or the time run out.
 
     Args:
-        attempts: Tries of one request.
-        request_timeout_s: Limit of one request, where the file system can be interrupted.
-        timeout_s: Limit of a whole entry, retries and pauses included.
-        first_pause_s: Mean scale of the first pause; doubled each time, with full jitter.
-        longest_pause_s: Limit of a pause.
+        retries: How many, and how long.
+        action: One try.
+        num_bytes: That it transfers; more of them may take longer, and of an unknown number (None) as long as all may.
+
+    Raises:
+        Exception: The last error of `action`.
     """
-
-    attempts: int = 6
-    request_timeout_s: float = 60.0
-    timeout_s: float = 600.0
-    first_pause_s: float = 0.2
-    longest_pause_s: float = 10.0
-
-    def run(self, action: Callable[[float], T], num_bytes: int = 0) -> T:
-        """Run `action`, given the seconds that it may take, until it succeeds or the tries or the time run out.
-
-        Args:
-            action: One try.
-            num_bytes: That it transfers; more of them may take longer.
-
-        Raises:
-            Exception: The last error of `action`.
-        """
-        deadline = time.monotonic() + self.timeout_s
-        one_s = self.request_timeout_s + limit_of(num_bytes) - limit_of(0)
-        return retry(
-            lambda: action(max(0.01, min(one_s, deadline - time.monotonic()))),
-            attempts=self.attempts,
-            deadline=deadline,
-            pauses_s=(self.first_pause_s, self.longest_pause_s),
-        )
+    deadline = time.monotonic() + retries.timeout_s
+    one_s = retries.timeout_s if num_bytes is None else retries.request_timeout_s + limit_of(num_bytes) - limit_of(0)
+    return retry(
+        lambda: action(max(0.01, min(one_s, deadline - time.monotonic()))),
+        attempts=retries.attempts,
+        deadline=deadline,
+        pauses_s=(retries.first_pause_s, retries.longest_pause_s),
+    )
 
 
 class WholeBodyError(FetchError):
@@ -60,6 +55,10 @@ class WholeBodyError(FetchError):
 
 class TooLongError(SourceError):
     """A body is longer than what was asked for can be: it would be so again."""
+
+
+class NoSpaceError(SourceError):
+    """There is no room for a copy of a file: another try would fill the disk again."""
 
 
 def is_http(file_system: Any) -> bool:
@@ -84,6 +83,7 @@ def read_part(
 
     Raises:
         ChecksumError: A web server says that the file has another size.
+        FetchError: It says that the file ends before.
         WholeBodyError: The server sends others, or more of them; only if less than everything was asked for.
         OSError: It sends fewer.
         Exception: Whatever the file system raises.
@@ -118,6 +118,17 @@ def read_all(file_system: Any, path: str, most: int, limit_s: float) -> bytes:
     return bytes(ask(file_system, "cat_file", path, limit_s=limit_s))
 
 
+def read_head(file_system: Any, path: str, size: int, limit_s: float) -> bytes:
+    """The first `size` bytes of a file, or all of it where it is shorter; no more is read of a longer one.
+
+    Raises:
+        Exception: Whatever the file system raises.
+    """
+    if is_http(file_system):
+        return run(file_system, functools.partial(_head, file_system, path, size), limit_s)
+    return bytes(ask(file_system, "cat_file", path, start=0, end=size, limit_s=limit_s)[:size])
+
+
 @asynccontextmanager
 async def _answer(file_system: Any, url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
     given = dict(file_system.kwargs)
@@ -139,14 +150,22 @@ async def _part(file_system: Any, url: str, start: int, stop: int, size: int | N
                 f"{url}: {found} bytes, wanted {size}. Upload the file again, or re-create the manifest with "
                 "'epistream index URL --overwrite' if it was changed on purpose."
             )
-        begins = answer.headers.get("Content-Range", "").removeprefix("bytes").strip().partition("-")[0]
-        is_other = begins.isdecimal() and int(begins) != start if answer.status == 206 else start > 0
+        if found is not None and found < stop:
+            raise FetchError(f"{url}: ends at byte {found}, wanted bytes {start}-{stop}. Upload the file again.")
+        # An answer that does not say which bytes it has may have any.
+        is_other = _range_of(answer) != (start, stop) if answer.status == 206 else start > 0
         if is_other or (answer.content_length or 0) > stop - start:
             raise WholeBodyError(_ignored(url, start, stop))
         data = await _up_to(answer, stop - start)
         if data is None:
             raise WholeBodyError(_ignored(url, start, stop))
         return data
+
+
+def _range_of(answer: Any) -> tuple[int, int] | None:
+    """The half-open range of bytes that a server says it sends."""
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    return None if found is None else (int(found[1]), int(found[2]) + 1)
 
 
 def _size_of(answer: Any) -> int | None:
@@ -156,8 +175,24 @@ def _size_of(answer: Any) -> int | None:
     if answer.status != 206:
         length: int | None = answer.content_length
         return length
-    total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-    return int(total) if total.isdecimal() else None
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    return int(found[3]) if found and found[3] != "*" else None
+
+
+async def _head(file_system: Any, url: str, size: int) -> bytes:
+    # Without a range where a server cannot do with one, or sends less, or where there is no first byte.
+    for headers in ({"Range": f"bytes=0-{size - 1}"}, {}):
+        async with _answer(file_system, url, headers) as answer:
+            if headers and answer.status == 416:
+                continue
+            file_system._raise_not_found_for_status(answer, url)
+            if answer.status == 206 and _range_of(answer) not in ((0, size), (0, _size_of(answer))):
+                continue
+            data = bytearray()
+            while len(data) < size and (piece := await answer.content.read(size - len(data))):
+                data += piece
+            return bytes(data)
+    raise WholeBodyError(_ignored(url, 0, size))
 
 
 async def _all(file_system: Any, url: str, most: int) -> bytes:
@@ -193,23 +228,43 @@ def _too_long(url: str, size: int | None, most: int) -> str:
     return f"{url}: {found}, wanted no more than {wanted}. Check what the URL leads to."
 
 
-def copy_all(file_system: Any, path: str, file: IO[bytes], most: int, limit_s: float) -> None:
-    """Write a file of a web server, of no more than `most` bytes, into another, from its beginning.
+def copy_all(file_system: Any, path: str, fd: int, most: int, limit_s: float) -> None:
+    """Write a file, of no more than `most` bytes, into another that is open, in place of what that holds.
 
     Raises:
         TooLongError: It is longer.
+        NoSpaceError: There is no room for it.
         Exception: Whatever the file system raises.
     """
+    os.ftruncate(fd, 0)
+    if not is_http(file_system):
+        _write(fd, read_all(file_system, path, most, limit_s), 0, path)
+        return
 
     async def copy() -> None:
-        file.seek(0)
-        file.truncate()
+        position = 0
         async with _answer(file_system, path, {}) as answer:
             file_system._raise_not_found_for_status(answer, path)
+            if (answer.content_length or 0) > most:
+                raise TooLongError(_too_long(path, answer.content_length, most))
             async for piece in answer.content.iter_chunked(_PIECE_BYTES):
-                file.write(piece)
-                if file.tell() > most:
+                if position + len(piece) > most:
                     raise TooLongError(_too_long(path, None, most))
-        file.flush()
+                _write(fd, piece, position, path)
+                position += len(piece)
 
     run(file_system, copy, limit_s)
+
+
+def _write(fd: int, data: bytes, position: int, url: str) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            written = os.pwrite(fd, view, position)
+            view, position = view[written:], position + written
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise NoSpaceError(
+            f"{url}: {error.strerror} after {size_text(position)} of it, wanted room for a copy. {MORE_ROOM}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Files of servers that know no ranges: brought whole, once a process, so that their parts can be read."""
+"""Parts of remote files, by ranges; and whole files of servers that know none, brought once a process."""
 
 import atexit
 import functools
@@ -10,10 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from epistream.bodies import RetryOptions, copy_all
+from epistream.access import RetryOptions
+from epistream.bodies import (
+    MORE_ROOM,
+    NoSpaceError,
+    TooLongError,
+    WholeBodyError,
+    copy_all,
+    persist,
+    read_part,
+    retries_of,
+)
 from epistream.errors import EpistreamError, FetchError
 from epistream.file_systems import open_file_system
 from epistream.lru import Lru
+from epistream.units import distinct_sizes
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +72,49 @@ class WholeFile:
         return _copies_of_this_process().take(self)
 
 
+def whole_file(
+    url: str, storage_options: Mapping[str, Any] | None, num_bytes: int | None = None, version: str = ""
+) -> WholeFile:
+    """A file as it is read from a copy, with the tries of what opens it."""
+    return WholeFile(url, storage_options or {}, num_bytes, version, retries_of(storage_options))
+
+
+class PartsOfFile:
+    """A remote file that is read in parts: by ranges, until its server turns out to know none, then from a copy.
+
+    Args:
+        url: The file.
+        storage_options: For fsspec, and how hard to try.
+        num_bytes: Its size; None if it is not known.
+        version: What differs between two contents of it.
+    """
+
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any] | None, num_bytes: int | None = None, version: str = ""
+    ) -> None:
+        self._url = url
+        self._options = storage_options
+        self._num_bytes = num_bytes
+        self._whole = whole_file(url, storage_options, num_bytes, version)
+        self._is_whole = False
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), or fewer where the file ends before.
+
+        Raises:
+            EpistreamError: They cannot be had, or the file has another size than it should.
+            Exception: Whatever the file system raises.
+        """
+        if not self._is_whole:
+            file_system, path = open_file_system(self._url, self._options)
+            part = functools.partial(read_part, file_system, path, start, stop, size=self._num_bytes)
+            try:
+                return persist(self._whole.retries, lambda limit_s: part(limit_s=limit_s), stop - start)
+            except WholeBodyError:
+                self._is_whole = True
+        return self._whole.read(start, stop)
+
+
 class _Copies:
     """Temporary files without names, of which nothing is left when the process ends, however it ends."""
 
@@ -89,15 +143,30 @@ class _Copies:
 def _bring(wanted: WholeFile) -> IO[bytes]:
     file_system, path = open_file_system(wanted.url, wanted.storage_options)
     most = _MOST_BYTES if wanted.num_bytes is None else wanted.num_bytes
+    file = tempfile.TemporaryFile(prefix="epistream-")  # noqa: SIM115, it is kept
     try:
-        file = tempfile.TemporaryFile(prefix="epistream-")  # noqa: SIM115, it is kept
-        wanted.retries.run(functools.partial(copy_all, file_system, path, file, most), wanted.num_bytes or 0)
-    except EpistreamError:
-        raise
-    except Exception as error:  # each file system of fsspec has errors of its own
-        raise FetchError(
+        space = os.fstatvfs(file.fileno())
+        room = space.f_bavail * space.f_frsize
+        if wanted.num_bytes is not None and wanted.num_bytes > room:
+            found, asked = distinct_sizes(room, wanted.num_bytes)
+            raise NoSpaceError(
+                f"{wanted.url}: the server knows no ranges; {found} of room in {tempfile.gettempdir()}, wanted {asked} "
+                f"for a copy of the whole file. {MORE_ROOM}"
+            )
+        copy = functools.partial(copy_all, file_system, path, file.fileno(), min(most, room))
+        persist(wanted.retries, copy, wanted.num_bytes)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, TooLongError) and room < most:
+            raise NoSpaceError(
+                f"{error} The server knows no ranges, and there is no more room in {tempfile.gettempdir()} for a copy. "
+                f"{MORE_ROOM}"
+            ) from error
+        if isinstance(error, EpistreamError) or not isinstance(error, Exception):
+            raise
+        raise FetchError(  # each file system of fsspec has errors of its own
             f"{wanted.url}: {type(error).__name__}: {error}, wanted the whole file, as the server knows no ranges. "
-            "Check the server and the room for temporary files (TMPDIR), or copy the file here."
+            "Check the server, allow more with fetch_timeout_s, or copy the file here."
         ) from error
     return file
 

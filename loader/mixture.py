@@ -149,7 +149,7 @@ def _one_cache(jobs: Sequence[ReadJob]) -> NodeCache:
                 f"Mixture: cache or storage_options of {job.url} differ from those of {jobs[0].url}. Give all streams "
                 'the same for each protocol: {"s3": {...}, "http": {...}}.'
             )
-        storage = Access({**storage, **own}, {**storage.secrets, **own.secrets})
+        storage = Access({**storage, **own}, {**storage.secrets, **own.secrets}, own.retries)
     return NodeCache(jobs[0].cache.options, storage)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.access import Access
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
 from epistream.loader.options import StreamOptions
@@ -101,7 +102,7 @@ class EpisodeStream(Stream):
         options = changed(options or StreamOptions(), changes, "EpisodeStream")
         dataset = open_dataset(
             source,
-            storage_options,
+            Access.of(storage_options).trying(options.cache_options.retries),
             on_bad=options.on_bad,
             layout=options.layout,
             allow_outside_files=options.allow_outside_files,

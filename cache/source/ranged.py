@@ -106,8 +106,7 @@ class RangeBlob(Blob):
         with shared.turn(0, self.size, self.size, _PATIENCE_S) as runs:
             if runs != []:
                 data = self._request_whole()
-                if runs is not None:
-                    _share(shared, 0, data)
+                _share(shared, 0, data)  # also what somebody stopped was bringing: nobody is to wait for him again
                 return data
         data = shared.read(0, self.size)
         return data if xxhash.xxh3_128_hexdigest(data) == self._part.checksum else self._request_whole()
@@ -256,7 +255,9 @@ class RangeBlob(Blob):
             # Who was waited for in vain once is not waited for again.
             self._patience_s = _IMPATIENCE_S
             for begin, end in _runs(sorted(self._absent_blocks(first, last) or ())):
-                found.update(self._split(begin, self._request(begin, end)))
+                data = self._request(begin, end)
+                _share(shared, self._range(begin, end)[0], data)
+                found.update(self._split(begin, data))
         return found
 
     def _is_shareable(self, shared: Shared) -> bool:
@@ -287,7 +288,8 @@ class RangeBlob(Blob):
                 return data
         raise ChecksumError(
             f"{self.url}: block {bad[0]} (bytes from {bad[0] * self._part.block_bytes}) has the wrong checksum twice, "
-            "wanted the index's. Upload the file again, or re-create its index."
+            "wanted the index's. Upload the file again, or re-create its index with "
+            "'epistream index URL --overwrite'."
         )
 
     def _read_range(self, start: int, stop: int) -> bytes:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from epistream.access import Access
-from epistream.bodies import RetryOptions, WholeBodyError, read_part
+from epistream.access import Access, RetryOptions
+from epistream.bodies import WholeBodyError, read_part
 from epistream.errors import EpistreamError, FetchError, SourceError
 from epistream.file_systems import advice_on, ask, may_pass, open_file_system, retry, version_facts
 from epistream.shown_errors import clearly

@@ -33,8 +33,8 @@ class Shared(Protocol):
 
         Returns:
             Half-open runs that are absent, and brought by nobody else during the block; [] if all is there. None after
-            `patience_s`, and where nothing can be shared: others may be bringing the same then, and only who checks the
-            whole afterwards may write.
+            `patience_s`, or at once for what somebody else was waited for in vain, and where nothing can be shared:
+            others may be bringing the same then.
         """
 
     def read(self, start: int, stop: int) -> bytes:

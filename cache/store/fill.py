@@ -80,6 +80,7 @@ class Outcome:
     hit: bool = False
     filled: bool = False
     refused: bool = False
+    busy: bool = False
     num_evicted: int = 0
     wait_s: float = 0.0
     fill_s: float = 0.0

@@ -8,8 +8,8 @@ from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.eviction import Reach, free
 from epistream.cache.store.fill import Filling, NoRoomError, Outcome, PresentError, TooLargeError
 from epistream.cache.store.lease import Lease
-from epistream.cache.store.locks import LockFile, pauses
-from epistream.cache.store.markers import fresh_note
+from epistream.cache.store.locks import LockFile, lock_holders, pauses
+from epistream.cache.store.markers import Note, boot_time_s, fresh_note, read_note, write_note
 from epistream.cache.store.partial import Partial, Places, begin, join
 from epistream.cache.store.refusals import Refusals
 from epistream.cache.store.survey import FILL, unlink
@@ -56,9 +56,28 @@ class Joining:
                 return found
             with contextlib.closing(LockFile(key + FILL, self._filling.directory.dir_fd)) as fill_lock:
                 # Else somebody is about to begin it, or to complete it, or has just removed the lock's file.
-                if fill_lock.try_exclusive() and fill_lock.is_named():
-                    return self._begin(fill_lock, key, places, outcome)
+                if fill_lock.try_exclusive():
+                    if fill_lock.is_named():
+                        return self._begin(fill_lock, key, places, outcome)
+                elif _is_late(fill_lock):
+                    return None  # somebody waited for the same one, in vain
+        self._tell_late(key)
         return None
+
+    def _tell_late(self, key: str) -> None:
+        """Let no other cold reader wait for whoever has the right to begin an entry, and may be stopped."""
+        directory, name = self._filling.directory, key + FILL
+        directory.observe("begin.in_vain")
+        with (
+            contextlib.suppress(FileNotFoundError),
+            contextlib.closing(LockFile(name, directory.dir_fd, create=False)) as lock,
+        ):
+            if not lock.try_exclusive() and not _is_late(lock):
+                reason = (
+                    f"{directory.path}/{name}: held by process {lock_holders(name, directory.dir_fd)} for {_BEGIN_S:g} "
+                    "s, wanted the shard that it begins. Look whether that process is stopped."
+                )
+                lock.write_text(write_note(Note("late", "", reason, boot_time_s())))
 
     def share(self, key: str, places: Places) -> Partial:
         """The ``.part`` of an entry as cold readers know it, for its filler, while it fills."""
@@ -101,3 +120,9 @@ class Joining:
             raise
         finally:
             DESCRIPTORS.close(part)
+
+
+def _is_late(fill_lock: LockFile) -> bool:
+    """Whether somebody waited in vain for the holder of a ``.fill``."""
+    note = read_note(fill_lock.read_text())
+    return note is not None and note.kind in ("stuck", "late")

@@ -135,6 +135,17 @@ def try_range_lock(fd: int, first: int, count: int) -> bool:
     return True
 
 
+def is_range_locked(fd: int, first: int, count: int) -> bool:
+    """Whether another open description has a lock on some of these bytes, as `try_range_lock` takes them.
+
+    Raises:
+        OSError: The system or the file system has no such locks.
+    """
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, first, count))
+    kind: int = struct.unpack_from("h", found)[0]
+    return kind != fcntl.F_UNLCK
+
+
 def unlock_range(fd: int, first: int, count: int) -> None:
     """Give back what `try_range_lock` took; nothing where there are no such locks."""
     with contextlib.suppress(OSError):

@@ -167,13 +167,14 @@ class Note:
 
     Args:
         kind: "failed" carries the error; "bypass" says to read the source directly. "stuck" is of somebody who waited
-            for the holder of the file's lock in vain: as long as that one holds it, others need not wait as well.
+            for the holder of the file's lock in vain: as long as that one holds it, others need not wait as well; and
+            "late" of a cold reader, who has far less patience.
         error: Name of the error's class, for "failed".
         text: The error's message, or the reason.
         time_s: When, on the machine's boot clock.
     """
 
-    kind: Literal["failed", "bypass", "stuck"]
+    kind: Literal["failed", "bypass", "stuck", "late"]
     error: str
     text: str
     time_s: float
@@ -204,7 +205,7 @@ def read_note(text: str) -> Note | None:
     try:
         fields = json.loads(text)
         kind = fields["kind"]
-        if kind not in ("failed", "bypass", "stuck"):
+        if kind not in ("failed", "bypass", "stuck", "late"):
             return None
         return Note(kind, str(fields["error"]), str(fields["text"]), float(fields["time_s"]))
     except (ValueError, TypeError, KeyError):
@@ -214,7 +215,7 @@ def read_note(text: str) -> Note | None:
 def fresh_note(text: str, lifetime_s: float) -> Note | None:
     """The note in a text, if it still counts for who holds the lock: nobody else is stuck with it then."""
     note = read_note(text)
-    if note is None or note.kind == "stuck" or not note.is_fresh(lifetime_s, boot_time_s()):
+    if note is None or note.kind in ("stuck", "late") or not note.is_fresh(lifetime_s, boot_time_s()):
         return None
     return note
 

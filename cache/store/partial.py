@@ -4,7 +4,7 @@ Many processes bring bytes of an entry at the same time: cold readers what they 
 rest. A lock on the granules' bytes of ``.have`` lets one of them bring each. It only saves requests. What makes the
 bytes right is that everybody but the holder of ``.fill`` writes nothing but what was checked, that the holder checks
 the whole at the end, and that readers check what they read: whoever writes late, because he was stopped, writes what
-is there already.
+is there already. Whoever has waited in vain for somebody tells all others, who wait for nothing of that one any more.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.cache.store.directory import CacheDirectory
-from epistream.cache.store.locks import LockFile, pauses, try_range_lock, unlock_range
+from epistream.cache.store.locks import LockFile, is_range_locked, pauses, try_range_lock, unlock_range
 from epistream.cache.store.survey import HAVE, PART
 
 # Every block size of an index is a multiple of it.
@@ -24,6 +24,9 @@ GRANULE_BYTES = 64 << 10
 # when what they stand for is there, but for a holder that failed or died.
 _LOCK_EVERY = 8
 
+
+# Flags of granules. The last is of one that is not there, and whose bringer was waited for in vain: he may be stopped.
+_ABSENT, _THERE, _IN_VAIN = b"\0", b"\1", b"\2"
 
 # Where each part of the entry begins in its file, and the part's bytes.
 Places = Sequence[tuple[int, int]]
@@ -56,12 +59,26 @@ class Partial:
 
     def flags(self, first: int, count: int) -> bytes:
         """A byte for each granule: 1 where it is there."""
-        return os.pread(self._have.fd, count, first).ljust(count, b"\0")
+        return os.pread(self._have.fd, count, first).ljust(count, _ABSENT)
 
     def set_flags(self, first: int, flags: bytes) -> None:
         """Say of granules whether they are there. On a full file system nobody is told: they are brought again."""
         with contextlib.suppress(OSError):
             os.pwrite(self._have.fd, flags, first)
+
+    def tell_in_vain(self, fd: int) -> None:
+        """Say of all that others are bringing at this moment that they were waited for in vain.
+
+        Whoever is stopped has no more than that, so that he costs one wait, whatever is read of the entry. Who only is
+        slow, and told of with him, is not waited for either: what he is bringing is brought twice.
+
+        Args:
+            fd: Of `opened_again`.
+        """
+        for number, flag in enumerate(self.flags(0, os.fstat(fd).st_size)):
+            if flag == _ABSENT[0] and is_range_locked(fd, number, 1):
+                self.set_flags(number, _IN_VAIN)
+        self.directory.observe("share.in_vain")
 
     @contextlib.contextmanager
     def opened_again(self) -> Iterator[int]:
@@ -126,14 +143,14 @@ class SharedPart:
         None also where the file system has no such locks, or the entry was given up.
         """
         with contextlib.ExitStack() as held:
-            yield self._take(held, (start, stop, unit_bytes), time.monotonic() + patience_s)
+            yield self._take(held, (start, stop, unit_bytes), patience_s)
 
     def _take(
-        self, held: contextlib.ExitStack, wanted: tuple[int, int, int], deadline: float
+        self, held: contextlib.ExitStack, wanted: tuple[int, int, int], patience_s: float
     ) -> list[tuple[int, int]] | None:
         fd = -1
         try:
-            for attempt, _ in enumerate(pauses(deadline)):
+            for attempt, _ in enumerate(pauses(time.monotonic() + patience_s)):
                 runs = self.absent(*wanted)
                 if not runs:
                     return []
@@ -150,9 +167,23 @@ class SharedPart:
                 if ours:
                     return ours
                 unlock_range(fd, *self._granules(*wanted[:2]))
+                if self._is_in_vain(runs, wanted[2]):
+                    return None
+            if patience_s:
+                self._partial.tell_in_vain(fd)
         except OSError:
             return None
         return None
+
+    def _is_in_vain(self, runs: list[tuple[int, int]], unit_bytes: int) -> bool:
+        """Whether of each unit of some runs, which are brought whole, something was waited for in vain before."""
+        per_unit = count_granules(unit_bytes)
+        flags = (self._partial.flags(*self._granules(start, stop)) for start, stop in runs)
+        return all(
+            _IN_VAIN in flags_of_run[number : number + per_unit]
+            for flags_of_run in flags
+            for number in range(0, len(flags_of_run), per_unit)
+        )
 
     def _lock(self, fd: int, runs: list[tuple[int, int]], unit_bytes: int) -> list[tuple[int, int]]:
         """Lock what is free of some runs; the runs of it."""
@@ -194,7 +225,7 @@ class SharedPart:
             view, position = view[written:], position + written
         observe("share.written")
         first, count = self._granules(start, start + len(data))
-        self._partial.set_flags(first, b"\1" * count)
+        self._partial.set_flags(first, _THERE * count)
         observe("share.flagged")
 
     def clear(self) -> None:

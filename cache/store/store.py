@@ -60,9 +60,9 @@ class ShardStore:
         self._stamps = Stamps()
         self._filling = Filling(directory, options, self._stamps, self.claims)
         self._refusals = Refusals()
+        # None after a wait in vain, until there was room: who holds it may be stopped, and each batch would wait anew.
+        self._room_patience_s = options.room_timeout_s
         self.joining = Joining(self._filling, self._refusals, self.lookup)
-
-    # --- hit ---------------------------------------------------------------------------------------------
 
     def lookup(self, key: str, size: int) -> Lease | None:
         """Lease a complete entry, without waiting; None if it is not there, or damaged: of another size in bytes."""
@@ -89,8 +89,6 @@ class ShardStore:
                 if not usable:
                     DESCRIPTORS.close(fd)
             return Lease(fd, name, self.directory.dir_fd, size)
-
-    # --- miss --------------------------------------------------------------------------------------------
 
     def acquire(
         self,
@@ -134,7 +132,9 @@ class ShardStore:
                     return granted
                 attempted = time.monotonic()
                 try:
-                    return self._filling.run(granted, key, size, fill, outcome)
+                    lease = self._filling.run(granted, key, size, fill, outcome)
+                    self._room_patience_s = self.options.room_timeout_s
+                    return lease
                 except PresentError:
                     continue
                 except NoRoomError as error:
@@ -142,7 +142,7 @@ class ShardStore:
                 finally:
                     granted.close()
                 now = time.monotonic()
-                room_deadline = room_deadline or now + self.options.room_timeout_s
+                room_deadline = room_deadline or now + self._room_patience_s
                 # A vain search counts the files: it is not to fill the wait.
                 self._wait_room(key, reason, room_deadline, max(0.02, 10 * (now - attempted)))
         finally:
@@ -193,7 +193,8 @@ class ShardStore:
             outcome.refused = True
             return None
         with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as fill_lock:
-            if not fill_lock.try_exclusive() or fresh_note(fill_lock.read_text(), self.options.note_s) is not None:
+            outcome.busy = not fill_lock.try_exclusive()
+            if outcome.busy or fresh_note(fill_lock.read_text(), self.options.note_s) is not None:
                 return None
             # Who had the lock until now may have completed it; the file of the lock is gone then.
             is_named = fill_lock.is_named()
@@ -270,6 +271,7 @@ class ShardStore:
         if left_s > 0:
             time.sleep(min(left_s, pause_s))
             return
+        self._room_patience_s = 0.0
         with contextlib.closing(LockFile(key + FILL, self.directory.dir_fd)) as lock:
             if lock.try_exclusive() and lock.is_named():
                 lock.write_text(write_note(Note("bypass", "", reason, boot_time_s())))
@@ -280,8 +282,6 @@ class ShardStore:
         """Give every claim up, and stop using the directory; the last one out removes it."""
         self.claims.close()
         self.directory.leave()
-
-    # --- the whole ---------------------------------------------------------------------------------------
 
     def budget(self, *, afresh: bool = False) -> Budget:
         """The byte budget as it is now; `afresh`, rather than as it was within the last second."""

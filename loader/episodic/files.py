@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.access import Access
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
 from epistream.errors import OptionError
@@ -67,6 +68,7 @@ class EpisodicFiles:
         found = find_paths(paths)
         self._dataset = open_dataset(
             found,
+            Access().trying(cache.retries),
             on_bad="skip" if skip_bad else "raise",
             layout=self.layout,
             allow_outside_files=self.allow_outside_files,

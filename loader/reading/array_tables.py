@@ -52,7 +52,8 @@ class ArrayTables:
         # Over the network a few ranges are cheaper than the columns of a whole shard; in memory rows are at hand.
         if opened.tar.is_mapped or opened.tar.has_ranges or not self._row_dtypes:
             return {}
-        if self._tables.is_missing(opened.number) and not self._tables.may_make:
+        number = opened.number
+        if self._tables.is_busy(number) or (self._tables.is_missing(number) and not self._tables.may_make):
             return {}
         tables = self._open(opened)
         return {} if tables is None else tables.arrays

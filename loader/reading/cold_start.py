@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import OpenEntry
 from epistream.cache.source.entry import Entry
+from epistream.loader.reading.shard_entry import read_index
 from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
@@ -105,7 +106,7 @@ class ColdReads:
         cold = wanted.cold
         tar, index_blob = cold.entry.blobs
         if index is None:
-            index = ShardIndex.parse(index_blob.read(0, index_blob.size), cold.source.parts[1].url)
+            index = read_index(index_blob, cold.source)
         if not tar.has_ranges:
             return index, []
         tar.check_with(index.block_checksums, index.block_bytes)

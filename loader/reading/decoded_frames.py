@@ -220,7 +220,7 @@ class DecodedFrames:
         key = opened.number, number
         kept = self._chunks.get(key)
         if kept is None:
-            if self._chunks.is_missing(key) and not self._may_make:
+            if self._chunks.is_busy(key) or (self._chunks.is_missing(key) and not self._may_make):
                 return None
             kept = self._open_anew(opened, key)
         if kept is None:
@@ -264,7 +264,7 @@ class DecodedFrames:
             self._making_s = min(made_s, _MOST_SAVED_UP_S)
             # Small batches are read many at a time: one chunk for all of them would be few.
             self._may_make = self._plan.costs.allowance_s - self._spent.keeping_s > self._making_s
-        elif kept is None:
+        elif kept is None and not self._chunks.is_busy(key):
             self._may_make = False
         seen = num_bytes if kept is not None else 0
         if seen != self._seen.get(key, 0):

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.bodies import retries_of
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Part
 from epistream.cache.source.local import FileBlob
 from epistream.cache.source.ranged import RangeBlob
-from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.remote import Remote
 from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.file_systems import local_path
@@ -158,9 +159,9 @@ def _open_file(url: str, extents: Extents, storage_options: Mapping[str, Any]) -
     """The file's own bytes, once it is sure that it is the file that was indexed."""
     path = local_path(url)
     if path is None:
-        remote = Remote(storage_options, RetryOptions())
+        remote = Remote(storage_options, retries_of(storage_options))
         _check_version(url, version_and_bytes(url, storage_options)[0], extents)
-        return RangeBlob(Part(url, extents.file_bytes), remote, lambda _: None)
+        return RangeBlob(Part(url, extents.file_bytes, version=extents.version), remote, lambda _: None)
     _check_version(url, version_and_bytes(url)[0], extents)
     file = FileBlob(path, extents.file_bytes, _span(extents))
     # It may have been replaced since it was looked at.

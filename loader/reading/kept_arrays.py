@@ -22,8 +22,9 @@ Shapes = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 _RENEW_S, _SWEEP_S = 0.25, 0.1
 # What is not there is looked for again after so long: somebody else may have made it meanwhile.
 _LOOK_AGAIN_S = 2.0
-# Where there is no room nothing more is made for so long, at first (another process may just be making the same) and
-# at most. Each try looks through the cache, for every shard that is missing, in every batch.
+# Where there is no room nothing more is made for so long, at first and at most: each try looks through the cache, for
+# every shard that is missing, in every batch. What another process is making, or is stopped while it makes it, is asked
+# for again after the first of them, and keeps nothing else from being made.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.25, 30.0
 
 
@@ -76,6 +77,7 @@ class KeptArrays(Generic[K]):
         self._open: Lru[K, Kept] = Lru(max_open, Kept.close)
         self._now_s = self._sweep_at = 0.0
         self._look_at: dict[K, float] = {}
+        self._busy: set[K] = set()
         self._make_at = 0.0
         self._pause_s = _FIRST_PAUSE_S
 
@@ -107,6 +109,10 @@ class KeptArrays(Generic[K]):
     def is_missing(self, key: K) -> bool:
         """Whether an entry was looked for just now, and was not there."""
         return self._now_s < self._look_at.get(key, 0.0)
+
+    def is_busy(self, key: K) -> bool:
+        """Whether another process was making an entry just now."""
+        return key in self._busy and self.is_missing(key)
 
     @property
     def may_make(self) -> bool:
@@ -142,8 +148,9 @@ class KeptArrays(Generic[K]):
         now = self._now_s
         if fill is not None and now < self._make_at:
             fill = None
-        if fill is None and now < self._look_at.get(key, 0.0):
+        if self.is_busy(key) or (fill is None and self.is_missing(key)):
             return None
+        self._busy.discard(key)
         sizes = [prod(shape) * dtype.itemsize for dtype, shape in shapes.values()]
         starts = part_offsets(sizes)
 
@@ -155,10 +162,18 @@ class KeptArrays(Generic[K]):
 
         make = None if fill is None else lambda buffer: fill(views(buffer))
         allocated = None if num_filled is None else starts[num_filled]
-        opened = self._cache.open_made(entry(), starts[-1] + sizes[-1], make, may_evict=may_evict, allocated=allocated)
+        opened = self._cache.open_made(
+            entry(),
+            starts[-1] + sizes[-1],
+            make,
+            may_evict=may_evict,
+            allocated=allocated,
+            when_busy=lambda: self._busy.add(key),
+        )
         if opened is None:
-            self._look_at[key] = now + _LOOK_AGAIN_S
-            if fill is not None:
+            is_busy = key in self._busy
+            self._look_at[key] = now + (_FIRST_PAUSE_S if is_busy else _LOOK_AGAIN_S)
+            if fill is not None and not is_busy:
                 self._rest_from_making()
             return None
         if fill is not None:

@@ -7,7 +7,7 @@ from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
 from epistream.loader.reading.cold_start import ColdShard
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.reading.shard_entry import read_index, shard_entry
 from epistream.lru import Lru
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
@@ -74,8 +74,7 @@ class OpenShards:
         else:
             try:
                 blob = entry.blobs[1]
-                data, where = blob.read(0, blob.size), source.parts[1].url
-                index = ShardIndex.parse(data, where, validate=shard not in self._checked)
+                index = read_index(blob, source, validate=shard not in self._checked)
                 blob.close()  # what was read of a file stays, without a descriptor
             except BaseException:
                 entry.close()

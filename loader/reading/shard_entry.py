@@ -1,7 +1,11 @@
-"""A shard as the cache keeps it: which files, how large, with which checksums."""
+"""A shard as the cache keeps it: which files, how large, with which checksums; and its index, read out of that."""
 
+from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part
+from epistream.errors import ChecksumError
 from epistream.sharding.files.names import is_tar
+from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
 
 
@@ -20,3 +24,31 @@ def shard_entry(dataset: Dataset, shard: int) -> Entry:
     # The index names the version of the file that it was made of: its checksum stands for both.
     packed = Part(url, int(dataset.shard_bytes[shard]), version=index.checksum, supply=supply)
     return Entry((packed, index), content="packed bytes of HDF5")
+
+
+def read_index(blob: Blob, source: Entry, *, validate: bool = True) -> ShardIndex:
+    """The index of a shard, from the second part of its entry; compared with the manifest's checksum, if that has one.
+
+    Args:
+        blob: The part, opened.
+        source: The entry.
+        validate: False if it was looked at before: it is only viewed then.
+
+    Raises:
+        FormatError: It is torn.
+        ChecksumError: It is whole, and not the one that the manifest is of.
+    """
+    part = source.parts[1]
+    data = blob.read(0, blob.size)
+    index = ShardIndex.parse(data, part.url, validate=validate)
+    found = checksum(data) if validate and part.checksum else part.checksum
+    if found != part.checksum:
+        again = (
+            "Upload or copy the dataset again, or re-create the manifest with 'epistream index URL --overwrite' if it "
+            "was changed on purpose."
+        )
+        raise ChecksumError(
+            f"{part.url}: checksum {found}, wanted {part.checksum}, which the manifest has for it. "
+            + (again if is_tar(source.parts[0].url) else "Open the dataset again: it is made anew.")
+        )
+    return index

@@ -86,11 +86,11 @@ class EpisodeFrames:
         url, wanted = dataset.index_url[self._shard], dataset.index_checksum[self._shard]
         data = read_bytes(url, dataset.storage_options)
         if data is None:
-            raise SourceError(f"{url}: no such file. Write it again with 'epistream index {dataset.url}'.")
+            raise SourceError(f"{url}: no such file. Write it again with 'epistream index {dataset.url} --overwrite'.")
         if checksum(data) != wanted:
             raise FormatError(
                 f"{url}: checksum {checksum(data)}, the manifest says {wanted}. Write it again "
-                f"with 'epistream index {dataset.url}'."
+                f"with 'epistream index {dataset.url} --overwrite'."
             )
         self._index = ShardIndex.parse(data, url)
         position = int(dataset.episode_in_shard[episode])

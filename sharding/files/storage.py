@@ -5,24 +5,29 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from epistream.access import placed_link, without_secrets
-from epistream.bodies import RetryOptions, read_all
+from epistream.access import Access, placed_link, without_secrets
+from epistream.bodies import copy_all, is_http, persist, read_all, read_head, retries_of
 from epistream.errors import EpistreamError, SourceError
-from epistream.file_systems import advice_on, ask, limit_of, local_path, open_file_system, protocol_of, retry
+from epistream.file_systems import advice_on, ask, limit_of, local_path, may_pass, open_file_system, protocol_of, retry
 from epistream.plain_files import not_a_plain_file
+from epistream.whole_files import PartsOfFile
 
 Options = Mapping[str, Any] | None
 
 # Here a reader can see a file that is half written. Everything else that fsspec offers publishes an object when its
 # upload is complete, and has no rename that is cheaper or safer than that.
 _NEEDS_RENAME = frozenset({"sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
-# Tries of one transfer, each of which may take as long as one whose server says nothing.
+# Tries of one upload, each of which may take as long as one whose server says nothing.
 _ATTEMPTS = 3
 # Nobody reads more at once who does not say how much he expects.
 _MOST_BYTES = 1 << 30
+# No file of unknown size that is larger is copied.
+_MOST_COPIED = 1 << 40
 
 
 def join(url: str, name: str) -> str:
@@ -44,7 +49,8 @@ def parent_and_name(url: str) -> tuple[str, str]:
 def read_bytes(url: str, options: Options = None, most: int = _MOST_BYTES, size: int | None = None) -> bytes | None:
     """The contents of `url`; None when there is no such file. A remote one has at most `size`, else `most` bytes.
 
-    Remote files are tried as hard as shards are by default: six times, 60 s each, 600 s in all.
+    Remote files are tried as hard as shards: as the options say (see `Access.trying`), by default six times, 60 s each,
+    600 s in all; and so in all functions that read.
 
     Raises:
         OptionError: If the URL's scheme is unknown, or its package is not installed.
@@ -58,8 +64,7 @@ def read_bytes(url: str, options: Options = None, most: int = _MOST_BYTES, size:
                 return path.read_bytes()
             file_system, target = open_file_system(url, options)
             longest = most if size is None else size
-            retries = RetryOptions(request_timeout_s=limit_of(0))
-            return retries.run(lambda limit_s: read_all(file_system, target, longest, limit_s), size or 0)
+            return persist(retries_of(options), partial(read_all, file_system, target, longest), size or 0)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
@@ -78,8 +83,7 @@ def read_start(url: str, size: int, options: Options = None) -> bytes | None:
                 with path.open("rb") as file:
                     return file.read(size)
             file_system, target = open_file_system(url, options)
-            data: bytes = _ask(file_system, "cat_file", target, start=0, end=size)
-            return data[:size]
+            return persist(retries_of(options), partial(read_head, file_system, target, size), size)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
@@ -154,7 +158,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
 
     Raises:
         OptionError: As `read_bytes`.
-        SourceError: If the file is missing, shorter, or cannot be read.
+        SourceError, FetchError: If the file is missing, shorter, or cannot be read.
     """
     path = local_path(url)
     with _errors_of(url, f"wanted {size:,} bytes of it.", options):
@@ -164,13 +168,10 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
                 file.seek(start)
                 data = file.read(size)
         else:
-            file_system, target = open_file_system(url, options)
-            data = _ask(file_system, "cat_file", target, start=start, end=start + size)
-    if path is None and len(data) >= start + size > size:
-        data = data[start : start + size]  # a server that knows no ranges sends the whole file
+            data = PartsOfFile(url, options).read(start, start + size)
     if len(data) != size:
         raise SourceError(f"{url}: {len(data):,} bytes at {start:,}, wanted {size:,}. Run 'epistream verify'.")
-    return bytes(data)
+    return data
 
 
 @contextlib.contextmanager
@@ -193,12 +194,27 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
         copy = Path(folder) / parent_and_name(url)[1]
         with _errors_of(url, "wanted to fetch it.", options):
             try:
-                file_system, source = open_file_system(url, options)
-                num_bytes = _ask(file_system, "info", source).get("size") or 0
-                _ask(file_system, "get_file", source, str(copy), num_bytes=num_bytes)
+                _fetch(url, copy, options)
             except FileNotFoundError as error:
                 raise SourceError(f"{url}: no such file.") from error
         yield copy
+
+
+def _fetch(url: str, copy: Path, options: Options) -> None:
+    """Bring a whole file, however large: a slow network takes longer for more."""
+    file_system, source = open_file_system(url, options)
+    retries = retries_of(options)
+    info = persist(retries, lambda limit_s: ask(file_system, "info", source, limit_s=limit_s))
+    size = info.get("size")
+    retries = replace(retries, timeout_s=retries.timeout_s + limit_of(size or 0) - limit_of(0))
+    if not is_http(file_system):
+        persist(retries, lambda limit_s: ask(file_system, "get_file", source, str(copy), limit_s=limit_s), size)
+        return
+    with copy.open("wb") as file:
+        fd, most = file.fileno(), _MOST_COPIED if size is None else size
+        persist(retries, lambda limit_s: copy_all(file_system, source, fd, most, limit_s), size)
+        if size is not None and os.fstat(fd).st_size < size:
+            raise SourceError(f"{url}: ends at byte {os.fstat(fd).st_size}, wanted {size}. Upload the file again.")
 
 
 def _refuse_what_is_no_file(url: str, path: Path) -> None:
@@ -218,6 +234,8 @@ def _errors_of(
     except EpistreamError:
         raise
     except Exception as error:  # each file system of fsspec has errors of its own
+        if may_pass(error) and Access.of(options).retries is not None:
+            otherwise = f"{otherwise} Or allow more time and tries with CacheOptions(fetch_timeout_s, attempts)."
         advice = advice_on(error, url, options, otherwise)
         raise SourceError(f"{url}: {type(error).__name__}: {error}, {wanted} {advice}") from error
 

@@ -52,7 +52,7 @@ FORMAT = "epistream-dataset"
 VERSION = 2
 _VERSIONS = (1, 2)
 KIND = "epistream.dataset-tables"
-_REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
+_REMEDY = "Re-create the manifest with 'epistream index URL --overwrite', or pack again."
 TABLES_NAME = re.compile(r"(?:dataset|sources|statistics)-[0-9a-f]{8}\.tables")
 # Features, statistics and provenance: what grows with the episodes is in the tables, whose sizes it tells.
 _MOST_BYTES = 64 << 20

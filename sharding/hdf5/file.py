@@ -1,5 +1,7 @@
 """HDF5 files as sources of a stream, local or remote: opening them, and what tells one version from another."""
 
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,8 @@ import h5py
 from fsspec.spec import AbstractBufferedFile
 
 from epistream.access import placed_link, without_secrets
-from epistream.errors import EpistreamError, LayoutError, SourceError
+from epistream.bodies import persist, retries_of
+from epistream.errors import EpistreamError, LayoutError, SourceChangedError, SourceError
 from epistream.file_systems import advice_on, ask, local_path, open_file_system, refusal_in, version_facts
 from epistream.plain_files import not_a_plain_file, refuse_other_than_plain, version_of_file
 from epistream.sharding.files.foreign import HDF5_SIGNATURE, Foreign, foreign_bytes
@@ -19,6 +22,7 @@ from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.opening.other_files import other_files
 from epistream.sharding.opening.source_bytes import BlocksOfFile, SourceBytes
 from epistream.shown_errors import clearly
+from epistream.whole_files import PartsOfFile, WholeFile, whole_file
 
 T = TypeVar("T")
 
@@ -29,8 +33,11 @@ _REMOTE_BLOCK_BYTES = 1 << 20
 def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
     """The version of the file at `url` as it is now, and its size.
 
+    Of a server that tells no size the file is brought whole, once a process.
+
     Raises:
         SourceError: If it is not there.
+        FetchError: If it cannot be brought.
     """
     path = local_path(url)
     try:
@@ -38,8 +45,7 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
             refuse_other_than_plain(path)
             status = path.stat()
             return version_of_file(status), status.st_size
-        file_system, target = open_file_system(url, options)
-        info = ask(file_system, "info", target)
+        version, size = _ask_version(*open_file_system(url, options), options)
     except Exception as error:  # each file system of fsspec has errors of its own
         refused = refusal_in(error) or error
         reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
@@ -47,7 +53,14 @@ def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
             reason = "no such file"  # some file systems have nothing but the URL to say
         advice = advice_on(error, url, options, "Check the path or pattern.")
         raise SourceError(f"{url}: {reason}, wanted an HDF5 file. {advice}") from error
-    return ";".join([f"bytes={info.get('size')}", *version_facts(info)]), int(info.get("size") or 0)
+    return version, whole_file(url, options, version=version).size() if size is None else size
+
+
+def _ask_version(file_system: Any, target: str, options: Options) -> tuple[str, int | None]:
+    """What tells one content of a remote file from another, and its size, if the server tells it."""
+    info = persist(retries_of(options), lambda limit_s: ask(file_system, "info", target, limit_s=limit_s))
+    size = info.get("size")
+    return ";".join([f"bytes={size}", *version_facts(info)]), None if size is None else int(size)
 
 
 def read_hdf5(url: str, options: Options, use: Callable[[h5py.File, Any], T], *, allow_outside: bool = False) -> T:
@@ -125,22 +138,56 @@ def open_remote(url: str, options: Options = None) -> Any:
     file_system, target = open_file_system(url, options)
     if not getattr(file_system, "async_impl", False):
         return clearly(lambda: file_system.open(target, "rb", block_size=_REMOTE_BLOCK_BYTES), options)
-    size = ask(file_system, "info", target).get("size")
+    version, size = _ask_version(file_system, target, options)
     if size is None:
-        raise SourceError(f"{url}: of unknown size, wanted one that can be read in parts. Copy the file to a disk.")
-    return _RemoteFile(file_system, target, block_size=_REMOTE_BLOCK_BYTES, size=size)
+        whole = whole_file(url, options, version=version)
+        return _RemoteFile(file_system, target, whole, whole.size())
+    return _RemoteFile(file_system, target, PartsOfFile(url, options, size, version), size)
+
+
+_waiting = [0, False]  # how many do, and whether garbage was collected before the first of them
+_waiting_mutex = threading.Lock()
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Let no thread collect garbage while h5py, which holds its lock then, waits for the network.
+
+    What is collected may be an object of h5py's, which takes that lock to die: the thread that does the network's work
+    would wait for this one, which waits for it.
+    """
+    with _waiting_mutex:
+        if not _waiting[0]:
+            _waiting[1] = gc.isenabled()
+            gc.disable()
+        _waiting[0] += 1
+    try:
+        yield
+    finally:
+        with _waiting_mutex:
+            _waiting[0] -= 1
+            if not _waiting[0] and _waiting[1]:
+                gc.enable()
 
 
 class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """Bytes of a remote file, each request with a deadline: fsspec's own file objects wait for ever."""
+    """Bytes of a remote file, each request tried again, with a deadline: fsspec's own file objects wait for ever."""
+
+    def __init__(self, file_system: Any, path: str, parts: PartsOfFile | WholeFile, size: int) -> None:
+        self._parts = parts
+        super().__init__(file_system, path, block_size=_REMOTE_BLOCK_BYTES, size=size)
 
     def __repr__(self) -> str:  # which h5py takes for the file's name
         return f"<{without_secrets(self.path)}>"
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        data: bytes = ask(self.fs, "cat_file", self.path, start=start, end=end)
+        with _collecting_nothing():
+            data = self._parts.read(start, end)
         if len(data) != end - start:
-            raise OSError(f"{len(data)} bytes, wanted those from {start} to {end}: the server may not know ranges")
+            raise SourceChangedError(
+                f"{without_secrets(self.path)}: ends at byte {start + len(data)}, wanted {self.size} bytes: it was "
+                "replaced since it was looked at. Open the dataset again."
+            )
         return data
 
 

@@ -238,7 +238,7 @@ def test_a_holder_who_does_not_come_is_waited_for_once(server, cache_path, monke
                 tar.check_with(block_sums(DATAS[0]), BLOCK)
                 assert bytes(tar.read(5, 9)) == DATAS[0][5:14]
                 assert tar._patience_s < 0.05
-                assert shared.absent(0, 8 * BLOCK) == [(0, 8 * BLOCK)], "only who has the turn writes"
+                assert shared.absent(0, 8 * BLOCK) == [(BLOCK, 8 * BLOCK)], "who waited leaves it to others"
 
 
 def test_cache_ls_knows_partial_entries_and_clear_removes_those_that_nobody_uses(server, cache_path):
