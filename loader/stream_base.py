@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError, StateError
+from epistream.hints import in_short
 from epistream.loader import accelerated
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_break, log_order, log_untold_rank
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.state import Place, check_state, make_state
+from epistream.loader.state import MOST_EPOCHS, Place, check_state, make_state, whole_number
 from epistream.loader.stream_cells import ACCELERATE, Cell, Cells, take_cells
 from epistream.loader.stream_iterator import StreamIterator
 
@@ -129,8 +130,10 @@ class Stream(IterableDataset[Batch], ABC):
                 that is in this epoch: loops set the epoch after they have loaded a state. If the state was taken at
                 the end of this epoch, the next iteration gives nothing.
         """
-        if epoch < 0 or (position or 0) < 0:
-            raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
+        numbers = whole_number(epoch), 0 if position is None else whole_number(position)
+        if any(number is None or not 0 <= number <= MOST_EPOCHS for number in numbers):
+            told = f"epoch {in_short(epoch)}, position {in_short(position)}"
+            raise OptionError(f"set_epoch: {told}, wanted integers of 0 or more. Count epochs from 0.")
         loaded = None if position is not None else self.loaded_place
         loader = accelerated.active_loader(self)
         if loader is not None:

@@ -232,7 +232,7 @@ def test_stream_repeats_its_epoch_until_set_epoch(make_stream, epochs):
     assert windows_of(stream) == windows_of(stream) == epochs[0]
     stream.set_epoch(2)
     assert windows_of(stream) == windows_of(stream) == epochs[2]
-    with pytest.raises(OptionError, match="wanted 0 or more"):
+    with pytest.raises(OptionError, match="wanted integers of 0 or more"):
         stream.set_epoch(-1)
 
 

@@ -1,0 +1,40 @@
+"""Advice about states, functions of the user's and stock loaders, taken."""
+
+import json
+
+import pytest
+import torch
+
+import epistream as es
+from epistream.errors import OptionError, StateError
+
+
+@pytest.fixture
+def stream(aloha_shards):
+    return es.EpisodeStream(aloha_shards, batch_size=10, features=["action"])
+
+
+def test_state_that_was_changed_on_its_way_is_loaded_as_it_was_returned(stream, tmp_path):
+    stream.set_epoch(1, 30)
+    state = stream.state_dict()
+    with pytest.raises(StateError, match=r"position is '30', wanted .*\. Load what state_dict\(\) returned\."):
+        stream.load_state_dict({**state, "position": "30"})
+    torch.save(state, tmp_path / "state.pt")
+    for kept in (json.loads(json.dumps(state)), torch.load(tmp_path / "state.pt", weights_only=True)):
+        stream.set_epoch(0)
+        stream.load_state_dict(kept)
+        assert stream.cursor == (1, 30)
+
+
+def test_state_without_a_key_names_all_that_state_dict_returns(stream):
+    state = stream.state_dict()
+    with pytest.raises(StateError, match=r"state: epoch missing from .*, wanted all that state_dict\(\) returned"):
+        stream.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
+    stream.load_state_dict(state)
+
+
+def test_epoch_that_is_no_number_is_counted_from_0(stream):
+    with pytest.raises(OptionError, match="Count epochs from 0"):
+        stream.set_epoch("1")
+    stream.set_epoch(0)
+    assert stream.cursor == (0, 0)
