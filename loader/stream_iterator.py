@@ -10,6 +10,7 @@ from epistream.errors import StateError
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.samples.failures import Origin, batch_text, portable, reader_text, told
 from epistream.loader.state import MOST_EPOCHS, Place, check_keys, read_number
 
 
@@ -65,6 +66,18 @@ class StreamIterator(Iterator[Any]):
             if self._follow is not None and self._num_batches == 0:
                 self._follow(self._place())
             raise StopIteration
+        try:
+            batch = self._read(batch_index)
+        except Exception as error:
+            known = error if get_worker_info() is None else portable(error)
+            if known is error:
+                raise
+            raise known from error
+        if self._follow is not None:  # a batch that failed was not given
+            self._follow(self._place())
+        return batch
+
+    def _read(self, batch_index: int) -> Any:
         views = self._job.layout.allocate()
         try:
             num_windows, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
@@ -73,13 +86,13 @@ class StreamIterator(Iterator[Any]):
             self._feed.release()
         self._num_done += 1
         # Fewer than the batch size in the last batch under ``remainder="uneven"``.
-        try:
-            batch = self._finish({name: view[:num_windows] for name, view in views.items()})
-        except StopIteration as error:  # of a function of the user: it would end the epoch early, without a word
-            raise RuntimeError("transform or sample_format raised StopIteration") from error
-        if self._follow is not None:  # a batch that failed was not given
-            self._follow(self._place())
-        return batch
+        views = {name: view[:num_windows] for name, view in views.items()}
+        job, place = self._job, self._start
+
+        def origin() -> Origin:
+            return Origin(job.parts, views, f"{batch_text(job.world, place, batch_index)}, read by {reader_text()}")
+
+        return told(self._finish, views, origin, "transform or sample_format")
 
     def _place(self) -> Place:
         begun, start, num_given = self._start

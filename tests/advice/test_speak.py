@@ -1,9 +1,11 @@
 """Advice about states, functions of the user's and stock loaders, taken."""
 
 import json
+import re
 
 import pytest
 import torch
+from failing_hooks import FailsAlways
 
 import epistream as es
 from epistream.errors import OptionError, StateError
@@ -38,3 +40,16 @@ def test_epoch_that_is_no_number_is_counted_from_0(stream):
         stream.set_epoch("1")
     stream.set_epoch(0)
     assert stream.cursor == (0, 0)
+
+
+def test_window_of_a_batch_that_failed_is_seen_alone_as_the_note_says(aloha_shards):
+    stream = es.EpisodeStream(aloha_shards, batch_size=10, features=["action"], transform=FailsAlways())
+    for made, name in ((stream, "stream"), (es.Mixture([stream, stream], [1, 1], batch_size=10), "streams[0]")):
+        with pytest.raises(ValueError, match="no such gripper") as caught:
+            next(iter(made))
+        [call] = re.findall(rf"To see one alone: {re.escape(name)}\.read\((.*)\)", "\n".join(caught.value.__notes__))
+        arguments = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", call)}
+        with pytest.raises(ValueError, match="no such gripper") as again:
+            stream.read(**arguments)
+        where = f"episode {arguments['episode_index']} .*: step {arguments['step']}"
+        assert re.search(where, "\n".join(again.value.__notes__))

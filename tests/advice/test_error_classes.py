@@ -13,7 +13,7 @@ import pytest
 import epistream.errors
 from epistream.errors import EpistreamError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 FILES = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
 
