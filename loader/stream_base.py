@@ -16,6 +16,7 @@ from epistream.loader import accelerated
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_break, log_order, log_untold_rank
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.samples.stacking import caller, refuse_stacking
 from epistream.loader.state import MOST_EPOCHS, Place, check_state, make_state, whole_number
 from epistream.loader.stream_cells import ACCELERATE, Cell, Cells, take_cells
 from epistream.loader.stream_iterator import StreamIterator
@@ -208,7 +209,12 @@ class Stream(IterableDataset[Batch], ABC):
             self.set_place(place, is_loaded=True)
 
     def __iter__(self) -> Iterator[Any]:
-        """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
+        """This rank's batches of the epoch last set, or this DataLoader worker's share of them.
+
+        Raises:
+            OptionError: a DataLoader iterates that would stack whole batches, for want of ``batch_size=None``.
+        """
+        refuse_stacking(self._job.url, self._job.batch_size, caller())
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if worker_index == 0 and not self._cells[Cell.IS_TOLD]:

@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from failing_hooks import FailsAlways
+from of_users import FailsAlways
+from torch.utils.data import DataLoader
 
 import epistream as es
 from epistream.errors import OptionError, StateError
@@ -53,3 +54,10 @@ def test_window_of_a_batch_that_failed_is_seen_alone_as_the_note_says(aloha_shar
             stream.read(**arguments)
         where = f"episode {arguments['episode_index']} .*: step {arguments['step']}"
         assert re.search(where, "\n".join(again.value.__notes__))
+
+
+def test_stock_loader_that_would_stack_batches_names_two_that_do_not(stream):
+    with pytest.raises(OptionError, match=r"Make it DataLoader\(stream, batch_size=None\), or take epistream\.Strea"):
+        next(iter(DataLoader(stream, batch_size=10)))
+    for loader in (DataLoader(stream, batch_size=None), es.StreamingLoader(stream, num_workers=0)):
+        assert next(iter(loader))["action"].shape == (10, 1, 14)

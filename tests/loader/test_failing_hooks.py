@@ -5,7 +5,7 @@ import re
 import traceback
 
 import pytest
-from failing_hooks import FailingDataset, Fails, FailsAlways, OwnNormalizer, rows_of
+from of_users import FailingDataset, Fails, FailsAlways, OwnNormalizer, rows_of
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 

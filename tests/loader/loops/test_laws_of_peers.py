@@ -344,17 +344,6 @@ def test_stock_loader_that_breaks_off_begins_anew(make_stream, epochs):
         assert windows_of(loader) == epochs[0]
 
 
-def test_stock_loader_with_a_batch_size_of_its_own_stacks_whole_batches(make_stream, epochs):
-    stacked = list(DataLoader(make_stream(), batch_size=2))
-    assert [tuple(batch["action"].shape[:2]) for batch in stacked] == [(2, 20)] * 3 + [(1, 20)]
-    rows = [
-        list(zip(e.tolist(), t.tolist(), strict=True))
-        for batch in stacked
-        for e, t in zip(batch["episode_index"], batch["step_index"], strict=True)
-    ]
-    assert rows == epochs[0]
-
-
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_stream_state_is_refused_where_only_workers_know_it(make_stream, num_workers):
     stream = make_stream()

@@ -1,4 +1,6 @@
-"""Functions of a user's that fail, each in its own way, where spawned workers find them by name."""
+"""Functions and subclasses as users write them, also failing ones; here, so that spawned workers find them."""
+
+from pathlib import Path
 
 import torch
 
@@ -106,3 +108,15 @@ class OwnNormalizer(es.Normalizer):
 
 def rows_of(batch):
     return torch.stack([batch["episode_index"], batch["step_index"]], 1).tolist()
+
+
+class Told(OptimizedEpisodicDataset):
+    """The subclass of the document: an instruction without an argument."""
+
+    def get_language_instruction(self):
+        return "complete the task"
+
+
+class ToldByPath(OptimizedEpisodicDataset):
+    def get_language_instruction(self, dataset_path):
+        return f"look at {Path(dataset_path).name}"
