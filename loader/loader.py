@@ -119,9 +119,11 @@ class StreamingLoader:
         self._agreed_job: ReadJob | None = None  # that ranks have compared
         self._num_closed = 0
         # It must not keep the loader alive: a loader that is dropped ends its workers at once.
-        stats, report = _weakly(self.stats), _weakly(self.report)
-        self._monitor = Monitor(monitor or MonitorOptions(), stats, report)
+        self._monitor = Monitor(monitor or MonitorOptions(), _weakly(self.stats), _weakly(self.report))
         weakref.finalize(self, self._monitor.stop).atexit = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.stream!r}, {self._crew})"
 
     @classmethod
     def from_config(
@@ -328,8 +330,8 @@ class StreamingLoader:
         batches = iteration.read_here(job) if pool is None else iteration.collect(pool, self._timeout_s, self.close)
         try:
             finishing = Finishing(self.stream.finish, self._on_device, partial(iteration.origin, job))
-            finished = (finishing.finish(views) for views in batches)
-            with move_ahead(finished, self._device, finishing.hook, pool.ring if pool else None) as moved:
+            finished, ring = map(finishing.finish, batches), pool.ring if pool else None
+            with move_ahead(finished, self._device, finishing.hook, ring) as moved:
                 for batch in moved:
                     if self._iteration is not iteration:  # also where no workers tell
                         raise StateError(ENDED)

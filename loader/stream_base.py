@@ -20,6 +20,7 @@ from epistream.loader.samples.stacking import caller, refuse_stacking
 from epistream.loader.state import MOST_EPOCHS, Place, check_state, make_state, whole_number
 from epistream.loader.stream_cells import ACCELERATE, Cell, Cells, take_cells
 from epistream.loader.stream_iterator import StreamIterator
+from epistream.shown_urls import shown
 
 Batch = dict[str, Any]
 
@@ -40,6 +41,15 @@ class Stream(IterableDataset[Batch], ABC):
         self._place: Place | None = None  # of the loop over the stream in this process
         self._is_loaded = False  # where the next iteration begins is that of a state
         self._has_told_of_break = False
+
+    def __repr__(self) -> str:
+        job, (epoch, position, _) = self._job, self.next_place
+        of = f"{len(job.parts):,} datasets" if job.mixture is not None else "1 dataset"
+        at = f" at window {position:,}" if position else ""
+        return (
+            f"{type(self).__name__}({in_short(shown(job.url))}: {job.num_windows:,} windows of {of}, "
+            f"batch_size={job.batch_size}, rank {job.world.rank} of {job.world.size}, next epoch {epoch}{at})"
+        )
 
     @property
     def _cells(self) -> Cells:

@@ -18,6 +18,7 @@ from epistream.loader.episodic.episode_table import AnyPath
 from epistream.loader.episodic.files import EpisodicFiles
 from epistream.loader.episodic.options import short_form
 from epistream.loader.episodic.sample import assemble, find_normalizer, normalized
+from epistream.loader.monitoring.asked import tell
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
 from epistream.loader.samples.failures import add_note, portable, reader_text
@@ -171,7 +172,7 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         self._read_s += time.perf_counter() - started
         before, self._num_samples = self._num_samples, self._num_samples + len(samples)
         if self._enable_monitoring and before // 1000 != self._num_samples // 1000:
-            _log.info("%s", self.performance_report())
+            tell(_log, self.performance_report())
         return samples
 
     # Hooks of subclasses.
