@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import epistream as es
-from epistream.errors import WorkerError
+from epistream.errors import FormatError, WorkerError
+from epistream.loader.reading.reader import EpisodeReader
 from epistream.loader.samples import failures
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 calls it
@@ -229,3 +230,22 @@ def test_hook_of_an_episodic_dataset_is_told_with_its_episode_and_step(aloha_fil
     assert LINE in seen
     assert f"epistream: this was episode 1 ({aloha_files[1]}), step 3, in " in seen
     assert ("worker 0 of 1 of a DataLoader" if num_workers else "this process") in seen
+
+
+@pytest.mark.parametrize("way", ["threads", "forked"])
+@pytest.mark.parametrize("kind", [KeyError, FormatError])
+def test_what_fails_in_a_worker_itself_is_told_with_the_worker_and_its_batch(aloha_shards, monkeypatch, way, kind):
+    read = EpisodeReader.read
+
+    def fails(self, windows, out, *arguments, **options):
+        if 30 in windows.step:
+            raise kind("torn at 30")
+        return read(self, windows, out, *arguments, **options)
+
+    monkeypatch.setattr(EpisodeReader, "read", fails)
+    stream = es.EpisodeStream(aloha_shards, batch_size=20, features=["action"], shuffle=False)
+    error, count, seen = caught_of(iterated(stream, way))
+    assert (error, count) == (WorkerError if kind is KeyError else FormatError, 1)
+    assert re.search(r"worker 1 \(pid \d+\), batch 1 from window 0 of epoch 0 on", seen)
+    assert "torn at 30" in seen
+    assert "in fails" in seen or kind is FormatError
