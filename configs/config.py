@@ -15,6 +15,7 @@ from epistream.configs.presets import PRESETS, preset_values
 from epistream.configs.replaced import is_replaced, layers_of
 from epistream.configs.schema import Section, Settings
 from epistream.errors import OptionError, SourceError
+from epistream.hints import in_short
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.monitoring.monitor import MonitorOptions
 from epistream.loader.order.plan import OrderOptions
@@ -29,6 +30,7 @@ from epistream.working_folder import absolute
 from epistream.yaml_text import dump_yaml, read_yaml
 
 _MAX_AUTO_WORKERS = 16
+_MOST_SAID = 8  # values of a configuration in its repr
 _OPTIONS = "stream.storage_options"
 
 
@@ -43,6 +45,12 @@ class Config:
 
     settings: Section
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """What is no default, the most of it, without secrets; ``epistream config show`` has all."""
+        said = [f"{name}={in_short(value)}" for name, value in self.said.items()]
+        rest = [f"and {len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
+        return f"Config({', '.join(said[:_MOST_SAID] + rest)})"
 
     @property
     def source(self) -> str | list[str] | None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from epistream.errors import StateError, WorkerError
 from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.samples.failures import Origin, batch_text, reader_text
 from epistream.loader.state import Place
 from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.pool import WorkerPool
@@ -40,6 +42,7 @@ class Iteration:
         has_begun: the training loop asked for a batch: the epoch is taken.
         is_resumed: it begins where a state was loaded.
         is_over: it ran out, failed, or was dropped by the training loop.
+        at: the batch that was handed on last, counted from 0, and who read it.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Iteration:
         self._num_given, self._num_taken = num_given, 0
         self.place: Place | None = None
         self.has_begun = self.is_over = self.is_resumed = self._has_run_out = False
+        self.at: tuple[int, Callable[[], str]] = -1, reader_text
         self.serial: int = NO_EPOCH + 2
         if before is not None:
             follows = before._has_run_out and (schedule.epoch, schedule.start) == (before._schedule.epoch + 1, 0)
@@ -111,6 +115,7 @@ class Iteration:
                 self._check_current(pool)
                 recorder.hand_out(len(views["step_index"]), copied)
                 self._has_run_out = batch_index + 1 == self._schedule.num_batches
+                self.at = batch_index, partial(pool.name_of, worker_index)
                 yield views
 
     def read_here(self, job: ReadJob) -> Iterator[Views]:
@@ -128,7 +133,14 @@ class Iteration:
             )
             self._recorder.receive(0, message, busy_s)
             self._recorder.hand_out(len(views["step_index"]), copied=False)
+            self.at = self.at[0] + 1, reader_text
             yield views
+
+    def origin(self, job: ReadJob, views: Views) -> Origin:
+        """Where the batch comes from that was handed on last."""
+        batch_index, reader = self.at
+        batch = batch_text(job.world, (*self.cursor, self._num_given), batch_index)
+        return Origin(job.parts, views, f"{batch}, read by {reader()}")
 
     def _receive(
         self, pool: WorkerPool, worker_index: int, timeout_s: float, on_failure: Callable[[], None]

@@ -5,6 +5,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Annotated, Any, Protocol, TextIO, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from epistream.loader.order.world import World
 from epistream.loader.order_log import log_break, log_order
 from epistream.loader.pickled import check_pickled
 from epistream.loader.reading.job import ReadJob
+from epistream.loader.samples.failures import Finishing
 from epistream.loader.state import Place, make_state
 from epistream.loader.stream import EpisodeStream, Source, StreamConfig
 from epistream.loader.stream_base import Stream
@@ -117,9 +119,11 @@ class StreamingLoader:
         self._agreed_job: ReadJob | None = None  # that ranks have compared
         self._num_closed = 0
         # It must not keep the loader alive: a loader that is dropped ends its workers at once.
-        stats, report = _weakly(self.stats), _weakly(self.report)
-        self._monitor = Monitor(monitor or MonitorOptions(), stats, report)
+        self._monitor = Monitor(monitor or MonitorOptions(), _weakly(self.stats), _weakly(self.report))
         weakref.finalize(self, self._monitor.stop).atexit = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.stream!r}, {self._crew})"
 
     @classmethod
     def from_config(
@@ -325,9 +329,9 @@ class StreamingLoader:
         self.stream.set_epoch(iteration.cursor[0] + 1, 0)
         batches = iteration.read_here(job) if pool is None else iteration.collect(pool, self._timeout_s, self.close)
         try:
-            # No map: a StopIteration out of a function of the user would end the epoch early, without a word.
-            finished = (self.stream.finish(views) for views in batches)
-            with move_ahead(finished, self._device, self._on_device, pool.ring if pool else None) as moved:
+            finishing = Finishing(self.stream.finish, self._on_device, partial(iteration.origin, job))
+            finished, ring = map(finishing.finish, batches), pool.ring if pool else None
+            with move_ahead(finished, self._device, finishing.hook, ring) as moved:
                 for batch in moved:
                     if self._iteration is not iteration:  # also where no workers tell
                         raise StateError(ENDED)

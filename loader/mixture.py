@@ -15,6 +15,7 @@ from epistream.loader.order.mixture_schedule import DatasetPosition, Stop
 from epistream.loader.order.schedule import Remainder
 from epistream.loader.order.world import World
 from epistream.loader.reading.job import DATASET_INDEX, DatasetPart, ReadJob
+from epistream.loader.samples.failures import add_note
 from epistream.loader.stream import EpisodeStream
 from epistream.loader.stream_base import Batch, Stream
 from epistream.sharding.format.feature_sets import difference_text
@@ -96,10 +97,21 @@ class Mixture(Stream):
             ]
             batch = self._streams[0].finish(views, marks_repeats, tasks)
         else:
-            made = [s.finish({name: view[rows] for name, view in views.items()}, marks_repeats) for s, rows in pieces]
+            made = [
+                self._finish_rows(int(owner[rows.start]), {name: view[rows] for name, view in views.items()})
+                for _, rows in pieces
+            ]
             batch = _join(made, views)
         batch[DATASET_INDEX] = torch.from_numpy(owner)
         return batch
+
+    def _finish_rows(self, number: int, views: Mapping[str, NDArray[Any]]) -> Any:
+        stream = self._streams[number]
+        try:
+            return stream.finish(views, self._job.marks_repeats)
+        except Exception as error:
+            add_note(error, lambda: f"epistream: in stream {number} of the mixture, {stream.job.url}")
+            raise
 
 
 def _check_alike(first: DatasetPart, other: DatasetPart) -> None:

@@ -1,13 +1,14 @@
 """Everything a user may say about a stream, in one place."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Annotated
+from typing import Annotated, Any
 
 from epistream.cache.options import CacheOptions
 from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
+from epistream.hints import in_short
 from epistream.loader.order.plan import OrderOptions
 from epistream.loader.order.random_integers import Seed
 from epistream.loader.order.schedule import Remainder
@@ -17,6 +18,7 @@ from epistream.loader.samples.collate import SampleOptions
 from epistream.loader.samples.transforms import Transform
 from epistream.options import Count, Range
 
+_MOST_CHARACTERS = 200  # of one option in a repr
 BatchSize = Annotated[Count, "an integer of at least 1", Range(le=1 << 20)]
 
 
@@ -97,7 +99,18 @@ class StreamOptions(SampleOptions):
         if self.channels_first and self.sample_format is not None:
             raise OptionError("channels_first: the sample_format decides the shapes itself. Leave channels_first out.")
 
+    def __repr__(self) -> str:
+        """Every option; long ones, such as a number for each episode, in short."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        texts = (f"{name}={_told(value)}" for name, value in values.items())
+        return f"{type(self).__name__}({', '.join(texts)})"
+
     @property
     def cache_options(self) -> CacheOptions:
         """`cache`, with defaults for what a mode leaves open."""
         return self.cache if isinstance(self.cache, CacheOptions) else CacheOptions(mode=self.cache)
+
+
+def _told(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARACTERS else in_short(value)

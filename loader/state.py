@@ -1,11 +1,12 @@
 """What is saved to resume a stream, and the check that a state means the same order."""
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from epistream.errors import StateError
+from epistream.hints import in_short
 from epistream.loader.reading.job import ReadJob
 
 STATE_VERSION = 1
@@ -18,6 +19,8 @@ _NUM_GIVEN = "num_batches_given"
 _PLAN_DIGITS = 16
 # Of each value of a mixture's datasets, so many are told where they differ from those of a state.
 _MOST_DIFFERENCES = 3
+# What a cell holds, and all that is counted from it.
+MOST_EPOCHS = 1 << 62
 
 
 class Place(NamedTuple):
@@ -57,32 +60,78 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> Place:
     Raises:
         StateError: not a state of ours, of another version, or of a stream with another order; names both values.
     """
-    if not isinstance(state, Mapping) or not {"version", "epoch", "position"} <= set(state):
-        raise StateError(f"state: {state!r:.200}, wanted what state_dict() returned.")
-    if state["version"] not in (STATE_VERSION, _SHORT_VERSION):
+    check_keys(state, ("version", "epoch", "position"), "state_dict()")
+    version = whole_number(state["version"])
+    if version not in (STATE_VERSION, _SHORT_VERSION):
         raise StateError(
-            f"state: version {state['version']}, this release reads versions {STATE_VERSION} and {_SHORT_VERSION}. "
-            "Resume with the release that saved it."
+            f"state: version is {in_short(state['version'])}, this release reads versions {STATE_VERSION} and "
+            f"{_SHORT_VERSION}. Resume with the release that saved it."
         )
-    ours, saved = (_short(each) if state["version"] == _SHORT_VERSION else each for each in (job.identity, state))
+    ours, saved = job.identity, {name: _plain(value) for name, value in state.items()}
+    if version == _SHORT_VERSION:
+        ours = _short(ours)
     different = list(_differences(saved, ours))
     if different:
         raise StateError(
             f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this "
             "state."
         )
-    epoch = _number(state, "epoch", 1 << 62)
-    position = _number(state, "position", job.num_windows)
-    num_given = _number(state, _NUM_GIVEN, position) if _NUM_GIVEN in state else None if position else 0
+    epoch = read_number(state, "epoch", MOST_EPOCHS)
+    position = read_number(state, "position", job.num_windows)
+    num_given = read_number(state, _NUM_GIVEN, position) if _NUM_GIVEN in state else None if position else 0
     return Place(epoch, position, num_given)
 
 
-def _number(state: Mapping[str, Any], name: str, most: int) -> int:
-    value = state[name]
-    with suppress(TypeError):  # an index is also what numpy and torch made of an integer in between
-        if 0 <= (number := operator.index(value)) <= most:
-            return number
-    raise StateError(f"state: {name} is {value!r}, wanted 0 to {most}. Load what state_dict() returned.")
+def check_keys(state: Any, wanted: Collection[str], made_by: str) -> None:
+    """Refuse what is no mapping with these keys.
+
+    Raises:
+        StateError: it is none; names what is missing.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(f"state: {in_short(state)}, wanted the dict that {made_by} returned.")
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise StateError(
+            f"state: {', '.join(missing)} missing from {in_short(sorted(map(str, state)))}, wanted all that {made_by} "
+            "returned."
+        )
+
+
+def read_number(state: Mapping[str, Any], name: str, most: int, least: int = 0) -> int:
+    """A number of a state.
+
+    Raises:
+        StateError: it is no integer of Python's, numpy's or torch's, or out of bounds.
+    """
+    number = whole_number(state[name])
+    if number is None or not least <= number <= most:
+        raise StateError(
+            f"state: {name} is {in_short(state[name])}, wanted an integer of {least} to {most}. Load what state_dict() "
+            "returned."
+        )
+    return number
+
+
+def whole_number(value: Any) -> int | None:
+    """The integer that a value is, also where numpy or torch holds it; None for all else, True and False included."""
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    with suppress(Exception):  # a tensor on no device, or a class of anybody's
+        return operator.index(value)
+    return None
+
+
+def _plain(value: Any, is_item: bool = False) -> Any:
+    """A text, a number, a truth value, or a list of these, as Python has them; anything else as it is."""
+    number = whole_number(value)
+    if number is not None:
+        return number
+    with suppress(Exception):
+        value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple) and not is_item:
+        return [_plain(item, is_item=True) for item in value]
+    return value
 
 
 def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
@@ -90,21 +139,33 @@ def _differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[
     numbers = [len(each["dataset"]) if isinstance(each.get("dataset"), list) else 0 for each in (saved, ours)]
     if numbers[0] != numbers[1]:  # then everything else is of another length, too
         texts = [
-            f"a mixture of {number:,}" if number else repr(each.get("dataset"))
+            f"a mixture of {number:,}" if number else _told(each, "dataset")
             for number, each in zip(numbers, (saved, ours), strict=True)
         ]
         yield f"dataset is {texts[0]}, this stream has {texts[1]}"
         return
     for name, value in ours.items():
         was = saved.get(name)
-        pairs = [(name, was, value)]
         if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
             pairs = [(f"{name}[{number}]", *pair) for number, pair in enumerate(zip(was, value, strict=True))]
-        pairs = [pair for pair in pairs if pair[1] != pair[2]]
-        for where, theirs, own in pairs[:_MOST_DIFFERENCES]:
-            yield f"{where} is {theirs!r}, this stream has {own!r}"
-        if len(pairs) > _MOST_DIFFERENCES:
-            yield f"and {len(pairs) - _MOST_DIFFERENCES} more of {name}"
+            pairs = [pair for pair in pairs if not _is_equal(*pair[1:])]
+            for where, theirs, own in pairs[:_MOST_DIFFERENCES]:
+                yield f"{where} is {in_short(theirs)}, this stream has {in_short(own)}"
+            if len(pairs) > _MOST_DIFFERENCES:
+                yield f"and {len(pairs) - _MOST_DIFFERENCES} more of {name}"
+        elif not _is_equal(was, value):
+            yield f"{name} is {_told(saved, name)}, this stream has {in_short(value)}"
+
+
+def _is_equal(saved: Any, own: Any) -> bool:
+    """Whether both are the same text, number or truth value; 1 is not True."""
+    if isinstance(own, str):
+        return isinstance(saved, str) and saved == own
+    return type(saved) is type(own) and not isinstance(own, list) and bool(saved == own)
+
+
+def _told(state: Mapping[str, Any], name: str) -> str:
+    return in_short(state[name]) if name in state else "missing"
 
 
 def _short(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from epistream.loader.random_access import RandomAccess
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.job import DatasetPart, ReadJob
 from epistream.loader.samples.collate import Collator
+from epistream.loader.samples.failures import Origin, told
 from epistream.loader.samples.normalize import Normalizer
 from epistream.loader.samples.transforms import ChannelsFirst, InOrder
 from epistream.loader.stream_base import Stream
@@ -205,7 +206,10 @@ class EpisodeStream(Stream):
                 "open_dataset(...).episode_length."
             )
         access = RandomAccess(dataset, part.features, part.window, job.cache, job.reader_options[0])
-        return self.finish(access.read([episode_index], [step]))
+        views = access.read([episode_index], [step])
+        return told(
+            self.finish, views, lambda: Origin(job.parts, views, "one window, read alone"), "transform or sample_format"
+        )
 
     @property
     def hooks(self) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from epistream.errors import OptionError, StateError
+from epistream.hints import in_short
 from epistream.loader import accelerated
 from epistream.loader.order.world import World
 from epistream.loader.order_log import log_break, log_order, log_untold_rank
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.state import Place, check_state, make_state
+from epistream.loader.samples.stacking import caller, refuse_stacking
+from epistream.loader.state import MOST_EPOCHS, Place, check_state, make_state, whole_number
 from epistream.loader.stream_cells import ACCELERATE, Cell, Cells, take_cells
 from epistream.loader.stream_iterator import StreamIterator
+from epistream.shown_urls import shown
 
 Batch = dict[str, Any]
 
@@ -38,6 +41,15 @@ class Stream(IterableDataset[Batch], ABC):
         self._place: Place | None = None  # of the loop over the stream in this process
         self._is_loaded = False  # where the next iteration begins is that of a state
         self._has_told_of_break = False
+
+    def __repr__(self) -> str:
+        job, (epoch, position, _) = self._job, self.next_place
+        of = f"{len(job.parts):,} datasets" if job.mixture is not None else "1 dataset"
+        at = f" at window {position:,}" if position else ""
+        return (
+            f"{type(self).__name__}({in_short(shown(job.url))}: {job.num_windows:,} windows of {of}, "
+            f"batch_size={job.batch_size}, rank {job.world.rank} of {job.world.size}, next epoch {epoch}{at})"
+        )
 
     @property
     def _cells(self) -> Cells:
@@ -129,8 +141,10 @@ class Stream(IterableDataset[Batch], ABC):
                 that is in this epoch: loops set the epoch after they have loaded a state. If the state was taken at
                 the end of this epoch, the next iteration gives nothing.
         """
-        if epoch < 0 or (position or 0) < 0:
-            raise OptionError(f"set_epoch: epoch {epoch}, position {position}, wanted 0 or more.")
+        numbers = whole_number(epoch), 0 if position is None else whole_number(position)
+        if any(number is None or not 0 <= number <= MOST_EPOCHS for number in numbers):
+            told = f"epoch {in_short(epoch)}, position {in_short(position)}"
+            raise OptionError(f"set_epoch: {told}, wanted integers of 0 or more. Count epochs from 0.")
         loaded = None if position is not None else self.loaded_place
         loader = accelerated.active_loader(self)
         if loader is not None:
@@ -205,7 +219,12 @@ class Stream(IterableDataset[Batch], ABC):
             self.set_place(place, is_loaded=True)
 
     def __iter__(self) -> Iterator[Any]:
-        """This rank's batches of the epoch last set, or this DataLoader worker's share of them."""
+        """This rank's batches of the epoch last set, or this DataLoader worker's share of them.
+
+        Raises:
+            OptionError: a DataLoader iterates that would stack whole batches, for want of ``batch_size=None``.
+        """
+        refuse_stacking(self._job.url, self._job.batch_size, caller())
         worker = get_worker_info()
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if worker_index == 0 and not self._cells[Cell.IS_TOLD]:

@@ -10,7 +10,8 @@ from epistream.errors import StateError
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.state import Place
+from epistream.loader.samples.failures import Origin, batch_text, portable, reader_text, told
+from epistream.loader.state import MOST_EPOCHS, Place, check_keys, read_number
 
 
 class StreamIterator(Iterator[Any]):
@@ -65,6 +66,18 @@ class StreamIterator(Iterator[Any]):
             if self._follow is not None and self._num_batches == 0:
                 self._follow(self._place())
             raise StopIteration
+        try:
+            batch = self._read(batch_index)
+        except Exception as error:
+            known = error if get_worker_info() is None else portable(error)
+            if known is error:
+                raise
+            raise known from error
+        if self._follow is not None:  # a batch that failed was not given
+            self._follow(self._place())
+        return batch
+
+    def _read(self, batch_index: int) -> Any:
         views = self._job.layout.allocate()
         try:
             num_windows, self.replaced = self._feed.read(range(batch_index, batch_index + 1), views)
@@ -73,13 +86,13 @@ class StreamIterator(Iterator[Any]):
             self._feed.release()
         self._num_done += 1
         # Fewer than the batch size in the last batch under ``remainder="uneven"``.
-        try:
-            batch = self._finish({name: view[:num_windows] for name, view in views.items()})
-        except StopIteration as error:  # of a function of the user: it would end the epoch early, without a word
-            raise RuntimeError("transform or sample_format raised StopIteration") from error
-        if self._follow is not None:  # a batch that failed was not given
-            self._follow(self._place())
-        return batch
+        views = {name: view[:num_windows] for name, view in views.items()}
+        job, place = self._job, self._start
+
+        def origin() -> Origin:
+            return Origin(job.parts, views, f"{batch_text(job.world, place, batch_index)}, read by {reader_text()}")
+
+        return told(self._finish, views, origin, "transform or sample_format")
 
     def _place(self) -> Place:
         begun, start, num_given = self._start
@@ -105,16 +118,23 @@ class StreamIterator(Iterator[Any]):
         Raises:
             StateError: not such a state, or one whose worker had another share; names both values.
         """
-        if not isinstance(state, Mapping) or not {"epoch", "start", "num_batches_done", "num_workers"} <= set(state):
-            raise StateError(f"state: {state!r:.200}, wanted what state_dict() of an iterator over a stream returned.")
-        ours = self._sharing
-        saved = {name: state.get(name, value) for name, value in ours.items()}  # earlier releases do not say all
+        check_keys(state, ("epoch", "start", "num_batches_done", "num_workers"), "state_dict() of an iterator")
+        num_windows = self._job.num_windows
+        epoch, start = (
+            read_number(state, name, most) for name, most in (("epoch", MOST_EPOCHS), ("start", num_windows))
+        )
+        num_done, ours = read_number(state, "num_batches_done", num_windows), self._sharing
+        # Earlier releases do not say all.
+        saved = {name: read_number(state, name, MOST_EPOCHS, 1) if name in state else ours[name] for name in ours}
         if saved == ours:
-            self._begin(Place(state["epoch"], state["start"], None if state["start"] else 0))
-            self._num_done = state["num_batches_done"]
+            worker_index, num_workers = self._worker
+            own = len(range(worker_index, self._job.schedule(epoch, start).num_batches, num_workers))
+            read_number(state, "num_batches_done", own)
+            self._begin(Place(epoch, start, None if start else 0))
+            self._num_done = num_done
         elif saved["num_workers"] == ours["num_workers"] and get_worker_info() is None:
-            position = self._position_of(state)
-            self._begin(Place(state["epoch"], position, None if position else 0))
+            position = self._position_of(start, num_done, saved["batch_size"] * saved["num_ranks"])
+            self._begin(Place(epoch, position, None if position else 0))
             self._num_done = 0
         else:
             different = [name for name in ours if saved[name] != ours[name]]
@@ -131,10 +151,10 @@ class StreamIterator(Iterator[Any]):
             is_over = worker_index + self._num_done * num_workers >= self._num_batches
             self._resumed(Place(self._start.epoch + is_over, 0))
 
-    def _position_of(self, state: Mapping[str, int]) -> int:
+    def _position_of(self, start: int, num_done: int, global_batch: int) -> int:
         """Windows of the epoch that were consumed, over all ranks, where one iterator on each read all its batches."""
-        global_batch, num_windows = state["batch_size"] * state["num_ranks"], self._job.num_windows
-        position = min(state["start"] + state["num_batches_done"] * global_batch, num_windows)
+        num_windows = self._job.num_windows
+        position = min(start + num_done * global_batch, num_windows)
         # Too few were left for a batch: they were dropped, and the epoch was over.
         is_over = self._job.remainder == "drop" and num_windows - position < global_batch
         return num_windows if is_over else position

@@ -58,7 +58,7 @@ LOADER = {
     "loader": {"loader.order", "loader.reading", "loader.workers", "loader.samples", "loader.monitoring", "cache"}
     | {"sharding", "sharding.format"},
     "loader.episodic": {"loader.order", "loader.reading", "loader.samples", "loader.samples.formats", "loader", "cache"}
-    | {"sharding", "sharding.files", "sharding.format", "sharding.hdf5"},
+    | {"loader.monitoring", "sharding", "sharding.files", "sharding.format", "sharding.hdf5"},
     "loader.measuring": {"loader.order", "loader.reading", "loader.monitoring", "loader", "cache"}
     | {"sharding.format", "sharding.pictures"},
 }

@@ -40,8 +40,8 @@ class TooLargeError(CacheError):
     """The entry is larger than the budget: waiting would not help."""
 
 
-class PresentError(Exception):
-    """The entry is there after all."""
+class PresentError(CacheError):
+    """The entry is there after all. Whoever asked for room looks once more, so that nobody else ever sees it."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,8 @@ class Filling:
         except FileNotFoundError:
             return
         if found == size:  # it was refused only because an evictor was trying its lock
-            raise PresentError
+            where = f"{self.directory.path}/{name}"
+            raise PresentError(f"{where}: there, and being looked at by who makes room, wanted to fill it. Look again.")
         logger.warning("%s/%s: %d bytes, wanted %d. Fetched again.", self.directory.path, name, found, size)
         total.remove(name)
 

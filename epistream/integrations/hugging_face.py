@@ -9,7 +9,7 @@ from transformers.trainer_callback import ExportableState
 
 from epistream.errors import StateError
 from epistream.loader.loader import StreamingLoader
-from epistream.loader.state import Place
+from epistream.loader.state import Place, check_state
 from epistream.loader.stream_base import Stream
 
 
@@ -50,13 +50,14 @@ class StreamCallback(TrainerCallback, ExportableState):
         states = cast(dict[str, Any], state.stateful_callbacks)
         saved = states.get(name) or {}
         states[name] = self.state()  # the Trainer puts later ones in its place
-        place = saved.get("attributes", {}).get("place")
+        attributes = saved.get("attributes") if isinstance(saved, Mapping) else saved
+        place = attributes.get("place") if isinstance(attributes, Mapping) else attributes
         if self._loader is None or place is None or state.global_step == 0:
             return
+        self._check_count(args, state, check_state(self._loader.stream.job, place))
         self._loader.load_state_dict(place)
-        self._check_count(args, state, place)
 
-    def _check_count(self, args: TrainingArguments, state: TrainerState, place: Mapping[str, Any]) -> None:
+    def _check_count(self, args: TrainingArguments, state: TrainerState, place: Place) -> None:
         """Whether the Trainer, which counts steps, comes to the same batch as the state."""
         assert self._loader is not None
         job = self._loader.stream.job
@@ -64,10 +65,10 @@ class StreamCallback(TrainerCallback, ExportableState):
         epoch, steps_of_epoch = divmod(state.global_step, steps)
         schedule = job.schedule(epoch, 0)
         position = schedule.position_after(steps_of_epoch * args.gradient_accumulation_steps - 1)
-        if (epoch, position) != (place["epoch"], place["position"]):
+        if (epoch, position) != (place.epoch, place.position):
             raise StateError(
-                f"checkpoint at step {state.global_step}: saved after {place['position']} windows of epoch "
-                f"{place['epoch']}, but for this run, of {job.world.size} ranks x {job.batch_size} windows x "
+                f"checkpoint at step {state.global_step}: saved after {place.position} windows of epoch "
+                f"{place.epoch}, but for this run, of {job.world.size} ranks x {job.batch_size} windows x "
                 f"{args.gradient_accumulation_steps} batches a step, that step comes after {position} windows of epoch "
                 f"{epoch}. Resume with the numbers of the run that saved it."
             )

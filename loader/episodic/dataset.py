@@ -4,11 +4,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
 
 from epistream.cache.options import CacheOptions
 from epistream.errors import EpistreamError
@@ -17,8 +18,11 @@ from epistream.loader.episodic.episode_table import AnyPath
 from epistream.loader.episodic.files import EpisodicFiles
 from epistream.loader.episodic.options import short_form
 from epistream.loader.episodic.sample import assemble, find_normalizer, normalized
+from epistream.loader.monitoring.asked import tell
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
+from epistream.loader.samples.failures import add_note, portable, reader_text
+from epistream.shown_urls import shown
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +150,15 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
             IndexError: an index that is not there.
             EpistreamError: what cannot be read, unless `_fallback_load_onestep` gives it.
         """
+        try:
+            return self._samples(indices)
+        except Exception as error:
+            known = error if get_worker_info() is None else portable(error)
+            if known is error:
+                raise
+            raise known from error
+
+    def _samples(self, indices: Sequence[int]) -> list[Sample]:
         places = [self._table.locate(int(index)) for index in indices]
         if not places:
             return []
@@ -153,13 +166,13 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         # A subclass, or this instance, may have one of its own.
         hook = getattr(self.load_onestep_from_episode, "__func__", None)
         if hook is not OptimizedEpisodicDataset.load_onestep_from_episode:
-            samples = [self._from_onestep(episode, step) for episode, step in places]
+            samples = [self._noted(self._from_onestep, *place) for place in places]
         else:
             samples = self._read(places)
         self._read_s += time.perf_counter() - started
         before, self._num_samples = self._num_samples, self._num_samples + len(samples)
         if self._enable_monitoring and before // 1000 != self._num_samples // 1000:
-            _log.info("%s", self.performance_report())
+            tell(_log, self.performance_report())
         return samples
 
     # Hooks of subclasses.
@@ -206,13 +219,26 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         except (EpistreamError, OSError) as error:
             if len(places) > 1:
                 return [sample for place in places for sample in self._read([place])]
-            return [self._fall_back(*places[0], error)]
+            return [self._noted(self._fall_back, error, *places[0])]
         samples = []
         for row, (episode, step) in enumerate(places):
             sample = {key: batch[key][row] for key in ("image", "state", "action", "is_pad")}
-            sample["raw_lang"], sample["reasoning"] = self._instruction_and_reasoning(episode, step)
-            samples.append(self._finished(sample, episode, step))
+            samples.append(self._noted(self._described, sample, episode, step))
         return samples
+
+    def _described(self, sample: Sample, episode: int, step: int) -> Sample:
+        sample["raw_lang"], sample["reasoning"] = self._instruction_and_reasoning(episode, step)
+        return self._finished(sample, episode, step)
+
+    def _noted(self, function: Callable[..., Sample], *arguments: Any) -> Sample:
+        """What a function that calls hooks gives. What it raises says of which episode and step, its last arguments."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            episode, step = arguments[-2:]
+            path = shown(self.episode_paths[episode])
+            add_note(error, lambda: f"epistream: this was episode {episode} ({path}), step {step}, in {reader_text()}")
+            raise
 
     def _from_onestep(self, episode: int, step: int) -> Sample:
         """A sample from what a subclass's own `load_onestep_from_episode` gives."""
@@ -220,10 +246,10 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
         try:
             onestep = self.load_onestep_from_episode(path, step)
         except (EpistreamError, OSError, KeyError) as error:
-            return self._fall_back(episode, step, error)
+            return self._fall_back(error, episode, step)
         return self._finished(assemble(onestep, self.camera_names, self.chunk_size, path), episode, step)
 
-    def _fall_back(self, episode: int, step: int, error: Exception) -> Sample:
+    def _fall_back(self, error: Exception, episode: int, step: int) -> Sample:
         path = self.episode_paths[episode]
         onestep = self._fallback_load_onestep(path, step)
         if onestep is None:

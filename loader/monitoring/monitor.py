@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from epistream.errors import OptionError
+from epistream.loader.monitoring.asked import tell
 from epistream.loader.monitoring.report import PerformanceReport, worker_shares
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.options import Range, Seconds, check
@@ -28,7 +29,7 @@ class MonitorOptions:
 
     Args:
         log_every_s: seconds between lines in the log; none if None. They go to ``epistream.loader.monitor``, at level
-            INFO.
+            INFO, whatever the root's level; to standard error where logging has no handlers.
         metrics_port: TCP port for Prometheus, plus the rank's number on its node; none if None. So ranks do not
             collide. Needs ``pip install epistream[metrics]``.
         metrics_host: address that the metrics are served at. ``"0.0.0.0"`` lets other machines ask.
@@ -100,7 +101,7 @@ class Monitor:
         if now - self._logged_s < every_s:
             return
         stats = self._stats()
-        logger.info("%s", log_line(self._rank, stats.since(self._before)))
+        tell(logger, log_line(self._rank, stats.since(self._before)))
         self._logged_s, self._before = now, stats
 
     def stop(self) -> None:
@@ -188,5 +189,5 @@ def _serve(host: str, port: int, metrics: Metrics) -> Any:
             "plus its number on the node."
         ) from error
     with suppress(AttributeError):
-        logger.info("Metrics at http://%s:%d/metrics", host, server.server_port)
+        tell(logger, f"Metrics at http://{host}:{server.server_port}/metrics")
     return server

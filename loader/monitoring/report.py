@@ -36,6 +36,10 @@ class PerformanceReport:
         memory = {**asdict(self.memory), "pss_bytes": self.memory.pss_bytes}
         return {**asdict(self), "stats": self.stats.to_json(), "memory": memory}
 
+    def __repr__(self) -> str:
+        """What limits the run; `str` and ``print_performance_report()`` have the rest."""
+        return f"{self.title}\n  limit    {self.limit.limit}: {self.limit.why}\n  do       {self.limit.cure}"
+
     def __str__(self) -> str:
         rows = [
             ("limit", f"{self.limit.limit}: {self.limit.why}"),

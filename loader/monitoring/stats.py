@@ -38,6 +38,13 @@ class LoaderStats:
     cache: CacheStats = field(default_factory=CacheStats)
     decoded: DecodedStats = field(default_factory=DecodedStats)
 
+    def __repr__(self) -> str:
+        """The most telling; `to_json` has all."""
+        return (
+            f"{type(self).__name__}({self.num_windows:,} windows in {self.num_batches:,} batches, "
+            f"{self.windows_per_s:,.0f} windows/s, data wait {self.data_wait_share * 100:.1f} %)"
+        )
+
     @property
     def windows_per_s(self) -> float:
         """Windows handed out per second of this rank's own time, waits at the start included."""

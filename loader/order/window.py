@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.hints import in_short
 from epistream.options import check
 
 Pad = Literal["edge", "zero"]
@@ -114,6 +115,15 @@ class Window:
         inside = np.clip(wanted, 0, length[:, None] - 1)
         return inside, inside != wanted
 
+    def __repr__(self) -> str:
+        """As it is made: regular offsets as ranges, and of the rest what is no default."""
+        overrides = {name: _Shown(steps) for name, steps in self.overrides.items()}
+        given = {"obs": _Shown(self.obs), "action": _Shown(self.action), "overrides": overrides, "pad": self.pad}
+        given |= {"drop_incomplete": self.drop_incomplete, "must_fit": self.must_fit}
+        left_out = {"overrides": {}, "pad": "edge", "drop_incomplete": False, "must_fit": None}
+        said = (f"{name}={value!r}" for name, value in given.items() if name not in left_out or value != left_out[name])
+        return f"Window({', '.join(said)})"
+
     def describe(self) -> str:
         """The window in one short line, equal for equal windows."""
         spans = [("obs", self.obs), ("action", self.action), *sorted(self.overrides.items())]
@@ -121,6 +131,20 @@ class Window:
         if self.must_fit is not None:
             text += f", within [{self.must_fit[0]}..{self.must_fit[1]}]"
         return f"{text}, {self.pad}{', complete only' if self.drop_incomplete else ''}"
+
+
+class _Shown:
+    """Step offsets, with a `repr` of a line."""
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        self._steps = tuple(steps)
+
+    def __repr__(self) -> str:
+        steps = self._steps
+        if len(steps) > 2 and len({later - earlier for earlier, later in pairwise(steps)}) == 1:
+            stride = steps[1] - steps[0]
+            return repr(range(steps[0], steps[-1] + 1 if stride == 1 else steps[-1] + stride, stride))
+        return repr(steps) if len(steps) <= 16 else in_short(steps)
 
 
 def _span(steps: tuple[int, ...]) -> str:

@@ -50,6 +50,9 @@ class DatasetPart:
     frames: FrameOptions = field(default_factory=FrameOptions)
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"DatasetPart({self.dataset!r}, {self.window!r})"
+
     def layout(self, batch_size: int) -> BatchLayout:
         """How batches of its windows lie in memory."""
         return BatchLayout.plan(self.frames.all_shown(self.features), self.window, batch_size, self.dtypes)
@@ -91,6 +94,10 @@ class ReadJob:
     remainder: Remainder
     cache: NodeCache = field(repr=False)
     mixture: MixturePlan | None = None
+
+    def __repr__(self) -> str:
+        of = repr(self.parts[0]) if len(self.parts) == 1 else f"{len(self.parts):,} datasets"
+        return f"ReadJob({of}, {self.world!r}, batch_size={self.batch_size}, remainder={self.remainder!r})"
 
     @property
     def part(self) -> DatasetPart:

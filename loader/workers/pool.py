@@ -63,6 +63,12 @@ class _Handle:
             self.inbox.close()
             self.worker.outbox.close()
 
+    def __str__(self) -> str:
+        """For messages."""
+        if self.process is None:
+            return f"thread {self.worker.index} of {self.worker.num_workers}"
+        return f"worker {self.worker.index} of {self.worker.num_workers} (pid {self.process.pid})"
+
     def obituary(self) -> str:
         """How its process, which has ended, came to that."""
         assert self.process is not None
@@ -116,6 +122,10 @@ class WorkerPool:
     def pids(self) -> list[int]:
         """Process ids of the workers that are processes."""
         return [handle.process.pid for handle in self._handles if handle.process and handle.process.pid]
+
+    def name_of(self, worker_index: int) -> str:
+        """A worker, for messages."""
+        return str(self._handles[worker_index])
 
     def run(self, serial: int, epoch: int, start: int) -> None:
         """Let all workers begin at position `start` of `epoch`; what they were doing is abandoned."""

@@ -148,7 +148,9 @@ class Worker:
                 self._send(Message(serial, batches[0], slot, num_windows, None, *told))
         except Exception as error:  # whatever it is, the training process must hear of it
             self._feed.release()
-            self._send(Message(serial, batches[0], error=_sendable(error, self.index)))
+            number = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+            reached = f", {number} from window {start} of epoch {epoch} on" if batches[0] >= 0 else ""
+            self._send(Message(serial, batches[0], error=_sendable(error, self.index, reached)))
             return False
         return True
 
@@ -195,11 +197,13 @@ class Worker:
             self._command = Record(RecordKind.STOP)
 
 
-def _sendable(error: Exception, worker_index: int) -> EpistreamError:
+def _sendable(error: Exception, worker_index: int, reached: str = "") -> EpistreamError:
     """Our own errors as they are, if they survive the way to another process; all others in words."""
+    where = f"worker {worker_index} (pid {os.getpid()}){reached}"
     if isinstance(error, EpistreamError):
         with suppress(Exception):
             ForkingPickler.loads(ForkingPickler.dumps(error))
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(f"epistream: this was in {where}")
             return error
-    where = f"worker {worker_index} (pid {os.getpid()})"
     return WorkerError(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc()}")

@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from epistream.access import Access
+from epistream.hints import in_short
 from epistream.lazy import lazy
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import join
@@ -27,6 +28,8 @@ from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
 from epistream.sharding.format.statistics import NotFinite
 from epistream.sharding.format.texts import Texts
+from epistream.shown_urls import shown
+from epistream.units import count_text
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -95,6 +98,15 @@ class Dataset:
         lambda columns: (columns.task_offsets, columns.task_ids),
         "Offsets (E + 1,) into flat positions in `tasks`, both int64.",
     )
+
+    def __repr__(self) -> str:
+        """What it holds, in a line or two."""
+        counts = (
+            f"{count_text(self.num_episodes, 'episode')}, {count_text(self.num_steps, 'step')}, "
+            f"{count_text(self.num_shards, 'shard')}"
+        )
+        left_out = f", {count_text(len(self.skipped), 'path')} left out" if self.skipped else ""
+        return f"Dataset({in_short(shown(self.url))}: {counts}{left_out}; {in_short(list(self.features))})"
 
     @property
     def not_finite(self) -> Mapping[str, NotFinite]:

@@ -59,12 +59,15 @@ class IndexedShard:
     summary: ShardSummary
 
 
-class ChangedError(Exception):
-    """A file is not as it was when it was indexed."""
+class ChangedError(SourceChangedError):
+    """A file is not as it was when it was indexed: which one, and the error that told so."""
 
     def __init__(self, url: str, reason: Exception) -> None:
-        super().__init__(url)
+        super().__init__(f"{url}: changed since it was indexed: {reason}")
         self.url, self.reason = url, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url, self.reason), self.__dict__
 
 
 def statistics_of(

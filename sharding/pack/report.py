@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from epistream.hints import in_short
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.statistics import NotFinite
 from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.plan import ScannedFile, left_out_of
-from epistream.units import count_text
+from epistream.shown_urls import shown
+from epistream.units import count_text, size_text
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,14 @@ class PackReport:
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     is_new: bool = True
+
+    def __repr__(self) -> str:
+        """The most telling, in a line or two."""
+        counts = (count_text(self.num_episodes, "episode"), count_text(self.num_steps, "step"))
+        told = [*counts, count_text(self.num_shards, "shard"), size_text(self.num_bytes), f"{self.seconds:.1f} s"]
+        lists = {"faults": self.faults, "left_out": self.left_out, "notes": self.notes}
+        told += [f"{len(found):,} in {name}" for name, found in lists.items() if found]
+        return f"PackReport({in_short(shown(self.url))}: {', '.join(told)}; {in_short(list(self.features))})"
 
 
 def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, val_fraction: float | None) -> PackReport:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from episodic_subclasses import Told
+from of_users import Told
 
 import epistream as es
 from epistream.errors import OptionError

@@ -106,7 +106,7 @@ def other_values(draw, value):
             holder = holder[key]
         what = draw(st.sampled_from(["junk", "junk", "remove", "text", "more"]))
         if what == "junk":
-            holder[path[-1]] = draw(JUNK)
+            holder[path[-1]] = copy.deepcopy(draw(JUNK))  # else a later change would be one of what is drawn from
         elif what == "remove":
             del holder[path[-1]]
         elif what == "text":
@@ -114,7 +114,7 @@ def other_values(draw, value):
         elif isinstance(holder, list):
             holder.append(copy.deepcopy(holder[path[-1]]))
         else:
-            holder[draw(st.text(max_size=5))] = draw(JUNK)
+            holder[draw(st.text(max_size=5))] = copy.deepcopy(draw(JUNK))
     return value
 
 

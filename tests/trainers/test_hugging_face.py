@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import epistream as es
+from epistream.errors import StateError
+
 PROGRAM = Path(__file__).resolve().parent / "programs" / "hugging_face_cases.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 INSTEAD = "give it to epistream.StreamingLoader, or train with epistream.integrations.hugging_face.StreamTrainerMixin"
@@ -141,3 +144,19 @@ def test_trainer_of_two_ranks_resumes_at_the_very_batch_and_refuses_another_numb
 def test_package_of_integrations_imports_no_trainer():
     code = "import sys, epistream.integrations; sys.exit(any(m in sys.modules for m in ('transformers', 'accelerate')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_place_of_a_checkpoint_that_is_no_state_is_refused_before_anything_is_loaded(aloha_shards):
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from epistream.integrations.hugging_face import StreamCallback
+
+    loader = es.StreamingLoader(es.EpisodeStream(aloha_shards, batch_size=10, features=["action"]), num_workers=0)
+    args = TrainingArguments(output_dir="unused", report_to=[], use_cpu=True)
+    before = loader.state_dict()
+    other = {"place": {**before, "epoch": 5}}
+    for kept in ("x", {"attributes": 3}, {"attributes": {"place": [1]}}, {"attributes": other}):
+        state = TrainerState(global_step=3, stateful_callbacks={"StreamCallback": kept})
+        with pytest.raises(StateError, match=r"state: |checkpoint at step 3: "):
+            StreamCallback().on_train_begin(args, state, TrainerControl(), loader)
+        assert loader.state_dict() == before

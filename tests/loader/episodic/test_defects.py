@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from episodic_subclasses import Told, ToldByPath
 from episodic_world import CAMERAS, LENGTHS
+from of_users import Told, ToldByPath
 from torch.utils.data import DataLoader
 
 from epistream.errors import EpistreamError, FormatError, OptionError, SourceError

@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from episodic_subclasses import Told, ToldByPath
 from episodic_world import CAMERAS, places
+from of_users import Told, ToldByPath
 
 import epistream as es
 from epistream.errors import EpistreamError, FormatError, OptionError

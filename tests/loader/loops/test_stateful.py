@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import epistream as es
@@ -237,13 +238,16 @@ def test_stateful_dataloader_over_a_mixture_resumes(aloha_shards, num_workers):
         assert windows_of(loader) == everything[1]
 
 
+def stack(batches):
+    """Of a user who wants whole batches stacked."""
+    return default_collate(batches)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stateful_dataloader_with_a_batch_size_of_its_own_stacks_whole_batches_and_resumes(
-    aloha_shards, epochs, num_workers
-):
+def test_stateful_dataloader_whose_collator_stacks_whole_batches_resumes(aloha_shards, epochs, num_workers):
     def made():
         stream = es.EpisodeStream(aloha_shards, batch_size=20, features=["action"])
-        return StatefulDataLoader(stream, batch_size=2, num_workers=num_workers)
+        return StatefulDataLoader(stream, batch_size=2, num_workers=num_workers, collate_fn=stack)
 
     def stacked(batches):
         return [
