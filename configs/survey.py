@@ -38,7 +38,7 @@ _KEPT_BYTES = 512 << 20
 _KEEP_S = 60.0
 _ROUNDS = 2
 # One rank alone, every window at least once, and every frame decoded: what is kept decoded is reckoned later.
-PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read"}
+PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read", "validation": False}
 _PAGE_BYTES = 4 << 20
 
 

@@ -43,6 +43,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "features": ([["action"], "action", None], [3]),
         "dtypes": ([{"action": "float64"}, {"observation.*": "float32"}, None], [3, {"action": "int8"}, ["action"]]),
         "split": (["auto", "val", None], [3, True]),
+        "validation": FLAG,
         "shuffle": FLAG,
         "seed": ([0, 2**64 - 1], [-1, 2**64, 1.0, "0", True]),
         "remainder": (["drop", "pad", "uneven"], ["keep", 1]),

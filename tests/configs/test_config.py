@@ -25,6 +25,7 @@ VALUES = {
     "stream.dtypes": ("{action: float64}", {"action": "float64"}),
     "stream.features": ("[action]", ["action"]),
     "stream.split": ("val", "val"),
+    "stream.validation": ("true", True),
     "stream.shuffle": ("false", False),
     "stream.seed": ("18446744073709551615", 2**64 - 1),
     "stream.remainder": ("pad", "pad"),
