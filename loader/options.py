@@ -16,6 +16,7 @@ from epistream.loader.reading.job import OnBad
 from epistream.loader.samples.collate import SampleOptions
 from epistream.loader.samples.transforms import Transform
 from epistream.options import Count, Range
+from epistream.sharding.format.division import Share, SplitSeed
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -36,6 +37,10 @@ class StreamOptions(SampleOptions):
             ``{"timestamp": "float64"}`` keeps what is stored; features that are normalised are so in their dtype.
         split: a split of the dataset; all if None. ``"auto"`` is ``"train"`` where there is one, else all; with
             `validation` it is ``"val"``.
+        val_fraction: share of the episodes of HDF5 files for the split ``"val"``; from the files' masks if None. The
+            same episodes as ``epistream pack --val-fraction`` takes of the same files; give it to the streams of both
+            splits. Not for shards.
+        split_seed: which episodes those are, as in packing.
         validation: every window of the split exactly once over all ranks, in the order of the dataset. Ranks get
             equally many batches, the last ones filled up with repeats that are marked ``is_repeat``, as `remainder`
             ``"pad"`` does; `shuffle` is not looked at. `WindowMean` takes means that count no repeat.
@@ -85,6 +90,8 @@ class StreamOptions(SampleOptions):
 
     batch_size: BatchSize = 1
     split: str | None = "auto"
+    val_fraction: Share | None = None
+    split_seed: SplitSeed = 0
     validation: bool = False
     shuffle: bool = True
     seed: Seed = 0
@@ -129,7 +136,8 @@ class StreamOptions(SampleOptions):
         named = "".join(f"split={name!r}, " for name in splits)
         raise OptionError(
             f"{dataset.url}: splits {', '.join(dataset.splits)}, wanted 'val' for validation. Give {named}split=None "
-            "for all episodes, or divide them when you pack: epistream pack --val-fraction 0.1."
+            "for all episodes, or divide them: val_fraction=0.1 for HDF5 files, in the training stream as well; for "
+            "shards when you pack: epistream pack --val-fraction 0.1."
         )
 
     @property

@@ -107,6 +107,8 @@ class EpisodeStream(Stream):
             layout=options.layout,
             allow_outside_files=options.allow_outside_files,
             features=options.features,
+            val_fraction=options.val_fraction,
+            split_seed=options.split_seed,
         )
         self._collator = Collator(dataset, options)
         chosen, window = self._collator.features, self._collator.window

@@ -43,6 +43,8 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "features": ([["action"], "action", None], [3]),
         "dtypes": ([{"action": "float64"}, {"observation.*": "float32"}, None], [3, {"action": "int8"}, ["action"]]),
         "split": (["auto", "val", None], [3, True]),
+        "val_fraction": ([0.1, 0.999, None], [0, 1, -0.1, True]),
+        "split_seed": ([0, 1 << 63], [-1, (1 << 63) + 1, 0.0]),
         "validation": FLAG,
         "shuffle": FLAG,
         "seed": ([0, 2**64 - 1], [-1, 2**64, 1.0, "0", True]),

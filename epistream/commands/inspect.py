@@ -10,7 +10,7 @@ import click
 import numpy as np
 from rich.table import Table
 
-from epistream.commands.sources import FEATURE_HELP, layout_options, open_source, reach_option
+from epistream.commands.sources import FEATURE_HELP, division_options, layout_options, open_source, reach_option
 from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
@@ -35,6 +35,7 @@ _MOST_DIMENSIONS = 16
 @click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Steps in the picture.")
 @layout_options
+@division_options
 @reach_option
 def command(
     source: tuple[str, ...],

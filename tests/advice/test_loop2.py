@@ -25,11 +25,17 @@ def num_counted(stream):
     return mean.over_all_ranks().num_windows
 
 
-def test_stream_without_a_split_to_validate_on_names_two_ways(aloha_shards, aloha_files, tmp_path):
+def test_stream_without_a_split_to_validate_on_names_three_ways(aloha_shards, aloha_files, tmp_path):
     with pytest.raises(OptionError) as caught:
         validation(aloha_shards)
-    assert "Give split=None for all episodes, or divide them when you pack:" in str(caught.value)
+    assert "Give split=None for all episodes, or divide them: val_fraction=0.1 for HDF5 files," in str(caught.value)
     assert num_counted(validation(aloha_shards, split=None)) == 140
+    files = list(map(str, aloha_files))
+    with pytest.raises(OptionError, match="wanted 'val' for validation"):
+        validation(files)
+    numbers = [num_counted(validation(files, val_fraction=0.1))]
+    numbers += [es.EpisodeStream(files, features=["action"], val_fraction=0.1).num_windows]  # in the training as well
+    assert sorted(numbers) == [60, 80]
     command = re.search(r"epistream (pack --val-fraction \S+)\.", str(caught.value))[1].split()
     done = CliRunner().invoke(cli, [*command, *map(str, aloha_files), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -43,6 +49,16 @@ def test_stream_with_another_split_than_val_is_told_its_name(aloha_files, tmp_pa
     with pytest.raises(OptionError, match=r"Give split='test', split=None for all episodes"):
         validation(tmp_path / "out")
     assert 0 < num_counted(validation(tmp_path / "out", split="test")) < 140
+
+
+def test_shards_that_are_to_be_divided_name_their_splits_or_packing(aloha_shards, aloha_files, tmp_path):
+    with pytest.raises(OptionError, match=r"without splits.*Pack the recordings with --val-fraction"):
+        validation(aloha_shards, val_fraction=0.5)
+    command = ["pack", *map(str, aloha_files), str(tmp_path / "out"), "--val-fraction", "0.5"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    with pytest.raises(OptionError, match=r"splits train, val.*Leave val_fraction out, and name a split"):
+        validation(tmp_path / "out", val_fraction=0.5)
+    assert num_counted(validation(tmp_path / "out", split="val")) == 80
 
 
 @pytest.mark.parametrize(

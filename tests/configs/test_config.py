@@ -26,6 +26,8 @@ VALUES = {
     "stream.features": ("[action]", ["action"]),
     "stream.split": ("val", "val"),
     "stream.validation": ("true", True),
+    "stream.val_fraction": ("0.25", 0.25),
+    "stream.split_seed": ("3", 3),
     "stream.shuffle": ("false", False),
     "stream.seed": ("18446744073709551615", 2**64 - 1),
     "stream.remainder": ("pad", "pad"),
