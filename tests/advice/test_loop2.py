@@ -10,7 +10,7 @@ from torch import distributed
 
 import epistream as es
 from epistream.commands import cli
-from epistream.errors import OptionError
+from epistream.errors import DeadlineError, OptionError
 from epistream.loader import stream as stream_module
 
 
@@ -152,3 +152,14 @@ def test_mean_of_ranks_that_added_other_values_names_what_each_added(monkeypatch
         mean.over_all_ranks()
     other = {"loss": 2}, {}, 1
     assert mean.over_all_ranks() == ({"loss": 1.5}, 2)
+
+
+def test_batch_that_came_too_late_names_the_option_with_which_it_comes(aloha_shards):
+    stream = es.EpisodeStream(aloha_shards, batch_size=4, features=["action"])
+    # As long as a worker needs to start there is no batch.
+    with es.StreamingLoader(stream, num_workers=1, timeout_s=1e-6) as loader:
+        with pytest.raises(DeadlineError, match=r"or raise StreamingLoader\(timeout_s=...\)\.$"):
+            next(iter(loader))
+        assert loader.worker_pids == []
+    with es.StreamingLoader(stream, num_workers=1, timeout_s=60) as loader:
+        assert sum(len(batch["action"]) for batch in loader) == 140
