@@ -71,7 +71,7 @@ class WindowMean:
             if numbers.shape != keep.shape:
                 raise OptionError(
                     f"WindowMean.add: {name} of shape {tuple(numbers.shape)}, wanted {tuple(keep.shape)}, a number "
-                    f"for each window. Average over all dimensions but the first: {name}.flatten(1).mean(dim=1)."
+                    f"for each window. Average over all dimensions but the first: {name}.flatten(1).mean(1)."
                 )
             for number in numbers.cpu().double()[keep].tolist():
                 if math.isfinite(number):

@@ -1,5 +1,6 @@
 """Advice of streams and loaders about validation, splits and waiting, taken."""
 
+import pickle
 import re
 from dataclasses import replace
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import distributed
+from torch.utils.data import DataLoader
 
 import epistream as es
 from epistream.commands import cli
-from epistream.errors import DeadlineError, OptionError
+from epistream.errors import DeadlineError, OptionError, StateError
 from epistream.loader import stream as stream_module
 
 
@@ -163,3 +165,123 @@ def test_batch_that_came_too_late_names_the_option_with_which_it_comes(aloha_sha
         assert loader.worker_pids == []
     with es.StreamingLoader(stream, num_workers=1, timeout_s=60) as loader:
         assert sum(len(batch["action"]) for batch in loader) == 140
+
+
+def stream_of(shards, **options):
+    return es.EpisodeStream(shards, **{"features": ["action"], "batch_size": 20, **options})
+
+
+def windows_of(batches):
+    return [w for b in batches for w in zip(b["episode_index"].tolist(), b["step_index"].tolist(), strict=True)]
+
+
+def test_mixture_of_something_else_names_what_it_takes(aloha_shards):
+    streams = [stream_of(aloha_shards) for _ in range(2)]
+    for wrong in (dict(enumerate(streams)), [aloha_shards]):
+        with pytest.raises(OptionError, match="wanted a list of EpisodeStream, and a list of as many weights"):
+            es.Mixture(wrong, weights=[1, 1])
+    with pytest.raises(OptionError, match="2 weights for 1 datasets, wanted one each"):
+        es.Mixture(streams[:1], weights=[1, 1])
+    with pytest.raises(OptionError, match=r"weight 0, wanted a number above 0, or leave it out"):
+        es.Mixture(streams, weights=[1, 0])
+    for kept, weights in ((streams, [1, 0.5]), (streams[:1], [1])):
+        assert len(next(iter(es.Mixture(kept, weights=weights, batch_size=8)))["action"]) == 8
+
+
+def test_mixture_of_formatted_batches_formats_them_after_the_mixture(aloha_shards):
+    def formatted(batch):
+        return [batch["action"].mean()]
+
+    streams = [stream_of(aloha_shards, sample_format=formatted) for _ in range(2)]
+    with pytest.raises(OptionError, match="Format and transform the batch after the mixture"):
+        next(iter(es.Mixture(streams, weights=[1, 1], batch_size=8)))
+    mixture = es.Mixture([stream_of(aloha_shards) for _ in range(2)], weights=[1, 1], batch_size=8)
+    with es.StreamingLoader(mixture, num_workers=0, on_device=formatted) as loader:
+        assert len(next(iter(loader))) == 1
+
+
+def test_configuration_that_is_none_is_loaded_and_given_a_source(aloha_shards, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("stream: {batch_size: 20}\n")
+    with pytest.raises(OptionError) as caught:
+        es.EpisodeStream.from_config(str(file))
+    assert f"Use from_config(epistream.load_config({str(file)!r}))." in str(caught.value)
+    with pytest.raises(OptionError, match="Name one here, or as 'source' in the configuration"):
+        es.EpisodeStream.from_config(es.load_config(str(file)))
+    assert es.EpisodeStream.from_config(es.load_config(str(file)), aloha_shards).num_windows == 140
+    file.write_text(f"source: {aloha_shards}\n")
+    assert es.EpisodeStream.from_config(es.load_config(str(file))).num_windows == 140
+
+
+def test_window_that_is_not_there_is_found_by_the_lengths_that_the_message_names(aloha_shards):
+    stream = stream_of(aloha_shards)
+    with pytest.raises(OptionError, match=r"Their lengths are in open_dataset\(\.\.\.\)\.episode_length"):
+        stream.read(1, 60)
+    for episode, length in enumerate(es.open_dataset(aloha_shards).episode_length.tolist()):
+        assert stream.read(episode, length - 1)["step_index"].item() == length - 1
+
+
+def test_loader_taken_apart_in_another_order_is_iterated_itself(aloha_shards):
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=0) as loader:
+        batches = loader.dataset
+        assert len(batches[0]["action"]) == 20
+        with pytest.raises(OptionError, match="Iterate the loader itself; nobody need deal batches to ranks"):
+            batches[2]
+        loader.set_epoch(0)
+        assert len({*windows_of(loader)}) == 140
+
+
+def test_loaders_batches_in_workers_of_a_data_loader_are_read_without_or_from_the_stream(aloha_shards):
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=0, num_threads=0) as loader:
+        parts = {"batch_sampler": loader.batch_sampler, "collate_fn": loader.collate_fn}
+        with pytest.raises(OptionError, match=r"num_workers=0, or the loader's stream with batch_size=None"):
+            list(DataLoader(loader.dataset, num_workers=1, **parts))
+        assert len({*windows_of(DataLoader(loader.dataset, num_workers=0, **parts))}) == 140
+        assert len({*windows_of(DataLoader(loader.stream, batch_size=None, num_workers=1))}) == 140
+
+
+def test_state_of_another_stream_is_loaded_by_one_made_with_the_saved_values(aloha_shards):
+    state = stream_of(aloha_shards, seed=4).state_dict()
+    with pytest.raises(StateError, match=r"seed is 4, this stream has 0\. Make the stream with the saved values"):
+        stream_of(aloha_shards).load_state_dict(state)
+    stream_of(aloha_shards, seed=state["seed"]).load_state_dict(state)
+
+
+def test_state_of_an_iterator_with_other_workers_takes_the_saved_number_or_a_loaders_state(aloha_shards):
+    batches = iter(stream_of(aloha_shards))
+    begun = windows_of([next(batches)])
+    saved = batches.state_dict()
+    with pytest.raises(StateError, match="Use the saved values, or a StreamingLoader, whose state fits any"):
+        iter(stream_of(aloha_shards)).load_state_dict({**saved, "num_workers": 2})
+    again = iter(stream_of(aloha_shards))
+    again.load_state_dict(saved)
+    assert len({*begun, *windows_of(again)}) == 140
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=0, num_threads=2) as loader:
+        begun = windows_of([next(iter(loader))])
+        state = loader.state_dict()
+    with es.StreamingLoader(stream_of(aloha_shards), num_workers=0, num_threads=1) as loader:
+        loader.load_state_dict(state)
+        assert len({*begun, *windows_of(loader)}) == 140
+
+
+def test_presets_that_decide_shapes_go_without_the_options_that_would(aloha_shards):
+    for wrong, advice in (
+        ({"squeeze": True}, "Leave squeeze out"),
+        ({"channels_first": True}, "Leave channels_first out"),
+    ):
+        with pytest.raises(OptionError, match=advice):
+            es.EpisodeStream(aloha_shards, sample_format="act", **wrong)
+    assert len(next(iter(es.EpisodeStream(aloha_shards, sample_format="act")))) == 4
+    wanted = ["observation.images.top", "observation.qvel", "action"]
+    with pytest.raises(OptionError, match="Say which stand for it, for example IlStudioFormat") as caught:
+        es.EpisodeStream(aloha_shards, sample_format="ilstudio", features=wanted)
+    assert "and stream them" in str(caught.value)
+    named = es.IlStudioFormat(state=("observation.qvel",))
+    batch = next(iter(es.EpisodeStream(aloha_shards, sample_format=named, features=wanted)))
+    assert batch["state"].shape[-1] == 14
+
+
+def test_function_that_does_not_pickle_is_defined_at_the_top_of_a_module(aloha_shards):
+    with pytest.raises(OptionError, match="Define it with def at the top of a module"):
+        pickle.dumps(es.StreamingLoader(stream_of(aloha_shards), on_device=lambda batch: batch))
+    pickle.dumps(es.StreamingLoader(stream_of(aloha_shards), on_device=windows_of))
