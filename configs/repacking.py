@@ -9,7 +9,7 @@ import numpy as np
 
 from epistream.configs.config import Config
 from epistream.configs.prediction import Prediction
-from epistream.configs.survey import PLAIN, Survey
+from epistream.configs.survey import ALL_OF_IT, Survey
 from epistream.errors import EpistreamError
 from epistream.loader.measuring.rates import Kind, measure_loading
 from epistream.loader.stream import EpisodeStream
@@ -61,7 +61,7 @@ def packed_survey(
                 allow_outside_files=base.settings.stream.allow_outside_files,
             )
             # Shards need no layout any more.
-            stream = EpisodeStream.from_config(base, str(out), **{**PLAIN, "split": None, "layout": None})
+            stream = EpisodeStream.from_config(base, str(out), **{**ALL_OF_IT, "layout": None})
         except EpistreamError:
             return None
         say("reading what was packed")

@@ -38,7 +38,8 @@ _KEPT_BYTES = 512 << 20
 _KEEP_S = 60.0
 _ROUNDS = 2
 # One rank alone, every window at least once, and every frame decoded: what is kept decoded is reckoned later.
-PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read"}
+PLAIN: dict[str, Any] = {"world": World(), "remainder": "pad", "decode": "per_read", "validation": False}
+ALL_OF_IT: dict[str, Any] = {**PLAIN, "split": None, "val_fraction": None}
 _PAGE_BYTES = 4 << 20
 
 
@@ -156,7 +157,7 @@ def survey_kept(
         base,
         list(dict.fromkeys(job.dataset.shard_url)),  # several shards may lie in one HDF5 file
         storage_options=job.dataset.storage_options,
-        **{**PLAIN, "split": None, "decode": "once", "repetitions": times, "cache": options},
+        **{**ALL_OF_IT, "decode": "once", "repetitions": times, "cache": options},
     )
     # Stays in the cache from the first measurement to the last, so that no episode is decoded twice.
     with NodeCache(options) as holder:
@@ -204,9 +205,7 @@ def _sample(base: Config, source: Source | None, whole: EpisodeStream) -> Episod
         return EpisodeStream.from_config(base, source, **PLAIN)
     chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
     urls = dict.fromkeys(dataset.shard_url[int(shard)] for shard in chosen)  # several may lie in one HDF5 file
-    return EpisodeStream.from_config(
-        base, list(urls), storage_options=dataset.storage_options, **{**PLAIN, "split": None}
-    )
+    return EpisodeStream.from_config(base, list(urls), storage_options=dataset.storage_options, **ALL_OF_IT)
 
 
 def _place(job: ReadJob) -> Place:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from epistream.loader.samples.formats.ilstudio import IlStudioFormat
     from epistream.loader.samples.formats.lerobot import LeRobotFormat
     from epistream.loader.samples.normalize import Normalizer
+    from epistream.loader.samples.window_mean import WindowMean
     from epistream.loader.stream import EpisodeStream
     from epistream.sharding.dataset import open_dataset
     from epistream.sharding.format.opened_dataset import Dataset
@@ -54,6 +55,7 @@ _HOME = {
     "StreamOptions": "epistream.loader.options",
     "StreamingLoader": "epistream.loader.loader",
     "Window": "epistream.loader.order.window",
+    "WindowMean": "epistream.loader.samples.window_mean",
     "World": "epistream.loader.order.world",
     "auto_optimize_dataset": "epistream.configs.compat",
     "create_optimized_dataloader": "epistream.configs.compat",
@@ -85,6 +87,7 @@ __all__ = [
     "StreamOptions",
     "StreamingLoader",
     "Window",
+    "WindowMean",
     "World",
     "__version__",
     "auto_optimize_dataset",

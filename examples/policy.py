@@ -9,10 +9,11 @@ CHUNK = 8
 FEATURES = ["observation.images.top", "observation.state", "action"]
 
 
-def make_stream(shards: str, batch_size: int = 10) -> es.EpisodeStream:
+def make_stream(shards: str, batch_size: int = 10, **options) -> es.EpisodeStream:
     """The stream that all examples train on. Every rank makes it with the same arguments."""
     window = es.Window(action=range(CHUNK))
-    return es.EpisodeStream(shards, batch_size=batch_size, window=window, features=FEATURES, squeeze=True, seed=0)
+    given = {"batch_size": batch_size, "window": window, "features": FEATURES, "squeeze": True, "seed": 0}
+    return es.EpisodeStream(shards, **given, **options)
 
 
 class Policy(nn.Module):
@@ -38,9 +39,17 @@ class Policy(nn.Module):
 
     def error(self, batch: dict, prediction: torch.Tensor) -> torch.Tensor:
         """Mean squared error over the actions that the episode has."""
-        target = (batch["action"] - self.action_mean) / self.action_std
+        return self.squares(batch, prediction)[~batch["action_is_pad"]].mean()
+
+    def errors(self, batch: dict, prediction: torch.Tensor) -> torch.Tensor:
+        """The same of each window by itself, (B,)."""
         wanted = ~batch["action_is_pad"]
-        return ((prediction - target) ** 2).mean(dim=2)[wanted].mean()
+        return (self.squares(batch, prediction) * wanted).sum(dim=1) / wanted.sum(dim=1)
+
+    def squares(self, batch: dict, prediction: torch.Tensor) -> torch.Tensor:
+        """Squared errors of normalised actions, (B, CHUNK)."""
+        target = (batch["action"] - self.action_mean) / self.action_std
+        return ((prediction - target) ** 2).mean(dim=2)
 
 
 def inputs(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from epistream.errors import StateError, WorkerError
+from epistream.errors import DeadlineError, StateError, WorkerError
 from epistream.loader.monitoring.stats import StatsRecorder
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.reading.job import ReadJob
@@ -96,7 +96,8 @@ class Iteration:
 
         Raises:
             StateError: the pool runs another iteration by now, was stopped, or belongs to another process.
-            WorkerError, DeadlineError: see `WorkerPool.receive`.
+            WorkerError: a worker died; the message says which and of what.
+            DeadlineError: no batch came within `timeout_s`; who was to send it is killed.
             EpistreamError: what a worker could not read.
         """
         recorder = self._recorder
@@ -145,16 +146,26 @@ class Iteration:
     def _receive(
         self, pool: WorkerPool, worker_index: int, timeout_s: float, on_failure: Callable[[], None]
     ) -> Message:
+        # One deadline for the batch: what is left over from earlier iterations does not put it off.
+        deadline = time.monotonic() + timeout_s
         while True:
             self._check_current(pool)
+            hung = None
             try:
-                message = pool.receive(worker_index, timeout_s)
-            except BaseException:
+                message = pool.receive(worker_index, deadline - time.monotonic())
+                if message is None:
+                    hung = worker_index
+                    raise DeadlineError(
+                        f"worker {worker_index}: no batch within {timeout_s:g} s. Look at the fetch errors in the log, "
+                        "or raise StreamingLoader(timeout_s=...)."
+                    )
+                if message.error is not None and message.serial == NO_EPOCH:
+                    raise message.error
+            except BaseException as error:
+                if isinstance(error, Exception):  # at Ctrl-C nothing has failed
+                    pool.give_up(hung)
                 on_failure()
                 raise
-            if message.error is not None and message.serial == NO_EPOCH:
-                on_failure()
-                raise message.error
             if message.serial == self.serial:
                 if message.error is not None:
                     raise message.error

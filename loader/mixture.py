@@ -30,7 +30,8 @@ class Mixture(Stream):
 
     Args:
         streams: one per dataset, with equal features, shapes and windows. Normalisation, deltas and formats are
-            each stream's own. Their batch size, world and remainder are not used.
+            each stream's own. Their batch size, world and remainder are not used. None for `validation`, as a
+            mixture does not give each window once.
         weights: above 0, one per stream; only their ratios matter.
         batch_size: windows per batch and rank.
         stop: an epoch of the mixture ends when the first dataset has given all its windows, when all have (smaller
@@ -57,6 +58,13 @@ class Mixture(Stream):
             raise OptionError("Mixture: no streams, wanted at least one.")
         if isinstance(streams, Mapping) or not all(isinstance(stream, EpisodeStream) for stream in streams):
             raise OptionError("Mixture: wanted a list of EpisodeStream, and a list of as many weights.")
+        for number, stream in enumerate(streams):
+            if stream.is_validation:
+                raise OptionError(
+                    f"Mixture: stream {number} has validation=True, wanted streams to draw from by weight; a mixture "
+                    "leaves windows out, and repeats others. Read each stream by a StreamingLoader of its own, one "
+                    "after the other, into one WindowMean."
+                )
         self._streams = tuple(streams)
         # Then their rows need not be finished by each, and put together again.
         self._change_nothing = all(s.changes_nothing and type(s).finish is EpisodeStream.finish for s in streams)

@@ -17,6 +17,9 @@ from epistream.loader.reading.job import OnBad
 from epistream.loader.samples.collate import SampleOptions
 from epistream.loader.samples.transforms import Transform
 from epistream.options import Count, Range
+from epistream.sharding.format.division import Share, SplitSeed
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.opened_dataset import Dataset
 
 _MOST_CHARACTERS = 200  # of one option in a repr
 BatchSize = Annotated[Count, "an integer of at least 1", Range(le=1 << 20)]
@@ -34,7 +37,15 @@ class StreamOptions(SampleOptions):
         dtypes: float32 or float64 by feature, or by pattern such as ``observation.*``. Arrays come as they are stored,
             but float64 as float32; of seconds since 1970 that leaves one value for two minutes, which a warning says.
             ``{"timestamp": "float64"}`` keeps what is stored; features that are normalised are so in their dtype.
-        split: a split of the dataset; all if None. ``"auto"`` is ``"train"`` where there is one, else all.
+        split: a split of the dataset; all if None. ``"auto"`` is ``"train"`` where there is one, else all; with
+            `validation` it is ``"val"``.
+        val_fraction: share of the episodes of HDF5 files for the split ``"val"``; from the files' masks if None. The
+            same episodes as ``epistream pack --val-fraction`` takes of the same files; give it to the streams of both
+            splits. Not for shards.
+        split_seed: which episodes those are, as in packing.
+        validation: every window of the split exactly once over all ranks, in the order of the dataset. Ranks get
+            equally many batches, the last ones filled up with repeats that are marked ``is_repeat``, as `remainder`
+            ``"pad"`` does; `shuffle` is not looked at. `WindowMean` takes means that count no repeat.
         shuffle: False streams in storage order.
         seed: of the order. Must be the same on all ranks.
         remainder: windows that fill no global batch. ``"drop"`` leaves them out, ``"pad"`` fills up with repeats,
@@ -81,6 +92,9 @@ class StreamOptions(SampleOptions):
 
     batch_size: BatchSize = 1
     split: str | None = "auto"
+    val_fraction: Share | None = None
+    split_seed: SplitSeed = 0
+    validation: bool = False
     shuffle: bool = True
     seed: Seed = 0
     remainder: Remainder = "drop"
@@ -98,6 +112,35 @@ class StreamOptions(SampleOptions):
         super().__post_init__()
         if self.channels_first and self.sample_format is not None:
             raise OptionError("channels_first: the sample_format decides the shapes itself. Leave channels_first out.")
+        if self.validation and self.remainder == "uneven":
+            raise OptionError(
+                "validation: with remainder='uneven', wanted equally many batches on all ranks. Give remainder='pad'."
+            )
+        if self.validation and self.repetitions is not None:
+            raise OptionError(
+                "validation: with repetitions, wanted every window exactly once. Give repetitions=None, or "
+                "validation=False."
+            )
+
+    def split_of(self, dataset: Dataset) -> str | None:
+        """The split of a dataset that is streamed; None for all episodes.
+
+        Raises:
+            OptionError: it is for validation, and there is none for that.
+        """
+        if self.split != "auto":
+            return self.split
+        if not self.validation:
+            return "train" if "train" in dataset.splits else None
+        if "val" in dataset.splits:
+            return "val"
+        splits = [name for name in dataset.splits if name not in ("train", NO_SPLIT)]
+        named = "".join(f"split={name!r}, " for name in splits)
+        raise OptionError(
+            f"{dataset.url}: splits {', '.join(dataset.splits)}, wanted 'val' for validation. Give {named}split=None "
+            "for all episodes, or divide them: val_fraction=0.1 for HDF5 files, in the training stream as well; for "
+            "shards when you pack: epistream pack --val-fraction 0.1."
+        )
 
     def __repr__(self) -> str:
         """Every option; long ones, such as a number for each episode, in short."""

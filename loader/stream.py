@@ -73,7 +73,8 @@ class EpisodeStream(Stream):
     | ``<key>_is_pad``               | bool (B, n), True where the episode does not reach              |
     | ``episode_index, step_index``  | int64 (B,): position of the episode in the dataset, anchor step |
     | ``task``                       | list of B str, the episode's first instruction or ""            |
-    | ``is_repeat``                  | bool (B,), only with ``remainder="pad"`` or ``on_bad="skip"``   |
+    | ``is_repeat``                  | bool (B,), with `validation`, ``remainder="pad"`` and           |
+    |                                | ``on_bad="skip"`` only                                          |
     """
 
     def __init__(
@@ -108,14 +109,20 @@ class EpisodeStream(Stream):
             layout=options.layout,
             allow_outside_files=options.allow_outside_files,
             features=options.features,
+            val_fraction=options.val_fraction,
+            split_seed=options.split_seed,
         )
         self._collator = Collator(dataset, options)
         chosen, window = self._collator.features, self._collator.window
-        split = options.split
-        if split == "auto":
-            split = "train" if "train" in dataset.splits else None
+        if options.validation:
+            if not self._collator.marks_repeats:
+                raise OptionError(
+                    "validation: ACT's tuples have no place for the marks of repeats, wanted one. Give "
+                    "sample_format=ActFormat(marks_repeats=True), whose tuples have a fifth item."
+                )
+            options = replace(options, shuffle=False, remainder="pad")
         times = None if options.repetitions is None else np.asarray(options.repetitions, dtype=np.int64)
-        anchors = Anchors(dataset, split, *window.anchor_rule(chosen), times)
+        anchors = Anchors(dataset, options.split_of(dataset), *window.anchor_rule(chosen), times)
         order = replace(options.order or OrderOptions(), shuffle=options.shuffle, seed=options.seed)
         part = DatasetPart(
             dataset=dataset,
@@ -129,6 +136,7 @@ class EpisodeStream(Stream):
             dtypes=self._collator.dtypes,
         )
         cache = NodeCache(options.cache_options, dataset.storage_options)
+        self.is_validation = options.validation
         self.finds_world = world is None
         self.awaits_world = self.finds_world and World.is_to_come()
         world = World() if self.awaits_world else world or World.detect()

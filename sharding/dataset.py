@@ -11,6 +11,8 @@ from epistream.errors import OptionError, SourceError
 from epistream.file_systems import advice_on_unsigned, local_path
 from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve_access
 from epistream.sharding.files.storage import join, read_bytes
+from epistream.sharding.format.division import Division
+from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.left_out import open_good
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset, concatenate, dataset_of
@@ -28,6 +30,8 @@ def open_dataset(
     layout: "str | os.PathLike[str] | MappingLayout | None" = None,
     allow_outside_files: bool = False,
     features: Collection[str] | None = None,
+    val_fraction: float | None = None,
+    split_seed: int = 0,
 ) -> Dataset:
     """Open a dataset without reading any of its shards.
 
@@ -49,18 +53,23 @@ def open_dataset(
             datasets or external storage; those in the folder or below may be read in any case.
         features: Names and patterns (``observation.images.*``) of what all parts of a list, and all HDF5 files, must
             have alike; everything if None. Features that are not alike are left aside then.
+        val_fraction: Share of the episodes of HDF5 files for the split ``val``, as ``epistream pack`` chooses them;
+            from the files' masks if None. Not for shards, whose splits were settled when they were packed.
+        split_seed: Which episodes those are.
 
     Returns:
         The dataset. In a list, a part without a split counts as ``train`` beside parts that have one.
 
     Raises:
-        OptionError: If `source` cannot be understood, or `layout` is given and there are only shards.
+        OptionError: If `source` cannot be understood, `layout` is given and there are only shards, or
+            `val_fraction` and there are any.
         SourceError: If there is no dataset; the message says what is there instead.
         VersionError: If it was written in a later format.
         FormatError: If it is torn, or parts of a list have different features (of those that `features` names).
         LayoutError: If an HDF5 file fits no known layout.
     """
     parts, options = resolve_access(source, storage_options)
+    division = None if val_fraction is None else Division(val_fraction, split_seed)
 
     def open_part(part: Part) -> Dataset:
         if isinstance(part, Hdf5Files):
@@ -71,8 +80,12 @@ def open_dataset(
                 layout=layout,
                 allow_outside=allow_outside_files,
                 features=features,
+                division=division,
             )
-        return _open(part, options)
+        opened = _open(part, options)
+        if division is not None:
+            raise OptionError(_cannot_divide(opened))
+        return opened
 
     skipped: dict[str, str] = {}
     if on_bad == "skip" and len(parts) > 1:
@@ -86,6 +99,15 @@ def open_dataset(
             "wanted HDF5 files for it. Leave 'layout' out."
         )
     return replace(dataset, skipped=skipped | dataset.skipped) if skipped else dataset
+
+
+def _cannot_divide(dataset: Dataset) -> str:
+    found = ", ".join(dataset.splits)
+    if dataset.splits == (NO_SPLIT,):
+        found, cure = "shards without splits", "Pack the recordings with --val-fraction"
+    else:
+        found, cure = f"shards with the splits {found}", "Leave val_fraction out, and name a split"
+    return f"{dataset.url}: {found}, settled when they were packed, wanted HDF5 files for val_fraction. {cure}."
 
 
 def _pieces(part: Part) -> list[Part]:
@@ -114,20 +136,22 @@ def _open_hdf5(
     layout: "str | os.PathLike[str] | MappingLayout | None",
     allow_outside: bool,
     features: Collection[str] | None,
+    division: Division | None,
 ) -> Dataset:
     from epistream.sharding.hdf5.dataset import open_hdf5_files
     from epistream.sharding.layouts.layout_file import chosen_layout
 
     urls = [_absolute(url) for url in part.files]
-    return open_hdf5_files(
+    dataset = open_hdf5_files(
         urls,
         options,
-        url=part.url,
         skip_bad=skip_bad,
         layout=chosen_layout(layout),
         allow_outside=allow_outside,
         features=features,
+        division=division,
     )
+    return replace(dataset, url=part.url)
 
 
 def _open(part: Folder | Tars, options: Access) -> Dataset:

@@ -67,7 +67,7 @@ MAY_IMPORT = {
     **SHARDING,
     **CACHE,
     **LOADER,
-    "integrations": {"loader"},
+    "integrations": {"loader", "loader.samples"},
     "configs": ROOMS_BELOW_CONFIGS,
     "commands": {*ROOMS_BELOW_CONFIGS, "configs", ""},
     "": {*ROOMS_BELOW_CONFIGS, "configs"},  # the front door: public names only
@@ -255,6 +255,7 @@ def test_exported_names_are_these():
         "StreamOptions",
         "StreamingLoader",
         "Window",
+        "WindowMean",
         "World",
         "__version__",
         "auto_optimize_dataset",

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from epistream.commands.layouts import with_draft
-from epistream.commands.sources import FEATURE_HELP, layout_options, open_source, reach_option
+from epistream.commands.sources import FEATURE_HELP, division_options, layout_options, open_source, reach_option
 from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import LayoutError, OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
@@ -36,6 +36,7 @@ _MOST_DIMENSIONS = 16
 @click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--columns", type=click.IntRange(1, 100), default=8, show_default=True, help="Steps in the picture.")
 @layout_options
+@division_options
 @reach_option
 def command(
     source: tuple[str, ...],

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import FEATURE_HELP, layout_options, open_source, reach_option
+from epistream.commands.sources import FEATURE_HELP, division_options, layout_options, open_source, reach_option
 from epistream.commands.tables import new_list, print_table
 from epistream.loader.order.plan import OrderOptions
 from epistream.units import count_text, distinct_sizes, parse_size, size_text
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
+@division_options
 @reach_option
 def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Say how well the windows of URL are shuffled within a memory budget, and what an epoch fetches.
@@ -52,7 +53,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     from epistream.loader.order.quality import report
     from epistream.loader.order.working_set import budget_advice
 
-    reached = ("options_json", "layout", "layout_file", "allow_outside_files")
+    reached = ("options_json", "layout", "layout_file", "allow_outside_files", "val_fraction", "split_seed")
     given = {name: options[name] for name in reached}
     dataset = open_source(source, **given, features=options["features"] or None)
     split = options["split"]

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from epistream.commands.parameters import option
 from epistream.errors import OptionError
 from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.layouts.registry import LAYOUTS, layout_by_name
+from epistream.sharding.pack.options import PackOptions
 
 if TYPE_CHECKING:
     from epistream.sharding.format.opened_dataset import Dataset
@@ -45,6 +47,12 @@ def outside_option(function: Callable[..., Any]) -> Callable[..., Any]:
         is_flag=True,
         help="Let HDF5 files that you trust read from others outside of their folders (links, virtual datasets).",
     )(function)
+
+
+def division_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--val-fraction`` and ``--split-seed``, as of ``epistream pack``."""
+    divided: Callable[..., Any] = option(PackOptions, "val_fraction")(option(PackOptions, "split_seed")(function))
+    return divided
 
 
 def wanted_layout(layout: str | None, layout_file: str | None) -> "str | MappingLayout | None":
@@ -103,6 +111,8 @@ def open_source(
     layout_file: str | None = None,
     allow_outside_files: bool = False,
     features: Sequence[str] | None = None,
+    val_fraction: float | None = None,
+    split_seed: int = 0,
 ) -> "Dataset":
     """The dataset that a command's argument and options name.
 
@@ -118,4 +128,6 @@ def open_source(
         layout=wanted,
         allow_outside_files=allow_outside_files,
         features=features,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
     )

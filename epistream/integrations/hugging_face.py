@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from epistream.errors import StateError
 from epistream.loader.loader import StreamingLoader
+from epistream.loader.samples.window_mean import WindowMean
 from epistream.loader.state import Place, check_state
 from epistream.loader.stream_base import Stream
 
@@ -81,8 +83,11 @@ class StreamTrainerMixin:
     Every rank reads its own windows, ``num_train_epochs`` works, and a run resumes at the very batch
     (`StreamCallback`). A stream is read by ``dataloader_num_workers`` processes. What the Trainer says of batches is
     the stream's to say: batch sizes, collators and ``remove_unused_columns`` have no effect. Each evaluation gets the
-    windows of epoch 0.
+    windows of epoch 0. Of a stream with ``validation=True`` the loss of an evaluation is the mean over its windows, in
+    which repeats do not count.
     """
+
+    _mean: WindowMean | None = None  # of the losses of the evaluation under way
 
     def __init__(
         self,
@@ -123,12 +128,60 @@ class StreamTrainerMixin:
         loader = self._from_begin(test_dataset)
         return super().get_test_dataloader(test_dataset) if loader is None else loader  # type: ignore[misc]
 
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The Trainer's, whose loss counts every window once where batches mark repeats."""
+        self._mean = None
+        given = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(*given)  # type: ignore[misc]
+        if self._mean is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = self._mean.over_all_ranks().values["loss"]
+        return output
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """The Trainer's, whose loss is that of the windows that are no repeats."""
+        step = super().prediction_step  # type: ignore[misc]
+        marks = inputs.get("is_repeat") if isinstance(inputs, Mapping) else None
+        if marks is None:
+            return step(model, inputs, prediction_loss_only, ignore_keys)
+        # A rank with nothing but repeats goes through the model all the same: others may wait for it in there.
+        once = inputs if marks.all() or not marks.any() else _rows(inputs, ~marks)
+        result = step(model, inputs if not prediction_loss_only else once, prediction_loss_only, ignore_keys)
+        loss = result[0]
+        if not prediction_loss_only:
+            accelerator, device = self.accelerator, self.args.device  # type: ignore[attr-defined]
+            if accelerator.gather(marks.any().to(device)[None]).any():  # one more pass, for all ranks or none
+                loss = step(model, once, True, ignore_keys)[0]
+        if loss is not None:
+            self._mean = self._mean or WindowMean()
+            self._mean.add(inputs, loss=loss.expand(len(marks)))
+        return loss, *result[1:]
+
     def _from_begin(self, dataset: Any) -> StreamingLoader | None:
         loader = _loader_of(dataset, self.args.dataloader_num_workers)  # type: ignore[attr-defined]
         if not isinstance(loader, StreamingLoader):
             return None
         loader.set_place(Place(0, 0))
         return loader
+
+
+def _rows(values: Any, keep: Tensor) -> Any:
+    """The rows of a batch, or of what is in it, that are to be kept."""
+    if isinstance(values, Mapping):
+        return {name: _rows(value, keep) for name, value in values.items()}
+    if isinstance(values, Tensor):
+        return values[keep.to(values.device)]
+    if isinstance(values, list | tuple) and len(values) == len(keep):
+        return [value for value, is_kept in zip(values, keep.tolist(), strict=True) if is_kept]
+    return values
 
 
 def _loader_of(dataset: Dataset[Any] | Stream | StreamingLoader | None, num_workers: int) -> Any:

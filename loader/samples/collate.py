@@ -105,6 +105,11 @@ class Collator:
         self._squeezed = [name for name in self.features if options.squeeze and len(window.offsets(name)) == 1]
 
     @property
+    def marks_repeats(self) -> bool:
+        """Whether batches have a place for the mask of repeated windows; a function of the user's sees to it itself."""
+        return not isinstance(self._format, SampleFormat) or self._format.marks_repeats
+
+    @property
     def changes_nothing(self) -> bool:
         """Whether it only gives the arrays their names: then batches of several datasets can be made as one."""
         return self._delta is None and self.normalizer is None and self._format is None and not self._squeezed

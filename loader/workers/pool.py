@@ -6,15 +6,16 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from epistream.errors import DeadlineError, WorkerError
+from epistream.errors import EpistreamError, WorkerError
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.workers.pipe import Record, RecordKind
 from epistream.loader.workers.ring import Ring
@@ -24,9 +25,13 @@ from epistream.processes import how_it_ended
 from epistream.working_folder import standing_somewhere
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
+# How workers are made to end, and seconds until the next step.
+Step = tuple[Callable[[BaseProcess], None] | None, float]
 
 # Workers finish the batch in hand before they leave; one that is stuck in a fetch is killed after this.
 _STOP_S = 5.0
+# The same where the run has failed: its batches are of no use to anybody, and its error waits to be told.
+_FAILED_S = 1.0
 
 
 class _Handle:
@@ -97,7 +102,7 @@ class WorkerPool:
         self.num_workers = num_workers
         self.slots = slots
         self.ring = Ring(num_workers * slots_per_worker, slots.layout.num_bytes)
-        self._pid = os.getpid()
+        self._pid, self._cache = os.getpid(), job.cache
         self._serial = NO_EPOCH
         self._handles: list[_Handle] = []
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
@@ -137,12 +142,11 @@ class WorkerPool:
         """Whether this is what workers of this process were last told to run, and they were not stopped since."""
         return self.is_ours and self._serial == serial
 
-    def receive(self, worker_index: int, timeout_s: float) -> Message:
-        """The next message of a worker.
+    def receive(self, worker_index: int, wait_s: float) -> Message | None:
+        """The next message of a worker; None if there is none within `wait_s`.
 
         Raises:
             WorkerError: a worker died; the message says which and of what.
-            DeadlineError: nothing came within `timeout_s`.
         """
         handle = self._handles[worker_index]
         message: Message
@@ -152,7 +156,7 @@ class WorkerPool:
                 message = handle.messages.recv()
                 return message
         sentinels = {each.process.sentinel: each for each in self._handles if each.process is not None}
-        ready = wait([handle.messages, *sentinels], timeout_s)
+        ready = wait([handle.messages, *sentinels], max(0.0, wait_s))
         # What a worker sent before it died is still good.
         if handle.messages in ready or handle.messages.poll():
             with suppress(EOFError):
@@ -162,10 +166,7 @@ class WorkerPool:
         dead = [sentinels[item] for item in ready if isinstance(item, int)]
         if dead:
             raise WorkerError(dead[0].obituary())
-        raise DeadlineError(
-            f"worker {worker_index}: no batch within {timeout_s:g} s. Look at the fetch errors in the log, or raise "
-            "StreamingLoader(timeout_s=...)."
-        )
+        return None
 
     def take(self, worker_index: int, message: Message) -> tuple[Iterator[dict[str, NDArray[Any]]], bool]:
         """The batches of a filled slot, and whether they are copies.
@@ -198,30 +199,50 @@ class WorkerPool:
 
         In a forked child nothing happens: the workers are its parent's.
         """
+        self._stop(((None, _STOP_S), (BaseProcess.terminate, _STOP_S), (BaseProcess.kill, _STOP_S)))
+
+    def give_up(self, hung: int | None) -> None:
+        """As `stop`, where a run has failed: whoever does not come is killed soon.
+
+        Args:
+            hung: the worker that did not come in all the time that it was given, which is killed at once.
+        """
+        if hung is not None and self.is_ours and (process := self._handles[hung].process) is not None:
+            process.kill()
+        self._stop(((None, _FAILED_S), (BaseProcess.kill, _STOP_S)))
+
+    def _stop(self, steps: Sequence[Step]) -> None:
         if not self.is_ours:
             return
         self._serial = NO_EPOCH
-        for handle in self._handles:
+        handles, self._handles = self._handles, []
+        for handle in handles:
             handle.inbox.send(Record(RecordKind.STOP))
-        deadline = time.monotonic() + _STOP_S
-        for handle in self._handles:
+        deadline = time.monotonic() + steps[0][1]
+        for handle in handles:
             if handle.thread is not None:
                 handle.thread.join(max(0.1, deadline - time.monotonic()))
-        _end_all([handle.process for handle in self._handles if handle.process is not None], deadline)
-        for handle in self._handles:
+        if _end_all([handle.process for handle in handles if handle.process is not None], steps, deadline):
+            # Who was killed left nothing in order. The last one out removes the cache, and that is this process now.
+            with suppress(EpistreamError), copy(self._cache) as cache:
+                cache.is_quiet = True
+                cache.budget()
+        for handle in handles:
             handle.close()
         self.ring.close()
 
 
-def _end_all(processes: Sequence[BaseProcess], deadline: float) -> None:
-    """Wait until `deadline`, then end by force who is still there: all at a time, not one after the other."""
-    for force in (None, BaseProcess.terminate, BaseProcess.kill):
+def _end_all(processes: Sequence[BaseProcess], steps: Sequence[Step], deadline: float) -> bool:
+    """Take one step after the other with all that are still there, at a time; whether any of them was killed."""
+    for force, wait_s in steps:
         alive = [process for process in processes if process.is_alive()]
         if force is not None:
-            deadline = time.monotonic() + _STOP_S
+            deadline = time.monotonic() + wait_s
             for process in alive:
                 force(process)
         for process in alive:
             process.join(max(0.1, deadline - time.monotonic()))
+    was_killed = any(process.exitcode == -signal.SIGKILL for process in processes)
     for process in processes:
         process.close()
+    return was_killed

@@ -63,6 +63,7 @@ class Dataset:
         storage_options: For fsspec, by protocol; and what opens the URLs. Its `repr` shows neither.
         skipped: Why each file or folder was left out, by its path; see `open_dataset`.
         more: What else is known of the values, read when somebody looks.
+        divided: (E,) uint8 position in `splits`, where it is not that of the episode's shard.
 
     Pickles, so that workers need not read again.
     """
@@ -79,6 +80,7 @@ class Dataset:
     storage_options: Access = field(default_factory=Access)
     skipped: dict[str, str] = field(default_factory=dict)
     more: MoreStatistics = field(default=NO_MORE, repr=False)
+    divided: UInt8 | None = field(default=None, repr=False)
 
     num_shards = _column(lambda columns: columns.num_shards, "Shards, S.")
     num_episodes = _column(lambda columns: columns.num_episodes, "Episodes, E.")
@@ -116,7 +118,7 @@ class Dataset:
     @lazy
     def episode_split(self) -> UInt8:
         """(E,) uint8 position in `splits`."""
-        return self.columns.shard_split[self.columns.episode_shard]
+        return self.columns.shard_split[self.columns.episode_shard] if self.divided is None else self.divided
 
 
 def dataset_of(manifest: Manifest, url: str, options: Access, index_url: Sequence[str] | None = None) -> Dataset:

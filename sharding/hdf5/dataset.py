@@ -6,14 +6,16 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
+import xxhash
+
 from epistream.access import Access
 from epistream.errors import SourceError
 from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder
-from epistream.sharding.format.dataset_statistics import (
-    MoreStatistics,
-)
+from epistream.sharding.format.dataset_statistics import MoreStatistics
+from epistream.sharding.format.division import NAMES, Division
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.feature_sets import Wanted, agreed, matching
 from epistream.sharding.format.features import Feature
@@ -36,24 +38,24 @@ def open_hdf5_files(
     urls: Sequence[str],
     options: Options = None,
     *,
-    url: str = "",
     folder: Path | None = None,
     skip_bad: bool = False,
     layout: str | MappingLayout | None = None,
     allow_outside: bool = False,
     features: Wanted | None = None,
+    division: Division | None = None,
 ) -> Dataset:
     """Index every file that was not indexed before, and describe all of them.
 
     Args:
         urls: Absolute paths or URLs, in the order of the episodes.
         options: For fsspec.
-        url: What was given, for messages; the first file unless there is something better.
         folder: Where indexes are kept, see `keep_indexes`.
         skip_bad: Leave out files that cannot be read or have other features than most episodes.
         layout: Insist on this layout instead of finding that of each file.
         allow_outside: Whether files may read from others outside of their folders.
         features: Names and patterns of the features in which files must agree; in all if None.
+        division: Which episodes are for validation, whatever masks the files have; as these say if None.
 
     Raises:
         SourceError: If a file is missing, unreadable, or given twice.
@@ -75,7 +77,7 @@ def open_hdf5_files(
         urls, skipped = _usable(urls, keep_of, features)
     while True:
         unwanted: dict[str, str] = {}
-        dataset, shards = _describe(urls, keep_of, features, unwanted)
+        dataset, shards = _describe(urls, keep_of, features, division, unwanted)
         try:
             sum_up = partial(
                 sum_up_shard,
@@ -96,11 +98,15 @@ def open_hdf5_files(
         _log.warning("left out as the layout file says: %d, such as %s", len(unwanted), next(iter(unwanted.values())))
     _say_what_is_slow(shards)
     _say_what_is_missing(dataset, shards)
-    describe = partial(_describe, keep_of=look_again, wanted=features, unwanted={})
+    if division is not None:
+        counts = np.bincount(dataset.episode_split).tolist()
+        note = division.note(dict(zip(dataset.splits, counts, strict=True)))
+        if note is not None:
+            _log.warning("%s: %s", dataset.url, note)
+    describe = partial(_describe, keep_of=look_again, wanted=features, division=division, unwanted={})
     more = partial(more_statistics, tuple(urls), describe, sum_up, folder, dataset.fingerprint, statistics)
     return replace(
         dataset,
-        url=url or dataset.url,
         statistics=statistics,
         more=MoreStatistics(more),
         storage_options=Access.of(options),
@@ -129,7 +135,11 @@ def _usable(urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None) -> tupl
 
 
 def _describe(
-    urls: Sequence[str], keep_of: KeepOf, wanted: Wanted | None, unwanted: dict[str, str]
+    urls: Sequence[str],
+    keep_of: KeepOf,
+    wanted: Wanted | None,
+    division: Division | None,
+    unwanted: dict[str, str],
 ) -> tuple[Dataset, list[IndexedShard]]:
     """All files as one dataset without statistics, and its shards; what a layout file leaves out is noted."""
     shards: list[IndexedShard] = []
@@ -167,7 +177,9 @@ def _describe(
     if not shards:
         raise SourceError("HDF5 files: none, wanted at least one.")
     summaries = [shard.summary for shard in shards]
-    if any(summary.split != NO_SPLIT for summary in summaries):
+    if division is not None:
+        summaries = [replace(one, split=NO_SPLIT) for one in summaries]
+    elif any(summary.split != NO_SPLIT for summary in summaries):
         # A file without masks among files with them is training data.
         summaries = [replace(one, split="train") if one.split == NO_SPLIT else one for one in summaries]
     splits = splits_of(summaries)
@@ -183,7 +195,16 @@ def _describe(
         statistics={},
         fingerprint=fingerprint(features, splits, columns),
     )
-    return dataset, shards
+    return dataset if division is None else _divided(dataset, division), shards
+
+
+def _divided(dataset: Dataset, division: Division) -> Dataset:
+    """The dataset with other splits. Its fingerprint knows them: statistics are of the training episodes."""
+    names = division.names(dataset.num_episodes)
+    splits = tuple(name for name in NAMES if name in names)
+    numbers = np.array([splits.index(name) for name in names], np.uint8)
+    known = xxhash.xxh3_128_hexdigest(dataset.fingerprint.encode() + numbers.tobytes())
+    return replace(dataset, splits=splits, divided=numbers, fingerprint=known)
 
 
 def _say_what_is_missing(dataset: Dataset, shards: Sequence[IndexedShard]) -> None:

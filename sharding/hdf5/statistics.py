@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from epistream.errors import FormatError, SourceChangedError
 from epistream.sharding.files.pruning import mark_used
@@ -21,7 +23,6 @@ from epistream.sharding.format.dataset_statistics import (
     sketch_key,
     statistics_problem,
 )
-from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import BAD_FILE
 from epistream.sharding.format.manifest_builder import ShardSummary
@@ -44,6 +45,7 @@ from epistream.sharding.opening.other_files import OtherFile, check_unchanged
 # Raised when the same files would give other statistics.
 _RECIPE = 1
 Sums = tuple[dict[str, Summary], dict[str, NotFinite]]
+SumUp = Callable[["IndexedShard", NDArray[np.bool_]], Sums]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class ChangedError(SourceChangedError):
 
 
 def statistics_of(
-    dataset: Dataset, shards: Sequence[IndexedShard], sum_up: Callable[[IndexedShard], Sums], folder: Path
+    dataset: Dataset, shards: Sequence[IndexedShard], sum_up: SumUp, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Of the training episodes, as packing computes them; computed once and kept beside the indexes.
 
@@ -97,16 +99,17 @@ def _sketch_name(statistics: str) -> str:
     return str(Path(statistics).with_suffix(".tables"))
 
 
-def _sums(dataset: Dataset, shards: Sequence[IndexedShard], sum_up: Callable[[IndexedShard], Sums]) -> Sums:
+def _sums(dataset: Dataset, shards: Sequence[IndexedShard], sum_up: SumUp) -> Sums:
     """Of the training episodes; counts of what is not finite, of all."""
-    wanted = ("train" if "train" in dataset.splits else dataset.splits[0], NO_SPLIT)
+    is_wanted = dataset.episode_split == dataset.splits.index(
+        "train" if "train" in dataset.splits else dataset.splits[0]
+    )
     summaries: dict[str, Summary] = {}
     not_finite: dict[str, NotFinite] = {}
     for shard in shards:
-        summed, counts = sum_up(shard)
+        summed, counts = sum_up(shard, is_wanted[shard.summary.numbers])
         not_finite = add_counts((not_finite, counts))
-        if shard.summary.split in wanted:
-            summaries = merge_all((summaries, summed))
+        summaries = merge_all((summaries, summed))
     return summaries, not_finite
 
 
@@ -120,7 +123,7 @@ def _pack_sketches(
 def more_statistics(
     urls: Sequence[str],
     describe: Callable[[Sequence[str]], tuple[Dataset, list[IndexedShard]]],
-    sum_up: Callable[[IndexedShard], Sums],
+    sum_up: SumUp,
     folder: Path,
     fingerprint: str,
     statistics: Plain,
@@ -167,12 +170,15 @@ def _read_statistics(path: Path, features: dict[str, Feature]) -> dict[str, dict
 
 def sum_up_shard(
     shard: IndexedShard,
+    is_wanted: NDArray[np.bool_],
     options: Options,
     layout: str | MappingLayout | None,
     allow_outside: bool,
     features: Collection[str],
 ) -> Sums:
     """Of the arrays of one shard, read again: only the first opening of a dataset does so.
+
+    What is not finite is counted in all episodes; summaries are of those that `is_wanted` names.
 
     Raises:
         ChangedError: If they cannot be read any more, or are no longer those of its index.
@@ -182,14 +188,15 @@ def sum_up_shard(
         found = layout_of(file, layout)
         summaries: dict[str, Summary] = {}
         not_finite: dict[str, NotFinite] = {}
-        for meta in shard.summary.episodes:
+        for meta, is_summed in zip(shard.summary.episodes, is_wanted.tolist(), strict=True):
             episode = described(found, file, meta.source_path)
             arrays = {
                 field.feature.name: read_array(file, field, episode.length)
                 for field in episode.fields
                 if field.feature.kind == "array" and field.feature.name in features
             }
-            summaries = merge_all((summaries, {name: summarize(values) for name, values in arrays.items()}))
+            if is_summed:
+                summaries = merge_all((summaries, {name: summarize(values) for name, values in arrays.items()}))
             not_finite = add_counts((not_finite, count_not_finite(arrays)))
         return summaries, not_finite
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from epistream.errors import OptionError
 from epistream.options import OneOf, Range, SizeRange, check
+from epistream.sharding.format.division import Division, Share, SplitSeed
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.pictures.codecs import CODECS
@@ -63,8 +64,8 @@ class PackOptions:
     force_color_order: bool = False
     image_size: PictureSize | None = None
     fps: Annotated[float, Range(gt=0, lt=1_000_000)] | None = None
-    val_fraction: Annotated[float, Range(gt=0, lt=1)] | None = None
-    split_seed: Annotated[int, Range(ge=0, le=1 << 63), "an integer from 0 to 2**63"] = 0
+    val_fraction: Share | None = None
+    split_seed: SplitSeed = 0
     workers: Annotated[int, Range(ge=1, le=1024)] = 1
     resume: bool = False
     overwrite: bool = False
@@ -86,6 +87,11 @@ class PackOptions:
     def shard_bytes(self) -> int:
         """Target size of a shard."""
         return parse_size(self.shard_size, "shard_size")
+
+    @property
+    def division(self) -> Division | None:
+        """How episodes are divided; None for the splits of the sources."""
+        return None if self.val_fraction is None else Division(self.val_fraction, self.split_seed)
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide the bytes of the result, as JSON can hold them."""

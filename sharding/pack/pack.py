@@ -326,7 +326,7 @@ class _Job:
 
     def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results | None = None) -> PackReport:
         """Of this job; without results, of one that had been done before."""
-        report = report_of(manifest, scans, self._workspace.url, self._options.val_fraction)
+        report = report_of(manifest, scans, self._workspace.url, self._options.division)
         for note in report.notes:
             _log.warning("%s: %s", self._workspace.url, note)
         return replace(

@@ -260,14 +260,8 @@ def _assign_splits(
     kept: Sequence[tuple[int, ScannedEpisode]], options: PackOptions
 ) -> tuple[tuple[str, ...], list[str]]:
     """The names of the splits, and the split of each episode."""
-    if options.val_fraction is not None:
-        # Hashed ranks: the same seed and number of episodes give the same choice on every machine.
-        ranks = sorted(
-            range(len(kept)), key=lambda i: (xxhash.xxh3_64_intdigest(f"{i}".encode(), options.split_seed), i)
-        )
-        num_val = min(max(1, round(len(kept) * options.val_fraction)), len(kept) - 1)
-        chosen = set(ranks[:num_val])
-        names = ["val" if i in chosen else "train" for i in range(len(kept))]
+    if options.division is not None:
+        names = options.division.names(len(kept))
     elif any(episode.split for _, episode in kept):
         # A file without masks among files with them is training data.
         names = [episode.split or "train" for _, episode in kept]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from epistream.hints import in_short
+from epistream.sharding.format.division import Division
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.statistics import NotFinite
@@ -84,18 +85,19 @@ class PackReport:
         return f"PackReport({in_short(shown(self.url))}: {', '.join(told)}; {in_short(list(self.features))})"
 
 
-def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, val_fraction: float | None) -> PackReport:
+def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, division: Division | None) -> PackReport:
     """What a dataset and its sources say of the job that made it.
 
     Args:
         manifest: Of the dataset.
         scans: Of all sources.
         url: Of the dataset.
-        val_fraction: As wanted.
+        division: As wanted.
     """
     columns = manifest.columns
     split_of = columns.shard_split[columns.episode_shard]
     splits = {name: int((split_of == number).sum()) for number, name in enumerate(manifest.splits)}
+    note = None if division is None else division.note(splits)
     # The manifest lists the files with episodes in this order.
     used = set(np.unique(manifest.sources.table.episode_source).tolist())
     packed = [scan for number, scan in enumerate(scan for scan in scans if scan.episodes) if number in used]
@@ -111,23 +113,8 @@ def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, val_fr
         source_bytes=sum(episode.source_bytes for scan in packed for episode in scan.episodes),
         num_bytes=int(columns.shard_bytes.sum()),
         left_out=left_out_of([*packed, *(scan for scan in scans if not scan.episodes)]),
-        notes=tuple(_notes(splits, val_fraction)),
+        notes=(note,) if note else (),
     )
-
-
-def _notes(splits: Mapping[str, int], val_fraction: float | None) -> list[str]:
-    """What a wanted fraction could not be, or was only rounded."""
-    if val_fraction is None:
-        return []
-    num_episodes, num_val = sum(splits.values()), splits.get("val", 0)
-    wanted = f"val_fraction {val_fraction:g} of {count_text(num_episodes, 'episode')}"
-    if num_episodes == 1:
-        return [f"{wanted}: one cannot be divided. All of it is {' and '.join(splits)}; there is no other split."]
-    if len(splits) == 1:
-        return [f"{wanted}: all that are left are {' and '.join(splits)}; there is no other split."]
-    if abs(num_val - val_fraction * num_episodes) > 0.5 + 1e-9:
-        return [f"{wanted}: {num_val:,} ({num_val / num_episodes:.0%}) are val, as each split has at least one."]
-    return []
 
 
 Listener = Callable[[PackProgress], None]

@@ -65,6 +65,8 @@ TRAINERS = {
     "mixin, other batch size": OTHER_NUMBERS,
     "mixin, other seed": "StateError: state: seed is 3, this stream has 4.",
     "mixin, left": "exact",
+    "mixin, loss of repeats": "exact",
+    "mixin, loss and metrics of repeats": "exact",
     "loader alone, mid-epoch": "exact",
     "loader alone, end of an epoch": "exact",
     "loader alone, 4 batches a step": "exact",

@@ -44,6 +44,8 @@ class ActFormat(ChunkFormat):
         padding: zeros, and a mask that is True where padded. The mask has no name in a tuple.
         base_action: feature of a mobile base's actions, put behind the others as ACT++ does: the mean of five steps,
             with zeros beyond the episode. Where a dataset has none, two zeros stand there, again as in ACT++.
+        marks_repeats: a fifth item, bool (B,): True for windows that only fill a batch up. For validation, where
+            `WindowMean` takes it: ``mean.add({"is_repeat": is_repeat}, loss=loss)``.
     """
 
     name: ClassVar[str] = "act"
@@ -52,6 +54,7 @@ class ActFormat(ChunkFormat):
     lag_one_step: bool = False
     padding: Padding = field(default_factory=lambda: Padding("zero", "is_pad"))
     base_action: str | None = None
+    marks_repeats: bool = False
 
     def __post_init__(self) -> None:
         if self.base_action in as_tuple(self.action):
@@ -93,7 +96,7 @@ class ActFormat(ChunkFormat):
                 "range(-1, chunk_size), of which the first or the last is left out."
             )
 
-    def __call__(self, batch: Batch, context: FormatContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, batch: Batch, context: FormatContext) -> tuple[Tensor, ...]:
         """The batch as the tuple above."""
         action, is_pad = self.chunk_of(batch)
         if self.base_action is not None:
@@ -106,7 +109,10 @@ class ActFormat(ChunkFormat):
             at_start = batch["step_index"] == 0
             action, is_pad = _lagged(action, at_start), _lagged(is_pad, at_start)
         image = stacked_scaled([one_step(batch[name]) for name in context.cameras], context.recycler)
-        return image, self.state_of(batch), action, self.padding.of(is_pad)
+        items = (image, self.state_of(batch), action, self.padding.of(is_pad))
+        if not self.marks_repeats:
+            return items
+        return *items, batch.get("is_repeat", torch.zeros(len(action), dtype=torch.bool))
 
 
 def _smoothed(values: Tensor, is_pad: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ class SampleFormat(ABC):
     """
 
     padding: Padding
+    marks_repeats: bool = True  # its batches say which of their windows are repeats, where there can be any
 
     @abstractmethod
     def select(self, available: Mapping[str, Feature]) -> list[str]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import transformers
@@ -195,7 +196,8 @@ class Model(torch.nn.Module):
     def forward(self, **batch):
         if self.training:
             self.seen.append(windows_of(batch))
-        return {"loss": ((batch["action"] - self.weight) ** 2).mean()}
+        error = (batch["action"] - self.weight) ** 2
+        return {"loss": error.mean(), "error": error}
 
 
 class BreakOff(TrainerCallback):
@@ -291,6 +293,8 @@ def trainers(cases: Cases) -> None:
     cases.note("mixin, fewer batches a step", *in_two(cases, Mixed, 2, {"gradient_accumulation_steps": 2}))
     cases.note("mixin, other batch size", *in_two(cases, Mixed, 3, {"stream": cases.stream(batch_size=5)}))
     cases.note("mixin, other seed", *in_two(cases, Mixed, 3, {"stream": cases.stream(seed=4)}))
+    cases.note("mixin, loss of repeats", *evaluated(cases, prediction_loss_only=True))
+    cases.note("mixin, loss and metrics of repeats", *evaluated(cases))
     steps = {"max_steps": 2 * epoch, "wanted_epochs": 2}
     cases.note("dataset, first epoch", *in_two(cases, Trainer, 3, **steps))
     cases.note("dataset, end of the first epoch", *in_two(cases, Trainer, epoch, **steps))
@@ -300,6 +304,36 @@ def trainers(cases: Cases) -> None:
     cases.note("killed before the step is saved", *killed(cases))
     # Left for another number of ranks to resume from.
     cases.note("mixin, left", lambda: cleared(cases) or train(cases, Mixed, 3), cases.wanted[0][:3])
+
+
+def evaluated(cases, **arguments):
+    """The loss of an evaluation whose last batches have repeats, and predictions that say which these are."""
+
+    def marked(batch):
+        return {**only_tensors(batch), **({"is_repeat": batch["is_repeat"]} if "is_repeat" in batch else {})}
+
+    def run():
+        stream = cases.stream(validation=True, split=None, batch_size=37, sample_format=marked)
+        given = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "label_names": ["action", "is_repeat"]}
+        counted = []
+
+        def compute_metrics(predicted):
+            action, is_repeat = predicted.label_ids
+            counted.append(int((~is_repeat).sum()))
+            return {"squares": float((action[~is_repeat] ** 2).mean())}
+
+        options = {} if arguments.get("prediction_loss_only") else {"compute_metrics": compute_metrics}
+        settings = TrainingArguments(str(cases.out / "checkpoints"), **given, **arguments)
+        found = Mixed(Model(), settings, eval_dataset=stream, **options).evaluate()
+        actions = torch.cat([b["action"] for b in cases.stream(world=es.World(), shuffle=False, batch_size=1)])
+        wanted = pytest.approx(float((actions.double() ** 2).mean()), rel=1e-6)
+        assert found["eval_loss"] == wanted, found
+        if options:
+            assert counted == [len(actions)], counted
+            assert found["eval_squares"] == wanted, found
+        return [[]]
+
+    return run, [[]]
 
 
 def killed(cases):
