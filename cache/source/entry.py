@@ -55,7 +55,7 @@ class Part:
             if len(self.block_checksums) != num_blocks:
                 raise OptionError(
                     f"{self.url}: {len(self.block_checksums)} block checksums, wanted {num_blocks} for "
-                    f"{self.size} bytes. Re-create the index with 'epistream index URL'."
+                    f"{self.size} bytes. Re-create the index with 'epistream index URL --overwrite'."
                 )
 
 

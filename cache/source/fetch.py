@@ -100,7 +100,7 @@ class Fetcher:
             if found:
                 raise ChecksumError(
                     f"{part.url}: checksum {found} twice, wanted {part.checksum}. Upload the file again, or re-create "
-                    "the index with 'epistream index URL' if it was changed on purpose."
+                    "the index with 'epistream index URL --overwrite' if it was changed on purpose."
                 )
         return Fetched(num_bytes, tuple(place.part for place in wrong))
 

@@ -159,7 +159,7 @@ class FileBlob(Blob):
         if now != self._identity:
             raise SourceChangedError(
                 f"{self._path}: (device, size, inode, mtime) {now}, wanted {self._identity}: it was replaced or "
-                "written to while in use. Start again, after 'epistream index URL' if the change is meant."
+                "written to while in use. Start again, after 'epistream index URL --overwrite' if the change is meant."
             )
 
 
@@ -184,7 +184,7 @@ def open_source(path: Path, size: int) -> tuple[int, os.stat_result]:
             f"{path}: {status.st_size} bytes, wanted {size}."
             + (
                 pointer_in_place_of(path)
-                or " Re-create the index with 'epistream index URL' if it was changed on purpose."
+                or " Re-create the index with 'epistream index URL --overwrite' if it was changed on purpose."
             )
         )
     return fd, status

@@ -72,7 +72,7 @@ def check_range(where: str, total: int, offset: int, size: int) -> None:
     if offset < 0 or size < 0 or offset + size > total:
         raise FormatError(
             f"{where}: bytes [{offset}, {offset + size}) asked for, it has {total}. Re-create the index with "
-            "'epistream index URL'."
+            "'epistream index URL --overwrite'."
         )
 
 

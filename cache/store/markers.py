@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -66,11 +67,13 @@ def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> N
             write_cap(dir_fd, wish)
         else:
             logger.warning(
-                "%s: a budget of %s bytes is in force, wanted %d. Others use the directory: change it for all "
-                "with 'epistream cache resize'.",
+                "%s: a budget of %s bytes is in force, wanted %d. Others use the directory: change it for all: "
+                "epistream cache resize %d --directory %s",
                 where,
                 text,
                 wish,
+                wish,
+                shlex.quote(str(where)),
             )
 
 

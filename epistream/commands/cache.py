@@ -114,7 +114,10 @@ def resize(size: str, directory: Path | None) -> None:
         parse_size(size, whole=1)  # what is no size is told first, whatever caches there are
     paths = _paths(directory)
     if not paths:
-        raise CacheError("cache: none of this user on this node, wanted one to resize. Start a job or 'cache warm'.")
+        raise CacheError(
+            "cache: none of this user on this node, wanted one to resize. Start a job, or fetch a dataset with "
+            "'epistream cache warm SOURCE'."
+        )
     for path in paths:
         file_system_bytes = shutil.disk_usage(path).total if path.exists() else 0  # else `admin.resize` refuses
         cap = None if size == "none" else parse_size(size, whole=file_system_bytes)

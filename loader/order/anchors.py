@@ -208,7 +208,8 @@ def _sorted_ranges(dataset: "Dataset") -> tuple[NDArray[np.int64] | None, NDArra
         index = row if episode is None else int(episode[row])
         raise FormatError(
             f"{dataset.url}, episode {index}: valid range {start[row]} to {stop[row]} overlaps another or leaves "
-            f"the episode of {dataset.episode_length[index]} steps. Write the manifest again with 'epistream index'."
+            f"the episode of {dataset.episode_length[index]} steps. Write the manifest again with "
+            "'epistream index URL --overwrite'."
         )
     shard, place = _at(dataset.episode_shard, episode), _at(dataset.episode_in_shard, episode)
     step = np.diff(shard)

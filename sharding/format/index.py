@@ -22,7 +22,7 @@ _MAX_BLOCK_BYTES = 1 << 30
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
-_REMEDY = "Re-create the index with 'epistream index URL'."
+_REMEDY = "Re-create the index with 'epistream index URL --overwrite'."
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,9 @@ class Manifest:
         """
         problem = next(self._problems(), None)
         if problem:
-            raise FormatError(f"{where}: {problem}. Re-create the manifest with 'epistream index URL', or pack again.")
+            raise FormatError(
+                f"{where}: {problem}. Re-create the manifest with 'epistream index URL --overwrite', or pack again."
+            )
 
     def select(self, shards: Sequence[int]) -> "Manifest":
         """The same dataset with some of its shards only. Statistics stay those of the whole."""

@@ -52,7 +52,7 @@ FORMAT = "epistream-dataset"
 VERSION = 2
 _VERSIONS = (1, 2)
 KIND = "epistream.dataset-tables"
-_REMEDY = "Re-create the manifest with 'epistream index URL', or pack again."
+_REMEDY = "Re-create the manifest with 'epistream index URL --overwrite', or pack again."
 TABLES_NAME = re.compile(r"(?:dataset|sources|statistics)-[0-9a-f]{8}\.tables")
 # Features, statistics and provenance: what grows with the episodes is in the tables, whose sizes it tells.
 _MOST_BYTES = 64 << 20
@@ -202,7 +202,10 @@ def read_manifest(url: str, options: Options = None) -> Manifest:
 
 
 def _parse_document(data: bytes, where: str) -> _File:
-    value = parse_json(data, where)
+    try:
+        value = parse_json(data, where)
+    except FormatError as error:
+        raise FormatError(f"{error} {_REMEDY}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError(f'{where}: no manifest of ours, wanted a map with "format": "{FORMAT}". {_REMEDY}')
     if value.get("version") not in _VERSIONS:

@@ -109,7 +109,7 @@ def test_index_that_cannot_be_is_refused_by_writer_and_reader(changes, message, 
     with pytest.raises(FormatError) as caught:
         index.to_bytes()
     assert message in str(caught.value)
-    assert str(caught.value).endswith("Re-create the index with 'epistream index URL'.")
+    assert str(caught.value).endswith("Re-create the index with 'epistream index URL --overwrite'.")
     # A writer that does not check: the reader must find the same.
     monkeypatch.setattr("epistream.sharding.format.index.check", lambda index, where: None)
     data = index.to_bytes()
