@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -323,7 +324,6 @@ def test_cache_directory_that_a_process_holds_end_that_process(tmp_path):
 
 
 @taken("configs/config.py", "epistream config show")
-@taken("epistream/commands/config.py", "stream.batch_size=")
 def test_configuration_that_is_wrong_show_all_keys(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("preset: small\nstream: {batch_size: none}\n")
@@ -343,6 +343,32 @@ def test_configuration_of_the_replaced_system_write_it_anew(tmp_path, caplog):
         es.load_config(path, preset=preset)
         [text] = [record.getMessage() for record in caplog.records if "Written anew" in record.getMessage()]
         follow(text.splitlines()[-1])
+
+
+@taken("configs/replaced.py", "world=")
+def test_configuration_that_wants_every_window_on_every_rank(shards, tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("distributed: {use_distributed_sampler: false}\n")
+    assert "Leave it out, or make the stream with world=World()" in said(lambda: es.load_config(path))
+    assert steps_of(shards, world=es.World()) == 140
+    path.write_text("optimization: {enabled: true}\n")
+    assert es.load_config(path)
+
+
+@taken("sharding/opening/foreign_hdf5.py", "epistream pack", "--layout-file", "layout=")
+def test_hdf5_file_of_another_program_describe_it(tmp_path):
+    path, layout = tmp_path / "a.h5", tmp_path / "layout.yaml"
+    with h5py.File(path, "w") as file:
+        file.attrs["_NCProperties"] = "version=2"
+        file["state"] = file["command"] = np.zeros((5, 3), np.float32)
+    rows = "{path: state, name: observation.state}, {path: command, name: action}"
+    layout.write_text(f"name: mine\nfeatures: [{rows}]\n")
+    for action in (lambda: es.open_dataset(path), lambda: es.pack(path, tmp_path / "out")):
+        assert "Describe it by a layout file (epistream pack --layout-file, layout=)" in said(action)
+    assert es.open_dataset(path, layout=str(layout)).num_steps == 5
+    done = run("pack", path, tmp_path / "out", "--layout-file", layout, "--workers", "1")
+    assert done.exit_code == 0, done.exception
+    assert es.open_dataset(tmp_path / "out").num_steps == 5
 
 
 @taken("epistream/commands/sources.py", "--layout", "--layout-file")

@@ -20,6 +20,8 @@ ROOMS = "epistream", "cache", "configs", "loader", "sharding"
 COMMAND = re.compile(r"epistream ([a-z]+)((?: (?:--)?[A-Za-z{}][^\s'\"`,;)]*)*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 ARGUMENT = re.compile(r"(?<![\w.\-$])([a-z_][a-z_0-9]*)=(?!=)")
+# Part of a message that is put together.
+ALONE = re.compile(r"[a-z_]{4,}=\{\}$")
 
 
 @cache
@@ -28,8 +30,8 @@ def messages() -> dict[str, list[tuple[int, str]]]:
     found = {}
     for room in ROOMS:
         for path in sorted((TOP / room).rglob("*.py")):
-            texts = [(line, text) for line, text in _texts(ast.parse(path.read_text())) if " " in text.strip()]
-            found[str(path.relative_to(TOP))] = texts
+            texts = _texts(ast.parse(path.read_text()))
+            found[str(path.relative_to(TOP))] = [one for one in texts if " " in one[1].strip() or ALONE.match(one[1])]
     return found
 
 
