@@ -12,7 +12,17 @@ from epistream.cache.store.descriptors import DESCRIPTORS, inode_of
 from epistream.cache.store.directory import USERS, CacheDirectory, open_private
 from epistream.cache.store.eviction import in_leaving_order
 from epistream.cache.store.locks import LockFile, inode_holders
-from epistream.cache.store.markers import CLAIM, KEEP, Note, boot_time_s, is_kept, read_note, read_origin, write_cap
+from epistream.cache.store.markers import (
+    CLAIM,
+    KEEP,
+    Note,
+    boot_time_s,
+    is_kept,
+    read_note,
+    read_origin,
+    read_origins,
+    write_cap,
+)
 from epistream.cache.store.places import default_name, file_system_type, is_memory, is_of_family
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
 from epistream.cache.store.survey import FILL, HAVE, PART, SHARD, Item, charge, charged_bytes, survey, unlink
@@ -26,7 +36,7 @@ class EntryRow:
 
     Args:
         key: Its key.
-        url: Where its first part came from; "" where the file system keeps no such attributes.
+        url: Where its first part came from, without query, user and password; "" where that was not noted.
         size: Bytes.
         state: "ready", "filling", "partial" if cold readers brought some of it, or "remains" of a filler that died.
         idle_s: Seconds since it was last used.
@@ -201,6 +211,7 @@ def _holders(directory: CacheDirectory, name: str, locks: _Locks) -> tuple[int, 
 
 def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[EntryRow]:
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    noted = read_origins(directory.dir_fd)
     partial = {item.key for item in items if item.kind == HAVE}
     rows = []
     for item in reversed(in_leaving_order(items)):
@@ -217,7 +228,7 @@ def _rows(directory: CacheDirectory, items: list[Item], locks: _Locks) -> list[E
                 pids, state = _holders(directory, item.key + HAVE, locks), "partial"
         else:
             continue
-        url = read_origin(directory.dir_fd, item.name)
+        url = read_origin(directory.dir_fd, item.name) or noted.get(item.key, "")
         rows.append(EntryRow(item.key, url, item.size, state, idle_s, pids, item.is_made))
     return rows
 

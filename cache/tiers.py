@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 
 from epistream.cache.direct import Direct
 from epistream.cache.open_entry import OpenEntry
@@ -105,7 +104,7 @@ class Tiers:
         try:
             found = store.joining.join(entry.key, _places(entry), outcome)
             if isinstance(found, Partial):
-                write_origin(found.part_fd, entry.parts[0].url)
+                write_origin(store.directory.dir_fd, found.part_fd, entry.key, entry.parts[0].url)
             return found
         except OSError as error:
             logger.info("cold reads are not shared: %s", error)
@@ -134,7 +133,7 @@ class Tiers:
         entry = self._direct.identified(entry)
         self._relieve(store)
         is_paused = fill is not None and self._relief.is_short
-        write = None if fill is None or is_paused else partial(write_mapped, size=size, fill=fill)
+        write = None if fill is None or is_paused else _maker(store, entry, size, fill)
         outcome = Outcome()
         lease = None
         try:
@@ -243,7 +242,7 @@ class Tiers:
 
     def _filler(self, tier: str, store: ShardStore, entry: Entry) -> Filler:
         def fill(fd: int) -> None:
-            write_origin(fd, entry.parts[0].url)
+            write_origin(store.directory.dir_fd, fd, entry.key, entry.parts[0].url)
             if self._may_share(tier, entry):
                 with closing(store.joining.share(entry.key, _places(entry))) as partial:
                     self._fetch(entry, fd, partial)
@@ -307,3 +306,13 @@ def _once(action: Callable[[], None] | None) -> Callable[[], None] | None:
             left.pop()()
 
     return call
+
+
+def _maker(store: ShardStore, entry: Entry, size: int, fill: Callable[[memoryview], None]) -> Filler:
+    """Writes what `fill` makes, and where it is from."""
+
+    def write(fd: int) -> None:
+        write_origin(store.directory.dir_fd, fd, entry.key, entry.parts[0].url)
+        write_mapped(fd, size, fill)
+
+    return write

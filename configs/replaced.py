@@ -5,6 +5,7 @@ Source: the sections that its documentation shows, and those of the file that wa
 
 import logging
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from reprlib import repr as short
@@ -238,7 +239,7 @@ def layers_of(file: str, values: Mapping[str, Any], preset: str | None) -> list[
         "%s: keys of the system that this one replaces, read as\n  %s\nWritten anew: epistream config show %s --yaml",
         file,
         "\n  ".join(lines),
-        file if preset is None else f"{file} --preset {preset}",
+        shlex.quote(str(file)) if preset is None else f"{shlex.quote(str(file))} --preset {preset}",
     )
     layers = [(where, {key: value}) for key, (where, value) in by_key.items()]
     # An `optimize` that was saved as a file has both; what it chose for streams wins.

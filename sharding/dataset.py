@@ -1,6 +1,7 @@
 """Opening a dataset, wherever its files are and however they were given."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -177,7 +178,7 @@ def _open(part: Folder | Tars, options: Access) -> Dataset:
             raise SourceError(f"{join(url, FILE_NAME)}: not found, wanted it beside the tars. {unsigned}")
         raise SourceError(
             f"{join(url, part.names[0])}: a remote tar without {FILE_NAME} beside it, wanted one, since a plan needs "
-            f"every episode's length. Run: epistream index {url}"
+            f"every episode's length. Run: epistream index {shlex.quote(url)}"
         )
     from epistream.sharding.tar.index_cache import index_local_tars
 

@@ -138,6 +138,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "decode": (["auto", "once", "per_read"], ["twice", True]),
     },
     BenchOptions: {
+        "features": ([("action",)], [None, {"action": 1}]),
         "batch_size": ([1], COUNT),
         "obs": ([range(2)], [[0, 1], 2]),
         "action": ([range(2)], [[0, 1], 2]),
@@ -231,7 +232,7 @@ def test_configuration_refuses_the_same(tmp_path, owner, name):
 
 def words_for(name: str, value: Any, good: list[Any]) -> list[str] | None:
     """How a command line says a value; None if it cannot: numbers as texts, nothing at all, a flag that is not set."""
-    flag = f"--{name.removesuffix('s') if name == 'cameras' else name}".replace("_", "-")
+    flag = f"--{name.removesuffix('s') if name in ('cameras', 'features') else name}".replace("_", "-")
     if isinstance(value, bool):
         return [flag] if value and good is FLAG[0] else None
     if isinstance(value, float) and any(isinstance(one, str) for one in good):

@@ -11,7 +11,7 @@ from epistream.units import distinct_sizes
 
 # What each term means to somebody who wants more.
 _CURES = {
-    "cap": "raise budget_bytes, or run 'epistream cache resize'",
+    "cap": "raise budget_bytes, or run 'epistream cache resize SIZE'",
     "filesystem": (
         "enlarge the file system, of which a tenth, and 64 MiB at least, is left to others (--shm-size in Docker, an "
         "emptyDir with medium: Memory in Kubernetes), or name another directory"

@@ -79,7 +79,7 @@ class CacheDirectory:
             time.monotonic() + timeout_s,
             lambda: (
                 f"{path}/{USERS}: held exclusively by process {lock_holders(path / USERS)} for {timeout_s:g} s, wanted "
-                "it shared. End that process, or run 'epistream cache clear'."
+                "it shared. End that process: its lock ends with it."
             ),
         )
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from typing import Literal
 
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.errors import ChecksumError, FetchError, SourceChangedError, SourceError
+from epistream.shown_urls import MARK, shown
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ CARRIED: dict[str, type[OSError]] = {
     error.__name__: error for error in (FetchError, ChecksumError, SourceChangedError, SourceError)
 }
 _URL_ATTRIBUTE = "user.epistream.url"
+# Where files have no such attributes: a line for each fill; begun afresh when it is long, for it counts for nobody.
+_NAMES = ".names"
+_MOST_NAMES_BYTES = 1 << 20
 
 
 # --- the cap that the users of a directory agreed on -----------------------------------------------------
@@ -62,11 +67,13 @@ def agree_on_cap(dir_fd: int, wish: int | None, *, sole: bool, where: Path) -> N
             write_cap(dir_fd, wish)
         else:
             logger.warning(
-                "%s: a budget of %s bytes is in force, wanted %d. Others use the directory: change it for all "
-                "with 'epistream cache resize'.",
+                "%s: a budget of %s bytes is in force, wanted %d. Others use the directory: change it for all: "
+                "epistream cache resize %d --directory %s",
                 where,
                 text,
                 wish,
+                wish,
+                shlex.quote(str(where)),
             )
 
 
@@ -223,15 +230,34 @@ def fresh_note(text: str, lifetime_s: float) -> Note | None:
 # --- where an entry came from, for people who look at the cache ------------------------------------------
 
 
-def write_origin(fd: int, url: str) -> None:
-    """Note the URL on an open file; queries, which may hold secrets, are left out."""
-    with contextlib.suppress(OSError):  # tmpfs knows such attributes since Linux 6.6
-        os.setxattr(fd, _URL_ATTRIBUTE, url.partition("?")[0].encode()[:1000])
+def write_origin(dir_fd: int, fd: int, key: str, url: str) -> None:
+    """Note on an open file of a directory where the entry of a key came from, without what makes a signed URL open."""
+    origin = shown(url).removesuffix(f"?{MARK}").encode(errors="replace")[:1000]
+    try:
+        os.setxattr(fd, _URL_ATTRIBUTE, origin)
+    except OSError:  # tmpfs knows such attributes since Linux 6.6
+        with (
+            contextlib.suppress(OSError),
+            DESCRIPTORS.opened(_NAMES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, dir_fd) as names_fd,
+        ):
+            if os.fstat(names_fd).st_size > _MOST_NAMES_BYTES:
+                os.ftruncate(names_fd, 0)
+            os.write(names_fd, key.encode() + b" " + origin.replace(b"\n", b"?") + b"\n")
+
+
+def read_origins(dir_fd: int) -> dict[str, str]:
+    """Where entries came from, by key, of those on whose files it could not be noted."""
+    try:
+        lines = (read_text(dir_fd, _NAMES) or "").split("\n")
+    except OSError:
+        return {}
+    return {key: shown(url) for key, _, url in (line.partition(" ") for line in lines)}
 
 
 def read_origin(dir_fd: int, name: str) -> str:
     """The URL noted on a file of a directory; "" where there is none."""
     try:
-        return os.getxattr(f"/proc/self/fd/{dir_fd}/{name}", _URL_ATTRIBUTE).decode(errors="replace")
+        origin = os.getxattr(f"/proc/self/fd/{dir_fd}/{name}", _URL_ATTRIBUTE).decode(errors="replace")
     except OSError:
         return ""
+    return shown(origin)  # releases before this one noted user and password too

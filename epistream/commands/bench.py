@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
+from epistream.commands.sources import FEATURE_HELP, layout_options, reach_option, storage_options, wanted_layout
 from epistream.loader.measuring.bench_options import BenchOptions
 
 # Options that are keys of a configuration as well.
@@ -26,6 +26,7 @@ _KEYS = {
 
 @click.command()
 @click.argument("url")
+@click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @option(BenchOptions, "batch_size")
 @option(BenchOptions, "obs")
 @option(BenchOptions, "action")
@@ -62,6 +63,8 @@ def command(as_json: bool, config: str | None, **options: Any) -> None:
         changes = {key: options[name] for name, key in _KEYS.items() if name in said}
         if access:
             changes["storage_options"] = access
+        if options["features"]:
+            changes["stream.features"] = list(options["features"])
         stream = load_config(config, **changes).stream(url)
     result = run_bench(url, BenchOptions(**options), stream, access)
     if as_json:

@@ -5,15 +5,12 @@ import json
 import shutil
 import time
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
@@ -23,8 +20,9 @@ from rich.text import Text
 
 from epistream.cache import admin
 from epistream.cache.options import CacheOptions
+from epistream.commands.cache_entries import frames_of, lines_of, processes, table_of
 from epistream.commands.sources import layout_options, open_source, reach_option
-from epistream.commands.tables import progress_bar
+from epistream.commands.tables import print_table, progress_bar
 from epistream.errors import CacheError
 from epistream.units import distinct_sizes, parse_size, size_text
 from epistream.working_folder import absolute
@@ -44,18 +42,24 @@ def command() -> None:
 @command.command()
 @directory_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON array.")
-def ls(directory: Path | None, as_json: bool) -> None:
-    """List entries: what they are, their size, since when unused, and which processes lease them."""
+@click.option("--all", "every", is_flag=True, help="A line for each entry.")
+def ls(directory: Path | None, as_json: bool, every: bool) -> None:
+    """List entries: what they are, their size, since when unused, and which processes lease them.
+
+    Decoded frames, HDF5 files and parts of shards are one line for each set of episodes, and so are many shards that
+    nobody reads.
+    """
     views = _views(directory)
     if as_json:
         click.echo(json.dumps([_as_dict(view) for view in views], indent=1))
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     for view in views:
         console.print(_headline(view), soft_wrap=True)
         for row in view.claims:
-            console.print(f"claimed: {_claim(row)}", soft_wrap=True)
-        console.print(_entries(view))
+            console.print(f"claimed: {_claim(row, view)}", soft_wrap=True)
+        if view.entries:
+            print_table(table_of(lines_of(view.entries, every=every)))
     if not views:
         console.print("No cache of this user on this node.")
 
@@ -67,16 +71,16 @@ def stats(directory: Path | None) -> None:
     console = Console(highlight=False)
     views = _views(directory)
     for view in views:
-        table = Table(title=str(view.path), title_justify="left", show_header=False)
+        table = Table(title=Text(str(view.path)), title_justify="left", show_header=False)
         table.add_row("budget", view.budget)
         table.add_row("held", f"{size_text(view.held_bytes)} in {len(view.entries)} entries")
         table.add_row("leased or being filled", size_text(view.leased_bytes))
-        table.add_row("used by", _processes(view.pids) or "nobody")
+        table.add_row("used by", Text(processes(view.pids) or "nobody"))
         table.add_row("outlives its last user", "yes" if view.kept else "no")
         for row in view.claims:
-            table.add_row("claimed", _claim(row))
+            table.add_row("claimed", Text(_claim(row, view)))
         for key, note in view.notes.items():
-            table.add_row(f"{note.kind} {key[:8]}", note.text)
+            table.add_row(f"{note.kind} {key[:8]}", Text(note.text))
         console.print(table)
     if not views:
         console.print("No cache of this user on this node.")
@@ -111,7 +115,10 @@ def resize(size: str, directory: Path | None) -> None:
         parse_size(size, whole=1)  # what is no size is told first, whatever caches there are
     paths = _paths(directory)
     if not paths:
-        raise CacheError("cache: none of this user on this node, wanted one to resize. Start a job or 'cache warm'.")
+        raise CacheError(
+            "cache: none of this user on this node, wanted one to resize. Start a job, or fetch a dataset with "
+            "'epistream cache warm SOURCE'."
+        )
     for path in paths:
         file_system_bytes = shutil.disk_usage(path).total if path.exists() else 0  # else `admin.resize` refuses
         cap = None if size == "none" else parse_size(size, whole=file_system_bytes)
@@ -206,65 +213,24 @@ def _views(directory: Path | None) -> list[admin.CacheView]:
 
 def _headline(view: admin.CacheView) -> str:
     kept = ", kept" if view.kept else ""
-    used_by = _processes(view.pids) or "nobody"
+    used_by = processes(view.pids) or "nobody"
     over = view.held_bytes - view.budget_bytes
     above = f", {distinct_sizes(over, 0)[0]} above the budget until leases end" if over > 0 else ""
     held = distinct_sizes(view.held_bytes, view.budget_bytes)[0]
     return f"{view.path}: {held} of {view.budget}{above}; used by {used_by}{kept}"
 
 
-def _claim(row: admin.ClaimRow) -> str:
+def _claim(row: admin.ClaimRow, view: admin.CacheView) -> str:
     held = f"which hold {size_text(row.held_bytes)}"
-    return f"{size_text(row.num_bytes)} for decoded frames of group {row.group}, {held}; by {_processes(row.pids)}"
-
-
-def _entries(view: admin.CacheView, most: int | None = None) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("entry", "size", "state", "unused for", "leased by"):
-        table.add_column(name, justify="right" if name in ("size", "unused for") else "left", overflow="fold")
-    lines = list(_lines(view.entries))
-    for line in lines[:most]:
-        table.add_row(*line)
-    if most is not None and len(lines) > most:
-        table.add_row(f"and {len(lines) - most} more", "", "", "", "")
-    return table
-
-
-def _lines(entries: Iterable[admin.EntryRow]) -> Iterator[tuple[Text | str, ...]]:
-    """A line for each entry; chunks of decoded frames, of which there are dozens, are one for each group and state."""
-    lines = defaultdict(list)
-    for row in entries:
-        lines[(row.key[:8], row.state) if row.is_made else row.key].append(row)
-    for rows in lines.values():
-        first = rows[0]
-        what = first.url or first.key
-        if first.is_made:
-            what = f"decoded frames of group {first.key[:8]}, {len(rows)} {'entry' if len(rows) == 1 else 'entries'}"
-        pids = tuple(sorted({pid for row in rows for pid in row.pids}))
-        yield Text(what), size_text(sum(row.size for row in rows)), first.state, _age(first.idle_s), _processes(pids)
+    what = frames_of(row.group, view.entries)
+    return f"{size_text(row.num_bytes)} for {what}, {held}; by {processes(row.pids)}"
 
 
 def _screen(view: admin.CacheView) -> Group:
     bar = ProgressBar(total=max(1, view.budget_bytes), completed=view.held_bytes, width=60)
     held = " of ".join(distinct_sizes(view.held_bytes, view.budget_bytes))
     line = Text(f"{view.path}  {held}, {size_text(view.leased_bytes)} leased")
-    return Group(line, bar, _entries(view, most=20), Text(""))
-
-
-def _processes(pids: tuple[int, ...]) -> str:
-    named = []
-    for pid in pids[:6]:
-        try:
-            named.append(f"{psutil.Process(pid).name()}[{pid}]")
-        except psutil.Error:
-            named.append(f"[{pid}]")
-    return ", ".join(named) + (f" and {len(pids) - 6} more" if len(pids) > 6 else "")
-
-
-def _age(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+    return Group(line, bar, table_of(lines_of(view.entries), most=20), Text(""))
 
 
 def _as_dict(view: admin.CacheView) -> dict[str, object]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from epistream.commands.parameters import option
-from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
+from epistream.commands.sources import FEATURE_HELP, layout_options, reach_option, storage_options, wanted_layout
 from epistream.commands.tables import new_table, print_table
 from epistream.configs.tune_options import TuneOptions
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", nargs=-1, required=True)
+@click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
 @click.option("--batch-size", type=int, help="Windows per batch and rank.")
 @click.option("--obs", metavar="START:STOP", help="Step offsets of observations.")
 @click.option("--action", metavar="START:STOP", help="Step offsets of actions.")
@@ -56,6 +57,9 @@ def command(source: tuple[str, ...], base: str | None, output: Path | None, as_j
     access = storage_options(options.pop("options_json"))
     if access:
         changes["stream.storage_options"] = access
+    features = options.pop("features")
+    if features:
+        changes["stream.features"] = list(features)
     image_size = options.pop("image_size")
     if image_size:
         changes["stream.image_size"] = list(image_size)

@@ -164,6 +164,7 @@ def _stream(
 ) -> EpisodeStream:
     return EpisodeStream(
         url,
+        features=options.features or None,
         batch_size=options.batch_size,
         window=Window(obs=options.obs, action=options.action),
         cache=options.cache,

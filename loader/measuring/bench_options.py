@@ -12,6 +12,7 @@ class BenchOptions:
     """What to measure; the defaults are those of ``epistream bench``.
 
     Args:
+        features: names or patterns such as ``action*``; all features if none.
         batch_size: windows per batch.
         obs: step offsets of observations.
         action: step offsets of actions.
@@ -27,6 +28,7 @@ class BenchOptions:
         OptionError: a number that measures nothing.
     """
 
+    features: tuple[str, ...] = ()
     batch_size: Count = 32
     obs: range = range(1)
     action: range = range(100)

@@ -164,11 +164,12 @@ class Anchors:
         if self._drop_incomplete and high - low + 1 > length.max():
             return (
                 f"{where}: no window fits. It reaches over {high - low + 1} steps ({low} to {high}), "
-                f"the longest episode has {length.max()}. Use a shorter window, or drop_incomplete=False to pad."
+                f"the longest episode has {length.max()}. Use a shorter window, or "
+                "Window(drop_incomplete=False) to pad."
             )
         return (
             f"{where}: {len(length)} episodes, but none of their steps may hold a window. Check their valid ranges "
-            "with 'epistream inspect', the repetitions given, or use drop_incomplete=False to pad."
+            "with 'epistream inspect', the repetitions given, or use Window(drop_incomplete=False) to pad."
         )
 
 

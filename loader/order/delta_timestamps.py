@@ -86,7 +86,7 @@ def _rate(feature: Feature, fps: float | Mapping[str, float] | None) -> float:
     if rate is None:
         raise OptionError(
             f"delta_timestamps[{feature.name!r}]: the dataset does not say its rate, wanted steps per second. "
-            "Give fps=..., or pack again with --fps."
+            "Give the window of window_in_seconds(..., fps=...), or pack again with --fps."
         )
     if not 0 < rate < math.inf:
         raise OptionError(f"fps of {feature.name}: {rate}, wanted a positive rate in Hz.")

@@ -123,7 +123,7 @@ class Plan:
         if self.num_windows == 0:
             raise OptionError(
                 f"plan: 0 windows in {len(per_shard)} shards, wanted at least 1. "
-                "Choose another split, or keep incomplete windows (drop_incomplete=False)."
+                "Choose another split, or keep incomplete windows: Window(drop_incomplete=False)."
             )
         self.options = options
         self.per_shard, self.shard_bytes, self.shard_episodes = per_shard, shard_bytes, shard_episodes

@@ -1,7 +1,7 @@
 """How many shards an order keeps open at once, what they weigh, and which order would fit a budget."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -85,13 +85,23 @@ def budget_advice(plan: Plan, budget_bytes: int, windows_in_flight: int) -> str 
         f"resident_shards={plan.resident_shards}), up to {wanted}."
     )
     if fit is None:
-        cure = "smaller shards" + (", or shuffle=False" if plan.options.shuffle else "")
+        fits_unshuffled = _fits_unshuffled(plan, budget_bytes, windows_in_flight)
+        cure = "smaller shards" + (", or shuffle=False" if fits_unshuffled else "")
         return f"{found} No shuffled order fits: use a larger budget, {cure}."
     changed = f"lanes={fit.lanes}, " if fit.lanes != plan.num_lanes else ""
     fitting = f"{changed}resident_shards={fit.resident_shards} ({fitting_bytes})"
     if plan.options.global_batch is not None:
         fitting += " without global_batch, which raises it"
     return f"{found} Use {fitting}, or a larger budget."
+
+
+def _fits_unshuffled(plan: Plan, budget_bytes: int, windows_in_flight: int) -> bool:
+    """Whether the order would fit that a shuffled one gives up for."""
+    if not plan.options.shuffle:
+        return False
+    options = replace(plan.options, shuffle=False, resident_shards=None)
+    unshuffled = Plan(plan.per_shard, plan.shard_bytes, plan.shard_episodes, options)
+    return budget_advice(unshuffled, budget_bytes, windows_in_flight) is None
 
 
 def bytes_of(plan: Plan, num_lanes: int, resident_shards: int, windows_in_flight: int, num_nodes: int) -> int:

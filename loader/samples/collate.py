@@ -87,13 +87,13 @@ class Collator:
             window = window_in_seconds(
                 options.delta_timestamps, self.features, base=window, tolerance_s=options.tolerance_s
             )
+        shown = FrameOptions(options.image_size).all_shown(self.features)
+        self._context = FormatContext(dataset, shown, window)
+        if preset is not None:  # first: overrides may be the format's own
+            preset.check(self._context)
         unknown = sorted(set(window.overrides) - set(self.features))
         if unknown:
             raise OptionError(f"Window.overrides: {unknown} not among the streamed features {sorted(self.features)}.")
-        shown = FrameOptions(options.image_size).all_shown(self.features)
-        self._context = FormatContext(dataset, shown, window)
-        if preset is not None:
-            preset.check(self._context)
         self._format = sample_format
         delta = options.action_delta
         self._delta = ActionDelta(delta) if isinstance(delta, str) else delta

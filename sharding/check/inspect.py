@@ -1,5 +1,6 @@
 """What a dataset holds, as plain values for tables and JSON, and single frames of it for a person to look at."""
 
+import shlex
 from collections import Counter
 from typing import Any
 
@@ -86,18 +87,21 @@ class EpisodeFrames:
         url, wanted = dataset.index_url[self._shard], dataset.index_checksum[self._shard]
         data = read_bytes(url, dataset.storage_options)
         if data is None:
-            raise SourceError(f"{url}: no such file. Write it again with 'epistream index {dataset.url} --overwrite'.")
+            raise SourceError(f"{url}: no such file. {self._remedy()}")
         if checksum(data) != wanted:
-            raise FormatError(
-                f"{url}: checksum {checksum(data)}, the manifest says {wanted}. Write it again "
-                f"with 'epistream index {dataset.url} --overwrite'."
-            )
+            raise FormatError(f"{url}: checksum {checksum(data)}, the manifest says {wanted}. {self._remedy()}")
         self._index = ShardIndex.parse(data, url)
         position = int(dataset.episode_in_shard[episode])
         self.key = self._index.keys[position]
         self.meta = self._index.episodes[position]
         self.length = int(self._index.length[position])
         self._first_row = int(self._index.first_row[position])
+
+    def _remedy(self) -> str:
+        shard = self._dataset.shard_url[self._shard]
+        if not is_tar(shard):
+            return "Open the dataset again, which makes it."
+        return f"Write it again: epistream index {shlex.quote(shard.rpartition('/')[0])} --overwrite"
 
     def read(self, feature: Feature, step: int) -> NDArray[Any]:
         """One frame as (H, W, C) of the feature's dtype, turned upright.
@@ -110,7 +114,9 @@ class EpisodeFrames:
         url = self._dataset.shard_url[self._shard]
         if not is_tar(url):
             # Its index counts bytes as they would be packed, which a plain range cannot reach.
-            raise OptionError(f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {url} OUT")
+            raise OptionError(
+                f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {shlex.quote(url)} OUT"
+            )
         start, size = self._index.frame_range(feature.name, self._first_row + step)
         data = read_range(url, start, size, self._dataset.storage_options)
         out = np.empty(feature.shape, feature.dtype)

@@ -1,5 +1,6 @@
 """Checking a dataset: every checksum, every index against its tar as tarfile reads it, every frame by decoding it."""
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -94,7 +95,9 @@ def refuse_hdf5(source: AnySource | Sequence[AnySource]) -> None:
 
 
 def _no_tar(url: str) -> OptionError:
-    return OptionError(f"{url}: no tar. Verify checks packed datasets; pack it first: epistream pack {url} OUT")
+    return OptionError(
+        f"{url}: no tar. Verify checks packed datasets; pack it first: epistream pack {shlex.quote(url)} OUT"
+    )
 
 
 def _whole_manifest(dataset: Dataset) -> Manifest | None:

@@ -1,5 +1,6 @@
 """What a folder holds instead of a dataset, and what to do about it: the second half of an error message."""
 
+import shlex
 from collections import Counter
 
 from epistream.file_systems import local_path
@@ -67,13 +68,13 @@ def _kind(name: str) -> str:
 
 def _advice(kinds: Counter[str], url: str) -> str:
     if kinds["HDF5 files"]:
-        return f"Pack them first: epistream pack {url} OUT"
+        return f"Pack them first: epistream pack {shlex.quote(url)} OUT"
     if kinds["shard indexes"] or kinds[_UNFINISHED]:
-        return "A packing run did not finish: run it again with --resume, or index what is there with " + (
-            f"'epistream index {url}'."
+        return "A packing run did not finish: run it again with --resume, or index what is there: " + (
+            f"epistream index {shlex.quote(url)}"
         )
     if kinds["tars"]:
-        return f"Index them first: epistream index {url}"
+        return f"Index them first: epistream index {shlex.quote(url)}"
     if kinds["compressed tars"]:
         return f"{COMPRESSED} them first."
     return "Check the path: a dataset is the folder that 'epistream pack' wrote."
@@ -81,5 +82,5 @@ def _advice(kinds: Counter[str], url: str) -> str:
 
 def _advice_for_file(name: str, url: str) -> str:
     if name.endswith(HDF5_SUFFIXES):
-        return f"Pack it first: epistream pack {url} OUT"
+        return f"Pack it first: epistream pack {shlex.quote(url)} OUT"
     return "Give the dataset's folder, or tars by a brace pattern or glob."

@@ -202,7 +202,10 @@ def read_manifest(url: str, options: Options = None) -> Manifest:
 
 
 def _parse_document(data: bytes, where: str) -> _File:
-    value = parse_json(data, where)
+    try:
+        value = parse_json(data, where)
+    except FormatError as error:
+        raise FormatError(f"{error} {_REMEDY}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError(f'{where}: no manifest of ours, wanted a map with "format": "{FORMAT}". {_REMEDY}')
     if value.get("version") not in _VERSIONS:

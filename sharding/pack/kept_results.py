@@ -16,7 +16,7 @@ from epistream.sharding.files.storage import write_local
 from epistream.sharding.format.statistics import Summary, not_finite_of
 from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.pack.encoding import Fidelity
-from epistream.sharding.pack.pool import Pulse
+from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.workspace import STATISTICS_FILE, kept_name
 

@@ -38,7 +38,8 @@ from epistream.sharding.pack.plan import (
     outside_files,
     scan_file,
 )
-from epistream.sharding.pack.pool import Pulse, TaskPool
+from epistream.sharding.pack.pool import TaskPool
+from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport, rename_source, report_of
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source

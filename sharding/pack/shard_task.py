@@ -22,7 +22,7 @@ from epistream.sharding.pack.encoding import Fidelity, FrameSource
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import outputs_of
 from epistream.sharding.pack.plan import PlannedEpisode, SourceFile
-from epistream.sharding.pack.pool import Pulse
+from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.pack.source_reader import SourceReader, check_unchanged
 from epistream.sharding.pack.workspace import upload
 from epistream.sharding.tar.shard_writer import ShardWriter

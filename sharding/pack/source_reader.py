@@ -11,7 +11,7 @@ from epistream.sharding.files.hdf5_sources import AnyPath, find_sources
 from epistream.sharding.opening.other_files import check_unchanged as check_others
 from epistream.sharding.opening.source_bytes import BytesInMemory
 from epistream.sharding.pack.plan import SourceFile
-from epistream.sharding.pack.pool import Pulse
+from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.tar.index_tar import index_tar
 
 # A process holds one file of up to this size in memory. Longer ones, which nobody should need memory for, are read

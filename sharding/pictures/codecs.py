@@ -190,13 +190,8 @@ class Webp(Codec):
     @staticmethod
     def announced(data: Encoded, where: str) -> tuple[str, tuple[int, int, int]]:
         """By Pillow, which has read no more than the header until somebody asks for pixels."""
-        try:
-            with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-                if getattr(image, "is_animated", False):
-                    raise FormatError(f"{where}: a WebP that moves, wanted one picture. Store each as a frame.")
-                return "uint8", (image.height, image.width, len(image.getbands()))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise FormatError(f"{where}: {len(data)} bytes that are no WebP ({error}), wanted one.") from error
+        with _still_webp(data, where) as image:
+            return "uint8", _webp_shape(image)
 
     def decode(self, data: Encoded, out: Frame, where: str) -> None:
         """By Pillow, once the size is known to be right."""
@@ -205,16 +200,34 @@ class Webp(Codec):
             raise FormatError(
                 f"{where}: a WebP of {picture_size(size)}, wanted {picture_size(self.shape[:2])}. {REMEDY}"
             )
-        if (found := self.announced(data, where)[1]) != self.shape:
-            raise FormatError(f"{where}: a WebP of {picture_size(found)}, wanted {picture_size(self.shape)}. {REMEDY}")
-        try:
-            with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+        with _still_webp(data, where) as image:
+            if (found := _webp_shape(image)) != self.shape:
+                raise FormatError(
+                    f"{where}: a WebP of {picture_size(found)}, wanted {picture_size(self.shape)}. {REMEDY}"
+                )
+            try:
                 out[...] = np.asarray(image)
-        except (OSError, SyntaxError) as error:
-            raise FormatError(f"{where}: a WebP that does not decode ({error}). {REMEDY}") from error
+            except (OSError, SyntaxError) as error:
+                raise FormatError(f"{where}: a WebP that does not decode ({error}). {REMEDY}") from error
 
     def _encode(self, frame: Frame, quality: int) -> bytes:
         return _saved(frame, format="WEBP", lossless=True, exact=True)
+
+
+def _still_webp(data: Encoded, where: str) -> Image.Image:
+    """An open WebP of one picture, of which no more than the header was read; the caller closes it."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=["WEBP"])
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FormatError(f"{where}: {len(data)} bytes that are no WebP ({error}), wanted one.") from error
+    if getattr(image, "is_animated", False):
+        image.close()
+        raise FormatError(f"{where}: a WebP that moves, wanted one picture. Store each as a frame.")
+    return image
+
+
+def _webp_shape(image: Image.Image) -> tuple[int, int, int]:
+    return image.height, image.width, len(image.getbands())
 
 
 # Where a camera must be kept exactly, packing takes the first of those without loss that can hold it.

@@ -1,6 +1,7 @@
 """Indexes of local tars that have none, made once for each user and kept where caches are kept."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def _index(path: Path, folder: Path, deadline_s: float) -> tuple[ShardIndex, byt
         str(path),
         is_unchanged=lambda: _version(path) == version,
         deadline_s=deadline_s,
-        otherwise=f", or write indexes for good: epistream index {path.parent}",
+        otherwise=f", or write indexes for good: epistream index {shlex.quote(str(path.parent))}",
     )
 
 

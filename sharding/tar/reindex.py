@@ -1,5 +1,6 @@
 """Writing indexes and a manifest for tars for good: foreign ones, or our own after a loss."""
 
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -99,8 +100,8 @@ def reindex(
     has_manifest = read_bytes(join(url, FILE_NAME), storage_options) is not None
     if has_manifest and not options.overwrite and not options.emit:
         raise DatasetExistsError(
-            f"{join(url, FILE_NAME)}: exists. Check the dataset with 'epistream verify {url}', replace its manifest "
-            "with --overwrite, or write other sidecars with --emit."
+            f"{join(url, FILE_NAME)}: exists. Replace it with --overwrite, write other sidecars with --emit, or check "
+            f"the dataset: epistream verify {shlex.quote(url)}"
         )
     if has_manifest and not options.overwrite:
         if options.steps is not None:

@@ -45,6 +45,25 @@ def test_bench_table_fits_80_columns(shards):
     assert "decoded" not in done.stdout
 
 
+def test_bench_of_some_features_measures_these_and_names_those_that_are_not_there(shards):
+    line = [*QUICK, "--rounds", "1", "--no-once", "--json"]
+    done = CliRunner().invoke(command, [shards, *line, "--feature", "act*", "--feature", "observation.images.top"])
+    assert done.exit_code == 0, done.output
+    title = json.loads(done.stdout)["title"]
+    assert f"{8 * (4 * 14 * 4 + 48 * 64 * 3) / 2**20:.1f} MiB" in title
+    failed = CliRunner().invoke(command, [shards, *line, "--feature", "acton"])
+    assert "features: ['acton'] not in this dataset" in str(failed.exception)
+    assert "Did you mean 'action'?" in str(failed.exception)
+
+
+def test_bench_of_some_features_wins_over_those_of_the_configuration(shards, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("stream: {features: [observation.state], window: {action: '0:4'}}")
+    line = [*QUICK, "--rounds", "1", "--json", "--config", str(file), "--action", "0:4", "--feature", "act*"]
+    done = CliRunner().invoke(command, [shards, *line])
+    assert done.exit_code == 0, (done.output, done.exception)
+
+
 def test_bench_of_nonsense_is_refused():
     for arguments in (["--parallel", "two"], ["--parallel", "0"], ["--obs", "5"]):
         assert CliRunner().invoke(command, ["nowhere", *arguments]).exit_code != 0

@@ -1,8 +1,10 @@
 """`epistream cache`, run as a user runs it, on caches that this process holds or has left."""
 
+import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,10 +86,11 @@ def test_ls_and_stats_show_what_live_processes_claim(cache: NodeCache, place: Pa
     opened.close()
     group = made.key[:8]
     (place / "claim-00000000").write_text("7")  # of a dead process
-    what = f"3.0 MiB for decoded frames of group {group}, which hold 2.0 MiB; by "
+    what = f"3.0 MiB for decoded frames of {tmp_path} (group {group}), which hold 2.0 MiB; by "
     for name in ("ls", "stats"):
-        (line,) = [line for line in run(name).splitlines() if "claimed" in line]
-        assert what in line
+        text = " ".join(each for each in run(name).replace("│", " ").split())
+        assert what in text
+        line = text.partition(what)[2]
         assert f"[{os.getpid()}]" in line
     (view,) = json.loads(run("ls", "--json"))
     assert view["claims"] == [
@@ -95,19 +98,107 @@ def test_ls_and_stats_show_what_live_processes_claim(cache: NodeCache, place: Pa
     ]
 
 
-def test_ls_has_one_line_for_the_decoded_frames_of_a_group(cache: NodeCache, tmp_path: Path) -> None:
-    made = [Entry((Part(str(tmp_path / "0.tar"), 1, "0" * 32),), f"decoded {n}", f"frames {n // 3}") for n in range(4)]
-    for entry in made:
-        opened = cache.open_made(entry, 1 << 20, lambda view: None)
-        assert opened is not None
-        opened.close()
-    lines = [" ".join(line.split()) for line in run("ls").splitlines() if "decoded" in line]
-    assert [line.partition(" ready")[0] for line in lines] == [
-        f"decoded frames of group {made[3].key[:8]}, 1 entry 1.0 MiB",
-        f"decoded frames of group {made[0].key[:8]}, 3 entries 3.0 MiB",
+SETS = "s3://bucket/one", "https://ada:secret@host/signed", "/data/[red]lab"
+
+
+def sets_of(cache: NodeCache) -> None:
+    """Decoded frames of three sets, as many entries of each as its number, and HDF5 files of the last."""
+    for number, folder in enumerate(SETS, 1):
+        for n in range(number):
+            parts = (Part(f"{folder}/{n}.hdf5?X-Amz-Signature=4d5e", 1, "0" * 32),)
+            opened = cache.open_made(Entry(parts, f"decoded {n}", folder), 1 << 20, lambda view: None)
+            assert opened is not None
+            opened.close()
+
+
+def lines_of_ls(*arguments: str) -> list[str]:
+    return [" ".join(line.split()) for line in run("ls", *arguments).splitlines()]
+
+
+def is_as_it_should(lines: list[str]) -> bool:
+    found = [re.sub(r"\(group [0-9a-f]{8}\)", "(group)", line) for line in lines if "decoded" in line]
+    return [line.partition(" ready")[0] for line in found] == [
+        "decoded frames of /data/[red]lab (group), 3 entries 3.0 MiB",
+        "decoded frames of https://***@host/signed (group), 2 entries 2.0 MiB",
+        "decoded frames of s3://bucket/one (group), 1 entry 1.0 MiB",
     ]
+
+
+def test_ls_has_one_line_for_the_decoded_frames_of_a_set_by_its_name_and_no_secrets(cache: NodeCache) -> None:
+    sets_of(cache)
+    assert is_as_it_should(lines_of_ls())
     (view,) = json.loads(run("ls", "--json"))
-    assert [entry["is_made"] for entry in view["entries"]].count(True) == 4
+    assert [entry["is_made"] for entry in view["entries"]].count(True) == 6
+    assert sorted(entry["url"] for entry in view["entries"] if entry["is_made"])[-1] == "s3://bucket/one/0.hdf5"
+    for name in ("ls", "stats", "top"):
+        text = run(name, *(["--count", "1"] if name == "top" else []))
+        assert "secret" not in text
+        assert "4d5e" not in text
+    assert len([line for line in lines_of_ls("--all") if line.startswith("decoded frames of ")]) == 6
+
+
+def test_ls_where_files_keep_no_attributes_shows_the_same_names(
+    cache: NodeCache, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", refused)
+    sets_of(cache)
+    assert is_as_it_should(lines_of_ls())
+    names = (place / ".names").read_text()
+    assert "secret" not in names
+    assert "4d5e" not in names
+    # It is for people, and does not grow for ever.
+    (place / ".names").write_text("x" * (1 << 20) + "y")
+    opened = cache.open_made(Entry((Part("s3://b/new/0.tar", 1, "0" * 32),), "new", "new"), 1 << 20, lambda view: None)
+    assert opened is not None
+    opened.close()
+    assert (place / ".names").stat().st_size < 100
+    assert any("decoded frames of s3://b/new (group" in line for line in lines_of_ls())
+
+
+def test_ls_of_what_an_earlier_release_left_lists_it(cache: NodeCache, place: Path) -> None:
+    sets_of(cache)
+    shards = {os.getxattr(path, "user.epistream.url"): path for path in place.glob("*.shard")}
+    for url, path in shards.items():
+        if path.stat().st_mode & stat.S_ISVTX:  # decoded frames had no names
+            os.removexattr(path, "user.epistream.url")
+        elif url.endswith(b"/0.tar"):  # and those of shards had user and password
+            os.setxattr(path, "user.epistream.url", b"https://ada:secret@host/a/0.tar")
+    lines = lines_of_ls()
+    assert [re.sub(r"[0-9a-f]{8}", "G", line).partition(" ready")[0] for line in lines if "decoded" in line] == [
+        "decoded frames of group G, 3 entries 3.0 MiB",
+        "decoded frames of group G, 2 entries 2.0 MiB",
+        "decoded frames of group G, 1 entry 1.0 MiB",
+    ]
+    assert any(line.startswith("https://***@host/a/0.tar 0.1 MiB ready") for line in lines)
+
+
+def test_ls_of_many_entries_has_a_line_for_each_set_and_what_is_damaged_is_listed(
+    cache: NodeCache, place: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(10, 30):
+        cache.open(entry_of(folder, number)).close()
+    for number in range(5):
+        path = tmp_path / f"{number}.hdf5"
+        path.write_bytes(b"x" * KIB)
+        cache.open(Entry((Part(str(path), KIB, version="1"),), content="packed bytes of HDF5")).close()
+    (place / ("e" * 32 + ".part")).write_bytes(b"torn")
+    (place / ("f" * 32 + ".shard")).write_bytes(b"")
+    (place / "[red]odd.shard").mkdir()
+    lines = [line.partition(" MiB")[0].rpartition(" ")[0] for line in lines_of_ls()]
+    assert sorted(lines[2:]) == sorted(
+        [
+            *(f"{tmp_path}/{number}.tar" for number in range(3)),
+            f"shards of {folder}, 20 entries",
+            f"HDF5 files of {tmp_path}, 5 entries",
+            *("e" * 32, "f" * 32, "[red]odd"),
+        ]
+    )
+    assert len(lines_of_ls("--all")) == 2 + 3 + 20 + 5 + 3
 
 
 @pytest.mark.usefixtures("place")

@@ -64,7 +64,7 @@ def test_index_of_packed_tars_gives_back_what_packing_wrote(tmp_path, example_da
 def test_index_beside_a_manifest_is_refused_unless_told_to_overwrite(tars):
     reindex(tars)
     before = (tars / "dataset.json").read_bytes()
-    with pytest.raises(DatasetExistsError, match=r"exists\. Check the dataset with 'epistream verify"):
+    with pytest.raises(DatasetExistsError, match=r"exists\. Replace it with --overwrite, .*: epistream verify"):
         reindex(tars)
     reindex(tars, ReindexOptions(overwrite=True))
     assert (tars / "dataset.json").read_bytes() == before

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from hdf5_files import aloha_jpeg
 
 import epistream as es
 from epistream.commands import cli
@@ -44,6 +46,21 @@ def test_tune_writes_a_file_and_shows_reasons(shards, tmp_path):
     assert next(iter(stream))["observation.images.top"].shape == (4, 2, 48, 64, 3)
     for word in ("machine", "data", "predicted", "memory", "loader.num_workers"):
         assert word in text
+
+
+def test_tune_of_unlike_sources_takes_the_patterns_of_what_they_share(tmp_path):
+    one = aloha_jpeg(tmp_path / "a.hdf5", 8)
+    other = aloha_jpeg(tmp_path / "b.hdf5", 8, cameras=("wrist",))
+    folders = [str(tmp_path / "one"), str(tmp_path / "other")]
+    for path, folder in zip((one, other), folders, strict=True):
+        es.pack(path, folder)
+    line = ["tune", *folders, "--batch-size", "2", "--seconds", "0.02"]
+    message = str(CliRunner().invoke(cli, line).exception)
+    assert "Name only what all of them share" in message
+    assert "--feature of commands" in message
+    text = run(*line, "--feature", "act*", "--feature", "observation.state")
+    assert yaml.safe_load(text)["stream"]["features"] == ["act*", "observation.state"]
+    assert "Did you mean 'action'?" in str(CliRunner().invoke(cli, [*line, "--feature", "acton"]).exception)
 
 
 def test_tune_as_json(shards):

@@ -93,7 +93,7 @@ def test_seconds_that_are_a_step_but_for_their_last_digits_are_told_from_it():
     [
         ({"observation.images.left": [0.0]}, {}, "'observation.images.left' not among"),
         ({"observation.depth.*": [0.0]}, {}, "'observation.depth.*' not among"),
-        ({"reward": [0.0]}, {}, "does not say its rate, wanted steps per second. Give fps="),
+        ({"reward": [0.0]}, {}, "does not say its rate, wanted steps per second. Give the window of window_in_seconds"),
         ({"action": [0.0, 0.005]}, {"tolerance_s": 1.0}, "wanted each step once"),
         ({"action": [0.02, 0.0]}, {}, "does not ascend"),
         ({"action": []}, {}, "no step offsets"),

@@ -1,0 +1,116 @@
+"""One process of a packing job: it runs the tasks that it is sent over a pipe, one after the other."""
+
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from epistream.errors import WorkerError
+from epistream.processes import end_with_parent, how_it_ended
+from epistream.sharding.pack.pulse import Counters, Pulse
+
+# Pipes and sentinels tell of a death at once, unless a process that was forked later holds copies of them.
+_LOOK_S = 1.0
+_END_S = 10.0
+
+
+class PoolProcess:
+    """A process that was started to run tasks, for one thread at a time.
+
+    It ends with its parent. Nothing of it has a name: pipes are pairs of sockets.
+
+    Args:
+        context: How it is started.
+        counters: Of all tasks of the job.
+        what: Names the job in messages.
+    """
+
+    def __init__(self, context: SpawnContext, counters: Counters, what: str) -> None:
+        self._what = what
+        self._is_given_up = False
+        self._pipe, theirs = context.Pipe()
+        # Only the process may hold its end, or its death would not end the pipe.
+        with theirs:
+            self._process = context.Process(target=_serve, args=(theirs, counters), name="epistream-pack", daemon=True)
+            # What imports its modules has no say yet in what Ctrl-C means, and would tell of it with a traceback.
+            resource_tracker.ensure_running()  # who starts it first unblocks signals
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def run(self, function: Callable[[Any, Pulse], Any], task: object, row: int) -> Any:
+        """Run ``function(task, pulse)`` there, and wait for its result.
+
+        Raises:
+            WorkerError: If the process died.
+            Exception: What `function` raised; its traceback is that of the cause.
+        """
+        question = ForkingPickler.dumps((function, task, row))
+        try:
+            self._pipe.send_bytes(question)
+            while not wait([self._pipe, self._process.sentinel], _LOOK_S):
+                if self._is_given_up or not self._process.is_alive():
+                    break
+            if not self._pipe.poll():
+                raise EOFError
+            result, error, told = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerError(self._obituary()) from None
+        if error is not None:
+            raise error from WorkerError(told)
+        return result
+
+    def end(self) -> None:
+        """End it, whatever it does, and wait for that."""
+        for how in (self._process.terminate, self._process.kill):
+            how()
+            self._process.join(_END_S)
+            if not self._process.is_alive():
+                return
+        self._is_given_up = True  # it hangs in the kernel, as on a network file system that is gone
+
+    def close(self) -> None:
+        """Close the pipe to it; no thread may be in `run`."""
+        self._pipe.close()
+
+    def _obituary(self) -> str:
+        """How its process, which has ended, came to that."""
+        self._process.join(_LOOK_S)
+        code = self._process.exitcode
+        remedy = "If memory ran out, use fewer --workers; 'pack --resume' keeps the complete shards."
+        if code == 1:
+            remedy = 'A script that packs with several workers must do it under: if __name__ == "__main__":'
+        return f"{self._what}: a packing process {how_it_ended(code, 'was ended')}. {remedy}"
+
+
+def _serve(pipe: Connection, counters: Counters) -> None:
+    """Run in the process: answer one task after the other, until the parent is gone or ends it."""
+    end_with_parent()
+    kept: dict[str, Any] = {}
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send_bytes(_answer(pipe.recv_bytes(), counters, kept))
+
+
+def _answer(question: bytes, counters: Counters, kept: dict[str, Any]) -> Any:
+    """The pickled result of a task; else its error, and the traceback as text."""
+    try:
+        function, task, row = ForkingPickler.loads(question)
+        return ForkingPickler.dumps((function(task, Pulse(counters.rows, row, kept)), None, ""))
+    except Exception as error:  # whatever it is, the job must hear of it
+        return ForkingPickler.dumps((None, _sendable(error), f"in a packing process: {traceback.format_exc()}"))
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error as it is, if it survives the way to another process; any other in words."""
+    with suppress(Exception):
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+        return error
+    return WorkerError(f"packing: {type(error).__name__}: {error}")
