@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import epistream as es
 from epistream.errors import OptionError
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "validate.py"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "validate.py"
 LENGTHS = (80, 60)
 EVERY_WINDOW = Counter((e, t) for e, length in enumerate(LENGTHS) for t in range(length))
 DEADLINE_S = 150
