@@ -25,6 +25,7 @@ NO_ADVICE = {
     "cache/store/memory.py": ["avg10="],
     "cache/source/remote.py": ["size="],
     "sharding/hdf5/file.py": ["bytes="],
+    "sharding/check/layout_marks.py": ["sim="],
     "sharding/layouts/aloha.py": ["sim="],
     "loader/monitoring/monitor.py": ["fetched="],
     "epistream/commands/pack.py": ["cam_high="],
