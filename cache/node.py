@@ -233,6 +233,11 @@ class NodeCache:
         if used is not None:
             used.close()
 
+    def end_deserted(self) -> None:
+        """Remove what processes of this node that were killed have left in the cache's directories; enters none."""
+        if self._used is None:
+            Stores(self.options, 0).end_deserted()
+
     def _use(self) -> "_Used":
         with self._mutex:
             if self._used is None:

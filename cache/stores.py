@@ -1,5 +1,7 @@
 """The stores of one process, one per tier, opened when they are first needed."""
 
+import contextlib
+import errno
 import logging
 import os
 import threading
@@ -11,7 +13,7 @@ from epistream.cache.routes import KEEPING_TIERS
 from epistream.cache.store import places
 from epistream.cache.store.budget import Budget, Limits, measure
 from epistream.cache.store.descriptors import DESCRIPTORS
-from epistream.cache.store.directory import ANOTHER, CacheDirectory, Observer, ignore
+from epistream.cache.store.directory import ANOTHER, CacheDirectory, Observer, end_deserted, ignore
 from epistream.cache.store.markers import read_cap
 from epistream.cache.store.places import file_system_type, is_memory
 from epistream.cache.store.store import ShardStore, StoreOptions, open_store
@@ -20,6 +22,11 @@ from epistream.errors import CacheError, DeadlineError
 from epistream.working_folder import absolute
 
 logger = logging.getLogger(__name__)
+
+# What another thread is told that still is in a directory which this one has left.
+_OF_THE_OLD_ONE = (errno.EBADF, errno.ENOENT, errno.EFAULT)
+# The next step where a directory was removed under those who use it.
+_LEAVE_ALONE = f"Clean up with 'epistream cache clear', which leaves alone what is in use. {ANOTHER}"
 
 
 class Stores:
@@ -75,6 +82,33 @@ class Stores:
             store = self._stores.pop(tier, None)
         if isinstance(store, ShardStore):
             store.leave()
+
+    def lost(self, tier: str, error: OSError | None = None) -> str:
+        """Leave a tier's directory that does not serve any more; why, in words, which are said once if it is gone.
+
+        Args:
+            tier: Whose it is.
+            error: What it answered; None if it was only looked at.
+        """
+        store = self._stores.get(tier)
+        is_current = isinstance(store, ShardStore) and store.directory.is_current()
+        if is_current and (error is None or error.errno in _OF_THE_OLD_ONE):
+            return "its directory was made anew by another thread"
+        self.forget(tier)
+        if is_current and error is not None:
+            return self.step_down(tier, error)
+        found = "removed while it was in use, wanted it until its last user leaves; it is made anew"
+        text = f"{self._path(tier)}: {found}. {_LEAVE_ALONE}"
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.log(self._level, "%s", text)
+        return text
+
+    def end_deserted(self) -> None:
+        """Remove the directories of processes that were killed, if nobody else uses them."""
+        for tier in KEEPING_TIERS[self._options.mode]:
+            with contextlib.suppress(OSError):
+                end_deserted(self._path(tier))
 
     def entered(self) -> list[ShardStore]:
         """The stores whose directories this process uses now."""

@@ -1,6 +1,7 @@
 """An entry from the first tier of its route that can serve it: leased, filled if need be, or a step further down."""
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -23,6 +24,9 @@ from epistream.errors import DeadlineError, EpistreamError
 
 logger = logging.getLogger(__name__)
 
+# How often a process looks whether its directory is where it was: who works in one that was removed keeps to himself.
+_LOOK_EVERY_S = 0.5
+
 
 class Tiers:
     """Steps down from tier to tier, in one process: stores that keep what the fetcher brings, and the source itself."""
@@ -37,6 +41,7 @@ class Tiers:
         self._counters = counters
         self._routes = Routes(options.mode)
         self._relief = Relief()
+        self._next_look: dict[str, float] = {}
 
     # --- entries -----------------------------------------------------------------------------------------
 
@@ -70,8 +75,7 @@ class Tiers:
                 raise
             except OSError as error:
                 # Most likely somebody removed the directory: enter a new one next time.
-                self._stores.forget(tier)
-                reason = self._stores.step_down(tier, error)
+                reason = self._stores.lost(tier, error)
                 break
             if lease is not None:
                 self._counters.tell_tier(tier, reason)
@@ -83,11 +87,16 @@ class Tiers:
 
     def _open_now(self, tier: str, entry: Entry) -> OpenEntry:
         """The entry from the cache if it is in it, else by ranges; somebody else fills it meanwhile."""
-        store = self._stores.get(tier)
+        store = self._store(tier)
         found = None
         if store is not None:
             self._relieve(store)
-            found = store.lookup(entry.key, entry.size) or self._join(tier, store, entry)
+            try:
+                found = store.lookup(entry.key, entry.size) or self._join(tier, store, entry)
+            except EpistreamError:
+                raise
+            except OSError as error:
+                self._stores.lost(tier, error)
         if isinstance(found, Lease):
             self._counters.add(hits=1)
             self._counters.tell_tier(tier, "there already")
@@ -145,8 +154,7 @@ class Tiers:
         except EpistreamError:
             raise
         except OSError as error:
-            self._stores.forget(tier)
-            self._stores.step_down(tier, error)
+            self._stores.lost(tier, error)
             return None
         finally:
             self._counters.add(
@@ -172,8 +180,7 @@ class Tiers:
         except EpistreamError:
             raise
         except OSError as error:
-            self._stores.forget(tier)
-            self._stores.step_down(tier, error)
+            self._stores.lost(tier, error)
             return 0
 
     def is_short(self) -> bool:
@@ -185,7 +192,17 @@ class Tiers:
     def _made_place(self) -> tuple[str, ShardStore | None]:
         """The tier that keeps what is made, and its store; None if nothing does."""
         tier = next(iter(KEEPING_TIERS[self._options.mode]), "direct")
-        return tier, None if tier == "direct" else self._stores.get(tier)
+        return tier, None if tier == "direct" else self._store(tier)
+
+    def _store(self, tier: str) -> ShardStore | None:
+        """A tier's store, in a directory that was made anew if it was removed; None if the tier cannot be used."""
+        store, now = self._stores.get(tier), time.monotonic()
+        if store is not None and now >= self._next_look.get(tier, 0.0):
+            self._next_look[tier] = now + _LOOK_EVERY_S
+            if not store.directory.is_current():
+                self._stores.lost(tier)
+                return self._stores.get(tier)
+        return store
 
     def _relieve(self, store: ShardStore) -> None:
         """Give memory back where it is short; called often."""
@@ -202,7 +219,7 @@ class Tiers:
     def store_of(self, entry: Entry) -> ShardStore | None:
         """The store of the entry's first tier; None if it is read in place, or the tier cannot be used."""
         tier = self._routes.of(entry).keeping_tier
-        return None if tier is None else self._stores.get(tier)
+        return None if tier is None else self._store(tier)
 
     def try_lease(self, entry: Entry) -> Lease | None:
         """A lease of an identified entry in its first tier, filled if that needs no waiting for others; else None."""
@@ -222,7 +239,7 @@ class Tiers:
         self, tier: str, entry: Entry, before_wait: Callable[[], None] | None, *, may_wait: bool
     ) -> Lease | None:
         """A lease in a tier; None if its directory cannot be used, or if it takes others and `may_wait` is not set."""
-        store = self._stores.get(tier)
+        store = self._store(tier)
         if store is None:
             return None
         self._relieve(store)

@@ -84,6 +84,8 @@ class Crew:
         pool, self.pool = self.pool, None
         if pool is not None:
             pool.stop()
+            if pool.is_ours and self._job is not None and not self.are_threads:
+                self._job.cache.end_deserted()  # those that had to be killed could not
 
     def situation(self, evicts: bool) -> Situation:
         """What decides where time goes.

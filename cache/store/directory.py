@@ -17,7 +17,7 @@ from pathlib import Path
 
 from epistream.cache.store.descriptors import DESCRIPTORS
 from epistream.cache.store.locks import LockFile, leads_to, lock_holders, poll
-from epistream.cache.store.markers import drop_unkept
+from epistream.cache.store.markers import drop_unkept, is_ours
 from epistream.errors import CacheError, DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,18 @@ class CacheDirectory:
             return
         try:
             self.observe("leave.begin")
+            if not users.is_named() and leads_to(self.path, self.dir_fd):
+                # Somebody removed the file and left the directory, which nobody would remove then.
+                users.close()
+                try:
+                    users = self._users = LockFile(USERS, self.dir_fd)
+                except OSError:  # and now the directory, too
+                    return
             if users.try_exclusive() and self.is_current() and not self._drop_unkept():
                 self.observe("leave.exclusive")
+                if self._is_shared_with_others():
+                    self._remove_ours()
+                    return
                 dead = bury(self.path)
                 self.observe("leave.renamed")
                 users.unlock()
@@ -186,6 +196,15 @@ class CacheDirectory:
             self._lock = None
             return None
         return self._lock
+
+    def _is_shared_with_others(self) -> bool:
+        return not all(map(is_ours, os.listdir(self.dir_fd)))  # noqa: PTH208, an open directory
+
+    def _remove_ours(self) -> None:
+        """Take away what caches made in a directory that holds other things as well, ``.users`` last."""
+        for name in sorted(filter(is_ours, os.listdir(self.dir_fd)), key=USERS.__eq__):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self.dir_fd)
 
     def _drop_unkept(self) -> bool:
         """As `drop_unkept`, which removes files and does not count them."""
@@ -269,6 +288,21 @@ def bury(path: Path) -> Path:
     dead = path.with_name(f"{DEAD_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     path.rename(dead)
     return dead
+
+
+def end_deserted(path: Path) -> None:
+    """Remove a directory whose users were all killed, unless it is kept; one that somebody uses stays as it is.
+
+    What has no ``.users`` never was a cache's, or is being made: it is left alone.
+    """
+    with contextlib.suppress(OSError):
+        dir_fd = open_private(path)
+        try:
+            users = LockFile(USERS, dir_fd, create=False)
+        except OSError:
+            DESCRIPTORS.close(dir_fd)
+            return
+        CacheDirectory(path, dir_fd, users).leave()
 
 
 def remove_dead(dead: Path, observe: Observer = ignore) -> None:

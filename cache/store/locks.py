@@ -161,7 +161,7 @@ def leads_to(name: str | Path, fd: int, dir_fd: int | None = None) -> bool:
     """Whether a name leads to a file that is open."""
     try:
         return inode_of(name, dir_fd) == inode_of(fd)
-    except FileNotFoundError:
+    except OSError:  # also of a directory that another thread has left
         return False
 
 

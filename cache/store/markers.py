@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Collection
@@ -32,6 +33,10 @@ _NEW_KEEP = ".keep.new"
 CARRIED: dict[str, type[OSError]] = {
     error.__name__: error for error in (FetchError, ChecksumError, SourceChangedError, SourceError)
 }
+# Entries and fills, claims, locks of prefetchers, and what is known of the whole.
+_OURS = re.compile(
+    r"[^.]+\.(?:shard|part|have|fill)|claim-.*|prefetch-.*\.lock|\.(?:users|lock|budget|boot|names|pressure|keep(?:\.new)?)"
+)
 _URL_ATTRIBUTE = "user.epistream.url"
 # Where files have no such attributes: a line for each fill; begun afresh when it is long, for it counts for nobody.
 _NAMES = ".names"
@@ -145,6 +150,11 @@ def is_kept(dir_fd: int) -> bool:
     return KEEP in os.listdir(dir_fd)
 
 
+def is_ours(name: str) -> bool:
+    """Whether a name in a cache's directory is one that caches make; others are the user's."""
+    return _OURS.fullmatch(name) is not None
+
+
 def drop_unkept(dir_fd: int) -> bool:
     """Whether a directory outlives its last user, who calls this; what is not to be kept is removed then."""
     kept = _kept(dir_fd)
@@ -153,7 +163,7 @@ def drop_unkept(dir_fd: int) -> bool:
     for name in os.listdir(dir_fd):
         key, dot, _ = name.rpartition(".")
         # Names that begin with a dot are not of entries.
-        if (dot and key and key not in kept) or name.startswith(CLAIM):
+        if is_ours(name) and ((dot and key and key not in kept) or name.startswith(CLAIM)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=dir_fd)
     return True

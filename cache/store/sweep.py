@@ -1,6 +1,7 @@
 """Removing directories of caches that nobody uses any more: the dead cannot, if all were killed at once."""
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from epistream.cache.store.directory import (
     remove_dead,
 )
 from epistream.cache.store.locks import LockFile
-from epistream.cache.store.markers import is_kept
+from epistream.cache.store.markers import is_kept, is_ours
 from epistream.cache.store.places import is_of_family
 
 
@@ -67,7 +68,9 @@ def _end_if_unheld(path: Path, *, dead: bool, observe: Observer) -> bool:
             return False
         with contextlib.closing(users):
             directory = CacheDirectory(path, dir_fd, users, observe)
-            if not users.try_exclusive() or is_kept(dir_fd) or not directory.is_current():
+            names = [] if dead else os.listdir(dir_fd)  # noqa: PTH208, an open directory
+            is_alone = users.try_exclusive() and not is_kept(dir_fd) and all(map(is_ours, names))
+            if not is_alone or not directory.is_current():
                 return False
             grave = path if dead else bury(path)
             observe("sweep.buried")

@@ -155,8 +155,9 @@ class KeptArrays(Generic[K]):
         starts = part_offsets(sizes)
 
         def views(buffer: memoryview) -> Arrays:
+            # By frombuffer, which keeps the memory mapped for as long as an array lives; ndarray(buffer=...) does not.
             return {
-                name: np.ndarray(shape, dtype, buffer, start)
+                name: np.frombuffer(buffer, dtype, prod(shape), start).reshape(shape)
                 for (name, (dtype, shape)), start in zip(shapes.items(), starts, strict=True)
             }
 

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shutil
 
 import hdf5_world as world
 import pytest
@@ -10,6 +11,7 @@ from handmade import members, write_tar
 from machine.no_home import refuse_writes, temporary, use_home  # noqa: F401, a fixture
 
 import epistream as es
+from epistream.cache import tiers
 from epistream.commands import cli
 from epistream.errors import CacheError, OptionError
 
@@ -73,3 +75,27 @@ def test_working_directory_that_is_gone_is_left_or_done_without(cure, tmp_path, 
     if cure == "another directory":
         monkeypatch.chdir(aloha_shards.parent)
     assert num_read(aloha_shards if cure == "an absolute path" else aloha_shards.name) == 140
+
+
+@pytest.mark.parametrize("cure", ["epistream cache clear", "another one"])
+def test_cache_that_was_removed_is_cleared_or_named_otherwise(cure, tmp_path, monkeypatch, caplog, aloha_shards):
+    monkeypatch.setattr(tiers, "_LOOK_EVERY_S", 0.0)
+
+    def told_in(directory, clear):
+        cache = es.CacheOptions(mode="shm", directory=directory)
+        stream = es.EpisodeStream(aloha_shards, batch_size=4, features=["action"], cache=cache)
+        caplog.clear()
+        with es.StreamingLoader(stream, num_workers=0) as loader:
+            for number, _ in enumerate(loader):
+                if number == 3:
+                    clear()
+        return [record.getMessage() for record in caplog.records if "removed while" in record.getMessage()]
+
+    old = tmp_path / "cache"
+    [told] = told_in(old, lambda: shutil.rmtree(old, ignore_errors=True))
+    assert "Clean up with 'epistream cache clear'" in told
+    assert "Name another one with CacheOptions (directory" in told
+    if cure == "another one":
+        assert told_in(tmp_path / "another", lambda: shutil.rmtree(old, ignore_errors=True)) == []
+    else:
+        assert told_in(old, lambda: CliRunner().invoke(cli, ["cache", "clear", "--directory", str(old)])) == []
