@@ -2,7 +2,7 @@
 
 import pytest
 
-from epistream.alike import grouped
+from epistream.hints import grouped
 
 
 @pytest.mark.parametrize(

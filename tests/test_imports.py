@@ -14,7 +14,7 @@ import epistream
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("epistream", "sharding", "cache", "loader", "configs")
 LEAVES = {
-    *("epistream._version", "epistream.access", "epistream.alike", "epistream.bodies", "epistream.cgroups"),
+    *("epistream._version", "epistream.access", "epistream.bodies", "epistream.cgroups"),
     *("epistream.errors", "epistream.file_systems", "epistream.hints", "epistream.lazy", "epistream.lru"),
     *("epistream.options", "epistream.plain_files", "epistream.processes", "epistream.shown_errors"),
     *("epistream.shown_urls", "epistream.units", "epistream.whole_files", "epistream.working_folder"),

@@ -10,11 +10,11 @@ import natsort
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 
-from epistream.alike import grouped
 from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
 from epistream.commands.tables import progress_bar, quiet
 from epistream.errors import OptionError
+from epistream.hints import grouped
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import left_out_lines
 from epistream.sharding.pack.options import PackOptions

@@ -5,9 +5,9 @@ import sys
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn
 
-from epistream.alike import grouped
 from epistream.commands.sources import open_source, reach_option
 from epistream.commands.tables import progress_bar
+from epistream.hints import grouped
 from epistream.sharding.check.verify import Report, refuse_hdf5, verify
 from epistream.sharding.check.verify_shard import Fault, VerifyOptions
 from epistream.units import count_text, size_text

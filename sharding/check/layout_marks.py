@@ -8,6 +8,7 @@ from epistream.sharding.layouts.libero import LiberoLayout
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.minari import MinariLayout
 from epistream.sharding.layouts.robomimic import RobomimicLayout
+from epistream.sharding.layouts.values import attribute
 from epistream.sharding.opening.walking import child, names_in
 
 
@@ -37,8 +38,8 @@ def _aloha(layout: AlohaLayout, file: h5py.File) -> list[str]:
     marks = []
     if has_jpeg != (layout.rows == "jpeg"):
         marks.append("cameras of JPEG rows" if layout.rows == "jpeg" else "cameras of (T, H, W, C) arrays")
-    if layout.sim is not None and bool(file.attrs.get("sim", False)) != layout.sim:
-        marks.append(f"attribute sim={layout.sim}")
+    if layout.sim is not None and bool(attribute(file, "sim")) != layout.sim:
+        marks.append(f"an attribute sim that is {layout.sim}")
     if layout.base_action is not None and ("/base_action" in file) != layout.base_action:
         marks.append("/base_action" if layout.base_action else "no /base_action")
     return marks or [layout.looks_for]

@@ -80,7 +80,7 @@ def make_once(
     raise CacheError(f"{'; '.join(refusals)}, wanted to keep an index of {source} in one of these. {cure}")
 
 
-class _UnusableError(Exception):
+class _UnusableError(CacheError):
     """Why a folder cannot keep anything."""
 
 

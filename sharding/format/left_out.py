@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from epistream.alike import grouped
 from epistream.errors import FormatError, LayoutError, SourceChangedError, SourceError
+from epistream.hints import grouped
 from epistream.sharding.format.feature_sets import describe_difference
 from epistream.sharding.format.features import Feature
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import xxhash
 
-from epistream.alike import grouped
 from epistream.errors import LayoutError, OptionError, PackError
+from epistream.hints import grouped
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.features import IMAGES, Feature
 from epistream.sharding.format.fill_shards import fill_shards
