@@ -10,6 +10,7 @@ from epistream.commands import _HELP
 
 def run(monkeypatch, module, *words):
     monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)  # that another test imported
     with pytest.raises(SystemExit) as left:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     return left.value.code or 0

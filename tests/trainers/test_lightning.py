@@ -228,7 +228,7 @@ def test_overfit_batches_repeats_the_first_batches_of_a_stream_that_is_not_shuff
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
 def test_overfit_batches_of_a_shuffled_stream_is_refused(loader_of, tmp_path):
-    with pytest.raises(ValueError, match=r"StreamingLoader .* needs to subclass"):
+    with pytest.raises(ValueError, match=r"StreamingLoader\(.* needs to subclass"):
         Run(loader_of, settings={"overfit_batches": 3}).fit(tmp_path)
 
 
