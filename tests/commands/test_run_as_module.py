@@ -32,5 +32,6 @@ def test_module_has_each_command(monkeypatch, capsys, command):
     assert f" -m epistream {command} " in capsys.readouterr().out
 
 
-def test_child_that_imports_the_module_runs_nothing():
+def test_child_that_imports_the_module_runs_nothing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "epistream.__main__", raising=False)
     runpy.run_module("epistream.__main__", run_name="__mp_main__")
