@@ -1,6 +1,7 @@
 """Whoever is killed, and whatever is removed: no cache directory stays, and no batch is another one."""
 
 import os
+import secrets
 import shutil
 import signal
 from pathlib import Path
@@ -108,7 +109,7 @@ def remove(directory, how):
         for file in directory.glob(".*"):
             file.unlink(missing_ok=True)
     elif how == "moved" and directory.is_dir():
-        directory.rename(directory.with_name(f"{directory.name}-moved-{len(list(directory.parent.iterdir()))}"))
+        directory.rename(directory.with_name(f"{directory.name}-moved-{secrets.token_hex(4)}"))
     elif how == "cleared":
         admin.clear(directory, forget=True)
 
