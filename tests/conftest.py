@@ -1,10 +1,14 @@
 """Fixtures shared by all rooms: where the real episodes are, and two of them packed."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 import epistream as es
+
+# Else gcsfs asks Google itself, by gRPC, of what kind each bucket is: tests stay on this machine, and wait for nobody.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 ROOT = Path(__file__).resolve().parent.parent
 
