@@ -214,6 +214,7 @@ def test_one_side_refuses_an_epistream_from_elsewhere(tmp_path):
         check_loaded(str(tmp_path))
 
 
+@pytest.mark.alone
 def test_growth_measures_each_case(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     import growth_cases
