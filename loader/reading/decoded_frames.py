@@ -16,6 +16,7 @@ from epistream.loader.reading.frames import FrameDecoder, decode_frames, draw_fr
 from epistream.loader.reading.keeping import DecodedPlan, Room, Spent
 from epistream.loader.reading.kept_arrays import Arrays, Kept, KeptArrays, Shapes
 from epistream.loader.reading.open_shards import OpenShard
+from epistream.lru import Lru
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class DecodedFrames:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoders = dict(decoders)
-        self._chunks: KeptArrays[tuple[int, int]] = KeptArrays(cache, min(_MAX_OPEN, max_open))
+        max_open = min(_MAX_OPEN, max_open)
+        self._chunks: KeptArrays[tuple[int, int]] = KeptArrays(cache, max_open)
         self._plan = plan
         self._clock = clock
         self._spent = Spent()
@@ -69,7 +71,8 @@ class DecodedFrames:
         self._is_first = True
         self._may_make = False
         # What was found of chunks a moment ago: by shard and camera, and then by chunk.
-        self._found: dict[tuple[int, str], dict[int, _Frames | None]] = {}
+        # What a batch looks at stays mapped, a descriptor each: no more than may be held open.
+        self._found: Lru[tuple[int, str], dict[int, _Frames | None]] = Lru(max_open)
         self._believed_until = self._full_until = 0.0
         # Bytes of the chunks that were seen in the cache.
         self._seen: dict[tuple[int, int], int] = {}
@@ -125,7 +128,10 @@ class DecodedFrames:
             return
         spent, clock = self._spent, self._clock
         began_s, kept_before_s = clock(), spent.keeping_s
-        chunks = self._found.setdefault((opened.number, name), {})
+        chunks = self._found.get((opened.number, name))
+        if chunks is None:
+            chunks = {}
+            self._found.put((opened.number, name), chunks)
         rows, targets = needed.tolist(), places.tolist()
         missing = self._take(opened, name, (rows, targets), out, chunks)
         taken_s = clock()
