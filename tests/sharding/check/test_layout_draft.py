@@ -112,6 +112,25 @@ def no_action(file):
     file["frames"], file["qpos"] = frames(5), numbers(5, 2, 0)
 
 
+def dated_groups_of_which_one_has_no_instruction(file):
+    for number, rows in enumerate((4, 5, 6)):
+        group = file.create_group(f"episode_2026-01-02_10-11-1{number}")
+        group["actions"], group["img"] = numbers(rows, 2, number), frames(rows)
+        if number:
+            group.attrs["instruction"] = f"task {number}"
+
+
+def observations_beside_actions(file):
+    for head in ("actions", "observations"):
+        file[f"{head}/left_arm"], file[f"{head}/right_arm"] = numbers(5, 7, 0), numbers(5, 7, 1)
+
+
+def keys_that_would_become_one_name(file):
+    file["cam/0"], file["cam/camera_0"] = frames(5), frames(5, 1)
+    file["action"], file["state"], file["obs/state"] = numbers(5, 2, 0), numbers(5, 3, 1), numbers(5, 4, 2)
+    file["force"], file["obs/force"] = numbers(5, 3, 3), numbers(5, 3, 4)
+
+
 CASES = {
     # what is made: episodes, steps, features that must be there, instructions
     one_episode: (1, 6, ("observation.images.front", "observation.images.wrist", "observation.state", "action"), 1),
@@ -126,6 +145,13 @@ CASES = {
     names_that_are_strange: (1, 5, ("observation.images.kamera__",), 0),
     uuids: (3, 15, ("observation.images.img", "action"), 0),
     one_that_is_empty_and_one_that_is_none: (3, 12, ("action",), 0),
+    dated_groups_of_which_one_has_no_instruction: (3, 15, ("observation.images.img", "action"), 2),
+    observations_beside_actions: (1, 5, ("action.left_arm", "action.right_arm", "observation.left_arm"), 0),
+    keys_that_would_become_one_name: (
+        *(1, 5),
+        ("observation.state", "observation.obs.state", "observation.images.camera_0", "observation.images.camera_0_"),
+        0,
+    ),
     no_action: (1, 5, ("observation.images.frames", "observation.state"), 0),
 }
 
