@@ -66,7 +66,7 @@ def _draft_layout(file: h5py.File, name: str) -> str:
     unread = {path: why for path, node in objects if (why := _why_unread(node))}
     paths = [path for path, _ in objects[:MAX_OBJECTS] if path not in unread]
     datasets = [path for path in paths if isinstance(file[path], h5py.Dataset)]
-    draft = _Draft(*find_episodes(file, paths, datasets))
+    draft = _Draft(*find_episodes(file, paths, datasets, cut="" if is_whole else objects[-1][0]))
     group = draft.groups[0]
     draft.notes.update((path, unread[f"{group}/{path}".strip("/")]) for path in below(list(unread), group))
     first = file[draft.groups[0]]

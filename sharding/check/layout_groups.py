@@ -27,8 +27,17 @@ def below(paths: Sequence[str], group: str) -> list[str]:
     return list(paths) if group == "/" else [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
 
 
-def find_episodes(file: h5py.File, paths: Sequence[str], datasets: Sequence[str]) -> tuple[str, list[str]]:
-    """Which groups are episodes: the outermost alike ones that hold whatever has rows; else the file is one."""
+def find_episodes(
+    file: h5py.File, paths: Sequence[str], datasets: Sequence[str], cut: str = ""
+) -> tuple[str, list[str]]:
+    """Which groups are episodes: the outermost alike ones that hold whatever has rows; else the file is one.
+
+    Args:
+        file: An open file.
+        paths: Of what is in it.
+        datasets: Of those that are datasets.
+        cut: The first path that was not looked at, if not all were: nothing is said of the groups in which it lies.
+    """
     alike: dict[str, list[str]] = {}
     for path in paths:
         if isinstance(file[path], h5py.Group):
@@ -43,8 +52,10 @@ def find_episodes(file: h5py.File, paths: Sequence[str], datasets: Sequence[str]
         alike, key=lambda one: (not _is_named(one), one.count("/"), one.endswith("/*") or one == "*")
     ):
         go_on(pattern)
-        groups = [f"/{path}" for path in natsort.natsorted(set(alike[pattern]))]
-        good = _episodes_of(file, pattern, groups, arrays)
+        torn = "/".join(cut.split("/")[: pattern.count("/") + 1]) if cut else None
+        groups = [f"/{path}" for path in natsort.natsorted(set(alike[pattern])) if path != torn]
+        whole = arrays if torn is None else [path for path in arrays if not path.startswith(f"{torn}/")]
+        good = _episodes_of(file, pattern, groups, whole)
         if good:
             return pattern, good
     return "", ["/"]

@@ -11,6 +11,7 @@ from hdf5_files import jpeg, numbers, picture
 import epistream as es
 from epistream.commands import cli
 from epistream.errors import LayoutError
+from epistream.sharding.check import layout_draft
 from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.pack.pack import pack
 
@@ -192,6 +193,22 @@ def test_episode_without_rows_among_others_is_a_fault_of_its_own(tmp_path):
     assert done.num_episodes == 3
     assert len(done.faults) == 1
     assert "/traj_11: features.0: 'act' fits nothing there, found nothing" in done.faults[0]
+
+
+@pytest.mark.parametrize("most", range(20, 26))
+def test_draft_of_a_file_too_large_to_be_looked_at_whole_is_of_its_whole_episodes(tmp_path, monkeypatch, most):
+    path = tmp_path / "strange.h5"
+    with h5py.File(path, "w") as file:
+        for number in range(9):
+            group = file.create_group(f"data/{number:06d}")
+            group["actions"], group["note"], group["obs/q"] = numbers(4, 2, 0), "x", numbers(4, 2, 1)
+    monkeypatch.setattr(layout_draft, "MAX_OBJECTS", most)
+    text = run("layouts", "draft", path).stdout
+    assert "episodes: data/*" in text
+    assert [line for line in text.splitlines() if line.startswith("  - ")] == [
+        "  - {path: actions, name: action}  # float32 (4, 2)",
+        "  - {path: obs/q, name: observation.q}  # float32 (4, 2)",
+    ]
 
 
 def test_draft_says_what_it_left_out_and_why(tmp_path):
