@@ -136,6 +136,8 @@ def _check_alike(first: DatasetPart, other: DatasetPart) -> None:
     difference = difference_text(mine, theirs) or f"features in the order {list(mine)}"
     alike = [name for name, said in theirs.items() if mine.get(name) == said]
     cure = f"features={alike}, which they share" if alike else "features that are alike"
+    if first.dtypes != other.dtypes:
+        cure += ", or the same dtypes="
     sizes = {said.get("width x height") for one in (mine, theirs) for said in one.values()} - {None}
     if len(sizes) > 1:
         cure += ", or where cameras differ in size only, the same image_size=(height, width)"

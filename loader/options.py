@@ -136,10 +136,15 @@ class StreamOptions(SampleOptions):
             return "val"
         splits = [name for name in dataset.splits if name not in ("train", NO_SPLIT)]
         named = "".join(f"split={name!r}, " for name in splits)
+        cure = (
+            "divide them: val_fraction=0.1 for HDF5 files, in the training stream as well; for shards when you pack: "
+            "epistream pack --val-fraction 0.1"
+        )
+        if self.val_fraction is not None:
+            cure = "more episodes: one cannot be divided"
         raise OptionError(
             f"{dataset.url}: splits {', '.join(dataset.splits)}, wanted 'val' for validation. Give {named}split=None "
-            "for all episodes, or divide them: val_fraction=0.1 for HDF5 files, in the training stream as well; for "
-            "shards when you pack: epistream pack --val-fraction 0.1."
+            f"for all episodes, or {cure}."
         )
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ from epistream.loader.episodic.sample import assemble, find_normalizer, normaliz
 from epistream.loader.monitoring.asked import tell
 from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
-from epistream.loader.samples.failures import add_note, portable, reader_text
+from epistream.loader.samples.failures import portable, reader_text, told
 from epistream.shown_urls import shown
 
 _log = logging.getLogger(__name__)
@@ -232,13 +232,13 @@ class OptimizedEpisodicDataset(EpisodicFiles, TorchDataset[Sample]):
 
     def _noted(self, function: Callable[..., Sample], *arguments: Any) -> Sample:
         """What a function that calls hooks gives. What it raises says of which episode and step, its last arguments."""
-        try:
-            return function(*arguments)
-        except Exception as error:
-            episode, step = arguments[-2:]
+        episode, step = arguments[-2:]
+
+        def origin() -> str:
             path = shown(self.episode_paths[episode])
-            add_note(error, lambda: f"epistream: this was episode {episode} ({path}), step {step}, in {reader_text()}")
-            raise
+            return f"epistream: this was episode {episode} ({path}), step {step}, in {reader_text()}"
+
+        return told(lambda given: function(*given), arguments, origin, "a hook or normalizer of the dataset")
 
     def _from_onestep(self, episode: int, step: int) -> Sample:
         """A sample from what a subclass's own `load_onestep_from_episode` gives."""

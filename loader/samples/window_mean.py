@@ -49,7 +49,7 @@ class WindowMean:
 
         Args:
             batch: of a stream that marks its repeats: ``is_repeat`` is bool (B,).
-            values: (B,) each, on any device; the same names for every batch.
+            values: (B,) each, on any device; at least one, and the same names for every batch.
 
         Raises:
             OptionError: a batch without marks, values that are not one for each window, or other values than before.
@@ -60,20 +60,26 @@ class WindowMean:
                 "WindowMean.add: a batch without 'is_repeat', wanted one that says which windows are repeats. Make "
                 "the stream with validation=True, and keep 'is_repeat' in a transform or sample_format of your own."
             )
+        if not values:
+            raise OptionError(
+                "WindowMean.add: no values, wanted one or more, each a number for each window. Give them by name: "
+                "add(batch, loss=loss)."
+            )
         if self._sums and values.keys() != self._sums.keys():
             raise OptionError(
                 f"WindowMean.add: {', '.join(values)}, wanted {', '.join(self._sums)} as for the batches before. Give "
                 "every value for every batch, or make another WindowMean."
             )
-        keep = ~torch.as_tensor(marks).cpu()
-        for name, value in values.items():
-            numbers = torch.as_tensor(value).detach()
-            if numbers.shape != keep.shape:
+        keep = ~torch.as_tensor(marks).cpu().bool()  # also where a transform made numbers of them
+        numbers = {name: torch.as_tensor(value).detach() for name, value in values.items()}
+        for name, each in numbers.items():
+            if each.shape != keep.shape:
                 raise OptionError(
-                    f"WindowMean.add: {name} of shape {tuple(numbers.shape)}, wanted {tuple(keep.shape)}, a number "
+                    f"WindowMean.add: {name} of shape {tuple(each.shape)}, wanted {tuple(keep.shape)}, a number "
                     f"for each window. Average over all dimensions but the first: {name}.flatten(1).mean(1)."
                 )
-            for number in numbers.cpu().double()[keep].tolist():
+        for name, each in numbers.items():
+            for number in each.cpu().double()[keep].tolist():
                 if math.isfinite(number):
                     self._sums[name] += Fraction(number)
                 else:

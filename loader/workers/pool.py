@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from copy import copy
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from epistream.errors import EpistreamError, WorkerError
+from epistream.errors import WorkerError
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.workers.pipe import Record, RecordKind
 from epistream.loader.workers.ring import Ring
@@ -102,7 +101,7 @@ class WorkerPool:
         self.num_workers = num_workers
         self.slots = slots
         self.ring = Ring(num_workers * slots_per_worker, slots.layout.num_bytes)
-        self._pid, self._cache = os.getpid(), job.cache
+        self._pid = os.getpid()
         self._serial = NO_EPOCH
         self._handles: list[_Handle] = []
         # Every pipe exists before the first fork, and every fork happens before any thread starts.
@@ -222,18 +221,14 @@ class WorkerPool:
         for handle in handles:
             if handle.thread is not None:
                 handle.thread.join(max(0.1, deadline - time.monotonic()))
-        if _end_all([handle.process for handle in handles if handle.process is not None], steps, deadline):
-            # Who was killed left nothing in order. The last one out removes the cache, and that is this process now.
-            with suppress(EpistreamError), copy(self._cache) as cache:
-                cache.is_quiet = True
-                cache.budget()
+        _end_all([handle.process for handle in handles if handle.process is not None], steps, deadline)
         for handle in handles:
             handle.close()
         self.ring.close()
 
 
-def _end_all(processes: Sequence[BaseProcess], steps: Sequence[Step], deadline: float) -> bool:
-    """Take one step after the other with all that are still there, at a time; whether any of them was killed."""
+def _end_all(processes: Sequence[BaseProcess], steps: Sequence[Step], deadline: float) -> None:
+    """Take one step after the other with all that are still there, at a time."""
     for force, wait_s in steps:
         alive = [process for process in processes if process.is_alive()]
         if force is not None:
@@ -242,7 +237,5 @@ def _end_all(processes: Sequence[BaseProcess], steps: Sequence[Step], deadline: 
                 force(process)
         for process in alive:
             process.join(max(0.1, deadline - time.monotonic()))
-    was_killed = any(process.exitcode == -signal.SIGKILL for process in processes)
     for process in processes:
         process.close()
-    return was_killed

@@ -11,6 +11,7 @@ import natsort
 
 from epistream.errors import EpistreamError, LayoutError
 from epistream.sharding.check.layout_groups import below, find_episodes, has_rows, picture
+from epistream.sharding.layouts.draft import STATE
 from epistream.sharding.layouts.judging import why_no_rows
 from epistream.sharding.layouts.layout_file import layout_of_values
 from epistream.sharding.layouts.names import feature_name
@@ -39,6 +40,7 @@ class _Draft:
     notes: dict[str, str] = field(default_factory=dict)  # by path: why it is left out
     reasons: dict[str, str] = field(default_factory=dict)  # by path: what is said beside the feature
     tasks: list[str] = field(default_factory=list)
+    tasks_optional: bool = False
     success: str = ""
     fps: float | None = None
     length_of: str = ""
@@ -64,7 +66,7 @@ def _draft_layout(file: h5py.File, name: str) -> str:
     unread = {path: why for path, node in objects if (why := _why_unread(node))}
     paths = [path for path, _ in objects[:MAX_OBJECTS] if path not in unread]
     datasets = [path for path in paths if isinstance(file[path], h5py.Dataset)]
-    draft = _Draft(*find_episodes(file, paths, datasets))
+    draft = _Draft(*find_episodes(file, paths, datasets, cut="" if is_whole else objects[-1][0]))
     group = draft.groups[0]
     draft.notes.update((path, unread[f"{group}/{path}".strip("/")]) for path in below(list(unread), group))
     first = file[draft.groups[0]]
@@ -78,6 +80,7 @@ def _draft_layout(file: h5py.File, name: str) -> str:
         raise LayoutError(f"found {found}, of which none can be rows of steps: wanted arrays of numbers or pictures")
     _name(draft)
     _attributes(file, draft)
+    _choose_task(file, draft)
     _check(file, draft, name)
     return _text(draft, name, first, is_whole)
 
@@ -152,9 +155,11 @@ def _name(draft: _Draft) -> None:
     """Names by paths: short where they differ; one action and one state where paths say so."""
     cameras = [one for one in draft.features if "camera" in one]
     numbers = [one for one in draft.features if "name" in one]
+    taken: set[str] = set()
     for one, name in zip(cameras, _short_names([str(one["path"]) for one in cameras]), strict=True):
-        one["camera"] = f"camera_{name}" if name.isdecimal() else name
-    for pattern, wanted in ((_ACTION, "action"), (_STATE, "observation.state")):
+        one["camera"] = _free(taken, f"camera_{name}" if name.isdecimal() else name)
+    taken = {"action", STATE}
+    for pattern, wanted in ((_ACTION, "action"), (_STATE, STATE)):
         fitting = [one for one in numbers if not one["name"] and pattern.search(str(one["path"]).lower())]
         top = [one for one in fitting if _depth(one) == min(map(_depth, fitting))]
         exact = [one for one in fitting if str(one["path"]).lower().rpartition("/")[2].rstrip("s") in _EXACT]
@@ -164,15 +169,20 @@ def _name(draft: _Draft) -> None:
         if wanted == "action":
             rest = [one for one in fitting if not one["name"]]
             for one, name in zip(rest, _short_names([str(one["path"]) for one in rest]), strict=True):
-                one["name"] = f"action.{name.removeprefix('action').strip('._') or name}"
-    taken = {one["name"] for one in numbers}
+                one["name"] = _free(taken, f"action.{name.removeprefix('action').strip('._') or name}")
     for one in numbers:
         if not one["name"]:
             name = "observation." + feature_name(str(one["path"]).replace("/", "."))
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            one["name"] = re.sub(r"^observation\.(obs|observations?)\.", "observation.", name)
+            one["name"] = _free(taken, re.sub(r"^observation\.(obs|observations?)\.", "observation.", name), name)
+
+
+def _free(taken: set[str], *names: str) -> str:
+    """The first of some names that no other feature has; else the last one, made longer. It is taken from now on."""
+    name = next((name for name in names if name not in taken), names[-1])
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 _EXACT = {"action", "state", "qpo", "proprio"}
@@ -199,7 +209,7 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
 def _attributes(file: h5py.File, draft: _Draft) -> None:
     """Instructions, rates and marks of success among the attributes of the episode, of what it lies in, of the file."""
-    group = draft.groups[0]
+    group = max(draft.groups[:_MAX_COMPARED], key=lambda group: len(file[group].attrs))  # some lack what others have
     above = [group] if group == "/" else [group, *_parents(group)]
     for where in above:
         node = file[where]
@@ -216,6 +226,14 @@ def _attributes(file: h5py.File, draft: _Draft) -> None:
             rate = _number(node, name) if _RATE.match(word) else None
             if draft.fps is None and rate and 0 < rate < 10_000:
                 draft.fps = rate
+
+
+def _choose_task(file: h5py.File, draft: _Draft) -> None:
+    """Have the instruction first that every episode has; where there is none such, episodes may lack it."""
+    nodes = [file[group] for group in draft.groups[:_MAX_COMPARED]]
+    everywhere = {place: all(_texts(node, place) for node in nodes) for place in draft.tasks}
+    draft.tasks.sort(key=lambda place: not everywhere[place])
+    draft.tasks_optional = bool(draft.tasks) and not everywhere[draft.tasks[0]]
 
 
 def _number(node: h5py.Group, name: str) -> float | None:
@@ -241,6 +259,7 @@ def _json_keys(node: h5py.Group, place: str) -> list[str]:
 
 def _values(draft: _Draft, name: str) -> dict[str, object]:
     said = {"name": name, "episodes": draft.episodes, "fps": draft.fps, "tasks": draft.tasks[:1]}
+    said |= {"tasks_optional": draft.tasks_optional}
     return {key: value for key, value in said.items() if value} | {"features": draft.features}
 
 
@@ -277,6 +296,7 @@ def _text(draft: _Draft, name: str, first: h5py.Group, is_whole: bool) -> str:
     lines.append(f"fps: {draft.fps:g}" if draft.fps else "# fps: 30            # steps per second, if you know them")
     if draft.tasks:
         lines.append(f"{_line('tasks', draft.tasks[:1])}  # the instruction" + _others(draft.tasks[1:]))
+        lines += ["tasks_optional: true  # some episodes have none"] * draft.tasks_optional
     else:
         lines.append('# tasks: ["@instruction"]  # a dataset, or "@NAME" for an attribute of the episode')
     if draft.success:
@@ -287,7 +307,7 @@ def _text(draft: _Draft, name: str, first: h5py.Group, is_whole: bool) -> str:
         reason = draft.reasons.get(str(one["path"]))
         lines.append(f"  - {dump_yaml(one, one_line=True)}  # {_shape(found)}" + (f"; {reason}" if reason else ""))
     if not any(str(one.get("name", "")).split(".")[0] == "action" for one in draft.features):
-        state = next((str(one["path"]) for one in draft.features if one.get("name") == "observation.state"), "PATH")
+        state = next((str(one["path"]) for one in draft.features if one.get("name") == STATE), "PATH")
         example = dump_yaml({"path": state, "name": "action", "shift": 1}, one_line=True)
         lines += ["  # No action was recognised. If it is the state of the next step:", f"  # - {example}"]
     lines += ["# Left out:"] * bool(draft.notes)

@@ -13,7 +13,12 @@ from epistream.sharding.opening.walking import CANNOT_OPEN, go_on
 
 _MIN_SIDE = 8
 _EPISODE = re.compile(r"ep|episode|demo|demonstration|traj|trajectory|rollout|run|trial|sample|seq|sequence|record")
-_PARTS_OF_ONE = re.compile(r"cam|camera|image|robot|arm|hand|gripper|agent|sensor|finger|joint|view|rgb|depth")
+_PARTS_OF_ONE = re.compile(
+    r"(?=.)(?:left|right)?(?:(?:cam|camera|image|robot|arm|hand|gripper|agent|sensor|finger|joint|view|rgb|depth|"
+    r"leader|follower|master|puppet|state|action|observation)s?|obs)?"
+)
+# As many as a layout file may have.
+_MAX_STARS = 4
 
 
 def below(paths: Sequence[str], group: str) -> list[str]:
@@ -22,15 +27,24 @@ def below(paths: Sequence[str], group: str) -> list[str]:
     return list(paths) if group == "/" else [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
 
 
-def find_episodes(file: h5py.File, paths: Sequence[str], datasets: Sequence[str]) -> tuple[str, list[str]]:
-    """Which groups are episodes: the outermost alike ones that hold whatever has rows; else the file is one."""
+def find_episodes(
+    file: h5py.File, paths: Sequence[str], datasets: Sequence[str], cut: str = ""
+) -> tuple[str, list[str]]:
+    """Which groups are episodes: the outermost alike ones that hold whatever has rows; else the file is one.
+
+    Args:
+        file: An open file.
+        paths: Of what is in it.
+        datasets: Of those that are datasets.
+        cut: The first path that was not looked at, if not all were: nothing is said of the groups in which it lies.
+    """
     alike: dict[str, list[str]] = {}
     for path in paths:
         if isinstance(file[path], h5py.Group):
             head, _, last = path.rpartition("/")
-            starred = "/".join(re.sub(r"\d+", "*", part) for part in head.split("/") if head)
+            starred = "/".join(_starred(part) for part in head.split("/") if head)
             starred = f"{starred}/" if starred else ""
-            alike.setdefault(starred + re.sub(r"\d+", "*", last), []).append(path)
+            alike.setdefault(starred + _starred(last), []).append(path)
             alike.setdefault(f"{starred}*", []).append(path)
     arrays = [path for path in datasets if has_rows(file[path])]
     # First those that are called so, outer ones before inner ones, and names of one pattern before any names.
@@ -38,11 +52,19 @@ def find_episodes(file: h5py.File, paths: Sequence[str], datasets: Sequence[str]
         alike, key=lambda one: (not _is_named(one), one.count("/"), one.endswith("/*") or one == "*")
     ):
         go_on(pattern)
-        groups = [f"/{path}" for path in natsort.natsorted(set(alike[pattern]))]
-        good = _episodes_of(file, pattern, groups, arrays)
+        torn = "/".join(cut.split("/")[: pattern.count("/") + 1]) if cut else None
+        groups = [f"/{path}" for path in natsort.natsorted(set(alike[pattern])) if path != torn]
+        whole = arrays if torn is None else [path for path in arrays if not path.startswith(f"{torn}/")]
+        good = _episodes_of(file, pattern, groups, whole)
         if good:
             return pattern, good
     return "", ["/"]
+
+
+def _starred(name: str) -> str:
+    """A name with a star for each number; one for all from the first to the last, where a date is in it."""
+    starred = re.sub(r"\d+", "*", name)
+    return re.sub(r"\*.*\*", "*", starred) if starred.count("*") > 2 else starred
 
 
 def _word(pattern: str) -> str:
@@ -55,10 +77,12 @@ def _is_named(pattern: str) -> bool:
 
 def _episodes_of(file: h5py.File, pattern: str, groups: list[str], arrays: Sequence[str]) -> list[str]:
     """Those of the groups that are episodes with rows; none if the groups are something else."""
-    word, is_named = _word(pattern), _is_named(pattern)
-    if "*" not in pattern or (len(groups) < 2 and not is_named) or _PARTS_OF_ONE.fullmatch(word or "-"):
+    is_named = _is_named(pattern)
+    if not 1 <= pattern.count("*") <= _MAX_STARS or (len(groups) < 2 and not is_named):
         return []
     mine = _by_group(pattern, groups, arrays)
+    if any(_PARTS_OF_ONE.fullmatch(word) for word in (_word(pattern), *map(_word, mine))):
+        return []
     if not mine or (sum(map(len, mine.values())) < len(arrays) and not is_named):
         return []  # rows beside them: they are parts of one episode
     if len(mine) < len(groups) and not is_named:

@@ -22,8 +22,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from epistream.errors import OptionError
-from epistream.sharding.format.features import IMAGES, Channels
+from epistream.sharding.format.features import IMAGES, Channels, can_be_name
 from epistream.sharding.layouts.mapping import MappingLayout, Rule
+from epistream.sharding.layouts.names import usable_name
 from epistream.sharding.layouts.places import Place, Scalar
 from epistream.sharding.layouts.registry import LAYOUTS, layout_by_name
 from epistream.sharding.layouts.transposed import StoredAxes
@@ -50,6 +51,12 @@ def _pattern(text: str) -> str:
     return text.strip("/")
 
 
+def _task_file(text: str) -> str:
+    if set(text.replace("{stem}", "").replace("{number}", "")) & set("{}"):
+        raise ValueError("wanted no braces but {stem} and {number}")
+    return text
+
+
 _Pattern = Annotated[str, pydantic.AfterValidator(_pattern)]
 _Place = Annotated[str, pydantic.AfterValidator(_place)]
 
@@ -73,7 +80,16 @@ class _Feature(pydantic.BaseModel):
         for key in ("transpose", "jpeg_channels", "rotate"):
             if self.camera is None and getattr(self, key):
                 raise ValueError(f"{key!r} with 'name', wanted it with 'camera'")
+        if "*" in self.feature_name and "*" not in self.path:
+            raise ValueError("a star in the name and none in the path, wanted one there, too")
+        if not can_be_name(usable_name(self.feature_name.replace("*", "x"), is_camera=self.name is None)):
+            raise ValueError("wanted a name of a-z, 0-9, '_', '.' and '-'")
         return self
+
+    @property
+    def feature_name(self) -> str:
+        """What it becomes; with stars for what those of the path stand for."""
+        return f"{IMAGES}{self.camera}" if self.name is None else self.name
 
 
 class _File(pydantic.BaseModel):
@@ -85,7 +101,7 @@ class _File(pydantic.BaseModel):
     episodes: Annotated[str, pydantic.AfterValidator(lambda text: _pattern(text) if text else text)] = ""
     tasks: list[_Place] = []
     tasks_optional: bool = False
-    task_files: list[str] = []
+    task_files: list[Annotated[str, pydantic.AfterValidator(_task_file)]] = []
     where: dict[_Place, Scalar | Annotated[list[Scalar], pydantic.Field(min_length=1)]] = {}
     fps: float | None = pydantic.Field(None, gt=0)
 
@@ -158,7 +174,7 @@ def _rule(feature: _Feature) -> Rule:
     is_camera = feature.camera is not None
     return Rule(
         path=feature.path,
-        name=f"{IMAGES}{feature.camera}" if is_camera else str(feature.name),
+        name=feature.feature_name,
         kind="frames" if is_camera else "array",
         jpeg_channels=feature.jpeg_channels,
         rotate=feature.rotate,

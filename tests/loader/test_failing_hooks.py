@@ -232,6 +232,16 @@ def test_hook_of_an_episodic_dataset_is_told_with_its_episode_and_step(aloha_fil
     assert ("worker 0 of 1 of a DataLoader" if num_workers else "this process") in seen
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_hook_of_an_episodic_dataset_that_raises_stop_iteration_ends_no_epoch(aloha_files, num_workers):
+    dataset = FailingDataset(list(map(str, aloha_files)), ["top"], ctrl_space="joint")
+    dataset.set_action_normalizers(FailsAlways("StopIteration"))
+    error, _, seen = caught_of(DataLoader(dataset, batch_size=2, num_workers=num_workers, timeout=60 * num_workers))
+    assert error is RuntimeError
+    assert "a hook or normalizer of the dataset raised StopIteration" in seen
+    assert f"epistream: this was episode 0 ({aloha_files[0]}), step 0, in " in seen
+
+
 @pytest.mark.parametrize("way", ["threads", "forked"])
 @pytest.mark.parametrize("kind", [KeyError, FormatError])
 def test_what_fails_in_a_worker_itself_is_told_with_the_worker_and_its_batch(aloha_shards, monkeypatch, way, kind):

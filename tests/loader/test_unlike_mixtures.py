@@ -53,3 +53,9 @@ def test_error_over_windows_shows_both(folders):
     streams = [es.EpisodeStream(folders[0], window=es.Window(action=range(n))) for n in (4, 8)]
     with pytest.raises(OptionError, match=r"window .*action \[0\.\.7\].*, wanted .*action \[0\.\.3\].*window="):
         es.Mixture(streams, [1, 1])
+
+
+def test_error_over_dtypes_names_the_option_that_made_them(folders):
+    streams = [es.EpisodeStream(folders[0], features=["action"], dtypes=each) for each in (None, {"action": "float64"})]
+    with pytest.raises(OptionError, match=r"dtype float64 instead of float32.*or the same dtypes=\."):
+        es.Mixture(streams, [1, 1])

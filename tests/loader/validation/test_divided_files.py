@@ -132,6 +132,16 @@ def test_one_episode_that_cannot_be_divided_is_told_as_in_packing(files, tmp_pat
     assert told.endswith(note)
 
 
+def test_validation_on_one_episode_does_not_advise_the_fraction_that_was_given(files):
+    with pytest.raises(OptionError) as caught:
+        es.EpisodeStream(files / "episode_3.hdf5", val_fraction=0.5, validation=True)
+    assert "val_fraction=" not in str(caught.value)
+    assert "split=None for all episodes, or more episodes: one cannot be divided" in str(caught.value)
+    whole = es.EpisodeStream(files / "episode_3.hdf5", val_fraction=0.5, validation=True, split=None)
+    assert whole.num_windows == 20
+    assert es.EpisodeStream(files, val_fraction=0.5, validation=True).num_windows
+
+
 @pytest.mark.parametrize("with_files", [False, True])
 def test_shards_are_not_divided_again(files, tmp_path, with_files):
     es.pack(files, tmp_path / "out", val_fraction=0.3)

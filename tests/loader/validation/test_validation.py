@@ -160,6 +160,7 @@ def test_mean_of_what_is_no_number_says_so():
             r"shape \(2, 4\), wanted \(2,\)",
         ),
         ({"is_repeat": torch.zeros(2, dtype=torch.bool)}, {"other": torch.zeros(2)}, "other, wanted loss"),
+        ({"is_repeat": torch.zeros(2, dtype=torch.bool)}, {}, "no values"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_and_counts_nothing(batch, values, message):
@@ -167,6 +168,20 @@ def test_what_cannot_be_counted_is_refused_and_counts_nothing(batch, values, mes
     mean.add({"is_repeat": torch.tensor([False, True])}, loss=torch.tensor([1.0, 5.0]))
     with pytest.raises(OptionError, match=message):
         mean.add(batch, **values)
+    assert mean.over_all_ranks() == ({"loss": 1.0}, 1)
+
+
+def test_batch_that_is_refused_for_its_second_value_counts_nothing_of_the_first():
+    mean, batch = es.WindowMean(), {"is_repeat": torch.tensor([False, True])}
+    with pytest.raises(OptionError, match=r"error of shape \(\)"):
+        mean.add(batch, loss=torch.tensor([7.0, 7.0]), error=torch.tensor(1.0))
+    mean.add(batch, loss=torch.tensor([1.0, 5.0]), error=torch.tensor([2.0, 5.0]))
+    assert mean.over_all_ranks() == ({"loss": 1.0, "error": 2.0}, 1)
+
+
+def test_marks_that_a_transform_made_numbers_of_count_as_marks():
+    mean = es.WindowMean()
+    mean.add({"is_repeat": torch.tensor([0, 1, 1])}, loss=torch.tensor([1.0, 5.0, 5.0]))
     assert mean.over_all_ranks() == ({"loss": 1.0}, 1)
 
 

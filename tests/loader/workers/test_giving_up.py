@@ -112,6 +112,7 @@ def test_workers_that_hang_beside_one_that_died_are_killed_soon(aloha_shards, mo
     next(batches)
     hang(loader, 0)
     os.kill(loader.worker_pids[1], signal.SIGKILL)
+    os.waitid(os.P_PID, loader.worker_pids[1], os.WEXITED | os.WNOWAIT)  # `hang` has no patience with the other one
     with pytest.raises(WorkerError, match="worker 1"):
         list(batches)
     assert ends["0"] == how_it_ended(-signal.SIGKILL)

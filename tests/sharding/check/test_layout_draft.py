@@ -11,6 +11,7 @@ from hdf5_files import jpeg, numbers, picture
 import epistream as es
 from epistream.commands import cli
 from epistream.errors import LayoutError
+from epistream.sharding.check import layout_draft
 from epistream.sharding.layouts.layout_file import read_layout_file
 from epistream.sharding.pack.pack import pack
 
@@ -112,6 +113,25 @@ def no_action(file):
     file["frames"], file["qpos"] = frames(5), numbers(5, 2, 0)
 
 
+def dated_groups_of_which_one_has_no_instruction(file):
+    for number, rows in enumerate((4, 5, 6)):
+        group = file.create_group(f"episode_2026-01-02_10-11-1{number}")
+        group["actions"], group["img"] = numbers(rows, 2, number), frames(rows)
+        if number:
+            group.attrs["instruction"] = f"task {number}"
+
+
+def observations_beside_actions(file):
+    for head in ("actions", "observations"):
+        file[f"{head}/left_arm"], file[f"{head}/right_arm"] = numbers(5, 7, 0), numbers(5, 7, 1)
+
+
+def keys_that_would_become_one_name(file):
+    file["cam/0"], file["cam/camera_0"] = frames(5), frames(5, 1)
+    file["action"], file["state"], file["obs/state"] = numbers(5, 2, 0), numbers(5, 3, 1), numbers(5, 4, 2)
+    file["force"], file["obs/force"] = numbers(5, 3, 3), numbers(5, 3, 4)
+
+
 CASES = {
     # what is made: episodes, steps, features that must be there, instructions
     one_episode: (1, 6, ("observation.images.front", "observation.images.wrist", "observation.state", "action"), 1),
@@ -126,6 +146,13 @@ CASES = {
     names_that_are_strange: (1, 5, ("observation.images.kamera__",), 0),
     uuids: (3, 15, ("observation.images.img", "action"), 0),
     one_that_is_empty_and_one_that_is_none: (3, 12, ("action",), 0),
+    dated_groups_of_which_one_has_no_instruction: (3, 15, ("observation.images.img", "action"), 2),
+    observations_beside_actions: (1, 5, ("action.left_arm", "action.right_arm", "observation.left_arm"), 0),
+    keys_that_would_become_one_name: (
+        *(1, 5),
+        ("observation.state", "observation.obs.state", "observation.images.camera_0", "observation.images.camera_0_"),
+        0,
+    ),
     no_action: (1, 5, ("observation.images.frames", "observation.state"), 0),
 }
 
@@ -166,6 +193,22 @@ def test_episode_without_rows_among_others_is_a_fault_of_its_own(tmp_path):
     assert done.num_episodes == 3
     assert len(done.faults) == 1
     assert "/traj_11: features.0: 'act' fits nothing there, found nothing" in done.faults[0]
+
+
+@pytest.mark.parametrize("most", range(20, 26))
+def test_draft_of_a_file_too_large_to_be_looked_at_whole_is_of_its_whole_episodes(tmp_path, monkeypatch, most):
+    path = tmp_path / "strange.h5"
+    with h5py.File(path, "w") as file:
+        for number in range(9):
+            group = file.create_group(f"data/{number:06d}")
+            group["actions"], group["note"], group["obs/q"] = numbers(4, 2, 0), "x", numbers(4, 2, 1)
+    monkeypatch.setattr(layout_draft, "MAX_OBJECTS", most)
+    text = run("layouts", "draft", path).stdout
+    assert "episodes: data/*" in text
+    assert [line for line in text.splitlines() if line.startswith("  - ")] == [
+        "  - {path: actions, name: action}  # float32 (4, 2)",
+        "  - {path: obs/q, name: observation.q}  # float32 (4, 2)",
+    ]
 
 
 def test_draft_says_what_it_left_out_and_why(tmp_path):

@@ -122,7 +122,8 @@ def test_path_that_fits_nothing_is_an_error_that_names_it(tmp_path, wrong, episo
     with h5py.File(tmp_path / "a.h5", "w") as file:
         group = file.create_group("traj_0") if episodes_pattern else file
         group["a"], group["joints"] = numbers(3, 2, 0), numbers(3, 2, 1)
-    said = {"features": [ACTION, {"path": wrong, "name": "observation.*"}], "episodes": episodes_pattern}
+    feature = {"path": wrong, "name": "observation.*" if "*" in wrong else "observation.joints"}
+    said = {"features": [ACTION, feature], "episodes": episodes_pattern}
     fault = one(tmp_path / "a.h5", **said)
     assert f"/{wrong}" in fault
     assert "joints float32" in fault
@@ -283,6 +284,10 @@ def test_kept_indexes_of_layout_files_that_say_nothing_new_stay_good():
         ({"where": {"@x": float("nan")}}, "where"),
         ({"fps": float("inf")}, "fps"),
         ({"features": [{"path": "a", "name": "x", "shift": 10**30}]}, "features.0.shift"),
+        ({"features": [{"path": "cam", "camera": "*"}]}, "a star in the name and none in the path"),
+        ({"features": [{"path": "a", "name": "Joint angles"}]}, "wanted a name of a-z"),
+        ({"task_files": ["{episode}.json"]}, "no braces but {stem} and {number}"),
+        ({"task_files": ["{}.json"]}, "no braces but {stem} and {number}"),
     ],
 )
 def test_layout_file_that_cannot_be_is_refused(said, words):
