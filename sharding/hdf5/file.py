@@ -22,6 +22,7 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.opening.other_files import other_files
 from epistream.sharding.opening.source_bytes import BlocksOfFile, SourceBytes
+from epistream.sharding.opening.walking import meant
 from epistream.shown_errors import clearly
 from epistream.whole_files import PartsOfFile, WholeFile, whole_file
 
@@ -116,11 +117,14 @@ def open_hdf5(
     except EpistreamError:
         raise
     except Exception as error:
+        said = meant(error)
+        if isinstance(said, EpistreamError):
+            raise said from error
         foreign = _foreign(url, options)
         if foreign:
             raise SourceError(f"{url}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
-            f"{url}: cannot be read as HDF5 ({error}). "
+            f"{url}: cannot be read as HDF5 ({said}). "
             + advice_on(error, url, options, "Check access and storage_options, or copy it again.")
         ) from error
 

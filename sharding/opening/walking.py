@@ -8,16 +8,21 @@ from typing import TypeAlias
 
 import h5py
 
-from epistream.errors import LayoutError
+from epistream.errors import EpistreamError, LayoutError
 
 Node: TypeAlias = h5py.Dataset | h5py.Group
 
 # A file of a thousand demonstrations is looked through in seconds, from a slow network in half a minute.
 LOOK_S = 60.0
-# What h5py raises for what cannot be opened, with every kind of damage that was tried.
-CANNOT_OPEN = (KeyError, OSError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError)
+# What h5py raises for what cannot be opened, with every kind of damage that was tried; see `meant` for the last.
+CANNOT_OPEN = (KeyError, OSError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError, SystemError)
 
 _deadline: ContextVar[float | None] = ContextVar("epistream_look", default=None)
+
+
+def meant(error: BaseException) -> BaseException:
+    """The error of the file object that HDF5 reads through, which h5py's `in` turns into a SystemError."""
+    return error.__cause__ if isinstance(error, SystemError) and error.__cause__ is not None else error
 
 
 @contextmanager
@@ -77,9 +82,15 @@ def names_in(holder: h5py.Group | h5py.AttributeManager) -> list[str]:
 
 
 def child(group: h5py.Group, name: str) -> Node | None:
-    """What is at `name` in a group; None if there is nothing, or nothing that can be opened."""
+    """What is at `name` in a group; None if there is nothing, or nothing that can be opened.
+
+    Raises:
+        EpistreamError: If a remote file cannot be read just now: what is there is not known then.
+    """
     try:
         node = group[name]
+    except EpistreamError:
+        raise
     except CANNOT_OPEN:
         return None
     # What else there is describes a type.

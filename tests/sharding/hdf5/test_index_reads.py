@@ -8,11 +8,13 @@ import pytest
 from hdf5_files import aloha_jpeg, aloha_raw, robomimic
 from web.faulty_server import serve
 
+from epistream.errors import FetchError
 from epistream.sharding.hdf5 import file as hdf5_file
 from epistream.sharding.hdf5.dataset import open_hdf5_files
 from epistream.sharding.hdf5.scan import index_hdf5
 from epistream.sharding.opening import source_bytes
 from epistream.sharding.opening.source_bytes import BlocksOfFile
+from epistream.sharding.opening.walking import child
 
 
 @pytest.fixture
@@ -98,6 +100,24 @@ def test_remote_file_gives_the_bytes_of_the_file_in_any_order(monkeypatch):
                 start, size = random.randrange(21_000), random.choice([0, 1, 999, 1000, 1001, 2500, 30_000])
                 file.seek(start)
                 assert file.read(size) == data[start : start + size]
+
+
+@pytest.mark.parametrize(
+    "look", [lambda file: "observations/images/top" in file, lambda file: child(file, "observations")]
+)
+def test_remote_file_that_cannot_be_read_just_now_says_why_and_lacks_nothing(tmp_path, monkeypatch, look):
+    def fail(self, number):
+        raise FetchError(f"{server.url}/a.hdf5: gone. Ask again.")
+
+    def ask(file, raw):
+        monkeypatch.setattr(hdf5_file._RemoteFile, "_block", fail)
+        return look(file)
+
+    monkeypatch.setattr(hdf5_file, "other_files", lambda *arguments, **options: ())  # which has looked at all names
+    with serve() as server:
+        server.files["/a.hdf5"] = aloha_raw(tmp_path / "a.hdf5").read_bytes()
+        with pytest.raises(FetchError, match=r"^http.*/a\.hdf5: gone\. Ask again\.$"):
+            hdf5_file.read_hdf5(f"{server.url}/a.hdf5", None, ask)
 
 
 def test_blocks_give_the_bytes_of_the_file_in_any_order(tmp_path):
