@@ -108,19 +108,23 @@ def open_hdf5(
         with open_source(path, allow_outside=allow_outside) as file, path.open("rb") as raw:
             yield file, raw
         return
+    remote: Any = None
     try:
-        with open_remote(url, options) as raw, h5py.File(raw, "r") as file:
+        with open_remote(url, options) as remote, h5py.File(remote, "r") as file:
             other_files(file, None, url, allow_outside=False)
-            yield file, raw
-    except LayoutError as error:
-        raise LayoutError(f"{url}: {error}") from error
-    except EpistreamError:
-        raise
+            yield file, remote
+            if failure := getattr(
+                remote, "failure", None
+            ):  # what looks into a file goes on without what it cannot open
+                raise failure
     except Exception as error:
-        said = meant(error)
+        failure = getattr(remote, "failure", None)
+        said = failure or meant(error)
+        if isinstance(said, LayoutError):
+            raise LayoutError(f"{url}: {said}") from error
         if isinstance(said, EpistreamError):
-            raise said from error
-        foreign = _foreign(url, options)
+            raise said from (None if said is error else error)
+        foreign = None if failure else _foreign(url, options)
         if foreign:
             raise SourceError(f"{url}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
@@ -181,10 +185,14 @@ class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no 
 
     In blocks, of which the last ones stay at hand; larger reads go straight to the server. HDF5 goes to and fro between
     headers, and with the one block that fsspec keeps it would bring the same megabyte for each of them.
+
+    Attributes:
+        failure: why bytes could not be had, of the last that could not.
     """
 
     def __init__(self, file_system: Any, path: str, parts: PartsOfFile | WholeFile, size: int) -> None:
         self._parts = parts
+        self.failure: Exception | None = None
         self._blocks: Lru[int, bytes] = Lru(_MAX_BLOCKS)
         super().__init__(file_system, path, block_size=_REMOTE_BLOCK_BYTES, cache_type="none", size=size)
 
@@ -208,13 +216,17 @@ class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no 
         return block
 
     def _bring(self, start: int, end: int) -> bytes:
-        with _collecting_nothing():
-            data = self._parts.read(start, end)
-        if len(data) != end - start:
-            raise SourceChangedError(
-                f"{without_secrets(self.path)}: ends at byte {start + len(data)}, wanted {self.size} bytes: it was "
-                "replaced since it was looked at. Open the dataset again."
-            )
+        try:
+            with _collecting_nothing():
+                data = self._parts.read(start, end)
+            if len(data) != end - start:
+                raise SourceChangedError(
+                    f"{without_secrets(self.path)}: ends at byte {start + len(data)}, wanted {self.size} bytes: it was "
+                    "replaced since it was looked at. Open the dataset again."
+                )
+        except Exception as error:
+            self.failure = error
+            raise
         return data
 
 

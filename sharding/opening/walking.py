@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import h5py
 
-from epistream.errors import EpistreamError, LayoutError
+from epistream.errors import LayoutError
 
 Node: TypeAlias = h5py.Dataset | h5py.Group
 
@@ -82,15 +82,9 @@ def names_in(holder: h5py.Group | h5py.AttributeManager) -> list[str]:
 
 
 def child(group: h5py.Group, name: str) -> Node | None:
-    """What is at `name` in a group; None if there is nothing, or nothing that can be opened.
-
-    Raises:
-        EpistreamError: If a remote file cannot be read just now: what is there is not known then.
-    """
+    """What is at `name` in a group; None if there is nothing, or nothing that can be opened."""
     try:
         node = group[name]
-    except EpistreamError:
-        raise
     except CANNOT_OPEN:
         return None
     # What else there is describes a type.

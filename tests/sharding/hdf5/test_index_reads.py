@@ -8,10 +8,11 @@ import pytest
 from hdf5_files import aloha_jpeg, aloha_raw, robomimic
 from web.faulty_server import serve
 
-from epistream.errors import FetchError
+from epistream.errors import FetchError, LayoutError
 from epistream.sharding.hdf5 import file as hdf5_file
 from epistream.sharding.hdf5.dataset import open_hdf5_files
 from epistream.sharding.hdf5.scan import index_hdf5
+from epistream.sharding.layouts.values import dataset
 from epistream.sharding.opening import source_bytes
 from epistream.sharding.opening.source_bytes import BlocksOfFile
 from epistream.sharding.opening.walking import child
@@ -102,15 +103,27 @@ def test_remote_file_gives_the_bytes_of_the_file_in_any_order(monkeypatch):
                 assert file.read(size) == data[start : start + size]
 
 
-@pytest.mark.parametrize(
-    "look", [lambda file: "observations/images/top" in file, lambda file: child(file, "observations")]
-)
+def asked(file):
+    return "observations/images/top" in file
+
+
+def taken_for_missing(file):
+    return child(file, "observations")
+
+
+def refused(file):
+    with pytest.raises(LayoutError):
+        dataset(file, "observations/qpos")
+
+
+@pytest.mark.parametrize("look", [asked, taken_for_missing, refused])
 def test_remote_file_that_cannot_be_read_just_now_says_why_and_lacks_nothing(tmp_path, monkeypatch, look):
-    def fail(self, number):
+    def fail(self, start, stop):
         raise FetchError(f"{server.url}/a.hdf5: gone. Ask again.")
 
     def ask(file, raw):
-        monkeypatch.setattr(hdf5_file._RemoteFile, "_block", fail)
+        raw._blocks.clear()
+        monkeypatch.setattr(hdf5_file.PartsOfFile, "read", fail)
         return look(file)
 
     monkeypatch.setattr(hdf5_file, "other_files", lambda *arguments, **options: ())  # which has looked at all names
