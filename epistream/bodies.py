@@ -241,17 +241,21 @@ def copy_all(file_system: Any, path: str, fd: int, most: int, limit_s: float) ->
         _write(fd, read_all(file_system, path, most, limit_s), 0, path)
         return
 
+    # A descriptor of its own: who is interrupted closes `fd`, whose number may be another file's a moment later.
+    own = os.fdopen(os.dup(fd), "wb", buffering=0)
+
     async def copy() -> None:
         position = 0
-        async with _answer(file_system, path, {}) as answer:
-            file_system._raise_not_found_for_status(answer, path)
-            if (answer.content_length or 0) > most:
-                raise TooLongError(_too_long(path, answer.content_length, most))
-            async for piece in answer.content.iter_chunked(_PIECE_BYTES):
-                if position + len(piece) > most:
-                    raise TooLongError(_too_long(path, None, most))
-                _write(fd, piece, position, path)
-                position += len(piece)
+        with own:
+            async with _answer(file_system, path, {}) as answer:
+                file_system._raise_not_found_for_status(answer, path)
+                if (answer.content_length or 0) > most:
+                    raise TooLongError(_too_long(path, answer.content_length, most))
+                async for piece in answer.content.iter_chunked(_PIECE_BYTES):
+                    if position + len(piece) > most:
+                        raise TooLongError(_too_long(path, None, most))
+                    _write(own.fileno(), piece, position, path)
+                    position += len(piece)
 
     run(file_system, copy, limit_s)
 

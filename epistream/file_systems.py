@@ -192,13 +192,15 @@ def run(file_system: Any, request_of: Callable[[], Coroutine[Any, Any, T]], limi
 
 def _run(file_system: Any, request_of: Callable[[], Coroutine[Any, Any, T]], limit_s: float) -> T:
     # Not through fsspec's own timeout, which forgets the request but may leave it running.
-    request = asyncio.wait_for(request_of(), limit_s)
+    request = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request_of(), limit_s), file_system.loop)
     try:
-        return asyncio.run_coroutine_threadsafe(request, file_system.loop).result(limit_s + _GRACE_S)
+        return request.result(limit_s + _GRACE_S)
     except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as error:  # both are TimeoutError from 3.11 on
         if getattr(error, "errno", None):  # the kernel's own, of a connection that could not be made
             raise
         raise TimeoutError(f"no answer within {limit_s:.3g} s") from error
+    finally:
+        request.cancel()  # of one that was answered, nothing; of one that nobody waits for any more, as after Ctrl-C
 
 
 def may_pass(error: BaseException | None) -> bool:

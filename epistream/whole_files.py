@@ -1,14 +1,14 @@
 """Parts of remote files, by ranges; and whole files of servers that know none, brought once a process."""
 
-import atexit
 import functools
 import logging
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from epistream.access import RetryOptions
 from epistream.bodies import (
@@ -58,7 +58,8 @@ class WholeFile:
         Raises:
             EpistreamError: It cannot be brought.
         """
-        return os.fstat(self._copy().fileno()).st_size
+        copy = self._copy()
+        return os.fstat(copy.fd).st_size
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), or fewer where the copy ends before.
@@ -66,9 +67,10 @@ class WholeFile:
         Raises:
             EpistreamError: It cannot be brought.
         """
-        return os.pread(self._copy().fileno(), stop - start, start)
+        copy = self._copy()
+        return os.pread(copy.fd, stop - start, start)
 
-    def _copy(self) -> IO[bytes]:
+    def _copy(self) -> "_Copy":
         return _copies_of_this_process().take(self)
 
 
@@ -115,20 +117,28 @@ class PartsOfFile:
         return self._whole.read(start, stop)
 
 
+class _Copy:
+    """A file without a name, of which nothing is left when the process ends, however it ends.
+
+    Open until nobody keeps it: while one thread reads, another may bring a file for which it leaves.
+    """
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile(prefix="epistream-") as file:
+            self.fd = os.dup(file.fileno())
+        self.close = weakref.finalize(self, os.close, self.fd)
+
+
 class _Copies:
-    """Temporary files without names, of which nothing is left when the process ends, however it ends."""
+    """Those that a process keeps."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._mutex = threading.Lock()
-        self._files: Lru[tuple[str, str], IO[bytes]] = Lru(_MOST_FILES)
+        self._files: Lru[tuple[str, str], _Copy] = Lru(_MOST_FILES)
 
-    def close(self) -> None:
-        """Close all of them, at the end of a process: nobody reads any more."""
-        for file in self._files.values():
-            file.close()
-
-    def take(self, wanted: WholeFile) -> IO[bytes]:
+    def take(self, wanted: WholeFile) -> _Copy:
+        """The copy, brought now if it is not kept."""
         key = wanted.url, wanted.version
         with self._mutex:
             file = self._files.get(key)
@@ -140,12 +150,12 @@ class _Copies:
             return file
 
 
-def _bring(wanted: WholeFile) -> IO[bytes]:
+def _bring(wanted: WholeFile) -> _Copy:
     file_system, path = open_file_system(wanted.url, wanted.storage_options)
     most = _MOST_BYTES if wanted.num_bytes is None else wanted.num_bytes
-    file = tempfile.TemporaryFile(prefix="epistream-")  # noqa: SIM115, it is kept
+    file = _Copy()
     try:
-        space = os.fstatvfs(file.fileno())
+        space = os.fstatvfs(file.fd)
         room = space.f_bavail * space.f_frsize
         if wanted.num_bytes is not None and wanted.num_bytes > room:
             found, asked = distinct_sizes(room, wanted.num_bytes)
@@ -153,7 +163,7 @@ def _bring(wanted: WholeFile) -> IO[bytes]:
                 f"{wanted.url}: the server knows no ranges; {found} of room in {tempfile.gettempdir()}, wanted {asked} "
                 f"for a copy of the whole file. {MORE_ROOM}"
             )
-        copy = functools.partial(copy_all, file_system, path, file.fileno(), min(most, room))
+        copy = functools.partial(copy_all, file_system, path, file.fd, min(most, room))
         persist(wanted.retries, copy, wanted.num_bytes)
     except BaseException as error:
         file.close()
@@ -172,7 +182,6 @@ def _bring(wanted: WholeFile) -> IO[bytes]:
 
 
 _copies = _Copies()
-atexit.register(_copies.close)
 
 
 def _copies_of_this_process() -> _Copies:

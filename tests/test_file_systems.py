@@ -1,19 +1,36 @@
 """Which URLs are local, remote file systems where processes fork, servers that say nothing, and tries."""
 
+import asyncio
 import gc
 import multiprocessing
 import os
+import signal
 import socket
+import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from web.faulty_server import serve
 
+from epistream import bodies
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.errors import FormatError, OptionError
-from epistream.file_systems import ask, local_path, may_pass, open_file_system, protocol_of, retry, version_facts
+from epistream.file_systems import (
+    ask,
+    local_path,
+    may_pass,
+    open_file_system,
+    protocol_of,
+    retry,
+    run,
+    version_facts,
+)
 from epistream.sharding.hdf5.file import version_and_bytes
+
+DEADLINE_S = 30.0
 
 
 def read_in_child(url):
@@ -42,6 +59,46 @@ def test_question_to_a_silent_server_ends_at_its_limit():
         file_system, path = open_file_system(f"http://127.0.0.1:{silent.getsockname()[1]}/file")
         with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
             ask(file_system, "cat_file", path, limit_s=0.2)
+
+
+def test_request_of_somebody_who_is_interrupted_ends():
+    ended, waiter = threading.Event(), threading.get_ident()
+
+    async def for_ever():
+        try:
+            while sys._current_frames()[waiter].f_code.co_name != "wait":
+                await asyncio.sleep(0)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(DEADLINE_S)
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(open_file_system("http://127.0.0.1/")[0], for_ever, DEADLINE_S)
+    assert ended.wait(DEADLINE_S / 2)
+
+
+def test_copy_of_somebody_who_is_interrupted_writes_into_no_other_file(monkeypatch, tmp_path):
+    left = []
+
+    def interrupted(file_system, request_of, limit_s):
+        left.append(request_of())
+        raise KeyboardInterrupt
+
+    with serve() as server:
+        server.files["/a"] = b"z" * 1000
+        file_system, path = open_file_system(f"{server.url}/a")
+        monkeypatch.setattr(bodies, "run", interrupted)
+        with tempfile.TemporaryFile() as copy:
+            number = copy.fileno()
+            with pytest.raises(KeyboardInterrupt):
+                bodies.copy_all(file_system, path, number, 1000, DEADLINE_S)
+        with (tmp_path / "other").open("w+b", buffering=0) as other:
+            assert other.fileno() == number
+            other.write(b"mine")
+            run(file_system, left.pop, DEADLINE_S)
+            other.seek(0)
+            assert other.read() == b"mine"
 
 
 def test_unknown_scheme_is_an_error_of_the_user_that_names_the_url():

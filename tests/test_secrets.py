@@ -179,6 +179,8 @@ COMMANDS = {
     "bench": ["bench", "{url}", "--rounds", "1", "--seconds", "0.01", "--parallel", "1", "--no-once", "--cache", "off"],
     "tune": ["tune", "{url}", "--seconds", "0.01", "--set", "source={url}"],
     "pack": ["pack", "{episode}", "{url}"],
+    "layouts detect": ["layouts", "detect", "{url}"],
+    "layouts draft": ["layouts", "draft", "{url}", "-o", "{folder}/draft.yaml", "--overwrite"],
     "config": ["config", "show", "--set", "source={url}", "--set", "stream.storage_options={options}"],
 }
 
@@ -191,7 +193,8 @@ def test_commands_show_no_secret_and_take_options_of_a_file(
     monkeypatch.chdir(tmp_path)
     said = []
     for way in ("signature", "options")[: 1 if name in ("bench", "tune") else 2]:  # these take seconds
-        url, more = opened_by(server, way, "ds" if name != "pack" else "new")
+        path = "episode_0.hdf5" if name.startswith("layouts") else "new" if name == "pack" else "ds"
+        url, more = opened_by(server, way, path)
         options = json.dumps(more.get("storage_options", {}))
         file = tmp_path / "options.json"
         file.write_text(options)

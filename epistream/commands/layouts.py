@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from rich.markup import escape
 from epistream.commands.sources import outside_option, reach_option, storage_options
 from epistream.commands.tables import new_list, new_table, print_table
 from epistream.errors import LayoutError, OptionError, SourceError
+from epistream.shown_urls import shown
 
 
 @click.group(invoke_without_command=True)
@@ -67,7 +69,7 @@ def detect(file: str, options_json: str | None, allow_outside_files: bool, as_js
             text = f"lacks {', '.join(marks)}" if marks else "fits" + ", and is taken" * (name == found)
             table.add_row(escape(name), escape(text))
         print_table(table)
-        click.echo(f"{file}: {found}" if found else f"{file}: no known layout. {DRAFT_ADVICE}")
+        click.echo(f"{shown(file)}: {found}" if found else f"{shown(file)}: no known layout. {DRAFT_ADVICE}")
     if found is None:
         raise SystemExit(1)
 
@@ -93,7 +95,8 @@ def draft(file: str, output: Path | None, overwrite: bool, options_json: str | N
         raise SourceError(
             f"{output}: {error.strerror or error}, wanted to write a layout file. Check the path."
         ) from error
-    click.echo(f"{output}: a draft. Correct it, then: epistream inspect {file} --layout-file {output}")
+    command = f"epistream inspect {shlex.quote(shown(file))} --layout-file {shlex.quote(str(output))}"
+    click.echo(f"{output}: a draft. Correct it, then: {command}")
 
 
 def draft_of(file: str, options_json: str | None = None, allow_outside_files: bool = False) -> str:
@@ -129,5 +132,5 @@ def with_draft(
     except (OSError, ValueError):  # of which all errors of ours about files and layouts are
         return error
     return LayoutError(
-        f"{error}\nThe draft of it ('epistream layouts draft {source[0]} -o layout.yaml' writes it):\n{text}"
+        f"{error}\nThe draft of it (epistream layouts draft {shlex.quote(source[0])} -o layout.yaml writes it):\n{text}"
     )

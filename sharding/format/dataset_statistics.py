@@ -295,7 +295,8 @@ class JoinedStatistics(Mapping[str, Mapping[str, Any]]):
         return f"JoinedStatistics of {len(self._parts)} datasets: {', '.join(self)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_parts": self._parts, "_more": self._more}
+        # Without what was worked out, which may be worked out again.
+        return {"_parts": self._parts, "_more": self._more, "_features": self._features}
 
 
 def moments_of(statistics: Plain) -> Plain:

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Collection, Iterable, Mapping
 
 from epistream.errors import FormatError, OptionError
-from epistream.hints import did_you_mean
+from epistream.hints import did_you_mean, in_short
 from epistream.sharding.format.features import Feature
 
 Wanted = Collection[str]
@@ -21,9 +21,17 @@ def matching(available: Iterable[str], wanted: Wanted) -> list[str]:
     Args:
         available: Names.
         wanted: Names and patterns such as ``observation.images.*``.
+
+    Raises:
+        OptionError: If there is anything else among them.
     """
     available = list(available)
     wanted = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(wanted, Collection) or not all(isinstance(one, str) for one in wanted):
+        raise OptionError(
+            f"features: {in_short(wanted)}, wanted a list of names and patterns such as 'observation.images.*'. "
+            "Leave it out for all."
+        )
     return list(dict.fromkeys(name for one in wanted for name in available if fnmatch.fnmatchcase(name, one)))
 
 
@@ -35,18 +43,19 @@ def choose_features(available: Mapping[str, Feature], wanted: Wanted | None) -> 
     """
     if wanted is None:
         return dict(available)
+    chosen = matching(available, wanted)
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    missing = [one for one in wanted if not isinstance(one, str) or not matching(available, [one])]
+    missing = [one for one in wanted if not matching(available, [one])]
     if not available:
         raise OptionError(f"features: {wanted}, but the parts of this dataset share none. Stream them one by one.")
     if missing or not wanted:
         otherwise = "Name some of these, or leave 'features' out for all."
-        name = next((one for one in missing if isinstance(one, str) and not _is_pattern(one)), None)
+        name = next((one for one in missing if not _is_pattern(one)), None)
         hint = otherwise if name is None else did_you_mean(name, available, otherwise)
         raise OptionError(
             f"features: {missing or 'an empty list'} not in this dataset, which has {sorted(available)}. {hint}"
         )
-    return {name: available[name] for name in matching(available, wanted)}
+    return {name: available[name] for name in chosen}
 
 
 def describe_difference(mine: Mapping[str, Feature], wanted: Mapping[str, Feature]) -> str | None:

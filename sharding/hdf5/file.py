@@ -14,6 +14,7 @@ from epistream.access import placed_link, without_secrets
 from epistream.bodies import persist, retries_of
 from epistream.errors import EpistreamError, LayoutError, SourceChangedError, SourceError
 from epistream.file_systems import advice_on, ask, local_path, open_file_system, refusal_in, version_facts
+from epistream.lru import Lru
 from epistream.plain_files import not_a_plain_file, refuse_other_than_plain, version_of_file
 from epistream.sharding.files.foreign import HDF5_SIGNATURE, Foreign, foreign_bytes
 from epistream.sharding.files.names import HDF5_SUFFIXES
@@ -21,6 +22,7 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.reading import open_source
 from epistream.sharding.opening.other_files import other_files
 from epistream.sharding.opening.source_bytes import BlocksOfFile, SourceBytes
+from epistream.sharding.opening.walking import meant
 from epistream.shown_errors import clearly
 from epistream.whole_files import PartsOfFile, WholeFile, whole_file
 
@@ -28,6 +30,7 @@ T = TypeVar("T")
 
 # Over a network h5py reads metadata in pieces of a few hundred bytes; a block of this size spares it most of them.
 _REMOTE_BLOCK_BYTES = 1 << 20
+_MAX_BLOCKS = 16
 
 
 def version_and_bytes(url: str, options: Options = None) -> tuple[str, int]:
@@ -105,20 +108,27 @@ def open_hdf5(
         with open_source(path, allow_outside=allow_outside) as file, path.open("rb") as raw:
             yield file, raw
         return
+    remote: Any = None
     try:
-        with open_remote(url, options) as raw, h5py.File(raw, "r") as file:
+        with open_remote(url, options) as remote, h5py.File(remote, "r") as file:
             other_files(file, None, url, allow_outside=False)
-            yield file, raw
-    except LayoutError as error:
-        raise LayoutError(f"{url}: {error}") from error
-    except EpistreamError:
-        raise
+            yield file, remote
+            if failure := getattr(
+                remote, "failure", None
+            ):  # what looks into a file goes on without what it cannot open
+                raise failure
     except Exception as error:
-        foreign = _foreign(url, options)
+        failure = getattr(remote, "failure", None)
+        said = failure or meant(error)
+        if isinstance(said, LayoutError):
+            raise LayoutError(f"{url}: {said}") from error
+        if isinstance(said, EpistreamError):
+            raise said from (None if said is error else error)
+        foreign = None if failure else _foreign(url, options)
         if foreign:
             raise SourceError(f"{url}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
-            f"{url}: cannot be read as HDF5 ({error}). "
+            f"{url}: cannot be read as HDF5 ({said}). "
             + advice_on(error, url, options, "Check access and storage_options, or copy it again.")
         ) from error
 
@@ -171,23 +181,52 @@ def _collecting_nothing() -> Iterator[None]:
 
 
 class _RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """Bytes of a remote file, each request tried again, with a deadline: fsspec's own file objects wait for ever."""
+    """Bytes of a remote file, each request tried again, with a deadline: fsspec's own file objects wait for ever.
+
+    In blocks, of which the last ones stay at hand; larger reads go straight to the server. HDF5 goes to and fro between
+    headers, and with the one block that fsspec keeps it would bring the same megabyte for each of them.
+
+    Attributes:
+        failure: why bytes could not be had, of the last that could not.
+    """
 
     def __init__(self, file_system: Any, path: str, parts: PartsOfFile | WholeFile, size: int) -> None:
         self._parts = parts
-        super().__init__(file_system, path, block_size=_REMOTE_BLOCK_BYTES, size=size)
+        self.failure: Exception | None = None
+        self._blocks: Lru[int, bytes] = Lru(_MAX_BLOCKS)
+        super().__init__(file_system, path, block_size=_REMOTE_BLOCK_BYTES, cache_type="none", size=size)
 
     def __repr__(self) -> str:  # which h5py takes for the file's name
         return f"<{without_secrets(self.path)}>"
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        with _collecting_nothing():
-            data = self._parts.read(start, end)
-        if len(data) != end - start:
-            raise SourceChangedError(
-                f"{without_secrets(self.path)}: ends at byte {start + len(data)}, wanted {self.size} bytes: it was "
-                "replaced since it was looked at. Open the dataset again."
-            )
+        end = min(end, self.size)
+        if end - start >= _REMOTE_BLOCK_BYTES:
+            return self._bring(start, end)
+        first, last = start // _REMOTE_BLOCK_BYTES, (end - 1) // _REMOTE_BLOCK_BYTES
+        data = b"".join(map(self._block, range(first, last + 1)))
+        return data[start - first * _REMOTE_BLOCK_BYTES : end - first * _REMOTE_BLOCK_BYTES]
+
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.get(number)
+        if block is None:
+            start = number * _REMOTE_BLOCK_BYTES
+            block = self._bring(start, min(start + _REMOTE_BLOCK_BYTES, self.size))
+            self._blocks.put(number, block)
+        return block
+
+    def _bring(self, start: int, end: int) -> bytes:
+        try:
+            with _collecting_nothing():
+                data = self._parts.read(start, end)
+            if len(data) != end - start:
+                raise SourceChangedError(
+                    f"{without_secrets(self.path)}: ends at byte {start + len(data)}, wanted {self.size} bytes: it was "
+                    "replaced since it was looked at. Open the dataset again."
+                )
+        except Exception as error:
+            self.failure = error
+            raise
         return data
 
 

@@ -17,7 +17,7 @@ from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 from epistream.sharding.layouts.values import dataset, first_line, small_value
 from epistream.sharding.opening.other_files import other_files
 from epistream.sharding.opening.source_bytes import SourceBytes
-from epistream.sharding.opening.walking import CANNOT_OPEN
+from epistream.sharding.opening.walking import CANNOT_OPEN, meant
 from epistream.sharding.pictures.codecs import jpeg_shape
 from epistream.units import picture_size
 
@@ -60,7 +60,7 @@ def open_source(
         if foreign:
             raise SourceError(f"{path}: {foreign.what}, wanted an HDF5 file. {foreign.advice}") from error
         raise SourceError(
-            f"{path}: cannot be read as HDF5 ({first_line(error)}), {path.stat().st_size:,} bytes. {_REMEDY}"
+            f"{path}: cannot be read as HDF5 ({first_line(meant(error))}), {path.stat().st_size:,} bytes. {_REMEDY}"
         ) from error
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import h5py
 
+from epistream.sharding.opening.walking import CANNOT_OPEN
+
 _FILE = "Describe it by a layout file (epistream pack --layout-file, layout=)"
 
 
@@ -53,6 +55,6 @@ def foreign_contents(file: h5py.File) -> str:
         try:
             if matches(file):
                 return f"It looks like {what}. {advice}. "
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError):
+        except CANNOT_OPEN:
             continue
     return ""

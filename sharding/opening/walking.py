@@ -14,10 +14,15 @@ Node: TypeAlias = h5py.Dataset | h5py.Group
 
 # A file of a thousand demonstrations is looked through in seconds, from a slow network in half a minute.
 LOOK_S = 60.0
-# What h5py raises for what cannot be opened, with every kind of damage that was tried.
-CANNOT_OPEN = (KeyError, OSError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError)
+# What h5py raises for what cannot be opened, with every kind of damage that was tried; see `meant` for the last.
+CANNOT_OPEN = (KeyError, OSError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError, SystemError)
 
 _deadline: ContextVar[float | None] = ContextVar("epistream_look", default=None)
+
+
+def meant(error: BaseException) -> BaseException:
+    """The error of the file object that HDF5 reads through, which h5py's `in` turns into a SystemError."""
+    return error.__cause__ if isinstance(error, SystemError) and error.__cause__ is not None else error
 
 
 @contextmanager

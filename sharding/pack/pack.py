@@ -158,7 +158,8 @@ class _Job:
         if self._options.resume and (done := self._already_done(scans, versions)):
             if self._workspace.has_job:
                 self._workspace.conclude(done.columns.names)
-            self._faults = list(done.provenance.get("left_out", ()))
+            of_features = left_out_of(scans, with_reason=True)  # listed behind what was left out of the episodes
+            self._faults = [one for one in done.provenance.get("left_out", ()) if one not in of_features]
             return self._report(done, scans)
         is_resumed = self._workspace.begin(job)
         try:

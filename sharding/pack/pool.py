@@ -59,8 +59,7 @@ class TaskPool:
         self._counters.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         wait(list(self._futures), _STOP_S)
-        for process in self._processes:
-            process.end()
+        PoolProcess.end_all(self._processes)
         self._threads.shutdown()
         for process in self._processes:
             process.close()

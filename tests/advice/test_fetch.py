@@ -153,7 +153,6 @@ def test_another_tmpdir_or_a_copy_serves_where_a_file_of_a_server_without_ranges
         monkeypatch.setenv("TMPDIR", roomy)
         assert read_range(url, 5000, 100) == DATA[5000:5100]
         assert version_and_bytes(url)[1] == 9000
-    whole_files._copies.close()
 
 
 # --- the cache itself ---

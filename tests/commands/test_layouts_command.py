@@ -1,6 +1,7 @@
 """`epistream layouts`: the list, why a file has a layout or none, drafts; and `inspect`, which shows one."""
 
 import json
+import shlex
 
 import every_layout
 import h5py
@@ -67,9 +68,11 @@ def test_marks_are_all_there_where_a_layout_fits_and_only_there(tmp_path, name):
 
 
 def test_draft_is_written_once_and_says_the_next_step(tmp_path):
-    path, out = unknown(tmp_path / "a.h5"), tmp_path / "layout.yaml"
+    path, out = unknown(tmp_path / "my recording.h5"), tmp_path / "layout.yaml"
     done = run("layouts", "draft", path, "-o", out)
-    assert f"epistream inspect {path} --layout-file {out}" in done.stdout
+    words = shlex.split(done.stdout.partition("Correct it, then: ")[2])
+    assert words == ["epistream", "inspect", str(path), "--layout-file", str(out)]
+    assert run(*words[1:]).exit_code == 0
     failed = run("layouts", "draft", path, "-o", out).exception
     assert isinstance(failed, OptionError)
     assert str(failed) == f"{out}: exists already. Give another name with -o, or --overwrite."

@@ -23,6 +23,14 @@ def of(*features):
 ALOHA = of(camera("top"), camera("left"), camera("right"), array("observation.state"), array("action"))
 
 
+@pytest.mark.parametrize("wanted", [5, [1], [None], ["action", b"action"]])
+def test_anything_but_names_is_refused_by_choosing_and_by_comparing(wanted):
+    with pytest.raises(OptionError, match=r"^features: .*, wanted a list of names and patterns such as"):
+        choose_features(ALOHA, wanted)
+    with pytest.raises(OptionError, match=r"^features: .*, wanted a list of names and patterns such as"):
+        agreed(ALOHA, "a.h5", of(array("action", 7)), "b.h5", wanted)
+
+
 @pytest.mark.parametrize(
     ("wanted", "chosen"),
     [

@@ -104,6 +104,14 @@ def test_normalize_of_a_list_uses_the_quantiles_of_all_values(parts):
     assert next(iter(pickle.loads(pickle.dumps(stream))))["action"].shape == (8, 1, 7)
 
 
+def test_statistics_of_a_list_survive_the_way_to_another_process(parts):
+    folder, _ = parts
+    dataset = es.open_dataset([folder / name for name in "ab"], features=["action"])
+    there = pickle.loads(pickle.dumps(dataset)).statistics
+    assert dict(there) == dict(dataset.statistics)
+    assert there.moments == dataset.statistics.moments
+
+
 def test_part_without_a_sketch_makes_estimates_that_say_so(parts, tmp_path, caplog):
     folder, _ = parts
     for name in ("a", "b"):

@@ -25,8 +25,6 @@ DATA = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
 def _places(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(whole_files, "_copies", whole_files._Copies())
-    yield
-    whole_files._copies.close()
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +78,23 @@ def test_parts_starts_and_copies_of_files_are_right_whatever_the_server_answers_
             assert path.read_bytes() == DATA
         with pytest.raises(EpistreamError, match=r"/file: (ends at byte 5000|1,000 bytes at 4,000, wanted 2,000)"):
             read_range(url, 4000, 2000)
+
+
+def test_copy_that_leaves_while_it_is_read_is_not_taken_for_the_one_in_its_place(monkeypatch):
+    monkeypatch.setattr(whole_files, "_MOST_FILES", 1)
+    monkeypatch.setattr(whole_files, "_copies", whole_files._Copies())
+    pread = os.pread
+
+    def interrupted(*arguments):
+        """Meanwhile another thread brings another file, for which this one leaves."""
+        monkeypatch.setattr(whole_files.os, "pread", pread)
+        assert whole_files.whole_file(f"{server.url}/other", None).read(0, 3) == b"zzz"
+        return pread(*arguments)
+
+    with serve_oddly("whole file") as server:
+        server.files |= {"/file": DATA, "/other": b"z" * len(DATA)}
+        monkeypatch.setattr(whole_files.os, "pread", interrupted)
+        assert whole_files.whole_file(f"{server.url}/file", None).read(10, 20) == DATA[10:20]
 
 
 def test_size_that_no_server_tells_is_that_of_the_copy():

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import h5py
@@ -368,6 +369,23 @@ def test_link_to_rows_that_look_alike_at_both_ends_is_read_from_the_other_file(t
     with h5py.File(path, "a") as file:
         file["observations/effort"] = np.zeros((10, 700), np.float32)
     np.testing.assert_array_equal(streamed(path), values)
+
+
+@pytest.mark.parametrize("groups", [("observations",), ("action",), ("observations", "action")])
+def test_groups_that_are_links_are_read_from_the_other_file(tmp_path, groups):
+    path = tmp_path / "in" / "linked.hdf5"
+    with h5py.File(aloha_raw(tmp_path / "in" / "parts" / "whole.hdf5", 10, cameras=("top",)), "r+") as file:
+        file["action"][...] = wanted = np.arange(140, dtype=np.float32).reshape(10, 14)
+    with h5py.File(aloha_raw(path, 10, cameras=("top",)), "r+") as file:
+        for name in groups:
+            del file[name]
+            file[name] = h5py.ExternalLink("parts/whole.hdf5", f"/{name}")
+        if "action" not in groups:
+            file["action"][...] = wanted
+    np.testing.assert_array_equal(streamed(path), wanted)
+    np.testing.assert_array_equal(packed(tmp_path, path)[0], wanted)
+    with ThreadPoolExecutor() as pool:  # h5py's lock is free, also for others
+        assert pool.submit(h5py.is_hdf5, path).result(60)
 
 
 def test_file_that_names_no_others_is_walked_once_for_all_its_episodes(tmp_path, monkeypatch):

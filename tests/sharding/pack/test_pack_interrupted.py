@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import h5py
+import numpy as np
 import psutil
 import pytest
 from hdf5_files import aloha_jpeg, aloha_raw, contents, manifest, robomimic, shards
@@ -92,6 +93,19 @@ def test_pack_resume_without_anything_to_resume_begins_and_when_complete_does_no
     assert again.fingerprint == first.fingerprint
     with pytest.raises(DatasetExistsError, match="other sources or options"):
         pack(path, tmp_path / "out", resume=True, codec="raw")
+
+
+def test_pack_resume_of_a_complete_dataset_tells_features_and_files_apart_as_before(tmp_path):
+    for name in ("a", "b"):
+        robomimic(tmp_path / "in" / f"{name}.hdf5", {"demo_0": 3})
+        with h5py.File(tmp_path / "in" / f"{name}.hdf5", "r+") as file:
+            file["data/demo_0/obs/complex"] = np.zeros(3, complex)
+    (tmp_path / "in" / "c.hdf5").write_bytes(b"torn")
+    first, again = (pack(tmp_path / "in", tmp_path / "out", resume=True, skip_bad=True) for _ in range(2))
+    assert not again.is_new
+    assert any("complex" in path for path in first.left_out)
+    assert again.left_out == first.left_out
+    assert (len(first.faults), len(again.faults)) == (1, 1), again.faults
 
 
 def test_pack_resume_keeps_complete_shards_when_an_episode_is_bad(tmp_path):

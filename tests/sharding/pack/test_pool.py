@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_pool_and_its_processes_have_no_names_in_shared_memory_at_any_moment():
         assert list(ticked) == [[]] * 6
     assert during
     assert all(names == before for names in during)
+
+
+def test_pool_waits_for_no_process_before_it_has_told_all_of_them_to_end(tmp_path, monkeypatch):
+    calls = []
+    for name in ("terminate", "join"):
+        real = getattr(BaseProcess, name)
+        told = lambda self, *args, name=name, real=real: (calls.append(name), real(self, *args))  # noqa: E731
+        monkeypatch.setattr(BaseProcess, name, told)
+    with TaskPool(2, "job") as pool:
+        list(pool.map(last_one_first, [(tmp_path, 0), (tmp_path, 1)]))
+    assert calls == ["terminate", "terminate", "join", "join"]
 
 
 class Unreadable(Exception):
