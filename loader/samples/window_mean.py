@@ -62,8 +62,8 @@ class WindowMean:
             )
         if not values:
             raise OptionError(
-                "WindowMean.add: no values, wanted one or more, each a number for each window. Give them by name: "
-                "add(batch, loss=loss)."
+                "WindowMean.add: no values, wanted one or more, each a number for each window. Give them by name, "
+                "such as the loss, as in docs/trainers.md."
             )
         if self._sums and values.keys() != self._sums.keys():
             raise OptionError(

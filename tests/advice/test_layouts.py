@@ -85,7 +85,7 @@ def test_unknown_layout_advises_to_ask_for_the_marks():
 def test_inspect_advises_the_draft_by_the_name_of_the_file():
     unknown("b.h5")
     (command,) = re.findall(
-        r"'(epistream layouts draft b\.h5 -o [^']+)'", message_of(lambda: run("epistream inspect b.h5"))
+        r"\((epistream layouts draft b\.h5 -o \S+) writes it\)", message_of(lambda: run("epistream inspect b.h5"))
     )
     assert run(command).exit_code == 0
     assert es.EpisodeStream("b.h5", layout="layout.yaml").num_windows == 5
