@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def reached(loader, num_batches=3):
     return loader
 
 
+def filled(directory):
+    """Wait for a shard in the cache: the first batches may be read before one is there."""
+    deadline = time.monotonic() + 60
+    while not any(directory.glob("*.shard")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert any(directory.glob("*.shard"))
+
+
 # --- workers that end otherwise than they should ----------------------------------------------------------------------
 
 
@@ -53,7 +62,7 @@ def reached(loader, num_batches=3):
 def test_workers_that_must_be_killed_leave_no_cache(aloha_shards, directory, monkeypatch, sent):
     monkeypatch.setattr(pool, "_STOP_S", 0.3)
     loader = reached(es.StreamingLoader(stream_of(aloha_shards, directory), num_workers=2))
-    assert any(directory.glob("*.shard"))
+    filled(directory)
     for pid in loader.worker_pids:
         os.kill(pid, sent)
     loader.close()
@@ -62,6 +71,7 @@ def test_workers_that_must_be_killed_leave_no_cache(aloha_shards, directory, mon
 
 def test_loader_that_is_dropped_with_killed_workers_leaves_no_cache(aloha_shards, directory):
     loader = reached(es.StreamingLoader(stream_of(aloha_shards, directory), num_workers=1))
+    filled(directory)
     os.kill(loader.worker_pids[0], signal.SIGKILL)
     del loader
     assert not directory.exists()
@@ -70,6 +80,7 @@ def test_loader_that_is_dropped_with_killed_workers_leaves_no_cache(aloha_shards
 def test_cache_that_is_kept_or_used_by_others_outlives_killed_workers(aloha_shards, directory):
     kept = stream_of(aloha_shards, directory, keep=True)
     loader = reached(es.StreamingLoader(kept, num_workers=1))
+    filled(directory)
     os.kill(loader.worker_pids[0], signal.SIGKILL)
     loader.close()
     shards = list(directory.glob("*.shard"))
