@@ -3,7 +3,7 @@
 import gzip
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from fuzzing import fuzzed, only_named_errors
 from hdf5_files import aloha_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from web.serving import LoopbackServer, running
 
 import epistream as es
 
@@ -84,18 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def answering(files):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads, server.mutex, server.files, server.answers, server.num_requests = (
-        *(True, threading.Lock(), files, [], 0),
-    )
+    server = LoopbackServer(_Handler)
+    server.mutex, server.files, server.answers, server.num_requests = threading.Lock(), files, [], 0
     server.bomb = gzip.compress(bytes(320 << 20), 1)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")

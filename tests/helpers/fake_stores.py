@@ -2,12 +2,13 @@
 
 import json
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from web.serving import LoopbackServer, running
 
 COMMIT = "c" * 40
 
@@ -96,22 +97,10 @@ class _Hub(_Handler):
             self.answer_json(None)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-
 @contextmanager
 def fake_store(protocol: str) -> Iterator[FakeStore]:
     """Serve as "gs" or "hf" until the block ends."""
     store = FakeStore()
     handler = type("Handler", ({"gs": _CloudStorage, "hf": _Hub}[protocol],), {"store": store})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        store.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
-            yield store
-        finally:
-            server.shutdown()
-            thread.join(10)
+    with running(LoopbackServer(handler)) as store.url:
+        yield store

@@ -8,11 +8,11 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 
 import pytest
 import torch
+from web.serving import LoopbackServer, running
 
 from epistream.loader.stream_cells import Cells, take_cells
 
@@ -62,17 +62,9 @@ def said(aloha_shards):
     if not may_mount():
         pytest.skip("no mount namespaces here")
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=aloha_shards))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        command = ["unshare", "-m", sys.executable, "-c", PROGRAM, str(aloha_shards)]
-        url = f"http://127.0.0.1:{server.server_address[1]}/"
-        done = subprocess.run([*command, url], capture_output=True, text=True, timeout=120, check=False)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with running(LoopbackServer(functools.partial(quiet, directory=aloha_shards))) as url:
+        command = ["unshare", "-m", sys.executable, "-c", PROGRAM, str(aloha_shards), f"{url}/"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split("|") for line in done.stdout.splitlines()]
     return {(row[0], row[1], row[2]): (int(row[3]), row[4:]) for row in rows}

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from web.serving import LoopbackServer, running
 
 # Given (path, number of this request to that path from 0), the fault to show, or None.
 FaultPlan = Callable[[str, int], str | None]
@@ -119,24 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
                 state.num_bytes += len(piece)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64  # the default of five drops others, which come again a second later
-
-
 @contextmanager
 def serve() -> Iterator[FaultyServer]:
     """Run a server in threads of this process, until the block ends."""
     state = FaultyServer()
-    handler = type("Handler", (_Handler,), {"state": state})
-    server = _Server(("127.0.0.1", 0), handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield state
-    finally:
-        state.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with running(LoopbackServer(type("Handler", (_Handler,), {"state": state}))) as state.url:
+        try:
+            yield state
+        finally:
+            state.release.set()

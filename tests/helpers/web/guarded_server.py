@@ -1,11 +1,12 @@
 """A server on loopback that opens files to who has the right query, user or header, and fails as it is told."""
 
 import base64
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from web.serving import running
 
 
 class GuardedServer(ThreadingHTTPServer):
@@ -109,11 +110,5 @@ class _Handler(BaseHTTPRequestHandler):
 def guarded(root: Path) -> Iterator[GuardedServer]:
     """A server that runs in a thread."""
     server = GuardedServer(root)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

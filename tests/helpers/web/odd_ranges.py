@@ -1,10 +1,11 @@
 """HTTP servers on loopback that answer requests for ranges otherwise than asked, each in its own way."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from web.serving import LoopbackServer, running
 
 # How a request for a range is answered; one for the whole file has the whole file.
 KINDS = (
@@ -83,14 +84,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serve_oddly(kind: str) -> Iterator[OddServer]:
     """Run a server in threads of this process, until the block ends."""
     state = OddServer(kind)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(LoopbackServer(type("Handler", (_Handler,), {"state": state}))) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)

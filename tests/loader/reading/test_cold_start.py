@@ -3,7 +3,6 @@
 import functools
 import http.server
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from web.serving import LoopbackServer, running
 
 import epistream as es
 from epistream.cache.node import NodeCache
@@ -57,13 +57,6 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(data[start:stop])
 
 
-class ManyAtOnce(http.server.ThreadingHTTPServer):
-    """Has room for the connections of a cold start: one that finds no room comes again a second later."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Six shards of some MB."""
@@ -83,13 +76,10 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def server(shards):
     handler = functools.partial(RangeHandler, directory=str(shards))
-    with ManyAtOnce(("127.0.0.1", 0), handler) as server:
-        server.requests, server.on_request = [], lambda: None
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    server = LoopbackServer(handler)
+    server.requests, server.on_request = [], lambda: None
+    with running(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """A manifest's server that sends more than a manifest can be, packed or unpacked, or sends one round in circles."""
 
 import gzip
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
 import pytest
+from web.serving import LoopbackServer, running
 
 from epistream.errors import SourceError
 from epistream.sharding.files.storage import read_bytes
@@ -43,14 +43,8 @@ class Hostile(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def url():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
+    with running(LoopbackServer(Hostile)) as url:
+        yield url
 
 
 @pytest.mark.parametrize(
