@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_disk import FakeDisk
+from machine.waiting import wait_until
 
 from epistream.cache import read_ahead, routes
 from epistream.cache.ahead_board import AheadBoard
@@ -225,10 +225,10 @@ def test_one_reads_ahead_and_another_takes_over_when_it_ends(places, monkeypatch
     first, second = reader_ahead(places), reader_ahead(places)
     first.start()
     watch = AheadBoard(places[0][0].path)
-    wait_until(lambda: watch.told() is not None)
+    wait_until(lambda: watch.told() is not None, "the first is told")
     second.start()
     first.close()
-    wait_until(lambda: second._counters.snapshot().disk != "" or second._window)
+    wait_until(lambda: second._counters.snapshot().disk != "" or second._window, "the second has begun")
     second.close()
     assert not first._thread.is_alive()
     assert not second._thread.is_alive()
@@ -245,19 +245,12 @@ def descriptors(folder: Path) -> list[str]:
     return sorted(name for name in found if name.startswith(str(folder)))
 
 
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_threads_that_end_leave_no_descriptor(places, monkeypatch) -> None:
     FakeDisk(read_s=0.008).install(monkeypatch)
     folder = places[0][0].path.parent
     reader = reader_ahead(places)
     reader.start()
-    wait_until(lambda: reader._counters.snapshot().bytes_ahead == 6 * (TAR + INDEX))
+    wait_until(lambda: reader._counters.snapshot().bytes_ahead == 6 * (TAR + INDEX), "all are read")
     reader.close()
     reader.close()
     assert descriptors(folder) == []

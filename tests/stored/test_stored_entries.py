@@ -5,13 +5,13 @@ import json
 import os
 import pickle
 import re
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import xxhash
+from machine.waiting import wait_until
 
 import epistream as es
 from epistream.cache.node import NodeCache
@@ -89,13 +89,6 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def wait_for(condition):
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_key_of_a_known_entry_is_the_one_written_here():
     tar = Part("s3://bucket/shard-000000.tar", 47616, "00112233445566778899aabbccddeeff")
     index = Part("s3://bucket/shard-000000.index", 2304, version="etag=5")
@@ -130,7 +123,11 @@ def test_directory_after_epochs_holds_these_files_and_no_others(stored, cache_pa
             for batch in loader:
                 assert len(batch["task"]) == 4
                 if epoch == 0:  # filling ahead goes on beside the loop
-                    wait_for(lambda: any(name.startswith("prefetch-") for name in names(cache_path)))
+                    wait_until(
+                        lambda: any(name.startswith("prefetch-") for name in names(cache_path)),
+                        "it prefetches",
+                        DEADLINE_S,
+                    )
             if {f"{entry}.shard" for entry in frames} <= names(cache_path):
                 break
         entries = {*shards, *frames}

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from machine.waiting import is_gone, wait_until
 
 import epistream as es
 
@@ -30,27 +30,6 @@ for _ in range(num_workers):  # one of each: all are in the cache, and not just 
 print(*loader.worker_pids, flush=True)
 sys.stdin.read()  # until the test ends this process
 """
-
-
-def wait_until(condition, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        time.sleep(0.02)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-@pytest.fixture
-def cache_directory():
-    directory = Path(f"/dev/shm/epistream-test-{os.getpid()}")
-    yield directory
-    subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
 @pytest.fixture

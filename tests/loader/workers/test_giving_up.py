@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,13 +17,6 @@ from epistream.loader.workers.worker import Message
 from epistream.processes import how_it_ended
 
 FOREVER_S = 100_000.0  # a test that waited for this would be ended by pytest
-
-
-@pytest.fixture
-def cache_directory():
-    directory = Path(f"/dev/shm/epistream-test-giving-up-{os.getpid()}")
-    yield directory
-    subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
 @pytest.fixture

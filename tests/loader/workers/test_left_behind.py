@@ -5,11 +5,11 @@ import os
 import secrets
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from machine.waiting import wait_until
 
 import epistream as es
 from epistream.cache import admin, tiers
@@ -49,10 +49,7 @@ def reached(loader, num_batches=3):
 
 def filled(directory):
     """Wait for a shard in the cache: the first batches may be read before one is there."""
-    deadline = time.monotonic() + 60
-    while not any(directory.glob("*.shard")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert any(directory.glob("*.shard"))
+    wait_until(lambda: any(directory.glob("*.shard")), "a shard is there")
 
 
 # --- workers that end otherwise than they should ----------------------------------------------------------------------
