@@ -112,6 +112,7 @@ def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, divisi
         num_shards=columns.num_shards,
         source_bytes=sum(episode.source_bytes for scan in packed for episode in scan.episodes),
         num_bytes=int(columns.shard_bytes.sum()),
+        # Also of files without an episode: of those a layout file may want none.
         left_out=left_out_of([*packed, *(scan for scan in scans if not scan.episodes)]),
         notes=(note,) if note else (),
     )
