@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 from epistream.loader.order.window import ascending
 
+_MOST_STEPS = 1_000_000
+
 
 def _offsets(value: Any) -> Any:
     if isinstance(value, range):
@@ -18,9 +20,12 @@ def _offsets(value: Any) -> Any:
     if isinstance(value, str):
         first, colon, last = value.partition(":")
         try:
-            return list(range(int(first), int(last))) if colon else [int(first)]
+            start, stop = int(first), int(last) if colon else int(first) + 1
         except ValueError:
             raise ValueError(f"{value!r}, wanted START:STOP, for example 0:100") from None
+        if stop - start > _MOST_STEPS:  # before a list of them is made
+            raise ValueError(f"{value!r:.40}, wanted START:STOP of at most {_MOST_STEPS:,} steps, for example 0:100")
+        return list(range(start, stop))
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -87,9 +87,10 @@ def _gibibytes(value: Any) -> Any:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return _size(value, wanted)
-    if not 0 < number < math.inf:
+    num_bytes = number * (1 << 30)
+    if not 0 < num_bytes < math.inf:
         raise ValueError(wanted)
-    return exact_size(int(number * (1 << 30)))
+    return exact_size(int(num_bytes))
 
 
 def _timeout(value: Any) -> Any:

@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 18
 # The next step where a copy has no room.
 MORE_ROOM = "Let TMPDIR name a folder with more room, or copy the file to a disk."
 # RFC 9110, section 14.4: first and last byte, and bytes of the whole.
-_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 def retries_of(options: Mapping[str, Any] | None) -> RetryOptions:

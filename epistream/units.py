@@ -33,7 +33,7 @@ def parse_size(value: int | str, name: str = "size", whole: int | None = None) -
     Raises:
         OptionError: If it is no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)\s*", str(value))
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([a-zA-Z]*|%)\s*", str(value))
     unit = match[2].lower() if match else ""
     if match and not isinstance(value, bool):
         if unit == "%" and whole is not None and float(match[1]) > 0:

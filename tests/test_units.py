@@ -29,7 +29,23 @@ SIZES = [
     ("12B", 12),
     ("9007199254740993", 9007199254740993),
 ]
-NONE = ["", "M", "-1", "1X", "inf", "nan", "one", "1e3", "1 0", "8 parsec", "10%", "1i", True]
+NONE = [
+    "",
+    "M",
+    "-1",
+    "1X",
+    "inf",
+    "nan",
+    "one",
+    "1e3",
+    "1 0",
+    "8 parsec",
+    "10%",
+    "1i",
+    "9" * 400 + ".5GB",
+    "9" * 5000,
+    True,
+]
 
 
 @pytest.mark.parametrize(("text", "size"), SIZES)
@@ -48,7 +64,7 @@ def test_shares_are_read_where_there_is_something_to_share(text: str, size: int)
     assert parse_size(text, whole=2000) == size
 
 
-@pytest.mark.parametrize("text", ["ten%", "%", "-5%", "0%"])
+@pytest.mark.parametrize("text", ["ten%", "%", "-5%", "0%", "9" * 400 + "%"])
 def test_share_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="or a share such as 10%"):
         parse_size(text, whole=2000)

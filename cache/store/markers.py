@@ -225,7 +225,7 @@ def read_note(text: str) -> Note | None:
         if kind not in ("failed", "bypass", "stuck", "late"):
             return None
         return Note(kind, str(fields["error"]), str(fields["text"]), float(fields["time_s"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 

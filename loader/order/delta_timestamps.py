@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from epistream.errors import OptionError
-from epistream.loader.order.window import Window
+from epistream.loader.order.window import MOST, Window
 from epistream.sharding.format.features import Feature
 from epistream.units import distinct_numbers
 
@@ -94,7 +94,7 @@ def _rate(feature: Feature, fps: float | Mapping[str, float] | None) -> float:
 
 
 def _step(name: str, seconds: float, rate: float, tolerance_s: float) -> int:
-    if not math.isfinite(seconds):
+    if not abs(seconds) * rate < MOST:  # nor is NaN
         raise OptionError(f"delta_timestamps[{name!r}]: {seconds}, wanted seconds.")
     step = round(seconds * rate)
     away_s = abs(step / rate - seconds)

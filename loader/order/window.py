@@ -14,11 +14,16 @@ from epistream.options import check
 
 Pad = Literal["edge", "zero"]
 
+# As many steps as an episode may have (`EpisodeMeta.length`); no sum of two such numbers overflows.
+MOST = 1 << 48
+
 
 def ascending(steps: list[int]) -> list[int]:
     """The same step offsets; a ValueError unless there are some, each once, oldest first."""
     if not steps:
         raise ValueError("no step offsets, wanted at least one, for example 0:1 or [0]")
+    if far := [step for step in steps if not -MOST < step < MOST]:
+        raise ValueError(f"{far[0]!r:.20} reaches beyond every episode, wanted step offsets within 2**48")
     if any(later <= earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"{steps[:8]} does not ascend, wanted each step offset once, oldest first")
     return steps
@@ -29,10 +34,9 @@ def _offsets(name: str, steps: Iterable[int]) -> tuple[int, ...]:
         raise OptionError(
             f"Window.{name}: {steps!r}, wanted step offsets. A chunk of 16 is range(16), one step is [0]."
         )
-    offsets = [int(step) for step in steps]
     try:
-        return tuple(ascending(offsets))
-    except ValueError as error:
+        return tuple(ascending([int(step) for step in steps]))
+    except (ValueError, OverflowError) as error:
         raise OptionError(f"Window.{name}: {error}.") from None
 
 
@@ -77,7 +81,7 @@ class Window:
         if isinstance(self.must_fit, Iterable):  # an array or a range too
             object.__setattr__(self, "must_fit", tuple(self.must_fit))
         check(self, "Window.")
-        if self.must_fit is not None and not self.must_fit[0] <= 0 <= self.must_fit[1]:
+        if self.must_fit is not None and not -MOST < self.must_fit[0] <= 0 <= self.must_fit[1] < MOST:
             raise OptionError(f"Window.must_fit: {self.must_fit}, wanted a lowest offset up to 0 and a highest from 0.")
 
     def offsets(self, feature: str) -> tuple[int, ...]:

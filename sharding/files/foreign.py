@@ -236,7 +236,7 @@ def _lerobot(names: Sequence[str], url: str, options: Options) -> Foreign | None
     try:
         said = json.loads(read_bytes(join(url, info), options) or b"{}")
         version = str(said.get("codebase_version", ""))[:8] if isinstance(said, dict) else ""
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     if not version:
         is_v3 = any(re.search(r"(?:^|/)meta/(?:episodes/|tasks\.parquet)", name) for name in names)

@@ -65,12 +65,12 @@ def statistics_problem(
     for name, values in statistics.items():
         if not isinstance(values, Mapping) or not {"count", *_REQUIRED} <= set(values) <= _KNOWN:
             return f"statistics of {name}: {list(values)!r:.200}, wanted count, mean, std, min, max, q01, q99"
-        if type(values["count"]) is not int or values["count"] < 1:
-            return f"statistics of {name}: count {values['count']!r:.40}, wanted at least 1"
+        if type(values["count"]) is not int or not 1 <= values["count"] < 1 << 63:
+            return f"statistics of {name}: count {values['count']!r:.40}, wanted at least 1 and below 2**63"
         for key in set(values) - {"count"}:
             try:
                 shape = np.asarray(values[key], np.float64).shape
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 return f"statistics of {name}: {key} {values[key]!r:.80}, wanted numbers or null"
             if shape != features[name].shape:
                 return f"statistics of {name}: {key} of shape {shape}, wanted {features[name].shape}"

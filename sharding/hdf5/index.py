@@ -103,7 +103,7 @@ class Extents:
                 made=_made(json.loads(arrays["hdf5:made"].tobytes()), arrays["hdf5:chunks"]),
                 others=tuple(_other(*one) for one in said.get("others", ())),
             )
-        extents.check(where)
+            extents.check(where)
         return extents
 
     def check(self, where: str) -> None:
@@ -209,7 +209,7 @@ def _nothing_lacking(where: str) -> Iterator[None]:
         yield
     except FormatError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{where}: lacks {error}, wanted the index of an HDF5 file. {_REMEDY}") from error
 
 
@@ -236,5 +236,10 @@ def _made(described: Sequence[dict[str, Any]], flat: Int64) -> tuple[MadeRows, .
             position += height * width
             fill = bytes.fromhex(chunks["fill"])
             stored = Stored(chunks["dtype"], tuple(chunks["shape"]), tuple(chunks["chunk"]), table, fill)
-        result.append(MadeRows(**one, stored=stored, axes=axes))
+        rows = MadeRows(**one, stored=stored, axes=axes)
+        if not all(
+            type(number) is int and 0 <= number < 1 << 63 for number in (rows.first, rows.first_row, rows.num_rows)
+        ):
+            raise ValueError(f"rows of {rows.path!r:.80} as counts")
+        result.append(rows)
     return tuple(result)

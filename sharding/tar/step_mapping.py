@@ -26,8 +26,14 @@ TAR = "tar"
 _TEXTS = ("txt", "text", "cls", "id", "index")
 PICTURES = ("jpg", "jpeg", "png", "webp")
 _PARTS = re.compile(r"(\{[^{}]*\}|\*)")
+# Of a step's number. Times in nanoseconds have 19; Python refuses to read more than 4,300.
+MOST_DIGITS = 40
 # The whole number: the stars beside it must not take its first digits.
-_PATTERN_OF = {"{episode}": r"(?P<episode>.+)", "{step}": r"(?P<step>(?<!\d)\d+(?!\d))", "*": r"[^/]*"}
+_PATTERN_OF = {
+    "{episode}": r"(?P<episode>.+)",
+    "{step}": rf"(?P<step>(?<!\d)\d{{1,{MOST_DIGITS}}}(?!\d))",
+    "*": r"[^/]*",
+}
 
 
 @dataclass(frozen=True)

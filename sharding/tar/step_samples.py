@@ -1,5 +1,6 @@
 """The samples of a tar with one sample a step: their members, and values in these that a mapping asks for."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ _JSON_LIMIT_BYTES = 1 << 26
 _TEXT_LIMIT_BYTES = 1 << 20
 # What a path in JSON that leads nowhere gives: null is a value.
 MISSING = object()
+_PLACE = re.compile(r"\d{1,15}")
 
 
 @dataclass
@@ -143,7 +145,7 @@ def find_path(value: Any, path: str) -> Any:
                 found = find_path(value[name], ".".join(names[count:]))
                 if found is not MISSING:
                     return found
-    elif isinstance(value, list) and names[0].isdecimal() and int(names[0]) < len(value):
+    elif isinstance(value, list) and _PLACE.fullmatch(names[0]) and int(names[0]) < len(value):
         return find_path(value[int(names[0])], ".".join(names[1:]))
     return MISSING
 

@@ -1,6 +1,7 @@
 """What several tars with one sample a step say together: whole episodes, their order, and one type for all rows."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +19,7 @@ from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.tar.shard_writer import ShardWriter
-from epistream.sharding.tar.step_mapping import Origin
+from epistream.sharding.tar.step_mapping import MOST_DIGITS, Origin
 from epistream.sharding.tar.steps import GAPS, Piece
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ JOINED = "joined-episodes.tar"
 _FIRST = (0, 1)
 # As `EpisodeMeta.episode_index`.
 _MOST = 1 << 48
+_NUMBER = re.compile(f"[0-9]{{1,{MOST_DIGITS}}}")
 
 Read = Callable[[str, int, int], bytes]
 
@@ -140,7 +142,7 @@ def _check_whole(places: Mapping[str, Sequence[tuple[str, Piece]]], *, has_gaps:
 
 def _numbers(names: Sequence[str]) -> Mapping[str, int]:
     """Where each episode stands; other names than numbers keep the order they have."""
-    is_number = all(name.isascii() and name.isdecimal() and int(name) < _MOST for name in names)
+    is_number = all(_NUMBER.fullmatch(name) and int(name) < _MOST for name in names)
     if is_number and len({int(name) for name in names}) == len(names):
         return {name: int(name) for name in natsort.natsorted(names)}
     return {name: number for number, name in enumerate(names)}

@@ -19,7 +19,7 @@ from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import feature_order
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.tar.step_columns import Pictures, Rows, column_of
-from epistream.sharding.tar.step_mapping import TAR, Origin, StepMapping
+from epistream.sharding.tar.step_mapping import MOST_DIGITS, TAR, Origin, StepMapping
 from epistream.sharding.tar.step_samples import MISSING, Sample, samples_of
 from epistream.sharding.tar.tar_reader import walk
 
@@ -171,7 +171,7 @@ def _place(file: BinaryIO, sample: Sample, mapping: StepMapping, path: Path) -> 
             is_tar = part == "episode" and origin == Origin(TAR)
             said[part] = path.stem if is_tar else _field(file, sample, origin)
     step = str(said["step"])
-    if not step.isdecimal():
+    if not step.isdecimal() or len(step) > MOST_DIGITS:
         raise FormatError(f"{sample.where}: step {said['step']!r:.60}, wanted a whole number from 0.")
     if not str(said["episode"]):
         raise FormatError(f"{sample.where}: an episode without a name, wanted a number or a text.")

@@ -240,6 +240,7 @@ def test_old_values_become(old, text, said):
         ("memory_mapping: {cache_size: true}", "memory_mapping.cache_size: True, wanted a number of entries"),
         ("memory_management: {memory_limit: -1}", "memory_management.memory_limit: -1, wanted a number of GB above 0"),
         ("memory_management: {memory_limit: .inf}", "memory_management.memory_limit: inf, wanted a number of GB"),
+        ("memory_management: {memory_limit: 1e308}", "memory_management.memory_limit: 1e+308, wanted a number of GB"),
         ("memory_management: {memory_limit: lots}", "memory_management.memory_limit: 'lots', wanted a number of GB"),
         ("memory_management: {memory_limit: [1]}", "memory_management.memory_limit: [1], wanted a number of GB"),
         ("dataloader: {num_workers: '4'}", "dataloader.num_workers: loader.num_workers: '4', wanted a valid integer"),

@@ -1,5 +1,6 @@
 """One fill at a time: who waits for it, who goes on when it fails, and what the others are told."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -98,6 +99,11 @@ def test_notes_keep_what_they_say_and_expire() -> None:
     assert back.is_fresh(5.0, 104.9)
     assert not back.is_fresh(5.0, 105.1)
     assert not back.is_fresh(5.0, 99.0), "a note from the future is from another boot"
+
+
+@pytest.mark.parametrize("time_s", [10**400, -(10**400), "x", None])
+def test_note_with_a_time_that_cannot_be_is_none(time_s: object) -> None:
+    assert read_note(json.dumps({"kind": "failed", "error": "FetchError", "text": "u: no", "time_s": time_s})) is None
 
 
 def test_acquire_behind_a_stopped_filler_ends_with_an_error_that_names_it(cache_path: Path) -> None:

@@ -14,6 +14,7 @@ KINDS = (
     "whole file as a part",
     "other part",
     "part that is not named",
+    "part of endless numbers",
     "shorter part",
     "refused",
 )
@@ -63,6 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
             said = f"bytes 0-{stop - 1}/{len(data)}"
         elif kind == "part that is not named":
             start, stop, said = 0, stop - start, ""
+        elif kind == "part of endless numbers":
+            start, stop, said = 0, stop - start, f"bytes 0-{'9' * 5000}/*"
         elif kind == "shorter part":
             stop = min(stop, start + _MOST)
             said = f"bytes {start}-{stop - 1}/{len(data)}"

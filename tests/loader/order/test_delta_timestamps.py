@@ -69,6 +69,12 @@ def test_rate_given_by_hand_wins_and_fills_in():
     assert (window.offsets("reward"), window.offsets("action")) == ((2,), (5,))
 
 
+@pytest.mark.parametrize("seconds", [1e308, -1e308, float("inf"), float("nan")])
+def test_seconds_beyond_every_episode_are_refused(seconds):
+    with pytest.raises(OptionError, match=r"delta_timestamps\['action'\]: .*, wanted seconds"):
+        window_in_seconds({"action": [seconds]}, FEATURES)
+
+
 def test_tolerance_decides_what_is_near_enough():
     with pytest.raises(OptionError, match=r"0.05 s is no step at 30 Hz; the nearest are 0.0333333 s and 0.0666667 s"):
         window_in_seconds({"observation.images.top": [0.05]}, FEATURES)

@@ -37,6 +37,18 @@ def test_window_with_impossible_offsets_is_refused(offsets):
         Window(obs=offsets)
 
 
+@pytest.mark.parametrize("offsets", [[10**400], [-(10**400), 0], [1 << 48], [float("inf")], ["a"]])
+def test_window_with_offsets_that_no_episode_has_is_refused(offsets):
+    with pytest.raises(OptionError, match=r"Window\.obs"):
+        Window(obs=offsets)
+
+
+@pytest.mark.parametrize("must_fit", [(-(10**400), 0), (0, 10**400)])
+def test_window_that_must_fit_into_more_than_any_episode_is_refused(must_fit):
+    with pytest.raises(OptionError, match=r"Window\.must_fit"):
+        Window(must_fit=must_fit)
+
+
 def test_window_with_unknown_pad_is_refused():
     with pytest.raises(OptionError, match="'wrap', wanted 'edge' or 'zero'"):
         Window(pad="wrap")

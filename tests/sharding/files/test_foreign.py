@@ -99,6 +99,12 @@ def test_remote_folder_of_another_format_is_named(tmp_path, what):
         assert what.split(" (")[0].removeprefix("a ") in says(action)
 
 
+def test_remote_folder_whose_json_is_too_deep_is_named_all_the_same():
+    for name, data in {"meta/info.json": b"[" * 100_000, "meta/episodes.jsonl": b"{}"}.items():
+        fsspec.filesystem("memory").pipe_file(f"memory://foreign/deep/{name}", data)
+    assert "LeRobot dataset (v2)" in says(lambda: es.EpisodeStream("memory://foreign/deep"))
+
+
 def zipped(name):
     def write(path):
         with zipfile.ZipFile(path, "w") as archive:

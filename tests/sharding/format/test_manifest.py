@@ -256,6 +256,16 @@ def edit(folder, change):
             "mean of shape (1,), wanted (2,)",
         ),
         (lambda v: v["statistics"]["features"]["action"].update(mean="x"), FormatError, "wanted numbers or null"),
+        (
+            lambda v: v["statistics"]["features"]["action"].update(std=[1, 10**400]),
+            FormatError,
+            "wanted numbers or null",
+        ),
+        (
+            lambda v: v["statistics"]["features"]["action"].update(count=10**400),
+            FormatError,
+            "00, wanted at least 1 and below 2**63",
+        ),
         (lambda v: v["statistics"]["features"].update(other={}), FormatError, "array features only"),
     ],
 )

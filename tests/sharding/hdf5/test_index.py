@@ -1,5 +1,6 @@
 """Indexes of HDF5 files: every byte range is what h5py reads, and whatever is no episode is refused by name."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ import pytest
 import epistream as es
 from epistream.errors import DeadlineError, FormatError, LayoutError, SourceChangedError, SourceError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.index import KIND, ShardIndex
+from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.hdf5 import kept as hdf5_kept
 from epistream.sharding.hdf5 import scan as hdf5_scan
 from epistream.sharding.hdf5.chunks import find_stored
 from epistream.sharding.hdf5.dataset import open_hdf5_files
-from epistream.sharding.hdf5.index import Hdf5Index
+from epistream.sharding.hdf5.index import Extents, Hdf5Index
 from epistream.sharding.hdf5.kept import keep_indexes
 from epistream.sharding.hdf5.scan import index_hdf5
 
@@ -100,6 +102,34 @@ def test_index_that_is_torn_is_refused(tmp_path, keep):
     (index,) = index_hdf5(str(world.write_episode(tmp_path / "episode.hdf5")))
     with pytest.raises(FormatError, match=r"x\.index: .*Re"):
         Hdf5Index.parse(index.to_bytes()[:keep], "x.index")
+
+
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan"), (1 << 64) - 1, "x", None])
+@pytest.mark.parametrize("name", ["file_bytes", "num_shards", "bytes"])
+def test_index_of_a_number_that_cannot_be_is_refused(tmp_path, name, number):
+    (index,) = index_hdf5(str(world.write_episode(tmp_path / "episode.hdf5")))
+    tables = parse_tables(index.to_bytes(), KIND, "x.index", "")
+    tables.meta["shard" if name == "bytes" else "hdf5"][name] = number
+    data = write_tables(KIND, tables.meta, tables.arrays)
+    if number == (1 << 64) - 1 and name != "bytes":  # more than is read
+        assert Hdf5Index.parse(data, "x.index").rows.num_episodes == 1
+        return
+    for parse in (Hdf5Index.parse, Extents.parse)[: 1 if name == "num_shards" else 2]:
+        with pytest.raises(FormatError, match=r"^x\.index: "):
+            parse(data, "x.index")
+
+
+@pytest.mark.parametrize("number", [10**400, "x", None])
+def test_index_of_rows_that_cannot_be_is_refused(tmp_path, number):
+    (index,) = index_hdf5(str(world.write_episode(tmp_path / "episode.hdf5", values={"compression": "gzip"})))
+    tables = parse_tables(index.to_bytes(), KIND, "x.index", "")
+    made = json.loads(tables.arrays["hdf5:made"].tobytes())
+    made[0]["first"] = number
+    described = np.frombuffer(json.dumps(made).encode(), np.uint8)
+    data = write_tables(KIND, tables.meta, {**tables.arrays, "hdf5:made": described})
+    for parse in (Hdf5Index.parse, Extents.parse):
+        with pytest.raises(FormatError, match=r"^x\.index: "):
+            parse(data, "x.index")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ features:
         ("ep{episode}_{step}", "ep000_cam", None),
         ("ep{episode}_{step}", "x/ep000_1", None),
         ("{episode}+{step}", "a+1", ("a", "1")),
+        ("{episode}_{step}", "a_1700000000123456789", ("a", "1700000000123456789")),
+        ("{episode}_{step}", "a_" + "1" * 5000, None),
     ],
 )
 def test_patterns_of_keys(key, name, found):
@@ -91,7 +93,7 @@ def test_paths_in_json():
     assert find_path(value, "a.b.c.1.d") == 2
     assert find_path(value, "a.x") is None
     assert find_path(value, "n") == 0
-    for path in ("a.y", "a.b.c.2", "a.b.c.d", "n.m"):
+    for path in ("a.y", "a.b.c.2", "a.b.c.d", "n.m", "a.b.c." + "1" * 5000):
         assert find_path(value, path) is MISSING
 
 

@@ -342,6 +342,32 @@ BAD = {
 }
 
 
+ENDLESS = {
+    "step in the key": ("ep0_" + "1" * 5000, {}, "a key that does not fit the mapping"),
+    "step in a field": ("ep0_0", {"step": "json.frame_index", "key": "ep{episode}_*"}, "step '1111.*, wanted a whole"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_step_of_more_digits_than_are_read_is_refused_by_name(tmp_path, name):
+    key, mapping, words = ENDLESS[name]
+    one = with_json(
+        [(f"{key}.{member.partition('.')[2]}", data) for member, data in sample(0, 0)], frame_index="1" * 5000
+    )
+    write_tar(tmp_path / "steps.tar", one, tarfile.PAX_FORMAT)
+    with pytest.raises(FormatError, match=words):
+        index(tmp_path, **mapping)
+
+
+def test_episode_named_by_more_digits_than_are_read_keeps_its_name_and_streams(tmp_path):
+    steps = [sample(0, step, key=f"ep{'1' * 5000}_{step}") for step in range(3)]
+    write_tar(tmp_path / "steps.tar", [member for members in steps for member in members], tarfile.PAX_FORMAT)
+    index(tmp_path)
+    assert [list(batch["step_index"]) for batch in es.EpisodeStream(tmp_path, batch_size=3, shuffle=False)] == [
+        [0, 1, 2]
+    ]
+
+
 def npy_of_objects():
     file = io.BytesIO()
     np.save(file, np.array([{}], object), allow_pickle=True)
