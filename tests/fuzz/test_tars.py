@@ -1,5 +1,6 @@
 """Tars that are damaged, and tars of anybody's members: indexing, reading and checking end in named errors."""
 
+import contextlib
 import io
 import shutil
 import tarfile
@@ -82,6 +83,7 @@ def test_tar_of_any_members_is_indexed_or_named(members, kind, tmp_path):
             )
             if entry.type != tarfile.REGTYPE:
                 entry.size, entry.linkname = 0, "/etc/passwd"
-            tar.addfile(entry, io.BytesIO(content))
+            with contextlib.suppress(ValueError):  # a name that this form of tar has no room for is not written
+                tar.addfile(entry, io.BytesIO(content))
     with warnings.catch_warnings():
         index_and_use(folder)
