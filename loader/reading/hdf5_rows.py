@@ -17,6 +17,7 @@ from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
 from epistream.sharding.hdf5.file import open_remote
 from epistream.sharding.hdf5.index import Extents, MadeRows
 from epistream.sharding.layouts.jpeg_rows import row_bytes
+from epistream.sharding.opening.file_objects import open_through
 from epistream.sharding.opening.other_files import check_unchanged
 
 Int64 = NDArray[np.int64]
@@ -113,8 +114,12 @@ class RowMaker:
                 )
             stack = ExitStack()
             path = local_path(self._url)
-            source = stack.enter_context(open_remote(self._url, self._storage_options)) if path is None else path
-            self._opened = os.getpid(), stack.enter_context(h5py.File(source, "r")), stack
+            if path is None:
+                remote = stack.enter_context(open_remote(self._url, self._storage_options))
+                file = stack.enter_context(open_through(remote, repr(remote)))
+            else:
+                file = stack.enter_context(h5py.File(path, "r"))
+            self._opened = os.getpid(), file, stack
         return self._opened[1]
 
 

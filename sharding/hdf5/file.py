@@ -20,6 +20,7 @@ from epistream.sharding.files.foreign import HDF5_SIGNATURE, Foreign, foreign_by
 from epistream.sharding.files.names import HDF5_SUFFIXES
 from epistream.sharding.files.storage import Options
 from epistream.sharding.layouts.reading import open_source
+from epistream.sharding.opening.file_objects import open_through
 from epistream.sharding.opening.other_files import other_files
 from epistream.sharding.opening.source_bytes import BlocksOfFile, SourceBytes
 from epistream.sharding.opening.walking import meant
@@ -110,7 +111,7 @@ def open_hdf5(
         return
     remote: Any = None
     try:
-        with open_remote(url, options) as remote, h5py.File(remote, "r") as file:
+        with open_remote(url, options) as remote, open_through(remote, repr(remote)) as file:
             other_files(file, None, url, allow_outside=False)
             yield file, remote
             if failure := getattr(

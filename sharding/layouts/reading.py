@@ -15,6 +15,7 @@ from epistream.sharding.files.foreign import foreign_file
 from epistream.sharding.layouts.base import Field
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
 from epistream.sharding.layouts.values import dataset, first_line, small_value
+from epistream.sharding.opening.file_objects import open_through
 from epistream.sharding.opening.other_files import other_files
 from epistream.sharding.opening.source_bytes import SourceBytes
 from epistream.sharding.opening.walking import CANNOT_OPEN, meant
@@ -67,7 +68,7 @@ def open_source(
 def _open(path: Path, content: SourceBytes | None) -> h5py.File:
     if content is None:
         return h5py.File(path, "r")
-    file = h5py.File(path, "r", driver="fileobj", fileobj=content.open())
+    file = open_through(content.open(), str(path))
     content.opened()
     return file
 
