@@ -11,7 +11,7 @@ from epistream.access import Access
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import advice_on_unsigned, local_path
 from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve_access
-from epistream.sharding.files.storage import join, read_bytes
+from epistream.sharding.files.storage import is_there, join
 from epistream.sharding.format.division import Division
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.left_out import open_good
@@ -162,7 +162,7 @@ def _open(part: Folder | Tars, options: Access) -> Dataset:
     twice = [name for name, times in Counter(part.names).items() if times > 1]
     if twice:  # its episodes would be read twice an epoch
         raise SourceError(f"{join(url, twice[0])}: given twice, wanted each tar once. Correct the pattern.")
-    if read_bytes(join(url, FILE_NAME), options) is not None:
+    if is_there(join(url, FILE_NAME), options):
         manifest = read_manifest(url, options)
         position = {name: shard for shard, name in enumerate(manifest.columns.names)}
         missing = [name for name in part.names if name not in position]

@@ -23,6 +23,7 @@ _SIGNATURE_AT = (0, 512, 1024, 2048, 4096, 8192)
 _HEAD_BYTES = 512
 _MAX_NAMES = 5_000
 _MAX_DEPTH = 6
+_MOST_INFO_BYTES = 4 << 20  # of a meta/info.json, which has a few KB
 _GUIDE = "docs/hdf5.md, 'Formats of others', has a program for that"
 
 
@@ -234,7 +235,7 @@ def _lerobot(names: Sequence[str], url: str, options: Options) -> Foreign | None
         return None
     version = ""
     try:
-        said = json.loads(read_bytes(join(url, info), options) or b"{}")
+        said = json.loads(read_bytes(join(url, info), options, _MOST_INFO_BYTES) or b"{}")
         version = str(said.get("codebase_version", ""))[:8] if isinstance(said, dict) else ""
     except (OSError, ValueError, RecursionError):
         pass

@@ -88,6 +88,15 @@ def read_start(url: str, size: int, options: Options = None) -> bytes | None:
             return None
 
 
+def is_there(url: str, options: Options = None) -> bool:
+    """Whether there is a file at `url`, of which no more than a byte is read.
+
+    Raises:
+        OptionError, SourceError: As `read_bytes`.
+    """
+    return read_start(url, 1, options) is not None
+
+
 def write_atomic(url: str, data: bytes, options: Options = None) -> None:
     """Write `data` so that a reader sees the old file or the whole new one, also after a crash.
 

@@ -24,7 +24,7 @@ from epistream.file_systems import ask, limit_of, local_path, open_file_system
 from epistream.sharding.files.locks import locked
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.sources import folder_access
-from epistream.sharding.files.storage import Options, join, list_names, read_bytes, remove_quietly
+from epistream.sharding.files.storage import Options, is_there, join, list_names, remove_quietly
 from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.tar.tar_writer import write_error
@@ -209,7 +209,7 @@ class Workspace:
 
     def _refuse_what_is_there(self) -> None:
         """What is in the folder already must be meant: a dataset, an unfinished job, or tars of somebody else."""
-        has_dataset = read_bytes(join(self.url, FILE_NAME), self.storage_options) is not None
+        has_dataset = is_there(join(self.url, FILE_NAME), self.storage_options)
         if has_dataset:
             self._names.add(FILE_NAME)
             if not self.options.overwrite and not self.options.resume:
@@ -260,7 +260,7 @@ class Workspace:
 
     def _published_prefixes(self) -> set[str]:
         """Prefixes of the shards of the dataset that is there; all, if its manifest cannot be understood."""
-        if read_bytes(join(self.url, FILE_NAME), self.storage_options) is None:
+        if not is_there(join(self.url, FILE_NAME), self.storage_options):
             return set()
         try:
             names = read_manifest(self.url, self.storage_options).columns.names

@@ -17,6 +17,7 @@ from epistream.sharding.files.names import index_name, is_compressed_tar
 from epistream.sharding.files.sources import AnySource, Tars, resolve_access
 from epistream.sharding.files.storage import (
     Options,
+    is_there,
     join,
     list_names,
     local_copy,
@@ -97,7 +98,7 @@ def reindex(
     """
     options = options or ReindexOptions()
     url, names, storage_options = _tars(source, storage_options)
-    has_manifest = read_bytes(join(url, FILE_NAME), storage_options) is not None
+    has_manifest = is_there(join(url, FILE_NAME), storage_options)
     if has_manifest and not options.overwrite and not options.emit:
         raise DatasetExistsError(
             f"{join(url, FILE_NAME)}: exists. Replace it with --overwrite, write other sidecars with --emit, or check "

@@ -7,6 +7,7 @@ import re
 import fsspec
 import pytest
 from handmade import write_dataset
+from web.faulty_server import serve
 
 from epistream.bodies import RetryOptions
 from epistream.errors import FormatError, OptionError, SourceError
@@ -201,6 +202,15 @@ def test_remote_that_fails_is_tried_as_often_as_shards_are_and_then_named(monkey
     with pytest.raises(SourceError, match="ConnectionResetError: reset by peer, wanted to read it"):
         open_dataset("s3://bucket/data")
     assert calls == ["s3://bucket/data/dataset.json"] * RetryOptions().attempts
+
+
+def test_remote_tar_is_asked_for_one_byte_to_see_whether_a_manifest_is_beside_it(folder):
+    """A server may have anything there: 1 GiB of it was read, and thrown away."""
+    with serve() as server:
+        server.files = {f"/ds/{path.name}": path.read_bytes() for path in folder.iterdir()}
+        tar = sorted(path.name for path in folder.glob("*.tar"))[0]
+        assert open_dataset(f"{server.url}/ds/{tar}").num_shards == 1
+    assert [asked for path, asked in server.requests if path == "/ds/dataset.json"] == ["bytes=0-0", ""]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
