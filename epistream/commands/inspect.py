@@ -170,6 +170,8 @@ def _feature_table(features: list[dict[str, Any]], optional: list[str]) -> Table
         codec = feature["codec"]
         if feature["jpeg_channels"]:
             codec += f" ({feature['jpeg_channels']})"
+        if feature.get("group_steps"):
+            codec += f", groups of {feature['group_steps']:,}"
         if feature["rotate"]:
             codec += f", upright after {feature['rotate']}°"
         sides = feature["shape"]

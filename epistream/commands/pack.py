@@ -35,6 +35,9 @@ _TOLD_BY_THE_REPORT = ("epistream.sharding.pack.pack", "epistream.sharding.forma
 @layout_options
 @option(PackOptions, "codec")
 @option(PackOptions, "quality")
+@option(PackOptions, "crf")
+@option(PackOptions, "gop")
+@option(PackOptions, "preset")
 @option(PackOptions, "shard_size", metavar="SIZE")
 @option(PackOptions, "cameras", "--camera", multiple=True, metavar="NAME")
 @option(PackOptions, "drop", multiple=True, metavar="FEATURE")
@@ -173,6 +176,7 @@ def _print(report: PackReport) -> None:
 def _describe(feature: Feature, report: PackReport) -> str:
     height, width, channels = feature.shape
     text = f"{width}x{height}x{channels} {feature.codec}"
+    text += f", groups of {feature.group_steps:,}" if feature.group_steps else ""
     measured = report.fidelity.get(feature.name)
     if measured is not None:
         return (

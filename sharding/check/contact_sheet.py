@@ -153,6 +153,7 @@ def _camera_label(camera: Feature) -> dict[str, tuple[int, int, int]]:
     """Lines and their colours."""
     height, width, channels = camera.shape
     how = f"{camera.codec} {camera.jpeg_channels}" if camera.jpeg_channels else camera.codec
+    how += f", groups of {camera.group_steps}" if camera.group_steps else ""
     name = folded(camera.name.removeprefix(IMAGES), font_of(_LABEL_SIZE), _MOST_LABEL_WIDTH)
     lines = [f"{width}x{height} (width x height)", f"{channels} x {camera.dtype}, {how}"]
     lines += [f"turned by {camera.rotate}°"] * bool(camera.rotate)

@@ -14,6 +14,7 @@ from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.pictures.video import VideoDecoder
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class EpisodeFrames:
         """One frame as (H, W, C) of the feature's dtype, turned upright.
 
         Raises:
-            OptionError: If the episode is still in an HDF5 file.
+            OptionError: If the episode is still in an HDF5 file, or is a video and PyAV is not installed.
             FormatError: If it does not decode.
             SourceError: If it cannot be read.
         """
@@ -117,8 +118,23 @@ class EpisodeFrames:
             raise OptionError(
                 f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {shlex.quote(url)} OUT"
             )
+        if feature.name in self._index.videos:
+            out = self._read_video(feature, step, url)
+            return out[::-1, ::-1] if feature.rotate == 180 else out
         start, size = self._index.frame_range(feature.name, self._first_row + step)
         data = read_range(url, start, size, self._dataset.storage_options)
         out = np.empty(feature.shape, feature.dtype)
         codec_of(feature).decode_into(data, out, f"{url}, {self.key}.{feature.name}, step {step}")
         return out[::-1, ::-1] if feature.rotate == 180 else out
+
+    def _read_video(self, feature: Feature, step: int, url: str) -> NDArray[Any]:
+        """From the group of pictures that the frame is part of, in one read: its packets lie one after the other."""
+        index, row = self._index, self._first_row + step
+        offset, size = index.frame_offset[feature.name], index.frame_size[feature.name].astype(np.uint64)
+        [run] = index.runs(feature.name, np.array([row]))
+        start, stop = int(offset[run.rows].min()), int((offset[run.rows] + size[run.rows]).max())
+        data = memoryview(read_range(url, start, stop - start, self._dataset.storage_options))
+        where = f"{url}, {self.key}.{feature.name}"
+        packets = ((at - self._first_row, data[int(offset[at]) - start :][: int(size[at])]) for at in run.rows.tolist())
+        [(_, frame)] = VideoDecoder(feature.shape).pictures(run.stream, packets, {step}, where)
+        return frame

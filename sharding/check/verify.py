@@ -16,6 +16,7 @@ from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all
+from epistream.sharding.pictures.video import pyav
 
 # Sums in another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
@@ -49,12 +50,14 @@ def verify(
         report_fault: Called with each fault as soon as its shard is done, in the order of shards.
 
     Raises:
-        OptionError: If the dataset is not made of tars.
+        OptionError: If the dataset is not made of tars, or has videos and PyAV is not installed.
     """
     options = options or VerifyOptions()
     other = next((url for url in dataset.shard_url if not is_tar(url)), None)
     if other:
         raise _no_tar(other)
+    if any(feature.group_steps for feature in dataset.features.values()):
+        pyav()  # a fault of this machine is none of the dataset's
     report = Report(num_episodes=dataset.num_episodes)
 
     def take(faults: Iterable[Fault]) -> None:

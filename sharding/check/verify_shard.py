@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, OptionError
 from epistream.sharding.files.names import index_name
@@ -17,11 +18,14 @@ from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary
 from epistream.sharding.pictures.codecs import CODECS, REMEDY
+from epistream.sharding.pictures.video import VideoDecoder
 from epistream.sharding.tar.index_tar import index_tar
 from epistream.sharding.tar.shard_statistics import not_finite_in, statistics_of
 from epistream.sharding.tar.step_mapping import mapping_of_index
 from epistream.sharding.tar.step_tars import cast_values, choose_episodes
 from epistream.sharding.tar.steps import index_steps
+
+Int64 = NDArray[np.int64]
 
 # One shard can be wrong in every frame; the first few say as much as all of them.
 MAX_FAULTS_A_SHARD = 50
@@ -144,7 +148,9 @@ class ShardCheck:
             rows = np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)
         with path.open("rb") as file:  # read, not mapped: a file that shrinks meanwhile is a fault, not a SIGBUS
             for feature in index.features.values():
-                if feature.kind == "frames":
+                if feature.name in index.videos:
+                    yield from self._video_faults(file, index, feature, rows)
+                elif feature.kind == "frames":
                     yield from self._frame_faults(file, index, feature, rows.tolist())
 
     def _frame_faults(self, file: BinaryIO, index: ShardIndex, feature: Feature, rows: list[int]) -> Iterator[Fault]:
@@ -162,6 +168,32 @@ class ShardCheck:
             self.num_frames += 1
             self._bytes_left -= size
             self._advance(size)
+
+    def _video_faults(self, file: BinaryIO, index: ShardIndex, feature: Feature, rows: Int64) -> Iterator[Fault]:
+        decoder = VideoDecoder(feature.shape)
+        for run in index.runs(feature.name, rows):
+            first = int(index.first_row[np.searchsorted(index.first_row, run.rows[0], side="right") - 1])
+            steps = run.rows - first
+            member = f"{frame_name(index, feature, int(run.rows.min()))} to {steps.max()}"
+            where = f"{self._name}, {member}"
+            packets = zip(steps.tolist(), _packets(file, index, feature, run.rows), strict=True)
+            try:
+                for _ in decoder.pictures(run.stream, packets, (), where):
+                    pass  # every one is decoded, and none is made a picture of
+            except FormatError as error:
+                found = str(error).removeprefix(f"{where}: ").removesuffix(f" {REMEDY}").rstrip(".")
+                yield Fault(self._name, member, found, "frames that decode")
+            num_bytes = int(index.frame_size[feature.name][run.rows].sum())
+            self.num_frames += len(run.wanted)
+            self._bytes_left -= num_bytes
+            self._advance(num_bytes)
+
+
+def _packets(file: BinaryIO, index: ShardIndex, feature: Feature, rows: Int64) -> Iterator[bytes]:
+    for row in rows.tolist():
+        start, size = index.frame_range(feature.name, row)
+        file.seek(start)
+        yield file.read(size)
 
 
 def fault_of(file: str, error: EpistreamError) -> Fault:
@@ -260,6 +292,22 @@ def _place_faults(name: str, feature: Feature, index: ShardIndex, real: ShardInd
         for row in np.flatnonzero((starts != real_starts) | (sizes != real_sizes)).tolist():
             found_at = f"{sizes[row]} bytes at {starts[row]} in the index"
             yield Fault(name, frame_name(index, feature, row), found_at, f"{real_sizes[row]} at {real_starts[row]}")
+        if feature.name in index.videos:
+            yield from _group_faults(name, feature, index, real)
+
+
+def _group_faults(name: str, feature: Feature, index: ShardIndex, real: ShardIndex) -> Iterator[Fault]:
+    if feature.name not in real.videos:
+        yield Fault(name, feature.name, "a video in the index", "other frames, as in the tar")
+        return
+    mine, other = index.videos[feature.name], real.videos[feature.name]
+    for row in np.flatnonzero(mine.back != other.back).tolist():
+        found = f"{mine.back[row]} steps back to a key frame in the index"
+        yield Fault(name, frame_name(index, feature, row), found, f"{other.back[row]} as in the tar")
+    for episode in range(index.num_episodes):
+        if mine.stream(episode) != other.stream(episode):
+            member = frame_name(index, feature, int(index.first_row[episode]))
+            yield Fault(name, member, "other parameters of its stream in the index", "those of the tar")
 
 
 def frame_name(index: ShardIndex, feature: Feature, row: int) -> str:

@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from epistream.errors import FormatError, OptionError
 from epistream.hints import did_you_mean, in_short
@@ -33,6 +34,15 @@ def matching(available: Iterable[str], wanted: Wanted) -> list[str]:
             "Leave it out for all."
         )
     return list(dict.fromkeys(name for one in wanted for name in available if fnmatch.fnmatchcase(name, one)))
+
+
+def with_longest_groups(mine: dict[str, Feature], other: Mapping[str, Feature]) -> dict[str, Feature]:
+    """Features with the longest groups of pictures that they have in either set, which are alike but for these."""
+    found = {}
+    for name, feature in mine.items():
+        steps = [one.group_steps for one in (feature, other.get(name, feature)) if one.group_steps is not None]
+        found[name] = replace(feature, group_steps=max(steps)) if steps else feature
+    return mine if found == mine else found
 
 
 def choose_features(available: Mapping[str, Feature], wanted: Wanted | None) -> dict[str, Feature]:
@@ -100,6 +110,7 @@ def agreed(
     Raises:
         FormatError: If they do not agree.
     """
+    so_far = with_longest_groups(so_far, mine)
     if describe_difference(mine, so_far) is None:
         return so_far
     common = {name: one for name, one in so_far.items() if name in mine and _noticed(one) == _noticed(mine[name])}

@@ -43,6 +43,8 @@ class Feature:
         fps: steps per second, if known.
         units: of an array's values, if known.
         source_path: where in the source file the values were.
+        group_steps: of a video, the steps of its longest groups of pictures, each of which begins with a frame that
+            decodes alone.
 
     Raises:
         FormatError: If any of these, or their combination, cannot be.
@@ -58,6 +60,7 @@ class Feature:
     fps: float | None = None
     units: str | None = None
     source_path: str = ""
+    group_steps: int | None = None
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -71,7 +74,10 @@ class Feature:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and msgpack."""
-        return {**asdict(self), "shape": list(self.shape)}
+        values = {**asdict(self), "shape": list(self.shape)}
+        if self.group_steps is None:  # as in releases that did not know it
+            del values["group_steps"]
+        return values
 
 
 def can_be_name(name: str) -> bool:
@@ -101,8 +107,8 @@ def _problems(feature: Feature) -> Iterator[str]:
         yield from _frames_problems(feature)
     elif feature.kind != "array" or feature.codec != "npy":
         yield f"kind {feature.kind!r} with codec {feature.codec!r}, wanted frames, or array with npy"
-    elif feature.jpeg_channels is not None or feature.rotate:
-        yield "jpeg_channels or rotate on an array, wanted on frames only"
+    elif feature.jpeg_channels is not None or feature.rotate or feature.group_steps is not None:
+        yield "jpeg_channels, rotate or group_steps on an array, wanted on frames only"
     fps = feature.fps
     if fps is not None and not (isinstance(fps, int | float) and 0 < fps < 1e9):
         yield f"fps {fps!r}, wanted a positive number or null"
@@ -125,6 +131,10 @@ def _frames_problems(feature: Feature) -> Iterator[str]:
         yield f"no jpeg_channels, wanted rgb or bgr: a {codec.name.upper()} does not say which array its writer had"
     if feature.rotate not in (0, 180):
         yield f"rotate {feature.rotate!r}, wanted 0 or 180"
+    known, is_video = feature.group_steps, codec.storage == "video"
+    if is_video != (known is not None) or (known is not None and (type(known) is not int or not 0 < known < 1 << 31)):
+        wanted = "the steps of a group" if is_video else "none: these are single pictures"
+        yield f"group_steps {known!r}, wanted {wanted}"
 
 
 def codec_of(feature: Feature) -> Codec:

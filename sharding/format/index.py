@@ -14,6 +14,7 @@ from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import Names, Parsed, Tables, parse_tables, write_tables
+from epistream.sharding.format.videos import Run, Videos, streams_from
 from epistream.sharding.pictures.codecs import CODECS
 
 KIND = "epistream.shard-index"
@@ -45,6 +46,7 @@ class ShardIndex:
         values: feature -> (rows, bytes of a step) values of array features that the index holds itself, little endian;
             then it holds those of all, and `array_offset` is empty.
         steps: How the tar's samples became steps, for tars with one sample a step; see `sharding/tar/steps.py`.
+        videos: camera -> how its frames depend on each other, of those that are stored as video.
 
     All arrays of a parsed index are read-only views into the bytes that it was parsed from.
     """
@@ -63,6 +65,7 @@ class ShardIndex:
     block_bytes: int = CHECKSUM_BLOCK_BYTES
     values: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     steps: dict[str, Any] | None = None
+    videos: dict[str, Videos] = field(default_factory=dict)
     first_row: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,8 +82,12 @@ class ShardIndex:
         return int(self.length.sum())
 
     def frame_range(self, camera: str, row: int) -> tuple[int, int]:
-        """Offset in the tar and size of the bytes that a frame is decoded from."""
+        """Offset in the tar and size of the bytes that a frame is decoded from, of a video together with others."""
         return int(self.frame_offset[camera][row]), int(self.frame_size[camera][row])
+
+    def runs(self, camera: str, rows: Int64) -> Iterator[Run]:
+        """Of a camera that is stored as video: what to decode for some rows (n,), each group once."""
+        return self.videos[camera].runs(self.first_row, self.frame_offset[camera], rows)
 
     def to_bytes(self) -> bytes:
         """The index as a file.
@@ -102,6 +109,8 @@ class ShardIndex:
         }
         if self.steps is not None:
             meta["steps"] = self.steps
+        if self.videos:
+            meta["videos"] = {name: videos.to_dict() for name, videos in self.videos.items()}
         described = json.dumps([episode.to_dict() for episode in self.episodes], ensure_ascii=False)
         arrays: dict[str, NDArray[Any]] = {
             "block_checksums": self.block_checksums.astype("<u8"),
@@ -117,6 +126,9 @@ class ShardIndex:
             else:
                 arrays[f"offset:{name}"] = self.frame_offset[name].astype("<u8")
                 arrays[f"size:{name}"] = self.frame_size[name].astype("<u4")
+        for name, videos in self.videos.items():
+            arrays[f"back:{name}"] = videos.back.astype("<u4")
+            arrays[f"stream:{name}"] = videos.stream_of.astype("<u4")
         return meta, arrays
 
     @classmethod
@@ -179,6 +191,15 @@ def build_index(tables: Tables, where: str) -> ShardIndex:
     steps = meta.get("steps")
     if not (steps is None or isinstance(steps, dict)):
         raise TypeError("steps as a map")
+    stored = [name for name in cameras if CODECS[features[name].codec].storage == "video"]
+    videos = {
+        name: Videos(
+            streams_from(meta["videos"][name]),
+            table(f"stream:{name}", "<u4", num_episodes),
+            table(f"back:{name}", "<u4", num_rows),
+        )
+        for name in stored
+    }
     name, digest = meta["shard"]["name"], meta["shard"]["checksum"]
     if not isinstance(name, str) or not isinstance(digest, str):
         raise TypeError("the shard's name and checksum as texts")
@@ -197,6 +218,7 @@ def build_index(tables: Tables, where: str) -> ShardIndex:
         block_bytes=_count(meta, "block_bytes"),
         values=values,
         steps=steps,
+        videos=videos,
     )
 
 
@@ -293,3 +315,8 @@ def _range_problems(index: ShardIndex, feature: Feature) -> Iterator[str]:
             f"{feature.name}, {unit} {row}: {size[row]} bytes at {offset[row]}, wanted at least one byte, "
             f"all within the shard's {index.shard_bytes}"
         )
+    if feature.kind == "frames" and CODECS[feature.codec].storage == "video":
+        if feature.name not in index.videos:
+            yield f"{feature.name}: no groups of its video, wanted them"
+        else:
+            yield from index.videos[feature.name].problems(feature, index.first_row, index.length)

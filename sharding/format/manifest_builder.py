@@ -11,7 +11,7 @@ from epistream.errors import FormatError
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.dataset_statistics import NO_MORE, MoreStatistics
 from epistream.sharding.format.episode_meta import EpisodeMeta
-from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.feature_sets import describe_difference, with_longest_groups
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.manifest import Manifest
@@ -133,7 +133,7 @@ class ManifestBuilder:
         Raises:
             FormatError: If its features are not the dataset's, its split is unknown, or its name was added before.
         """
-        self._features = self._features or index.features
+        self._features = with_longest_groups(self._features or index.features, index.features)
         difference = describe_difference(index.features, self._features)
         if difference:
             raise FormatError(

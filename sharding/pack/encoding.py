@@ -1,6 +1,6 @@
 """Turns the fields of one source episode into what a shard holds, a slab at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from epistream.sharding.pack.outputs import Output
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.pictures.resizing import resized
+from epistream.sharding.pictures.video_encoder import EncodedVideo, VideoEncoder, VideoQuality
 
 _PEAK = 255.0
 
@@ -52,18 +53,50 @@ class Fidelity:
 
 @dataclass
 class FrameSource:
-    """Makes the frames of one camera, and measures what encoding cost them."""
+    """Makes the frames of one camera, and measures what encoding cost them.
+
+    Args:
+        file: The source.
+        output: What to make of which of its fields.
+        length: Of the episode, in steps.
+        quality: Of JPEG.
+        video: Of H.264.
+        report: Called as each frame is read; what it raises ends the work.
+        fidelity: What was measured.
+    """
 
     file: h5py.File
     output: Output
     length: int
     quality: int
+    video: VideoQuality
+    report: Callable[[], None] = lambda: None
     fidelity: Fidelity = field(default_factory=Fidelity)
 
     def frames(self) -> Iterator[Any]:
         """The frames as `ShardWriter.add` takes them, each valid until the next one is asked for."""
-        is_members = CODECS[self.output.feature.codec].storage == "members"
-        return self._encoded() if is_members else self._arrays()
+        storage = CODECS[self.output.feature.codec].storage
+        if storage == "video":
+            yield self._recorded()
+            return
+        for frame in self._encoded() if storage == "members" else self._arrays():
+            self.report()
+            yield frame
+
+    def _recorded(self) -> EncodedVideo:
+        """One video of all frames, of which a few are held at a time."""
+        feature = self.output.feature
+        encoder = VideoEncoder(feature.name, feature.shape, feature.fps, self.video)
+        sample = {}
+        for step, frame in enumerate(self._arrays()):
+            self.report()
+            encoder.add(frame)
+            if step in (0, self.length // 2):
+                sample[step] = np.array(frame)
+        video = encoder.finish()
+        for step, decoded in video.pictures(feature.shape, list(sample)):
+            self._add_error(sample[step], decoded)
+        return video
 
     def _encoded(self) -> Iterator[bytes]:
         if self.output.is_copy:
@@ -99,6 +132,9 @@ class FrameSource:
     def _measure(self, codec: Codec, frame: NDArray[Any], data: bytes) -> None:
         decoded = np.empty_like(frame, order="C")
         codec.decode_into(data, decoded, codec.camera)
+        self._add_error(frame, decoded)
+
+    def _add_error(self, frame: NDArray[Any], decoded: NDArray[Any]) -> None:
         error = float(np.mean((decoded.astype(np.float32) - frame) ** 2))
         self.fidelity.add(Fidelity(1, error, error))
 

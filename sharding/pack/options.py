@@ -9,7 +9,8 @@ from epistream.options import OneOf, Range, SizeRange, check
 from epistream.sharding.format.division import Division, Share, SplitSeed
 from epistream.sharding.format.features import Channels
 from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pictures.codecs import WRITTEN
+from epistream.sharding.pictures.video_encoder import PRESETS, VideoQuality
 from epistream.units import parse_size
 
 # How the job runs, which no byte of the result depends on.
@@ -26,10 +27,13 @@ class PackOptions:
     Args:
         layout: insist on this layout instead of finding it from the files. Its name, or a mapping of your own.
         codec: of cameras; as recorded, or jpeg, if None. For those that are arrays in the source: ``jpeg``, or ``png``
-            and ``raw``, which keep every bit. None keeps cameras that are JPEG in the source as they are; naming
-            ``png`` or ``raw`` decodes those. Depth and other cameras that are not 8-bit colour are PNG or raw in any
-            case.
+            and ``raw``, which keep every bit, or ``h264``, a video. None keeps cameras that are JPEG in the source as
+            they are; naming another decodes those. Depth and other cameras that are not 8-bit colour are PNG or raw in
+            any case.
         quality: of JPEG, 1 to 100. Where it is encoded.
+        crf: of H.264, 0 to 51; less is better and larger. Where it is encoded.
+        gop: of H.264, steps of a group of pictures, which is decoded from its first one on.
+        preset: of H.264, x264's name for how long to search; slower ones make smaller files.
         shard_size: target bytes of a shard. A number, or text such as ``128MiB``.
         cameras: pack these only; names as in the file or as features. Empty is all.
         drop: features to leave out. Patterns such as ``action_dict.*`` count.
@@ -54,8 +58,11 @@ class PackOptions:
     """
 
     layout: str | MappingLayout | None = None
-    codec: Annotated[str, OneOf(CODECS)] | None = None
+    codec: Annotated[str, OneOf(WRITTEN)] | None = None
     quality: Annotated[int, Range(ge=1, le=100)] = 95
+    crf: Annotated[int, Range(ge=0, le=51)] = 18
+    gop: Annotated[int, Range(ge=1, le=65_536)] = 30
+    preset: Annotated[str, OneOf(PRESETS)] = "medium"
     shard_size: Annotated[int | str, SizeRange(ge=1 << 16, le=1 << 39)] = "128MiB"
     cameras: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
@@ -89,6 +96,16 @@ class PackOptions:
         return parse_size(self.shard_size, "shard_size")
 
     @property
+    def video(self) -> VideoQuality:
+        """How to encode video."""
+        return VideoQuality(self.crf, self.gop, self.preset)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether cameras become videos, those that can."""
+        return self.codec is not None and WRITTEN[self.codec].storage == "video"
+
+    @property
     def division(self) -> Division | None:
         """How episodes are divided; None for the splits of the sources."""
         return None if self.val_fraction is None else Division(self.val_fraction, self.split_seed)
@@ -96,8 +113,10 @@ class PackOptions:
     def deciding(self) -> dict[str, Any]:
         """The options that decide the bytes of the result, as JSON can hold them."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RUNNING}
-        if not self.force_color_order:  # as jobs of earlier releases noted themselves
-            del values["force_color_order"]
+        # As jobs of earlier releases noted themselves.
+        unknown = () if self.is_video else ("crf", "gop", "preset")
+        for name in (*unknown, *(() if self.force_color_order else ("force_color_order",))):
+            del values[name]
         values["shard_size"] = self.shard_bytes
         if isinstance(self.layout, MappingLayout):
             values["layout"] = self.layout.plain()

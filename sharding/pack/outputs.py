@@ -56,15 +56,20 @@ def outputs_of(episode: SourceEpisode, options: PackOptions) -> tuple[Output, ..
     return tuple(sorted(outputs, key=lambda output: feature_order(output.feature)))
 
 
+# Options that only say how to encode video.
+OF_VIDEO = ("crf", "gop", "preset")
+
+
 def applied_options(episode: SourceEpisode, outputs: Sequence[Output], options: PackOptions) -> frozenset[str]:
-    """What of the options an episode has something for: patterns of ``drop``, and ``quality`` if a loss is made."""
+    """What of the options an episode has something for: patterns of ``drop``, and what says how to make a loss."""
     choice = PackChoice(options)
     applied = {
         pattern for pattern in options.drop if any(choice.is_dropped_by(pattern, one) for one in episode.dropped)
     }
-    cameras = (output for output in outputs if output.feature.kind == "frames")
-    if any(CODECS[camera.feature.codec].is_lossy and not camera.is_copy for camera in cameras):
-        applied.add("quality")
+    encoded = (output for output in outputs if output.feature.kind == "frames" and not output.is_copy)
+    for codec in (CODECS[output.feature.codec] for output in encoded):
+        if codec.is_lossy:
+            applied |= set(OF_VIDEO) if codec.storage == "video" else {"quality"}
     return frozenset(applied)
 
 
@@ -97,9 +102,11 @@ def _output(field: Field, name: str, length: int, options: PackOptions) -> Outpu
     is_grey = shape[2] == 1
     channels = options.color_order or feature.jpeg_channels or "rgb"
     channels = channels if codec.has_channel_order and not is_grey else None
-    feature = replace(feature, shape=shape, codec=codec.name, jpeg_channels=channels)
+    group_steps = options.gop if codec.storage == "video" else None
+    feature = replace(feature, shape=shape, codec=codec.name, jpeg_channels=channels, group_steps=group_steps)
     # Not what the source takes: a JPEG that is decoded for --codec raw grows by 20.
     frame_bytes = feature.step_bytes * codec.ratio(options.quality)
+    frame_bytes *= options.video.growth if codec.storage == "video" else 1
     estimate = int(length * (frame_bytes + (_MEMBER_BYTES if codec.storage == "members" else 0)))
     return Output(field, feature, codec is recorded and not resized, estimate)
 

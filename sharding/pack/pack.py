@@ -45,6 +45,7 @@ from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shar
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source
 from epistream.sharding.pack.workspace import Workspace, can_be_resumed
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pictures.video_encoder import library_versions
 
 _log = logging.getLogger(__name__)
 
@@ -147,8 +148,10 @@ class _Job:
     def run(self) -> PackReport:
         """Do all of it. From `Workspace.begin` on there is something to clean up."""
         # Those of libraries can change the bytes of the result: arrays, resizing, codecs.
-        libraries = sorted({"numpy", "pillow", *(codec.library for codec in CODECS.values())})
+        libraries = sorted({"numpy", "pillow", *(each.library for each in CODECS.values() if each.storage != "video")})
         versions = {"epistream": __version__, **{name: version(name) for name in libraries}}
+        if self._options.is_video:
+            versions |= library_versions()
         about = identity((), self._options, versions)
         scans = self._scan(about)
         plan = make_plan(scans, self._options)

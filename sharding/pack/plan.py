@@ -20,8 +20,8 @@ from epistream.sharding.layouts.registry import looked_for, scan_source
 from epistream.sharding.opening.other_files import OtherFile
 from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.pack.outputs import applied_options, outputs_of
-from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pack.outputs import OF_VIDEO, applied_options, outputs_of
+from epistream.sharding.pictures.codecs import WRITTEN
 from epistream.units import count_text
 
 _log = logging.getLogger(__name__)
@@ -248,12 +248,29 @@ def _check_applied(applied: frozenset[str], features: dict[str, Feature], option
         if pattern not in applied:
             raise OptionError(f"drop {pattern!r}: no feature is called so, found {', '.join(features)}.")
     if options.quality != PackOptions.quality and "quality" not in applied:
-        lossy = " or ".join(name.upper() for name, codec in CODECS.items() if codec.is_lossy)
-        lossless = " and ".join(name for name, codec in CODECS.items() if not codec.is_lossy)
+        lossy = " or ".join(n.upper() for n, codec in WRITTEN.items() if codec.is_lossy and codec.storage != "video")
+        lossless = " and ".join(name for name, codec in WRITTEN.items() if not codec.is_lossy)
+        if options.is_video:
+            raise OptionError(
+                f"quality: {options.quality}, which is of {lossy}, and {options.codec} has crf. Give that instead."
+            )
         raise OptionError(
             f"quality: {options.quality}, but no camera is encoded as {lossy}: what is {lossy} in the source is copied "
             f"as it is, and the codecs {lossless} make none. Leave it out; to make {lossy} smaller, give an image size."
         )
+    _check_video(applied, options)
+
+
+def _check_video(applied: frozenset[str], options: PackOptions) -> None:
+    for name in OF_VIDEO:
+        value, default = getattr(options, name), getattr(PackOptions, name)
+        if value != default and name not in applied:
+            found = f"the codec is {options.codec or 'not given'}"
+            if options.is_video:
+                found = "no camera has pictures of bytes in colour"
+            raise OptionError(
+                f"{name}: {value}, which is of H.264, and {found}. Leave it out, or give codec h264 for such a camera."
+            )
 
 
 def _assign_splits(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,18 @@ def _copy_episode(
             if output.feature.kind == "array"
         }
         cameras = {
-            name: FrameSource(file, output, episode.length, task.options.quality)
+            name: FrameSource(
+                file,
+                output,
+                episode.length,
+                task.options.quality,
+                task.options.video,
+                partial(pulse.add, num_bytes=output.source.num_bytes // episode.length),
+            )
             for name, output in outputs.items()
             if output.feature.kind == "frames"
         }
-        frames = {name: _watched(camera, content, pulse) for name, camera in cameras.items()}
+        frames = {name: _watched(camera, content) for name, camera in cameras.items()}
         _refuse_others(content, source.path)
         writer.add(_meta(episode, planned, source), arrays, frames)
     result.statistics = merge_all((result.statistics, {name: summarize(values) for name, values in arrays.items()}))
@@ -154,12 +162,9 @@ def _copy_episode(
             result.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
 
 
-def _watched(camera: FrameSource, content: BytesInMemory | None, pulse: Pulse) -> Iterator[Any]:
-    """The frames of `camera` as the writer wants them, each reported, until the job is stopped."""
-    num_bytes = camera.output.source.num_bytes // camera.length
-    for frame in camera.frames():
-        pulse.add(num_bytes=num_bytes)
-        yield frame
+def _watched(camera: FrameSource, content: BytesInMemory | None) -> Iterator[Any]:
+    """The frames of `camera` as the writer wants them, until the job is stopped."""
+    yield from camera.frames()
     _refuse_others(content, camera.output.source.path)
 
 

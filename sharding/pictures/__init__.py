@@ -1,1 +1,1 @@
-"""Pictures as bytes: codecs of single frames, the sizes they announce, resizing."""
+"""Pictures and videos as bytes: codecs, what they announce, resizing."""

@@ -18,7 +18,8 @@ class Codec(ABC):
     Attributes:
         name: What features, options and messages call it.
         suffixes: That its tar members may have; the first one is written.
-        storage: ``members`` is one tar member a frame, ``array`` the pixels as they are in one ``.npy`` an episode.
+        storage: ``members`` is one tar member a frame, ``array`` the pixels as they are in one ``.npy`` an episode,
+            ``video`` one MP4 an episode.
         library: The package whose version can change the bytes.
         ratios: Bytes of an encoded frame for each byte of its array, up to each quality. They only decide which
             episodes share a shard, before anything is encoded, so they are fixed.
@@ -26,17 +27,19 @@ class Codec(ABC):
         is_lossy: Whether encoding changes pixels; how much, `quality` says.
         has_channel_order: Whether the bytes leave open which channel order their writer had. Then the feature says it.
         frames_are_independent: Whether each frame can be encoded, and its bytes decoded, without the others.
+        is_written: Whether packing encodes it; else it is only read.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
-    storage: ClassVar[Literal["members", "array"]] = "members"
+    storage: ClassVar[Literal["members", "array", "video"]] = "members"
     library: ClassVar[str]
     ratios: ClassVar[tuple[tuple[int, float], ...]]
     holds: ClassVar[frozenset[tuple[str, int]] | None] = None
     is_lossy: ClassVar[bool] = False
     has_channel_order: ClassVar[bool] = False
     frames_are_independent: ClassVar[bool] = True
+    is_written: ClassVar[bool] = True
 
     def __init__(self, camera: str, dtype: str, shape: tuple[int, ...], channels: str | None) -> None:
         """Take what a feature says of the camera: its name, dtype and (H, W, C) of a frame, and its channel order."""

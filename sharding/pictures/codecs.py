@@ -6,6 +6,7 @@ one class more in this file, and its place in the table `CODECS`.
 
 import io
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from epistream.errors import FormatError
 from epistream.sharding.pictures.codec import Codec, Encoded, Frame
 from epistream.sharding.pictures.headers import png_size, webp_size
+from epistream.sharding.pictures.video_codecs import Av1, Hevc, Video
 from epistream.units import picture_size
 
 REMEDY = "Pack this episode again."
@@ -231,7 +233,26 @@ def _webp_shape(image: Image.Image) -> tuple[int, int, int]:
 
 
 # Where a camera must be kept exactly, packing takes the first of those without loss that can hold it.
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Jpeg, Png, Raw, Webp)}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Jpeg, Png, Raw, Webp, Video, Hevc, Av1)}
+
+
+class _Written(Mapping[str, type[Codec]]):
+    """Those of `CODECS` that packing encodes, as that table is when somebody asks."""
+
+    def __getitem__(self, name: str) -> type[Codec]:
+        codec = CODECS[name]
+        if not codec.is_written:
+            raise KeyError(name)
+        return codec
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, codec in CODECS.items() if codec.is_written)
+
+    def __len__(self) -> int:
+        return sum(codec.is_written for codec in CODECS.values())
+
+
+WRITTEN = _Written()
 # What packing makes of pictures that are arrays in the source.
 DEFAULT_CODEC: type[Codec] = Jpeg
 

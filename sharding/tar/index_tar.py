@@ -1,5 +1,6 @@
 """The index of a tar that has none, from its headers: our own after a loss, or any WebDataset of whole episodes."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +12,19 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
 from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
-from epistream.sharding.format.feature_sets import describe_difference
+from epistream.sharding.format.feature_sets import describe_difference, with_longest_groups
 from epistream.sharding.format.features import IMAGES, Feature, feature_from_dict, features_from_list
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.videos import join_videos
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS, Raw
+from epistream.sharding.pictures.video_file import VideoTable, read_video_table
 from epistream.sharding.tar.captions import read_instructions
 from epistream.sharding.tar.doubts import refuse_doubtful, refuse_lone_pictures
 from epistream.sharding.tar.npy import HEADER_LIMIT, NpyHeader, read_npy_header
 from epistream.sharding.tar.samples import Sample, sort_samples, tell_left_out
 from epistream.sharding.tar.step_draft import refuse_steps
-from epistream.sharding.tar.tar_reader import Member, read_member, walk
+from epistream.sharding.tar.tar_reader import Member, MemberFile, read_member, walk
 
 _META_LIMIT_BYTES = 1 << 26
 
@@ -36,10 +39,13 @@ class _Episode:
     array_offset: dict[str, int]
     frame_offset: dict[str, NDArray[np.uint64]]
     frame_size: dict[str, NDArray[np.uint32]]
+    videos: dict[str, VideoTable]
 
 
 def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
     """The index of a local tar. Reads its headers, the beginning of one frame a camera, and all of it for checksums.
+
+    Videos are read whole once more, to see that their packets lie where they say; a frame of each is decoded.
 
     Args:
         path: The tar.
@@ -47,6 +53,7 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
 
     Raises:
         FormatError: If it is no whole tar, or what it holds are no episodes; the message says what it holds.
+        OptionError: If there are videos, and PyAV is not installed.
     """
     with path.open("rb") as file:
         members = walk(file, path.name)
@@ -61,6 +68,7 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
                 f"{path.name}: {episode.key}: {difference}, wanted the features of {episodes[0].key}. "
                 "Write one of them again, or make tars of their own of those that differ."
             )
+        features = with_longest_groups(features, episode.features)
     tell_left_out(left_out, path.name)
     hasher = hasher or hash_file(path)
     arrays = [name for name, feature in features.items() if feature.kind == "array"]
@@ -77,6 +85,9 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         frame_size={c: np.concatenate([e.frame_size[c] for e in episodes]) for c in cameras},
         episodes=[replace(episode.meta, attributes={}) for episode in episodes],
         block_checksums=hasher.block_checksums,
+        videos=join_videos(
+            {c: [(e.videos[c].stream, e.videos[c].back) for e in episodes] for c in cameras if c in episodes[0].videos}
+        ),
     )
 
 
@@ -107,6 +118,11 @@ def _episode(file: BinaryIO, sample: Sample, where: str) -> _Episode:
             features[name] = _camera_feature(file, name, frames, sample.codecs[name], declared, where)
             frame_offset[name], frame_size[name] = _one_by_one(name, frames, where)
         lengths[name] = len(frame_offset[name])
+    videos = _videos(file, sample, where)
+    for name, table in videos.items():
+        features[name] = _video_feature(name, table, declared, where)
+        frame_offset[name], frame_size[name] = table.offset, table.size
+        lengths[name] = len(table.size)
     length = said.setdefault("length", next(iter(lengths.values())))
     for name, found in lengths.items():
         if found != length:
@@ -122,7 +138,7 @@ def _episode(file: BinaryIO, sample: Sample, where: str) -> _Episode:
         refuse_doubtful(sample, features, length, where)
     ordered = {name: features[name] for name in (declared or sorted(features))}
     meta = episode_meta_from_dict(said, f"{where}.meta.json")
-    return _Episode(sample.key, meta, ordered, array_offset, frame_offset, frame_size)
+    return _Episode(sample.key, meta, ordered, array_offset, frame_offset, frame_size, videos)
 
 
 def _tasks(file: BinaryIO, sample: Sample, said: Mapping[str, Any], where: str) -> Any:
@@ -167,12 +183,20 @@ def _array_feature(name: str, header: NpyHeader, declared: Mapping[str, Feature]
     return feature
 
 
-def _inferred(where: str, name: str, dtype: str, shape: tuple[int, ...], codec: type[Codec] | None) -> Feature:
+def _inferred(
+    where: str,
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    codec: type[Codec] | None,
+    group_steps: int | None = None,
+) -> Feature:
     """A feature of which nothing is said; a JPEG is then taken for what JPEGs are, RGB."""
     stored: dict[str, Any] = {"kind": "array", "codec": "npy"}
     if codec:
         stored = {"kind": "frames", "codec": codec.name, "jpeg_channels": "rgb" if codec.has_channel_order else None}
-    return feature_from_dict({"name": name, "dtype": dtype, "shape": shape, **stored}, where)
+    known = {"name": name, "dtype": dtype, "shape": shape, "group_steps": group_steps}
+    return feature_from_dict(known | stored, where)
 
 
 def _camera_feature(
@@ -196,6 +220,38 @@ def _camera_feature(
         raise FormatError(
             f"{frame_where}: {codec.name} of {dtype} {shape}, its meta.json says {feature.codec} of {feature.dtype} "
             f"{feature.shape}."
+        )
+    return feature
+
+
+def _videos(file: BinaryIO, sample: Sample, where: str) -> dict[str, VideoTable]:
+    """The table of each video, its places those of the tar."""
+    twice = next((name for name in sample.videos if name in sample.arrays or name in sample.numbered), None)
+    if twice is not None:
+        raise FormatError(f"{where}: {twice} as a video and by other members, wanted it once. Rename one.")
+    tables = {}
+    for name, member in sample.videos.items():
+        table = read_video_table(io.BufferedReader(MemberFile(file, member)), f"{where}.{name}.mp4")
+        tables[name] = replace(table, offset=table.offset + np.uint64(member.offset))
+    return tables
+
+
+def _video_feature(name: str, table: VideoTable, declared: Mapping[str, Feature], where: str) -> Feature:
+    """The camera of a video; sides of which the last row or column is padding only a meta.json can tell."""
+    stream, feature = table.stream, declared.get(name)
+    shape = (stream.height, stream.width, 3)
+    if feature is None:
+        return _inferred(where, name, "uint8", shape, CODECS[stream.codec], table.group_steps)
+    padding = [coded - side for coded, side in zip(shape, feature.shape, strict=False)]
+    found = f"{stream.codec} of {shape} in groups of up to {table.group_steps}"
+    if (
+        feature.codec != stream.codec
+        or not all(more in (0, 1) for more in padding)
+        or table.group_steps > (feature.group_steps or 0)
+    ):
+        raise FormatError(
+            f"{where}.{name}.mp4: {found}, its meta.json says {feature.codec} of {feature.shape} in groups of up to "
+            f"{feature.group_steps}."
         )
     return feature
 

@@ -6,6 +6,7 @@ In the folder of an episode a slash counts as the dot of the usual form:
     ep0.top.000000.jpg             ep0/top/000000.jpg, ep0/top/frame_000000.jpg
     ep0.images.top.000000.jpg      ep0/images/top/000000.jpg
     ep0.image.000000.jpg           ep0/000000.jpg
+    ep0.top.mp4                    ep0/top.mp4
 """
 
 import re
@@ -48,7 +49,7 @@ def divide(names: Iterable[str], where: str, stem: str) -> Division:
         FormatError: If frames lie in a folder, and nothing says of which episode.
     """
     divided = {name: ("", "") if _is_hidden(name) else split_key(name) for name in names}
-    folders = _folders_of_frames(divided)
+    folders = _folders_of_frames(divided) | _folders_of_videos(divided)
     if not folders:
         return divided
     keys_of = _episode_folders(set(folders.values()), {n: d for n, d in divided.items() if n not in folders}, stem)
@@ -68,6 +69,12 @@ def is_picture(name: str) -> bool:
     return codec is not None and codec.storage == "members"
 
 
+def is_video(name: str) -> bool:
+    """Whether a member is a video of a whole episode, by its suffix."""
+    codec = codec_of_suffix("." + name.rpartition(".")[2].lower())
+    return codec is not None and codec.storage == "video"
+
+
 def _folders_of_frames(divided: Division) -> dict[str, str]:
     """The folder of each frame that is numbered in one; a picture beside other members of its sample is no frame."""
     beside = {key for name, (key, _) in divided.items() if not is_picture(name)}
@@ -79,14 +86,34 @@ def _folders_of_frames(divided: Division) -> dict[str, str]:
     return folders
 
 
-def _episode_folders(folders: Collection[str], others: Division, stem: str) -> dict[str, tuple[str, str]]:
-    """For each folder of frames the folder of its episode, and the episode's key."""
+def _folders_of_videos(divided: Division) -> dict[str, str]:
+    """The folder of each video that lies in the folder of an episode, and not in one of its own."""
+    others = {name: given for name, given in divided.items() if not is_video(given[1])}
+    beside = {key for key, _ in others.values()}
+    keys, parents = _shown(others)
+    folders = {}
+    for name, (key, field) in divided.items():
+        folder = name.rpartition("/")[0]
+        is_inside = any(start in keys for start in _cut(folder, "/.")) or bool(parents & {*_cut(folder, "/"), ""})
+        if is_video(field) and key not in beside and is_inside:
+            folders[name] = folder
+    return folders
+
+
+def _shown(others: Division) -> tuple[set[str], set[str]]:
+    """Keys of episodes, and folders that are one, by what is neither a frame nor a video."""
     keys = {key for key, field in others.values() if _shows_an_episode(field)}
     parents = {
         key.rpartition("/")[0]
         for key, field in others.values()
         if field.lower() == "npy" or f"{key.rpartition('/')[2]}.{field}".lower() in _NAMED
     }
+    return keys, parents
+
+
+def _episode_folders(folders: Collection[str], others: Division, stem: str) -> dict[str, tuple[str, str]]:
+    """For each folder of frames the folder of its episode, and the episode's key."""
+    keys, parents = _shown(others)
     found = {}
     for folder in folders:
         above = [*_cut(folder, "/"), ""]

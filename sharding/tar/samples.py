@@ -9,7 +9,7 @@ from epistream.errors import FormatError
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import codec_of_suffix
 from epistream.sharding.tar.captions import CAPTIONS
-from epistream.sharding.tar.sample_names import ONLY_CAMERA, divide, is_picture
+from epistream.sharding.tar.sample_names import ONLY_CAMERA, divide, is_picture, is_video
 from epistream.sharding.tar.tar_reader import Member
 
 _log = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 STEPS = "say of which episode each step is, see 'epistream index TARS --draft'"
 WANTED = (
     "wanted one sample an episode, with members such as KEY.action.npy (steps first), "
-    "KEY.observation.images.top.000000.jpg, KEY.txt (instructions) and KEY.meta.json. "
+    "KEY.observation.images.top.000000.jpg or KEY.observation.images.top.mp4, KEY.txt (instructions) and "
+    "KEY.meta.json. "
     f"Pack the source with 'epistream pack'; or if each sample is one step, {STEPS}"
 )
 _NUMBERED = re.compile(r"(?:(.+)\.)?([0-9]{1,15})(\.[^.]+)")
@@ -36,6 +37,7 @@ class Sample:
         arrays: By feature.
         numbered: Frames, or parts of a camera of plain pixels, by camera and number.
         codecs: What kind of frames a camera has.
+        videos: By camera.
         pictures: Without a number, so that nothing says which step they are of.
         strays: Data that nothing says the feature or the episode of: arrays without a name, values by number.
         others: What is neither a row nor a frame, nor says anything of the episode.
@@ -47,6 +49,7 @@ class Sample:
     arrays: dict[str, Member] = field(default_factory=dict)
     numbered: dict[str, dict[int, Member]] = field(default_factory=dict)
     codecs: dict[str, type[Codec]] = field(default_factory=dict)
+    videos: dict[str, Member] = field(default_factory=dict)
     pictures: list[Member] = field(default_factory=list)
     strays: list[Member] = field(default_factory=list)
     others: list[Member] = field(default_factory=list)
@@ -54,7 +57,7 @@ class Sample:
     @property
     def is_whole(self) -> bool:
         """Whether it has steps."""
-        return bool(self.arrays or self.numbered)
+        return bool(self.arrays or self.numbered or self.videos)
 
     @property
     def members(self) -> list[Member]:
@@ -123,6 +126,9 @@ def _sort_in(sample: Sample, member: Member, name: str, where: str) -> None:
             )
         frames = sample.numbered.setdefault(camera, {})
         twice, frames[number] = frames.get(number), member
+    elif is_video(name):
+        camera = name.rpartition(".")[0] or ONLY_CAMERA
+        twice, sample.videos[camera] = sample.videos.get(camera), member
     elif is_picture(name):
         sample.pictures.append(member)
     elif name == "npy" or (name[:1].isdecimal() and _first(name).isdecimal()):
@@ -144,7 +150,7 @@ def _split_number(name: str) -> tuple[str, int, type[Codec]] | None:
     """Camera, number and codec of a numbered member: a frame, or part of an array, numbered as we write them."""
     matched = _NUMBERED.fullmatch(name)
     codec = codec_of_suffix(matched[3]) if matched else None
-    if not matched or codec is None:
+    if not matched or codec is None or codec.storage == "video":
         return None
     if codec.storage == "array" and (not matched[1] or len(matched[2]) < 6):
         return None

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from epistream.sharding.files.names import index_name
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
+from epistream.sharding.format.videos import join_videos
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pictures.video import VideoStream
+from epistream.sharding.pictures.video_encoder import EncodedVideo
 from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 
@@ -49,6 +52,14 @@ class ShardWriter:
         self._array_offset: dict[str, list[int]] = {n: [] for n, f in self.features.items() if f.kind == "array"}
         self._frame_offset: dict[str, list[int]] = {n: [] for n, f in self.features.items() if f.kind == "frames"}
         self._frame_size: dict[str, list[int]] = {n: [] for n in self._frame_offset}
+        self._videos: dict[str, list[tuple[VideoStream, NDArray[np.uint32]]]] = {
+            n: [] for n in self._frame_offset if CODECS[self.features[n].codec].storage == "video"
+        }
+        self._add_frames: dict[str, Callable[..., int]] = {
+            "members": self._add_members,
+            "array": self._add_pixels,
+            "video": self._add_video,
+        }
         self._file = self._temporary.open("w+b", buffering=_BUFFER_BYTES)
         self._tar = TarWriter(self._file)
 
@@ -63,8 +74,9 @@ class ShardWriter:
         Args:
             meta: What is known of it.
             arrays: feature -> (length, ...) values.
-            frames: camera -> its frames in order: encoded bytes where the codec stores members, else (H, W, C) arrays.
-                Taken one at a time, so that they may be made on the way.
+            frames: camera -> its frames in order: encoded bytes where the codec stores members, one `EncodedVideo` of
+                them all where it stores video, else (H, W, C) arrays. Taken one at a time, so that they may be made on
+                the way.
 
         Raises:
             LayoutError: If a feature is missing, has another shape or another number of steps than the episode.
@@ -131,8 +143,7 @@ class ShardWriter:
                 self._add_array(key, feature, arrays[name], meta)
         for name, feature in self.features.items():
             if feature.kind == "frames":
-                add = self._add_members if CODECS[feature.codec].storage == "members" else self._add_pixels
-                num_frames = add(key, feature, frames[name], meta)
+                num_frames = self._add_frames[CODECS[feature.codec].storage](key, feature, frames[name], meta)
                 if num_frames != meta.length:
                     raise LayoutError(f"{feature.source_path}: {num_frames} frames, wanted {meta.length}, one a step")
 
@@ -181,6 +192,19 @@ class ShardWriter:
             self._tar.write(data.reshape(-1).view(np.uint8).data)
         return step
 
+    def _add_video(self, key: str, feature: Feature, frames: Iterable[EncodedVideo], meta: EpisodeMeta) -> int:
+        """One member for the whole episode."""
+        [video] = frames
+        if len(video.data) > MAX_MEMBER_BYTES:
+            raise LayoutError(
+                f"{feature.source_path}: a video of {len(video.data):,} bytes, wanted at most {MAX_MEMBER_BYTES:,}"
+            )
+        offset = self._tar.add(f"{key}.{feature.name}{CODECS[feature.codec].suffixes[0]}", video.data)
+        self._frame_offset[feature.name] += (offset + video.table.offset.astype(np.int64)).tolist()
+        self._frame_size[feature.name] += video.table.size.tolist()
+        self._videos[feature.name].append((video.table.stream, video.table.back))
+        return len(video.table.size)
+
     def _forget(self, num_bytes: int) -> None:
         """Take the episode out again that comes after `num_bytes` bytes."""
         self._tar.roll_back(num_bytes)
@@ -189,6 +213,8 @@ class ShardWriter:
             del offsets[len(self._episodes) :]
         for rows in (*self._frame_offset.values(), *self._frame_size.values()):
             del rows[num_rows:]
+        for videos in self._videos.values():
+            del videos[len(self._episodes) :]
 
     def _index(self) -> ShardIndex:
         if not self._episodes:
@@ -205,4 +231,5 @@ class ShardWriter:
             frame_size={name: np.array(rows, np.uint32) for name, rows in self._frame_size.items()},
             episodes=self._episodes,
             block_checksums=self._tar.hasher.block_checksums,
+            videos=join_videos(self._videos),
         )

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from epistream.errors import FormatError
 from epistream.sharding.format.features import IMAGES
 from epistream.sharding.tar.npy import NpyHeader
-from epistream.sharding.tar.sample_names import split_key
+from epistream.sharding.tar.sample_names import is_video, split_key
 from epistream.sharding.tar.step_mapping import TAR, Origin, StepFeature, StepMapping, key_pattern
 from epistream.sharding.tar.step_samples import MAX_ROW_BYTES, Sample, numbers, samples_of
 from epistream.sharding.tar.tar_reader import Member, walk
@@ -51,7 +51,7 @@ def refuse_steps(file: BinaryIO, members: Sequence[Member], where: str) -> None:
         FormatError: If each of its samples is one step; the message has a draft of the mapping.
     """
     names = [split_key(member.name) for member in members]
-    if any(name.lower() == "meta.json" or _is_frame(name) for _, name in names):
+    if any(name.lower() == "meta.json" or _is_frame(name) or is_video(name) for _, name in names):
         return  # written as episodes
     if len({key for key, _ in names if key}) < 2:
         return

@@ -1,8 +1,9 @@
 """The members of a tar, read from its headers alone; a tar that does not end as tars end is torn."""
 
+import io
 import tarfile
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from epistream.errors import FormatError
 from epistream.sharding.files.foreign import foreign_bytes
@@ -109,6 +110,39 @@ def _advice(file: BinaryIO) -> str:
     file.seek(0)
     foreign = foreign_bytes(file.read(512))
     return f"It is {foreign.what}. {foreign.advice}" if foreign else "Fetch or pack it again."
+
+
+class MemberFile(io.RawIOBase):
+    """The bytes of a member as a file of its own, for readers that seek. `file` may not be used meanwhile."""
+
+    def __init__(self, file: BinaryIO, member: Member) -> None:
+        self._file, self._member, self._at = file, member, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As files do; beyond the end there is nothing to read."""
+        self._at = max(0, offset + (0, self._at, self._member.size)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """As files do."""
+        size = min(len(buffer), max(0, self._member.size - self._at))
+        self._file.seek(self._member.offset + self._at)
+        data = self._file.read(size)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def read_member(file: BinaryIO, member: Member, limit: int | None = None) -> bytes:

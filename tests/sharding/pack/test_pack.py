@@ -341,7 +341,7 @@ def test_pack_camera_drop_and_rename_choose_and_name_features(tmp_path):
         ({"drop": ["*.qvel", "effort"]}, OptionError, "drop 'effort': no feature is called so, found observation.im"),
         ({"quality": 50}, OptionError, "quality: 50, but no camera is encoded as JPEG"),
         ({"quality": 50, "codec": "raw"}, OptionError, "quality: 50, but no camera is encoded as JPEG"),
-        ({"codec": "h264"}, OptionError, "codec: 'h264', wanted jpeg, png, raw or webp"),
+        ({"codec": "hevc"}, OptionError, "codec: 'hevc', wanted jpeg, png, raw, webp or h264"),
         ({"quality": 0}, OptionError, "quality: 0, wanted 1 to 100"),
         ({"shard_size": "1 parsec"}, OptionError, "shard_size: '1 parsec', wanted a size such as 128MiB"),
         ({"shard_size": 10}, OptionError, "wanted 64 KiB"),
