@@ -1,6 +1,6 @@
 """Distinct episodes per batch of 64 when a tenth of the data fits into memory, against a full permutation.
 
-    python benchmarks/shuffle_quality.py [--share 0.1] [--epochs 3] [--jobs] [--json]
+    python benchmarks/shuffle_quality.py [--share 0.1] [--epochs 3] [--jobs | --blocks] [--json]
 
 For made-up datasets: the largest order that the budget holds, with its segments in flight counted. The columns are
 the mean number of distinct episodes over the first hundred, two hundred middle and the last hundred batches, divided
@@ -9,6 +9,10 @@ by that of a full random permutation of the dataset, and by that of uniform draw
 With --jobs: a million episodes of 400 steps, ten a shard, for 1, 8 and 128 nodes of 8 ranks with batches of 32: the
 default order, and the one that declaring the job makes. Distinct episodes in the middle of the epoch, counted and by
 the closed form, what a node fetches and draws from, and the processor time of deciding a rank's batch.
+
+With --blocks: orders by blocks of 6,000 and of 50 episodes of 400 steps, on one node in 8 lanes. Distinct episodes and
+distinct blocks of every batch of 64, of those of a permutation: over all epochs, and in the first and last 20 batches
+of each. Slots are the blocks that a node keeps with one batch in flight, and those that were in use at once.
 """
 
 import argparse
@@ -17,13 +21,15 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.judgement import judge
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.quality import distinct_by_third, expected_distinct
 from epistream.loader.order.schedule import Schedule
-from epistream.loader.order.working_set import largest_fit
+from epistream.loader.order.working_set import largest_fit, pool_slots
 from epistream.loader.order.world import World
 
 BATCH = 64
@@ -37,12 +43,17 @@ DATASETS = [
     (300, 2, 400),
     (300, 1, 400),
 ]
+# Episodes and episodes per shard, all of 400 steps; steps of a block and blocks of the pool.
+DATASETS_OF_BLOCKS = [(6000, 10), (6000, 1), (50, 5)]
+BLOCKS = [(8, 104), (8, 128), (8, 256), (30, 64), (30, 96), (30, 112), (30, 128)]
 
 
-def make_up(num_episodes: int, per_shard: int, steps: int) -> SimpleNamespace:
-    """A manifest of ragged episodes: lengths from half to one and a half times `steps`."""
+def make_up(num_episodes: int, per_shard: int, steps: int, ragged: bool = True) -> SimpleNamespace:
+    """A manifest of episodes of `steps` steps; of ragged ones, from half to one and a half times as many."""
     episode = np.arange(num_episodes)
     length = np.random.default_rng(0).integers(steps // 2, steps * 3 // 2 + 1, num_episodes)
+    if not ragged:
+        length[:] = steps
     shard = episode // per_shard
     size = np.bincount(shard, weights=length).astype(np.int64) * 30_000
     return SimpleNamespace(
@@ -79,6 +90,46 @@ def measure(num_episodes: int, per_shard: int, steps: int, share: float, epochs:
         "last_of_permutation": thirds[2] / permuted, "first_of_residents": thirds[0] / resident,
         "middle_of_residents": thirds[1] / resident, "last_of_residents": thirds[2] / resident,
     }  # fmt: skip
+
+
+def measure_blocks(num_episodes: int, per_shard: int, sizes: tuple[int, int], epochs: int) -> dict[str, float]:
+    """How varied the batches of an order by blocks are, against a full permutation of windows."""
+    block_steps, pool_blocks = sizes
+    dataset = make_up(num_episodes, per_shard, 400, ragged=False)
+    anchors = Anchors(dataset, None, (0, 0), drop_incomplete=False)  # type: ignore[arg-type]
+    options = OrderOptions(by="blocks", block_steps=block_steps, pool_blocks=pool_blocks)
+    plan = Plan.of(anchors, dataset, options)  # type: ignore[arg-type]
+    whole = plan.num_windows // BATCH * BATCH
+    positions = np.arange(whole)
+    shares, most_open = [], 0
+    blocks_of_episode = -(-400 // block_steps)
+    sizes_of_blocks = np.minimum(400 - np.arange(blocks_of_episode) * block_steps, block_steps)
+    permuted = (anchors.windows_per_episode, np.tile(sizes_of_blocks, num_episodes))
+    for epoch in range(epochs):
+        episode, _, step = anchors.locate(*plan.epoch(epoch).windows(positions))
+        block = episode * blocks_of_episode + step // block_steps
+        for found, windows in zip((episode, block), permuted, strict=True):
+            ranked = np.sort(found.reshape(-1, BATCH), axis=1)
+            distinct = (np.diff(ranked, axis=1) > 0).sum(axis=1) + 1
+            parts = distinct, distinct[:20], distinct[-20:]
+            shares.append([part.mean() / expected_distinct(windows, BATCH) for part in parts])
+        most_open = max(most_open, blocks_in_use(positions // BATCH, block))
+    episodes, blocks = np.mean(shares[::2], axis=0), np.mean(shares[1::2], axis=0)
+    return {
+        "episodes": num_episodes, "per_shard": per_shard, "K": plan.resident_shards, "block_steps": block_steps,
+        "pool_blocks": pool_blocks, "slots": pool_slots(plan, BATCH), "in_use": most_open,
+        "episodes_all": episodes[0], "episodes_first": episodes[1], "episodes_last": episodes[2],
+        "blocks_all": blocks[0], "blocks_first": blocks[1], "blocks_last": blocks[2],
+    }  # fmt: skip
+
+
+def blocks_in_use(batch: NDArray[np.int64], block: NDArray[np.int64]) -> int:
+    """The most blocks of which one batch, or some before and some behind it, hold windows."""
+    first, last = np.full(block.max() + 1, batch[-1] + 1), np.zeros(block.max() + 1, np.int64)
+    np.minimum.at(first, block, batch)
+    np.maximum.at(last, block, batch)
+    enters = np.bincount(first, minlength=batch[-1] + 2)[: batch[-1] + 1]
+    return int((np.cumsum(enters) - np.cumsum(np.bincount(last + 1, minlength=batch[-1] + 2))[: batch[-1] + 1]).max())
 
 
 def measure_jobs() -> list[dict[str, float | str]]:
@@ -123,16 +174,24 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--jobs", action="store_true")
+    parser.add_argument("--blocks", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.jobs:
-        jobs = measure_jobs()
+    if arguments.jobs or arguments.blocks:
+        found = (
+            measure_jobs()
+            if arguments.jobs
+            else [measure_blocks(*shape, sizes, arguments.epochs) for shape in DATASETS_OF_BLOCKS for sizes in BLOCKS]
+        )
         if arguments.json:
-            print(json.dumps(jobs, indent=1))
+            print(json.dumps(found, indent=1))
             return
-        print(*(f"{key:>12}" for key in jobs[0]))
-        for job in jobs:
-            print(*(f"{value:12.3f}" if isinstance(value, float) else f"{value:>12}" for value in job.values()))
+        width = max(map(len, found[0]))
+        print(*(f"{key:>{width}}" for key in found[0]))
+        for row in found:
+            print(
+                *(f"{value:{width}.3f}" if isinstance(value, float) else f"{value:>{width}}" for value in row.values())
+            )
         return
     rows = [measure(*shape, arguments.share, arguments.epochs) for shape in DATASETS]
     if arguments.json:

@@ -42,7 +42,9 @@ def check_agreement(job: ReadJob) -> None:
     group_number, number = _STREAMS[group][0], next(_STREAMS[group][1])
     # A store that torchrun keeps over restarts still holds what was said in groups that are gone by now.
     key = f"epistream/plan/{size}/{num_restarts()}/{group_number}/{number}"
-    ours = {**job.identity, "batch_size": job.batch_size, "remainder": job.remainder, "world": job.world.layout}
+    # An order by windows does not say so, and its rank would have nothing to compare with that of one by blocks.
+    ours = {"by": "windows", **job.identity, "batch_size": job.batch_size, "remainder": job.remainder}
+    ours["world"] = job.world.layout
     # An empty expectation sets the value if there is none, and returns what stands there.
     first = json.loads(store.compare_set(key, "", json.dumps(ours, sort_keys=True)))
     for name, value in ours.items():

@@ -67,7 +67,8 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> Place:
             f"state: version is {in_short(state['version'])}, this release reads versions {STATE_VERSION} and "
             f"{_SHORT_VERSION}. Resume with the release that saved it."
         )
-    ours, saved = job.identity, {name: _plain(value) for name, value in state.items()}
+    # Orders by windows do not say so, as those of releases that knew no others.
+    ours, saved = ({"by": "windows", **each} for each in (job.identity, _plain_values(state)))
     if version == _SHORT_VERSION:
         ours = _short(ours)
     different = list(_differences(saved, ours))
@@ -120,6 +121,10 @@ def whole_number(value: Any) -> int | None:
     with suppress(Exception):  # a tensor on no device, or a class of anybody's
         return operator.index(value)
     return None
+
+
+def _plain_values(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in state.items()}
 
 
 def _plain(value: Any, is_item: bool = False) -> Any:

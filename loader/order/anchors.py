@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError, OptionError
 from epistream.lazy import lazy
 from epistream.loader.order.lanes import Pieces
-from epistream.loader.order.spread import number_groups
+from epistream.loader.order.spread import cut_to, number_groups
 
 if TYPE_CHECKING:
     from epistream.sharding.format.opened_dataset import Dataset
@@ -118,6 +118,38 @@ class Anchors:
         _, place, _ = self.locate(np.repeat(shard, size), window)
         return number_groups(place, size)
 
+    def blocks(self, shard: int, first: int, count: int, block_steps: int) -> NDArray[np.int64]:
+        """As `Episodes.blocks` describes; blocks end with valid ranges, and each repetition has its own."""
+        begin = int(self._shard_before[shard]) + first
+        low = int(np.searchsorted(self._before, begin, side="right")) - 1
+        high = int(np.searchsorted(self._before, begin + count, side="left"))
+        rows = slice(low, high)
+        number, counts = self._before[rows], np.diff(self._before[low : high + 1])
+        start = np.zeros_like(number) if self._start is None else self._start[rows]
+        steps = counts
+        if self._steps is not None:
+            steps = np.minimum(self._steps[rows], counts)
+            times = counts // np.maximum(steps, 1)
+            number, start, steps = (np.repeat(array, times) for array in (number, start, steps))
+            # Repetition r of a row begins r times its steps behind the row.
+            number = number + steps * (np.arange(len(number)) - np.repeat(np.cumsum(times) - times, times))
+        before, blocks = start // block_steps, _blocks_of(start, steps, block_steps)
+        within = np.arange(int(blocks.sum())) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+        at = np.maximum((np.repeat(before, blocks) + within) * block_steps - np.repeat(start, blocks), 0)
+        starts = np.repeat(number, blocks) + at - int(self._shard_before[shard])
+        return cut_to(starts, first, first + count)
+
+    def num_blocks(self, block_steps: int) -> NDArray[np.int64]:
+        """As `Episodes.num_blocks` describes."""
+        counts = np.diff(self._before)
+        start = np.zeros_like(counts) if self._start is None else self._start
+        blocks = _blocks_of(start, counts, block_steps)
+        if self._steps is not None:
+            steps = np.minimum(self._steps, counts)
+            blocks = counts // self._steps * _blocks_of(start, steps, block_steps)
+        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks)])
+        return np.diff(total[np.searchsorted(self._before, self._shard_before)])
+
     def find(self, episode_index: int, step: int) -> tuple[int, int]:
         """The window (shard, k) that stands at a step; the first of its repetitions.
 
@@ -171,6 +203,11 @@ class Anchors:
             f"{where}: {len(length)} episodes, but none of their steps may hold a window. Check their valid ranges "
             "with 'epistream inspect', the repetitions given, or use Window(drop_incomplete=False) to pad."
         )
+
+
+def _blocks_of(start: NDArray[np.int64], steps: NDArray[np.int64], block_steps: int) -> NDArray[np.int64]:
+    """How many blocks each run of `steps` steps from `start` touches."""
+    return np.where(steps > 0, (start + steps - 1) // block_steps - start // block_steps + 1, 0)
 
 
 def _at(values: NDArray[Any], rows: NDArray[np.int64] | None) -> NDArray[Any]:

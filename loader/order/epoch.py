@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import OptionError
+from epistream.loader.order.blocks import BlockOrder, BlockSizes
 from epistream.loader.order.lanes import Lanes, Pieces
 from epistream.loader.order.segments import LaneOrder, Segment, ShardUse
 from epistream.loader.order.spread import Episodes
@@ -40,10 +41,23 @@ class EpochOrder(ABC):
         Raises:
             OptionError: if a position lies outside the epoch.
         """
+        return self._windows(self._checked(positions))
+
+    def ends_block(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the windows at `positions` are the last that the order takes of their block: (n,).
+
+        False everywhere where the order is not by blocks. Cheap after `windows` of the same positions.
+
+        Raises:
+            OptionError: if a position lies outside the epoch.
+        """
+        return np.zeros(len(self._checked(positions)), np.bool_)
+
+    def _checked(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         positions = np.asarray(positions, np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self.num_windows:
             raise OptionError(f"position: {positions.min()} to {positions.max()}, wanted 0 to {self.num_windows - 1}.")
-        return self._windows(positions)
+        return positions
 
     @abstractmethod
     def uses_from(self, position: int, lanes: Sequence[int] | None = None) -> Iterator[ShardUse]:
@@ -82,20 +96,22 @@ class SequentialEpoch(EpochOrder):
 
 
 class ShuffledEpoch(EpochOrder):
-    """Position p belongs to lane p mod L, item p div L; see `LaneOrder` for the order within a lane.
+    """Position p belongs to lane p mod L, item p div L; see `LaneOrder` and `BlockOrder` for the order within a lane.
 
     Args:
         lanes: the lanes of the epoch; each is computed when it is first asked for.
         episodes: which windows are of one episode.
         parts: k, shards that a lane draws from at a time, where it has so many.
-        seed: the seed of the order.
-        epoch: the epoch.
+        key: the seed of the order, and the epoch.
+        blocks: their sizes, where the order is by blocks.
     """
 
-    def __init__(self, lanes: Lanes, episodes: Episodes, parts: int, seed: int, epoch: int) -> None:
+    def __init__(
+        self, lanes: Lanes, episodes: Episodes, parts: int, key: tuple[int, int], blocks: BlockSizes | None = None
+    ) -> None:
         self.num_windows, self.num_lanes = lanes.num_windows, lanes.num_lanes
-        self._arguments = (lanes, episodes, parts, seed, epoch)
-        self._orders: dict[int, LaneOrder] = {}
+        self._arguments = (lanes, episodes, parts, key, blocks)
+        self._orders: dict[int, LaneOrder | BlockOrder] = {}
         # Two a lane: batches that are being read at once lie on both sides of a segment's end.
         self._segments: SharedLru[tuple[int, int], Segment] = SharedLru(2 * self.num_lanes)
         self._last: dict[int, Segment] = {}
@@ -104,13 +120,15 @@ class ShuffledEpoch(EpochOrder):
         # What was computed stays behind: it holds a lock, and is cheaper to compute again than to send.
         return ShuffledEpoch, self._arguments
 
-    def lane(self, lane: int) -> LaneOrder:
+    def lane(self, lane: int) -> LaneOrder | BlockOrder:
         """The order of one lane; O(its pieces) when first asked for."""
         order = self._orders.get(lane)
         if order is None:
-            lanes, episodes, parts, seed, epoch = self._arguments
+            lanes, episodes, parts, (seed, epoch), blocks = self._arguments
             pieces, key = lanes.pieces(lane), (seed, epoch, lane)
             order = LaneOrder(pieces, episodes, min(len(pieces), parts), key, self._room)
+            if blocks is not None:
+                order = BlockOrder(order, episodes, blocks, key, self._room)
             self._orders[lane] = order
         return order
 
@@ -119,13 +137,27 @@ class ShuffledEpoch(EpochOrder):
 
     def _windows(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shard, window = np.empty_like(positions), np.empty_like(positions)
+        for where, segment, rows in self._found(positions):
+            shard[where], window[where] = segment.shard[rows], segment.window[rows]
+        return shard, window
+
+    def ends_block(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """As `EpochOrder.ends_block`."""
+        ends = super().ends_block(positions)
+        if self._arguments[-1] is not None:
+            for where, segment, rows in self._found(np.asarray(positions, np.int64)):
+                if segment.ends_block is not None:
+                    ends[where] = segment.ends_block[rows]
+        return ends
+
+    def _found(self, positions: NDArray[np.int64]) -> Iterator[tuple[Any, Segment, Any]]:
+        """Segments, each with where in `positions` those are that it holds, and its rows of these."""
         if len(positions) < _FEW * self.num_lanes:
             for place, position in enumerate(positions.tolist()):
                 item, lane = divmod(position, self.num_lanes)
                 segment = self._segment(lane, item)
-                row = item - segment.start
-                shard[place], window[place] = segment.shard[row], segment.window[row]
-            return shard, window
+                yield place, segment, item - segment.start
+            return
         items, lanes = np.divmod(positions, self.num_lanes)
         for lane in np.flatnonzero(np.bincount(lanes)).tolist():
             where = np.flatnonzero(lanes == lane)
@@ -133,10 +165,8 @@ class ShuffledEpoch(EpochOrder):
                 wanted = items[where]
                 segment = self._segment(lane, int(wanted[0]))
                 inside = (wanted >= segment.start) & (wanted < segment.start + len(segment.shard))
-                here, rows = where[inside], wanted[inside] - segment.start
-                shard[here], window[here] = segment.shard[rows], segment.window[rows]
+                yield where[inside], segment, wanted[inside] - segment.start
                 where = where[~inside]
-        return shard, window
 
     def _segment(self, lane: int, item: int) -> Segment:
         last = self._last.get(lane)

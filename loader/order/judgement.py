@@ -20,13 +20,17 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, gcd
 from typing import Any, Literal
 
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
+from epistream.loader.order.quality import counted_distinct
 from epistream.loader.order.working_set import bytes_of, largest_bytes
 from epistream.units import distinct_sizes, parse_size
 
 Word = Literal["good", "fair", "poor"]
 GOOD, FAIR = 0.9, 0.5
 MANY_FETCHES = 2.0
+# Pools that are tried where an order by blocks is not good, and what one must bring to be worth its memory.
+_LARGER_POOLS, _WORTH = (2, 4, 8), 1.02
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Figures:
         distinct_share: distinct episodes in a global batch, of those that a full permutation gives it, in expectation.
         fetch_factor: what a node fetches in an epoch, of its share of the bytes.
         node_bytes: of the shards that a node draws from at a time, were they the largest.
+        pool_blocks: of an order by blocks, those that it draws from at a time; its distinct episodes are counted.
     """
 
     lanes: int
@@ -45,6 +50,11 @@ class Figures:
     distinct_share: float
     fetch_factor: float
     node_bytes: int
+    pool_blocks: int | None = None
+
+    def __str__(self) -> str:
+        pool = "" if self.pool_blocks is None else f", pool_blocks={self.pool_blocks}"
+        return f"lanes={self.lanes}, resident_shards={self.resident_shards}{pool}"
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,7 @@ class Judgement:
         now = self.now
         text = (
             f"shuffle {self.word}: a batch of {self.global_batch:,} windows holds {now.distinct_share:.2f} of the "
-            f"distinct episodes that a full permutation gives it (lanes={now.lanes}, "
-            f"resident_shards={now.resident_shards})"
+            f"distinct episodes that a full permutation gives it ({now})"
         )
         if now.fetch_factor >= MANY_FETCHES:
             shared = self.num_nodes // gcd(self.num_nodes, now.lanes)
@@ -102,9 +111,8 @@ class Judgement:
             brings += f" and {better.fetch_factor:.1f} times its share for each node"
         then, now = distinct_sizes(better.node_bytes, self.now.node_bytes)
         return (
-            f"OrderOptions({self.declared}), which is lanes={better.lanes}, resident_shards={better.resident_shards}, "
-            f"brings {brings}, and draws from up to {then} of shards on a node at a time "
-            f"({now} now). It is another order: states saved under this one do not fit it"
+            f"OrderOptions({self.declared}), which is {better}, brings {brings}, and draws from up to {then} of shards "
+            f"on a node at a time ({now} now). It is another order: states saved under this one do not fit it"
         )
 
     def __str__(self) -> str:
@@ -116,7 +124,7 @@ class Judgement:
 
 
 def judge(plan: Plan, global_batch: int, num_nodes: int) -> Judgement | None:
-    """Judge an order for a job, from counts alone: milliseconds, and O(shards) memory.
+    """Judge an order for a job, from counts alone: milliseconds, and O(shards) memory; by blocks, from some batches.
 
     Args:
         plan: the order.
@@ -145,11 +153,32 @@ def fetch_factor(plan: Plan, num_lanes: int, num_nodes: int) -> float:
     return min(num_nodes // gcd(num_nodes, num_lanes) * pieces / plan.num_shards, float(num_nodes))
 
 
-def figures(plan: Plan, lanes: int, resident_shards: int, global_batch: int, num_nodes: int) -> Figures:
-    """What L and K mean for a job."""
-    share = plan.episode_mix(lanes).share(global_batch, max(2, -(-resident_shards // lanes)))
+def figures(
+    plan: Plan, lanes: int, resident_shards: int, global_batch: int, num_nodes: int, pool_blocks: int | None = None
+) -> Figures:
+    """What L and K mean for a job, and of an order by blocks its pool; the plan's if None."""
+    mix, fetched = plan.episode_mix(lanes), fetch_factor(plan, lanes, num_nodes)
     size = bytes_of(plan, lanes, resident_shards, global_batch, num_nodes)
-    return Figures(lanes, resident_shards, share, fetch_factor(plan, lanes, num_nodes), size)
+    if plan.blocks is None:
+        share = mix.share(global_batch, max(2, -(-resident_shards // lanes)))
+        return Figures(lanes, resident_shards, share, fetched, size)
+    pool_blocks = max(pool_blocks or plan.pool_blocks, 2 * lanes)
+    if (lanes, resident_shards, pool_blocks) != (plan.num_lanes, plan.resident_shards, plan.pool_blocks):
+        plan = plan.with_options(_of_numbers(plan.options, lanes, max(resident_shards, 2 * lanes), pool_blocks))
+    share = counted_distinct(plan, global_batch) / mix.distinct_permuted(global_batch)
+    return Figures(lanes, resident_shards, share, fetched, size, plan.pool_blocks)
+
+
+def _of_numbers(options: OrderOptions, lanes: int, resident_shards: int, pool_blocks: int) -> OrderOptions:
+    """The options of an order by blocks with these numbers, whatever job they declare."""
+    return replace(
+        options,
+        lanes=lanes,
+        resident_shards=resident_shards,
+        pool_blocks=pool_blocks,
+        nodes=None,
+        global_batch=None,
+    )
 
 
 def _better(plan: Plan, now: Figures, global_batch: int, num_nodes: int) -> tuple[Figures, str] | None:
@@ -157,17 +186,25 @@ def _better(plan: Plan, now: Figures, global_batch: int, num_nodes: int) -> tupl
     if now.distinct_share >= GOOD and now.fetch_factor < MANY_FETCHES:
         return None
     default = OrderOptions()
-    kept = now.lanes % num_nodes == 0
+    lanes = now.lanes if now.lanes % num_nodes == 0 else default.lanes
     options = replace(
         plan.options,
-        lanes=now.lanes if kept else default.lanes,
+        lanes=lanes,
         resident_shards=None,
+        pool_blocks=None if plan.blocks is None else max(plan.pool_blocks, 2 * lanes),
         nodes=num_nodes if num_nodes > 1 else None,
         global_batch=global_batch,
         resident_bytes=int(plan.shard_bytes.sum()),
     )
     lanes, resident_shards = plan.lanes_and_residents(options)
     better = figures(plan, lanes, resident_shards, global_batch, num_nodes)
+    for times in _LARGER_POOLS if plan.blocks is not None else ():
+        if better.distinct_share >= GOOD:
+            break
+        larger = figures(plan, lanes, resident_shards, global_batch, num_nodes, times * plan.pool_blocks)
+        if larger.distinct_share < better.distinct_share * _WORTH:
+            break
+        better = larger
     if better.distinct_share <= now.distinct_share and better.fetch_factor >= now.fetch_factor:
         return None
     names = ("lanes", "reshuffle_lanes", "nodes", "global_batch")
@@ -175,4 +212,6 @@ def _better(plan: Plan, now: Figures, global_batch: int, num_nodes: int) -> tupl
     room = largest_bytes(plan, resident_shards) / num_nodes
     if room > parse_size(default.resident_bytes):
         told.append(f'resident_bytes="{ceil(room / 2**30)}GiB"')
+    if plan.blocks is not None:
+        told.append(f'by="blocks", block_steps={plan.blocks.steps}, pool_blocks={better.pool_blocks}')
     return better, ", ".join(told)

@@ -4,8 +4,7 @@ Every input must be equal on all ranks, and none of them is the topology: see ``
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.lazy import lazy
+from epistream.loader.order.blocks import BlockSizes
 from epistream.loader.order.epoch import EpochOrder, SequentialEpoch, ShuffledEpoch
 from epistream.loader.order.lanes import Lanes, Pieces
-from epistream.loader.order.random_integers import Purpose, Seed, permutation
+from epistream.loader.order.options import LANE_BLOCKS, OrderOptions
+from epistream.loader.order.random_integers import Purpose, permutation
 from epistream.loader.order.segments import ShardUse
 from epistream.loader.order.spread import AverageEpisodes, Episodes
 from epistream.loader.order.variety import EpisodeMix
-from epistream.options import Count, Range, Size, check
 from epistream.units import parse_size
 
 if TYPE_CHECKING:
@@ -34,49 +34,6 @@ _DEFAULT_BYTES = 4 * 2**30
 # Distinct episodes in a declared global batch, of those that a full permutation gives it. See `judgement` for why 0.9
 # is good; the rest is for what the closed form does not know (`benchmarks/shuffle_quality.py` counts).
 WANTED_SHARE = 0.95
-
-
-@dataclass(frozen=True)
-class OrderOptions:
-    """What decides the order of an epoch, beside the dataset and the window.
-
-    The order is made for a job if its size is declared here: then L and K suit it. What is declared counts, not what
-    runs, so that a state resumes exactly on any other number of nodes or batch size.
-
-    Attributes:
-        shuffle: False streams in storage order. There is one lane then.
-        seed: of the order. Any integer in [0, 2**64).
-        lanes: independent runs; a multiple of the nodes. L: the shards are dealt to them.
-        resident_shards: K, shards drawn from at a time, at least 2 x lanes; from the manifest if None. Over all lanes.
-        reshuffle_lanes: deal shards to lanes anew each epoch, and fetch them anew.
-        nodes: declared nodes, which L becomes a multiple of; not looked at if None. Rounded up from `lanes`, or
-            down if there are few shards; K becomes at least 2 L.
-        global_batch: declared windows of a batch over all ranks, which K suits; not looked at if None. K is raised
-            until such a batch holds 0.95 of the distinct episodes that a full permutation would give it.
-        resident_bytes: of the shards on each declared node; K is raised no further. For `global_batch` alone.
-
-    Raises:
-        OptionError: a number outside its range, or fewer resident shards than the lanes need.
-    """
-
-    shuffle: bool = True
-    seed: Seed = 0
-    lanes: Annotated[Count, Range(le=1 << 16)] = 8
-    resident_shards: Annotated[Count, Range(le=1 << 24)] | None = None
-    reshuffle_lanes: bool = False
-    nodes: Annotated[Count, Range(le=1 << 16)] | None = None
-    global_batch: Annotated[Count, Range(le=1 << 32)] | None = None
-    resident_bytes: Size = 8 * 2**30
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.resident_shards is not None and self.shuffle and self.resident_shards < 2 * self.lanes:
-            smaller = self.resident_shards // 2
-            cure = f"lanes={smaller}" if smaller else "shuffle=False, which holds one shard at a time"
-            raise OptionError(
-                f"resident_shards: {self.resident_shards}, wanted at least 2 x lanes = {2 * self.lanes}. "
-                f"Use resident_shards={2 * self.lanes}, or {cure}."
-            )
 
 
 class Portion(NamedTuple):
@@ -130,6 +87,7 @@ class Plan:
         self._episodes = AverageEpisodes(per_shard, shard_episodes) if episodes is None else episodes
         self._runs = runs
         self.num_lanes, self.resident_shards = self.lanes_and_residents(options) if options.shuffle else (1, 1)
+        self.blocks, self.pool_blocks = self._blocks()
         self._lanes = None if options.reshuffle_lanes else self.lay_out(self.num_lanes)
 
     @classmethod
@@ -140,6 +98,10 @@ class Plan:
         sizes = dataset.shard_bytes + dataset.index_bytes
         return cls(anchors.per_shard, sizes, anchors.episodes_per_shard, options, runs, anchors)
 
+    def with_options(self, options: OrderOptions) -> "Plan":
+        """The order that other options would make of the same windows, both shuffled."""
+        return Plan(self.per_shard, self.shard_bytes, self.shard_episodes, options, None, self._episodes)
+
     @property
     def parts(self) -> int:
         """Shards that a lane draws from at any time (k), unless the lane has fewer."""
@@ -149,6 +111,20 @@ class Plan:
     def num_shards(self) -> int:
         """Shards that have windows."""
         return int(np.count_nonzero(self.per_shard))
+
+    def num_distinct(self, shard: NDArray[np.int64], window: NDArray[np.int64]) -> int:
+        """Of how many episodes some windows are, (n,) each, at least one."""
+        order = np.argsort(shard, kind="stable")
+        shards, sizes = np.unique(shard, return_counts=True)
+        return len(np.unique(self._episodes.group(shards, sizes, window[order])))
+
+    def reach(self, num_lanes: int) -> int:
+        """Windows of a lane that its pool of blocks may hold, were there so many lanes; 0 for an order by windows."""
+        return 0 if self.blocks is None else max(2, self.pool_blocks // num_lanes) * self.blocks.longest
+
+    def num_blocks(self) -> NDArray[np.int64]:
+        """(S,) blocks of each shard, of an order by blocks."""
+        return self._episodes.num_blocks(1 if self.blocks is None else self.blocks.steps)
 
     def episode_mix(self, num_lanes: int) -> EpisodeMix:
         """What says how varied batches are with any number of lanes."""
@@ -169,7 +145,7 @@ class Plan:
         lanes = self.lanes(epoch)
         if not self.options.shuffle:
             return SequentialEpoch(lanes.pieces(0) if self._runs is None else self._runs)
-        return ShuffledEpoch(lanes, self._episodes, self.parts, self.options.seed, epoch)
+        return ShuffledEpoch(lanes, self._episodes, self.parts, (self.options.seed, epoch), self.blocks)
 
     def portions(self, epoch: int, positions: NDArray[np.int64], batch_size: int) -> tuple[Portion, ...]:
         """As `MixturePlan.portions`: all windows are of the one dataset, at the same positions of the same epoch."""
@@ -194,7 +170,7 @@ class Plan:
         runs = () if self._runs is None else (self._runs.shard, self._runs.first, self._runs.count)
         for array in (self.per_shard, *runs):
             counts.update(np.ascontiguousarray(array, "<i8").tobytes())
-        return {
+        described: dict[str, int | bool | str] = {
             "order_version": ORDER_VERSION,
             "windows_per_shard": counts.hexdigest(),
             "windows_of_episodes": self._episodes.digest,
@@ -205,6 +181,10 @@ class Plan:
             "resident_shards": self.resident_shards,
             "reshuffle_lanes": self.options.reshuffle_lanes,
         }
+        if self.blocks is not None:
+            # Nothing of it in other orders: their states and fingerprints are those of releases that knew no blocks.
+            described |= {"by": "blocks", "block_steps": self.blocks.steps, "pool_blocks": self.pool_blocks}
+        return described
 
     def lanes_and_residents(self, options: OrderOptions) -> tuple[int, int]:
         """L and K of a shuffled order: what the options say, raised as far as the job that they declare needs it."""
@@ -222,6 +202,16 @@ class Plan:
             # Lanes share the shards at their cuts: all shards are more than K says.
             resident = max(resident, lanes * (parts if fitting == self.num_shards else min(parts, fitting // lanes)))
         return lanes, resident
+
+    def _blocks(self) -> tuple[BlockSizes | None, int]:
+        """What an order by blocks is made of, and its pool over all lanes."""
+        options = self.options.resolved()
+        if options.by != "blocks" or options.block_steps is None:
+            return None, 0
+        pool = LANE_BLOCKS * self.num_lanes if options.pool_blocks is None else options.pool_blocks
+        pool = max(pool, 2 * self.num_lanes)
+        longest = min(options.block_steps, int(self._episodes.windows_per_episode.max()))
+        return BlockSizes(options.block_steps, pool // self.num_lanes, longest), pool
 
     def lay_out(self, num_lanes: int, epoch: int = 0) -> Lanes:
         """The shards of an epoch cut into any number of lanes, to compare; `lanes` are those of this plan."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Schedule
-from epistream.loader.order.working_set import open_bytes, open_shards
+from epistream.loader.order.working_set import open_bytes, open_shards, pool_slots
 from epistream.loader.order.world import World
 
 # Batches that are counted: at each end, and between; fewer where they are large, and the middle ones next to each other
@@ -17,6 +17,8 @@ from epistream.loader.order.world import World
 _ENDS = 100
 _MIDDLE = 200
 _COUNTED_WINDOWS = 1 << 22
+# Of a judgement: lanes, places of the epoch that are looked at, and batches at each.
+_JUDGED_LANES, _JUDGED_PLACES, _JUDGED_BATCHES = 8, 3, 4
 _REACHED_WINDOWS = 1 << 25
 
 
@@ -30,6 +32,9 @@ class OrderReport:
         lanes, resident_shards: L and K.
         open_shards: shards in use at once over all nodes, with one global batch in flight, at most.
         open_bytes: their bytes, if they are the largest.
+        by, block_steps, pool_blocks: what is permuted, and of an order by blocks their steps and how many are drawn
+            from at a time; None of others.
+        open_blocks: blocks in use at once over all nodes, with one global batch in flight, at most.
         global_batch: windows per batch over all ranks.
         distinct: mean distinct episodes in a global batch: in the first hundred, the middle and the last hundred, or
             fewer if they are large.
@@ -56,6 +61,10 @@ class OrderReport:
     fetch_bytes: int
     fetch_bytes_per_node: tuple[int, ...]
     first_batch_bytes: tuple[int, ...]
+    by: str = "windows"
+    block_steps: int | None = None
+    pool_blocks: int | None = None
+    open_blocks: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, and the ratios that matter, as JSON holds them."""
@@ -92,7 +101,17 @@ def report(plan: Plan, anchors: Anchors, batch_size: int, num_nodes: int, ranks_
         fetch_bytes=sum(fetched),
         fetch_bytes_per_node=tuple(fetched),
         first_batch_bytes=tuple(_first_batch(plan, global_batch, num_nodes)),
+        **_by_blocks(plan, global_batch),
     )
+
+
+def _by_blocks(plan: Plan, global_batch: int) -> dict[str, Any]:
+    if plan.blocks is None:
+        return {}
+    slots = pool_slots(plan, global_batch)
+    return {
+        "by": "blocks", "block_steps": plan.blocks.steps, "pool_blocks": plan.pool_blocks, "open_blocks": slots,
+    }  # fmt: skip
 
 
 def expected_distinct(windows_per_episode: NDArray[np.int64], batch: int) -> float:
@@ -139,6 +158,26 @@ def distinct_episodes(
         shard, k = order.windows(np.arange(batch * global_batch, (batch + 1) * global_batch))
         found.append(len(np.unique(anchors.locate(shard, k)[0])))
     return np.array(found, np.int64)
+
+
+def counted_distinct(plan: Plan, global_batch: int) -> float:
+    """Distinct episodes in a global batch away from the ends of an epoch, counted in a few batches of a few lanes.
+
+    For orders of which no closed form is known. It takes what it takes to reach three batches of the first epoch.
+    """
+    order, batches = plan.epoch(0), max(plan.num_windows // global_batch, 1)
+    step = -(-plan.num_lanes // _JUDGED_LANES)
+    resident_windows = plan.resident_shards * plan.num_windows // plan.num_shards
+    places = max(min(_JUDGED_PLACES, _REACHED_WINDOWS // 8 // resident_windows), 1)
+    found = []
+    for place in range(1, places + 1):
+        first = batches * place // (places + 1)
+        for batch in range(first, min(first + _JUDGED_BATCHES, batches)):
+            positions = np.arange(batch * global_batch, min((batch + 1) * global_batch, plan.num_windows))
+            positions = positions[positions % plan.num_lanes % step == 0]
+            if len(positions):
+                found.append(plan.num_distinct(*order.windows(positions)))
+    return float(np.mean(found)) * plan.num_lanes / len(range(0, plan.num_lanes, step))
 
 
 def _expected_of_residents(plan: Plan, anchors: Anchors, global_batch: int) -> float:

@@ -26,6 +26,9 @@ class Purpose(IntEnum):
     SEGMENT = 4
     DEAL = 5
     INSTRUCTION = 7
+    BLOCKS = 8
+    BLOCKS_OF_SEGMENT = 9
+    WINDOWS_OF_BLOCKS = 10
 
 
 def stream(purpose: Purpose, seed: int, epoch: int, first: int = 0, second: int = 0) -> np.random.Philox:
@@ -47,7 +50,7 @@ def permutation(
     return stable_argsort(stream(purpose, seed, epoch, first, second).random_raw(count))
 
 
-def stable_argsort(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+def stable_argsort(values: NDArray[np.uint64] | NDArray[np.int64]) -> NDArray[np.int64]:
     """What ``np.argsort(values, kind="stable")`` gives, as int64, where few values are equal.
 
     Numpy's other sort of 64-bit integers is several times as fast (by AVX-512 62 us instead of 313 for 8,000), and all

@@ -41,11 +41,13 @@ class Segment(NamedTuple):
     """A segment's windows in their final order: (n,) integers, and where its first item lies in the lane.
 
     Integers are the narrowest that hold them: many resident shards make long segments, which every process keeps.
+    By blocks, `ends_block` (n,) says which windows are the last of their block.
     """
 
     start: int
     shard: NDArray[Any]
     window: NDArray[Any]
+    ends_block: NDArray[np.bool_] | None = None
 
 
 class Dealt(NamedTuple):
@@ -96,10 +98,10 @@ class LaneOrder:
     ) -> None:
         seed, epoch, lane = key
         order = permutation(len(pieces), Purpose.PIECES, seed, epoch, lane)
-        self._shard, self._first, self._count = pieces.shard[order], pieces.first[order], pieces.count[order]
+        self.shards, self._first, self._count = pieces.shard[order], pieces.first[order], pieces.count[order]
         self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._count)])
-        self._narrow_shard = self._shard.astype(_narrowest(int(self._shard.max())))
-        self._narrow_window = _narrowest(int((self._first + self._count).max()))
+        self.narrow_shards = self.shards.astype(narrowest(int(self.shards.max())))
+        self.narrow_window = narrowest(int((self._first + self._count).max()))
         self._episodes = episodes
         self._key = key
         self.parts = parts
@@ -127,10 +129,9 @@ class LaneOrder:
 
     def build(self, segment: int) -> Segment:
         """Put a segment together and mix it."""
-        pieces = np.arange(segment, segment + self.parts)
-        begin, end = self._share(pieces, segment)
+        pieces, begin, end = self.share(segment)
         pieces, begin, end = (array[begin < end] for array in (pieces, begin, end))
-        size, shard = end - begin, self._shard[pieces]
+        size, shard = end - begin, self.shards[pieces]
         dealt = self._dealt_for(segment)
         # Row r of a piece's share is window `begin + r` of its permutation.
         shift = dealt.place[pieces - dealt.segments.start] + begin - (np.cumsum(size) - size)
@@ -139,7 +140,20 @@ class LaneOrder:
         raw = stream(Purpose.SEGMENT, seed, epoch, lane, segment).random_raw(len(window))
         order = spread(self._episodes.group(shard, size, window), raw)
         self._next = segment + 1
-        return Segment(self.stop(segment - 1), np.repeat(self._narrow_shard[pieces], size)[order], window[order])
+        return Segment(self.stop(segment - 1), np.repeat(self.narrow_shards[pieces], size)[order], window[order])
+
+    def share(self, segment: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The k pieces of a segment, and what it takes of their windows, which may be none: from where, to where."""
+        pieces = np.arange(segment, segment + self.parts)
+        return pieces, *self._share(pieces, segment)
+
+    def piece(self, piece: int) -> tuple[int, int, int]:
+        """Shard, first window and windows of a piece, in the epoch's order."""
+        return int(self.shards[piece]), int(self._first[piece]), int(self._count[piece])
+
+    def windows_before(self, piece: int) -> int:
+        """Windows of the pieces before one."""
+        return int(self._before[piece])
 
     def _share(self, pieces: NDArray[np.int64], segment: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What a segment takes of each piece's permuted windows: from where, to where."""
@@ -168,7 +182,7 @@ class LaneOrder:
         if not self._in_sequence:
             most = most * (1 + self._key[2] % _STAGGER) // _STAGGER
         self._in_sequence = True
-        fitting = self._room() // self._narrow_window.itemsize
+        fitting = self._room() // self.narrow_window.itemsize
         return max(segment + 1, min(segment + most, self.find(self.stop(segment - 1) + fitting)))
 
     def _deal(self, segments: range) -> Dealt:
@@ -181,28 +195,33 @@ class LaneOrder:
         begin, end = self._share(pieces, segments.start)[0], self._share(pieces, segments.stop - 1)[1]
         stops = np.cumsum(end - begin)
         place = stops - end
-        window = np.empty(int(stops[-1]), self._narrow_window)
+        window = np.empty(int(stops[-1]), self.narrow_window)
         seed, epoch, lane = self._key
         for piece, start, stop, at in zip(*(array.tolist() for array in (pieces, begin, end, place)), strict=True):
             if start < stop:
                 # The shard, not the piece's place, names the stream: the place changes with the epoch's permutation.
-                shard, count = int(self._shard[piece]), int(self._count[piece])
+                shard, count = int(self.shards[piece]), int(self._count[piece])
                 order = permutation(count, Purpose.WINDOWS, seed, epoch, lane, shard)
                 window[at + start : at + stop] = order[start:stop] + self._first[piece]
         return Dealt(segments, window, place)
 
     def uses(self, item: int) -> Iterator[ShardUse]:
         """The shards needed from `item` on, in the order of need."""
-        waiting: list[ShardUse] = []
         segment = self.find(item)
         end, left = self.stop(segment), None
         if item > self.stop(segment - 1):
             # In the middle of a segment, shards that end with it may have given their last window already.
             left = set(np.unique(self.build(segment).shard[item - end :]).tolist())
-        for piece in range(segment, len(self._shard)):
+        for use in self.spans_from(segment, item):
+            if left is None or use.stop > end or use.shard in left:
+                yield use
+
+    def spans_from(self, segment: int, item: int) -> Iterator[ShardUse]:
+        """What the pieces from the first of a segment on are drawn from for, none before `item`, in order."""
+        waiting: list[ShardUse] = []
+        for piece in range(segment, len(self.shards)):
             first, stop = self._span(piece)
-            if left is None or stop > end or int(self._shard[piece]) in left:
-                heapq.heappush(waiting, ShardUse(max(first, item), stop, int(self._shard[piece])))
+            heapq.heappush(waiting, ShardUse(max(first, item), stop, int(self.shards[piece])))
             # A piece of few windows can enter later than the next one; no later piece enters before `reached`.
             reached = self.stop(piece - self.parts + 1)
             while waiting and waiting[0].first <= reached:
@@ -218,6 +237,6 @@ class LaneOrder:
         return self.stop(first - 1), self.stop(min(piece, last))
 
 
-def _narrowest(highest: int) -> np.dtype[Any]:
+def narrowest(highest: int) -> np.dtype[Any]:
     """Of integers from 0 to `highest`; no unsigned ones of 64 bits, which numpy adds to signed ones as floats."""
     return np.dtype(np.uint16 if highest < 2**16 else np.uint32 if highest < 2**32 else np.int64)

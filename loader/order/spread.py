@@ -63,12 +63,28 @@ class Episodes(Protocol):
             (n,) int64: equal for windows of one episode.
         """
 
+    def blocks(self, shard: int, first: int, count: int, block_steps: int) -> NDArray[np.int64]:
+        """Where the blocks of a run of a shard's windows begin: (b,) numbers within the shard, ascending, from `first`.
+
+        A block is a run of windows of one episode whose steps have the same ``step // block_steps``.
+        """
+
+    def num_blocks(self, block_steps: int) -> NDArray[np.int64]:
+        """(S,) blocks of each shard."""
+
 
 def number_groups(place: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
     """Make places within shards, (n,), different from shard to shard; `size` (p,) as `Episodes.group` takes it."""
     used = np.maximum.reduceat(place, np.cumsum(size) - size) + 1
     before: NDArray[np.int64] = np.repeat(np.cumsum(used) - used, size)
     return place + before
+
+
+def cut_to(starts: NDArray[np.int64], first: int, stop: int) -> NDArray[np.int64]:
+    """The starts of runs, (n,) ascending, cut to the windows from `first`, which the runs hold, to `stop`."""
+    low, high = np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, stop, side="left")
+    cut: NDArray[np.int64] = np.maximum(starts[low:high], first)
+    return cut
 
 
 class AverageEpisodes:
@@ -92,3 +108,15 @@ class AverageEpisodes:
     def group(self, shard: NDArray[np.int64], size: NDArray[np.int64], window: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number equal stretches of each shard's windows."""
         return number_groups(window // np.repeat(self._windows[shard], size), size)
+
+    def blocks(self, shard: int, first: int, count: int, block_steps: int) -> NDArray[np.int64]:
+        """As `Episodes.blocks`; a block's steps are counted from the start of its episode."""
+        each, stop = int(self._windows[shard]), first + count
+        begins = np.arange(first - first % each, stop, each)
+        starts = (begins[:, None] + np.arange(0, each, block_steps)).reshape(-1)
+        return cut_to(starts, first, stop)
+
+    def num_blocks(self, block_steps: int) -> NDArray[np.int64]:
+        """As `Episodes.num_blocks`."""
+        blocks: NDArray[np.int64] = self._episodes * -(-self._windows // block_steps)
+        return blocks

@@ -1,8 +1,8 @@
-"""How many shards an order keeps open at once, what they weigh, and which order would fit a budget."""
+"""How many shards and blocks an order keeps open at once, what they weigh, and which order would fit a budget."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import gcd
+from math import ceil, gcd, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,42 @@ def open_shards(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None 
 def open_bytes(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
     """Bytes of the shards that `open_shards` counts, if they are the largest of the dataset."""
     return largest_bytes(plan, open_shards(plan, windows_in_flight, lanes))
+
+
+def pool_slots(plan: Plan, windows_in_flight: int, lanes: Iterable[int] | None = None) -> int:
+    """Blocks that are being drawn from at the same time, from their first window to their last, at most.
+
+    u of each lane, and one more for each step of the pool that the windows in flight reach into: what these are on
+    average, and five times what they differ by. Blocks are of 1 to `longest` windows, and the k shards of a segment
+    are any. A block at a cut between lanes counts in both.
+
+    Args:
+        plan: the order; 0 for one that is not by blocks.
+        windows_in_flight: as `open_shards` takes it.
+        lanes: the lanes that the node reads (`Schedule.lanes`); all when left out.
+    """
+    if plan.blocks is None:
+        return 0
+    num_lanes = plan.num_lanes if lanes is None else len(list(lanes))
+    most = num_lanes * plan.blocks.pool + blocks_in_flight(plan, windows_in_flight, num_lanes)
+    return min(most, int(plan.num_blocks()[plan.per_shard > 0].sum()) + plan.num_lanes - 1)
+
+
+def blocks_in_flight(plan: Plan, windows_in_flight: int, num_lanes: int) -> int:
+    """Of `pool_slots`, those beside the u blocks of each of so many lanes; as many whatever u is."""
+    assert plan.blocks is not None
+    used = plan.per_shard > 0
+    windows, blocks = plan.per_shard[used].astype(np.float64), plan.num_blocks()[used]
+    num_blocks = int(blocks.sum())
+    mean, items = plan.num_windows / num_blocks, max(-(-windows_in_flight // plan.num_lanes), 1) - 1
+    entering = items / mean
+    # The most that numbers of such a mean and such bounds can vary (Bhatia and Davis, Am. Math. Monthly 107, 2000).
+    of_blocks = entering * (plan.blocks.longest - mean) * (mean - 1) / mean**2
+    shards = max(min(plan.parts, len(windows)), items / windows.mean())
+    of_shards = (items / windows.mean()) ** 2 / shards * float(np.mean((blocks - windows / mean) ** 2))
+    # Lanes may begin a step all at once.
+    entering = num_lanes * ceil(entering) + ceil(5 * sqrt(num_lanes * (max(of_blocks, 0.0) + of_shards)))
+    return min(entering, num_lanes * items)
 
 
 @dataclass(frozen=True)
@@ -99,7 +135,7 @@ def _fits_unshuffled(plan: Plan, budget_bytes: int, windows_in_flight: int) -> b
     """Whether the order would fit that a shuffled one gives up for."""
     if not plan.options.shuffle:
         return False
-    options = replace(plan.options, shuffle=False, resident_shards=None)
+    options = replace(plan.options.in_storage_order(), resident_shards=None)
     unshuffled = Plan(plan.per_shard, plan.shard_bytes, plan.shard_episodes, options)
     return budget_advice(unshuffled, budget_bytes, windows_in_flight) is None
 
@@ -121,7 +157,8 @@ def _open_on_a_node(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int
 def _open_in_lanes(plan: Plan, lanes: Lanes, parts: int, windows_in_flight: int) -> NDArray[np.int64]:
     """(lanes,) open shards of each lane whose segments mix `parts` shards."""
     pieces = _pieces(plan, lanes)
-    items = -(-windows_in_flight // lanes.num_lanes)
+    # By blocks, a lane reaches as far into its next segments as its pool does.
+    items = -(-windows_in_flight // lanes.num_lanes) + plan.reach(lanes.num_lanes)
     inside = np.minimum(parts, pieces)
     segments = pieces - inside + 1
     # A lane's length, short of one window at most, so that the bound holds for the shorter ones.

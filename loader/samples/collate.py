@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from epistream.errors import OptionError
 from epistream.hints import did_you_mean
-from epistream.loader.order.delta_timestamps import TOLERANCE_S, window_in_seconds
-from epistream.loader.order.instructions import Instruction, all_tasks
+from epistream.loader.frames.frames import FrameOptions, ImageSize
 from epistream.loader.order.window import Window
-from epistream.loader.reading.frames import FrameOptions, ImageSize
+from epistream.loader.reading.instructions import Instruction, all_tasks
 from epistream.loader.samples.action_delta import ActionDelta, DeltaKind
+from epistream.loader.samples.delta_timestamps import TOLERANCE_S, window_in_seconds
 from epistream.loader.samples.formats.base import FormatContext, SampleFormat
 from epistream.loader.samples.formats.names import WantedFormat, format_for
 from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from epistream.loader.order.anchors import Anchors
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 
 
 def made_up(windows_per_shard, steps, shard_bytes=10**6):

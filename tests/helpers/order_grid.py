@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.order.world import World
 

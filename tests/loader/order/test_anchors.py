@@ -9,7 +9,8 @@ from order_grid import whole_epoch
 
 from epistream.errors import FormatError, OptionError
 from epistream.loader.order.anchors import Anchors
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 
 
 def dataset_of(episodes, splits=("all",)):

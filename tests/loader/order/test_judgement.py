@@ -8,7 +8,8 @@ import pytest
 from made_up import made_up, plan_and_anchors
 
 from epistream.loader.order.judgement import FAIR, GOOD, fetch_factor, judge, word_for
-from epistream.loader.order.plan import OrderOptions, fitting_lanes
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import fitting_lanes
 from epistream.loader.order.quality import distinct_episodes, expected_distinct, report
 
 PICK = np.random.default_rng(11)
@@ -172,3 +173,35 @@ def test_lanes_that_fit_are_a_multiple_of_the_nodes_with_two_shards_each(lanes, 
 
 def test_default_options_declare_nothing():
     assert (OrderOptions().nodes, OrderOptions().global_batch) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("windows", "steps", "pool", "batch", "nodes"),
+    [([4000] * 300, 400, 112, 64, 1), ([4000] * 300, 400, 48, 64, 1), ([400] * 900, 400, 128, 256, 8)],
+)
+def test_an_order_by_blocks_is_judged_by_counting_and_its_advice_keeps_its_promise(windows, steps, pool, batch, nodes):
+    dataset = made_up(windows, steps, shard_bytes=10**8)
+    plan, anchors = plan_and_anchors(dataset, by="blocks", block_steps=30, pool_blocks=pool)
+    found = judge(plan, batch, nodes)
+    middle = plan.num_windows // batch // 2
+    counted = distinct_episodes(plan, anchors, batch, np.arange(middle, middle + 100)).mean()
+    share = counted / expected_distinct(anchors.windows_per_episode, batch)
+    assert found.now.distinct_share == pytest.approx(share, abs=0.06)
+    assert found.now.pool_blocks == pool
+    assert f"pool_blocks={pool})" in found.summary
+    if found.word == "good":
+        assert found.advice is None
+        return
+    assert f"pool_blocks={found.better.pool_blocks}" in found.declared
+    declared, lanes, resident = followed(found.advice)
+    better, _ = plan_and_anchors(dataset, **declared)
+    assert (better.num_lanes, better.resident_shards, better.pool_blocks) == (lanes, resident, found.better.pool_blocks)
+    now = judge(better, batch, nodes).now
+    assert now.distinct_share == pytest.approx(found.better.distinct_share, abs=0.02)
+    assert now.distinct_share > found.now.distinct_share
+
+
+def test_only_an_order_by_blocks_is_said_to_have_a_pool():
+    plan, _ = plan_and_anchors(made_up([4000] * 300, 400))
+    assert judge(plan, 64, 1).now.pool_blocks is None
+    assert "pool_blocks" not in str(judge(plan, 2048, 8))

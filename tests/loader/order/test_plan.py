@@ -10,7 +10,8 @@ from order_grid import declared_shapes, plan_of, shapes, whole_epoch, windows_at
 from slow_order import epoch_windows
 
 from epistream.errors import OptionError
-from epistream.loader.order.plan import OrderOptions, Plan, default_resident_shards
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan, default_resident_shards
 
 GIB = 2**30
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from epistream.loader.order.anchors import Anchors
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.quality import distinct_by_third, distinct_episodes, expected_distinct
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from epistream.errors import OptionError
-from epistream.loader.order.plan import OrderOptions
+from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.random_integers import Purpose, draw, permutation, stable_argsort
 
 

@@ -1,9 +1,12 @@
 """How many shards are open, and what is said when they do not fit."""
 
 import numpy as np
+import pytest
+from made_up import made_up, plan_and_anchors
 
-from epistream.loader.order.plan import OrderOptions, Plan
-from epistream.loader.order.working_set import budget_advice, bytes_of, open_bytes, open_shards
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
+from epistream.loader.order.working_set import budget_advice, bytes_of, open_bytes, open_shards, pool_slots
 
 MIB = 2**20
 
@@ -101,3 +104,85 @@ def test_a_node_draws_from_what_the_node_with_most_does():
 
 def test_one_shard_is_one_shard():
     assert "draws from 1 shard at once" in budget_advice(plan_of(1), MIB, 64)
+
+
+def spans_of_blocks(plan, anchors, epoch):
+    """Lane, first and last position of every block: (b,) each."""
+    positions = np.arange(plan.num_windows)
+    episode, _, step = anchors.locate(*plan.epoch(epoch).windows(positions))
+    names = np.stack([positions % plan.num_lanes, episode, step // plan.blocks.steps])
+    names, block = np.unique(names, axis=1, return_inverse=True)
+    first = np.full(names.shape[1], plan.num_windows)
+    last = np.zeros(names.shape[1], np.int64)
+    np.minimum.at(first, block.reshape(-1), positions)
+    np.maximum.at(last, block.reshape(-1), positions)
+    return names[0], first, last
+
+
+def most_open(first, last, in_flight, num_windows):
+    """The most things of which some position lies within, or on both sides of, as many positions as are in flight."""
+    change = np.zeros(num_windows + in_flight + 2, np.int64)
+    np.add.at(change, np.maximum(first - in_flight + 1, 0), 1)
+    np.add.at(change, last + 1, -1)
+    return int(np.cumsum(change)[:num_windows].max())
+
+
+PICK = np.random.default_rng(5)
+SHAPES_OF_BLOCKS = {
+    "ten episodes a shard": ([4000] * 40, 400),
+    "one episode a shard": ([400] * 200, 400),
+    "episodes little longer than a block": ([37] * 200, 37),
+    "episodes of one step": ([3] * 400, 1),
+    "shards of one step and of one episode": (PICK.choice([1, 400], 300), 400),
+    "ragged": (PICK.integers(1, 900, 200), 33),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_BLOCKS)
+def test_blocks_in_use_are_never_more_than_the_slots_of_the_pool(shape):
+    dataset = made_up(*SHAPES_OF_BLOCKS[shape])
+    for block_steps, pool, lanes in ((8, 104, 8), (30, 112, 8), (30, 16, 1), (64, 32, 4)):
+        plan, anchors = plan_and_anchors(
+            dataset, by="blocks", block_steps=block_steps, pool_blocks=pool, lanes=lanes, seed=pool
+        )
+        lane, first, last = spans_of_blocks(plan, anchors, 0)
+        for in_flight in (1, 64, 256, 1024):
+            found = most_open(first, last, in_flight, plan.num_windows)
+            assert found <= pool_slots(plan, in_flight) <= found * 1.25 + 12 or shape == "episodes of one step"
+            for node in (range(0, lanes, 2), [lanes - 1]):
+                own = np.isin(lane, list(node))
+                found = most_open(first[own], last[own], in_flight, plan.num_windows)
+                assert found <= pool_slots(plan, in_flight, node)
+
+
+def test_slots_of_a_pool_are_its_blocks_and_those_that_enter_while_others_are_in_use():
+    plan, _ = plan_and_anchors(made_up([4000] * 40, 400), by="blocks", block_steps=8, pool_blocks=104, lanes=8)
+    assert [pool_slots(plan, in_flight) for in_flight in (0, 1, 8)] == [104] * 3
+    # A lane's share of 64 windows lies in two steps of 8 windows each, where it does not begin with one.
+    assert pool_slots(plan, 64) == 112
+    assert pool_slots(plan, 64, [3]) <= 13 + 4
+    assert pool_slots(plan_of(5), 64) == 0
+    few, _ = plan_and_anchors(made_up([40], 20), by="blocks", block_steps=8, lanes=1)
+    assert pool_slots(few, 64) == 6
+
+
+def test_shards_in_use_count_those_that_the_pool_reaches_into():
+    dataset = made_up([1000] * 60, 100)
+    for lanes, resident, pool in ((1, 4, 300), (4, 16, 56), (8, 40, 400)):
+        blocks = {"by": "blocks", "block_steps": 30, "pool_blocks": pool}
+        plan, _ = plan_and_anchors(dataset, lanes=lanes, resident_shards=resident, **blocks)
+        for in_flight in (1, 64, 4000):
+            shard, _ = plan.epoch(0).windows(np.arange(plan.num_windows))
+            first = np.array([np.flatnonzero(shard == each)[0] for each in range(60)])
+            last = np.array([np.flatnonzero(shard == each)[-1] for each in range(60)])
+            found, bound = most_open(first, last, in_flight, plan.num_windows), open_shards(plan, in_flight)
+            # A shard at a cut is in use here from its first lane's windows to its last's.
+            assert found <= bound + lanes
+            assert open_shards(plan_of(60, lanes=lanes, resident_shards=resident), in_flight) <= bound
+
+
+def test_advice_for_an_order_by_blocks_knows_that_one_in_storage_order_has_none():
+    plan, _ = plan_and_anchors(made_up([1000] * 64, 100, 10 * MIB), lanes=4, by="blocks", pool_blocks=64)
+    assert "No shuffled order fits: use a larger budget, smaller shards, or shuffle=False" in budget_advice(
+        plan, 30 * MIB, 64
+    )

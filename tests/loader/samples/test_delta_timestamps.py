@@ -4,7 +4,7 @@ import pytest
 
 import epistream as es
 from epistream.errors import OptionError
-from epistream.loader.order.delta_timestamps import window_in_seconds
+from epistream.loader.samples.delta_timestamps import window_in_seconds
 from epistream.sharding.format.features import Feature
 
 
