@@ -27,6 +27,21 @@ class OpenEntry:
         """Change bytes of a kept entry in place, see `Lease.write`."""
         return isinstance(self._lease, Lease) and self._lease.write(offset, data)
 
+    def try_lock(self, offset: int) -> bool:
+        """Lock a byte of a kept entry against others who have it open, see `Lease.try_lock`."""
+        return not isinstance(self._lease, Lease) or self._lease.try_lock(offset)
+
+    def unlock(self, offset: int) -> None:
+        """Give back what `try_lock` took."""
+        if isinstance(self._lease, Lease):
+            self._lease.unlock(offset)
+
+    def open_again(self) -> int:
+        """Another description of a kept entry's file, see `Lease.open_again`."""
+        if not isinstance(self._lease, Lease):
+            raise FileNotFoundError("an entry that is read where it lies: no file of the cache, wanted one")
+        return self._lease.open_again()
+
     def rest(self) -> None:
         """Let a kept entry be evicted, but keep it mapped, see `Lease`."""
         if isinstance(self._lease, Lease):

@@ -1,7 +1,10 @@
 """The workers of a loader, and the iteration that they are at."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from epistream.loader.frames.decode_advice import decoded_again
 from epistream.loader.iteration import Iteration
 from epistream.loader.monitoring.diagnosis import Situation
 from epistream.loader.monitoring.stats import StatsRecorder
@@ -108,6 +111,14 @@ class Crew:
             budget_advice=budget_advice(job.plans[0], budget.bytes, in_flight * job.batch_size * job.world.size)
             if budget and len(job.plans) == 1
             else None,
+            decoded_again=next(
+                (
+                    again
+                    for part in job.parts
+                    if (again := decoded_again(part.features, part.window, part.frames, part.plan)) is not None
+                ),
+                None,
+            ),
         )
 
     def _use(self, job: ReadJob) -> None:
@@ -118,4 +129,6 @@ class Crew:
         num_slots = self._num_workers * self._slots_per_worker
         # The rings of all ranks of this node come first; the cache's budget is what they leave.
         job.cache.reserve(num_slots * self.slots.layout.num_bytes * job.world.all_processes.local_size)
+        at_once = max(1, self._num_workers) * self.slots.batches_per_slot
+        job = replace(job, batches_at_once=at_once)  # for the pool of blocks, if there is one
         return WorkerPool(job, self.slots, self._num_workers, self._slots_per_worker, self._start_method)

@@ -9,10 +9,10 @@ from epistream.cache.options import CacheOptions
 from epistream.cache.options import Mode as CacheMode
 from epistream.errors import OptionError
 from epistream.hints import in_short
-from epistream.loader.order.plan import OrderOptions
+from epistream.loader.frames.frames import Decode
+from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.random_integers import Seed
 from epistream.loader.order.schedule import Remainder
-from epistream.loader.reading.frames import Decode
 from epistream.loader.reading.job import OnBad
 from epistream.loader.samples.collate import SampleOptions
 from epistream.loader.samples.transforms import Transform
@@ -54,7 +54,8 @@ class StreamOptions(SampleOptions):
             for the filters.
         decode: whether decoded frames are kept. ``"per_read"`` decodes a frame whenever a window shows it; ``"once"``
             keeps them in the node's cache as they are read, as far as they fit; ``"auto"`` keeps all or none: all must
-            fit ``budget_bytes``, or an eighth of the available memory and 4 GiB at most. The batches are the same.
+            fit ``budget_bytes``, or an eighth of the available memory and 4 GiB at most; by blocks the frames of those
+            that windows are drawn from. The batches are the same.
         channels_first: pictures as (..., C, H, W). Instead of (..., H, W, C), as views of the same memory. Not with a
             preset `sample_format`, which decides that itself.
         squeeze: drop step axes of length 1. Of features, and their masks, that have a single offset.

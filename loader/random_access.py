@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.cache.stats import CacheStats
-from epistream.loader.order.instructions import first_task
 from epistream.loader.order.window import Window
 from epistream.loader.reading.batch_layout import BatchLayout
+from epistream.loader.reading.instructions import first_task
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
@@ -31,7 +32,7 @@ class RandomAccess:
         self._features = features
         self._window = window
         self.cache = cache
-        self._options = options
+        self._options = replace(options, pool=None)  # of windows at random a block would be decoded for one of them
         self._reset()
 
     def _reset(self) -> None:

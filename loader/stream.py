@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from epistream.access import Access
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
+from epistream.loader.frames.block_pool_plan import pooled_cameras
+from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.options import StreamOptions
 from epistream.loader.order.anchors import Anchors
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.working_set import budget_advice
 from epistream.loader.order.world import World
 from epistream.loader.random_access import RandomAccess
-from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.job import DatasetPart, ReadJob
 from epistream.loader.samples.collate import Collator
 from epistream.loader.samples.failures import Origin, told
@@ -123,7 +125,15 @@ class EpisodeStream(Stream):
             options = replace(options, shuffle=False, remainder="pad")
         times = None if options.repetitions is None else np.asarray(options.repetitions, dtype=np.int64)
         anchors = Anchors(dataset, options.split_of(dataset), *window.anchor_rule(chosen), times)
-        order = replace(options.order or OrderOptions(), shuffle=options.shuffle, seed=options.seed)
+        order = options.order or OrderOptions()
+        if options.validation:
+            order = order.in_storage_order()
+        frames = FrameOptions(options.image_size, options.decode)
+        groups = [feature.group_steps for feature in chosen.values() if feature.group_steps is not None]
+        order = replace(order, shuffle=options.shuffle, seed=options.seed).resolved(
+            max(groups, default=None),
+            lambda steps: sum(camera.num_bytes for camera in pooled_cameras(chosen, window, frames, steps)),
+        )
         part = DatasetPart(
             dataset=dataset,
             features=chosen,
@@ -132,7 +142,7 @@ class EpisodeStream(Stream):
             plan=Plan.of(anchors, dataset, order),
             instruction=options.instruction,
             on_bad=options.on_bad,
-            frames=FrameOptions(options.image_size, options.decode),
+            frames=frames,
             dtypes=self._collator.dtypes,
         )
         cache = NodeCache(options.cache_options, dataset.storage_options)
@@ -149,12 +159,16 @@ class EpisodeStream(Stream):
         self._check_budget(options.cache_options.budget("shm"))
 
     def _check_budget(self, budget_bytes: int | None) -> None:
-        """Warn of a budget that the order does not fit into: its shards would be fetched again and again."""
-        if budget_bytes is not None:
-            job = self._job
-            advice = budget_advice(job.part.plan, budget_bytes, job.batch_size * job.world.size)
-            if advice is not None:
-                logger.warning("%s: %s", job.url, advice)
+        """Warn of a budget that the order does not fit into: shards are fetched, or frames decoded, again and again."""
+        if budget_bytes is None:
+            return
+        job = self._job
+        advice = budget_advice(job.part.plan, budget_bytes, job.batch_size * job.world.size)
+        pool = job.reader_options[0].pool
+        if advice is None and pool is not None and (too_large := pool.too_large_for(budget_bytes)):
+            advice = f"{too_large}, or a larger budget."
+        if advice is not None:
+            logger.warning("%s: %s", job.url, advice)
 
     @classmethod
     def from_config(cls, config: StreamConfig, source: Source | None = None, **changes: Any) -> "EpisodeStream":

@@ -7,6 +7,7 @@ import os
 import time
 
 from epistream.cache.store.descriptors import DESCRIPTORS
+from epistream.cache.store.locks import try_range_lock, unlock_range
 
 
 class Lease:
@@ -28,6 +29,7 @@ class Lease:
         """Take over `fd` of DESCRIPTORS, which holds a shared flock, and map the file; it is closed if that fails."""
         self.size = size
         self._fd = fd
+        self._name, self._dir_fd = name, dir_fd
         self._pid = os.getpid()
         self._is_written = False
         self._mapping: mmap.mmap | None = None
@@ -66,10 +68,33 @@ class Lease:
         self._is_written = True
         return os.pwrite(self._fd, data, offset) == memoryview(data).nbytes
 
+    def open_again(self) -> int:
+        """Another description of the file, to write and to lock; closed by ``DESCRIPTORS.close``. Only while leased.
+
+        Raises:
+            OSError: Somebody removed the file, or the directory.
+        """
+        return DESCRIPTORS.open(self._name, os.O_RDWR, dir_fd=self._dir_fd)
+
     def rest(self) -> None:
         """Let the entry be evicted, but keep it mapped."""
         if self._fd >= 0 and self._pid == os.getpid():
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def try_lock(self, offset: int) -> bool:
+        """Whether the entry's byte there was locked at once against all others who have it open, until `unlock`.
+
+        Readers agree so who makes which piece. It ends with the lease and with the process; True where the file system
+        has no such locks.
+        """
+        try:
+            return try_range_lock(self._fd, offset, 1)
+        except OSError:
+            return True
+
+    def unlock(self, offset: int) -> None:
+        """Give back what `try_lock` took."""
+        unlock_range(self._fd, offset, 1)
 
     def renew(self, *, used: bool) -> bool:
         """Whether the entry is still there; if it was `used` or written, it is the most recently used from now on."""

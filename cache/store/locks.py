@@ -119,8 +119,10 @@ def try_flock(fd: int, kind: int) -> bool:
     return True
 
 
-def try_range_lock(fd: int, first: int, count: int) -> bool:
+def try_range_lock(fd: int, first: int, count: int, *, shared: bool = False) -> bool:
     """Whether bytes [first, first + count) of a file were locked at once, for this open description alone.
+
+    A shared lock goes with the shared ones of others. What the description holds already turns into the other kind.
 
     The lock belongs to the description, as one of flock(2) does: threads that open the file for themselves exclude each
     other, it ends with the process, and fork shares it. The bytes need not be there.
@@ -129,7 +131,7 @@ def try_range_lock(fd: int, first: int, count: int) -> bool:
         OSError: The system or the file system has no such locks.
     """
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK, first, count))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, first, count))
     except (BlockingIOError, PermissionError):
         return False
     return True

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from epistream.cache.node import NodeCache
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
-from epistream.loader.reading.kept_arrays import Kept, KeptArrays
-from epistream.loader.reading.open_shards import OpenShard
+from epistream.loader.frames.kept_arrays import Kept, KeptArrays
+from epistream.loader.shards.open_shards import OpenShard
 from epistream.lru import SharedLru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from epistream.cache.ahead_board import AheadBoard, number_of
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 from epistream.sharding.format.opened_dataset import Dataset
 
 # Longest wait of a batch: then it is read piece by piece, so that batches keep coming.

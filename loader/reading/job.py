@@ -12,21 +12,22 @@ from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
 from epistream.file_systems import local_path
 from epistream.lazy import lazy
+from epistream.loader.frames.block_pool_plan import PoolPlan, pooled_cameras
+from epistream.loader.frames.decoded_frames import chunk_rows
+from epistream.loader.frames.frames import FrameOptions
+from epistream.loader.frames.keeping import DecodedPlan, DecodedStats
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.epoch import EpochOrder
-from epistream.loader.order.instructions import Instruction, first_task, random_task
 from epistream.loader.order.mixture_plan import MixturePlan
 from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Remainder, Schedule
 from epistream.loader.order.window import Window
-from epistream.loader.order.working_set import open_bytes, open_shards
+from epistream.loader.order.working_set import blocks_in_flight, open_bytes, open_shards, pool_slots
 from epistream.loader.order.world import World
 from epistream.loader.reading.batch_layout import BatchLayout
-from epistream.loader.reading.decoded_frames import chunk_rows
-from epistream.loader.reading.frames import FrameOptions
-from epistream.loader.reading.keeping import DecodedPlan, DecodedStats
+from epistream.loader.reading.instructions import Instruction, first_task, random_task
 from epistream.loader.reading.reader import BatchWindows, ReaderOptions
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -34,6 +35,8 @@ OnBad = Literal["raise", "skip"]
 
 # The array of a mixture's batches that says which dataset each window is of.
 DATASET_INDEX = "dataset_index"
+# Batches that the workers of a rank read at a time, where nobody says how many workers there are.
+BATCHES_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class DatasetPart:
             task_index = random_task(self.dataset, episode_index, (shard, k), seed, epoch)
         else:
             task_index = first_task(self.dataset, episode_index)
-        return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat, task_index)
+        ends_block = order.ends_block(positions)
+        return BatchWindows(shard, episode_index, episode_in_shard, step, is_repeat, task_index, ends_block)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class ReadJob:
         remainder: what happens to the last windows of an epoch.
         cache: where the shards of all parts are kept on this node.
         mixture: which part each position belongs to, and what of it; None for the order of the only part.
+        batches_at_once: of each rank that are being read at a time, which the pool of blocks has slots for.
     """
 
     parts: tuple[DatasetPart, ...]
@@ -94,6 +99,7 @@ class ReadJob:
     remainder: Remainder
     cache: NodeCache = field(repr=False)
     mixture: MixturePlan | None = None
+    batches_at_once: int = BATCHES_AT_ONCE
 
     def __repr__(self) -> str:
         of = repr(self.parts[0]) if len(self.parts) == 1 else f"{len(self.parts):,} datasets"
@@ -195,9 +201,10 @@ class ReadJob:
         return next((local_path(e.parts[-1].url) for _, e in self.uses_from(0, 0) if self.cache.is_on_disk(e)), None)
 
     def budget_ahead(self, reserved_bytes: int) -> int | None:
-        """Bytes that the node's cache will have beside so much other memory; None if nothing goes through it."""
+        """Bytes that the node's cache will have for shards beside so much other memory; None if none go through it."""
         budgets = (self.cache.budget_ahead(entry, reserved_bytes) for entry in self._some_entries())
-        return min((budget.bytes for budget in budgets if budget is not None), default=None)
+        least = min((budget.bytes for budget in budgets if budget is not None), default=None)
+        return None if least is None else max(0, least - self.pool_bytes)
 
     def _some_entries(self) -> Iterator[Entry]:
         """A shard of each dataset: which way they go depends on where they lie."""
@@ -219,35 +226,75 @@ class ReadJob:
                 self._decoded(part, schedule.global_batch),
                 num_readers=len(self.parts),
                 dtypes=part.dtypes,
+                pool=self._pool(part, schedule),
             )
             for part in self.parts
         )
 
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of the node's cache that decoded blocks take."""
+        return sum(options.pool.num_bytes for options in self.reader_options if options.pool is not None)
+
     def decoded_stats(self) -> DecodedStats:
         """What became of the frames that this process needed, over all datasets."""
         plans = [options.decoded for options in self.reader_options if options.decoded is not None]
-        stats = [plan.costs.stats(plan.num_bytes) for plan in plans]
+        pools = [options.pool for options in self.reader_options if options.pool is not None]
+        stats = [plan.costs.stats(plan.num_bytes) for plan in plans] + [pool.counts.stats() for pool in pools]
         summed = sum(stats, DecodedStats())
         return replace(
             summed,
             room_bytes=sum(each.room_bytes for each in stats),
             all_bytes=sum(each.all_bytes for each in stats),
+            pool_bytes=sum(each.pool_bytes for each in stats),
         )
 
     def _decoded(self, part: DatasetPart, windows_in_flight: int) -> DecodedPlan | None:
         """Sizes of the decoded frames of a part; None where frames are decoded whenever they are read."""
         decode = part.frames.decode
-        if decode == "per_read" or (decode == "auto" and self.cache.options.mode == "off"):
+        if decode == "per_read" or (decode == "auto" and (part.plan.blocks or self.cache.options.mode == "off")):
             return None
         episodes = part.anchors.per_shard[part.dataset.episode_shard] > 0
         num_steps = int(part.dataset.episode_length[episodes].sum())
         step_bytes = sum(part.frames.shown(f).step_bytes for f in part.features.values() if f.kind == "frames")
-        # Shards that are read in place take no room beside the frames.
-        is_kept = self.cache.budget_ahead(shard_entry(part.dataset, 0), 0) is not None
         return DecodedPlan(
             decode == "once",
             num_steps * step_bytes,
-            open_bytes(part.plan, windows_in_flight) if is_kept else 0,
+            self._source_bytes(part, windows_in_flight),
             chunk_rows(part.dataset.num_steps * step_bytes, max(1, step_bytes)),
             f"decoded frames of {part.dataset.fingerprint} {step_bytes}",
         )
+
+    def _pool(self, part: DatasetPart, schedule: Schedule) -> PoolPlan | None:
+        """Sizes of the pool of decoded blocks; None where the order has none, or frames are kept otherwise or not."""
+        pool = planned_pool(part, schedule, self.batches_at_once)
+        return None if pool is None else replace(pool, source_bytes=self._source_bytes(part, schedule.global_batch))
+
+    def _source_bytes(self, part: DatasetPart, windows_in_flight: int) -> int:
+        """Of the shards that are open at a time, beside the frames: none where shards are read in place."""
+        is_kept = self.cache.budget_ahead(shard_entry(part.dataset, 0), 0) is not None
+        return open_bytes(part.plan, windows_in_flight) if is_kept else 0
+
+
+def planned_pool(part: DatasetPart, schedule: Schedule, batches_at_once: int = BATCHES_AT_ONCE) -> PoolPlan | None:
+    """Sizes of the pool of decoded blocks on the node of a schedule, without the shards beside it.
+
+    None where the order has none, no camera must be decoded, or frames are kept otherwise or not.
+    """
+    if part.plan.blocks is None or part.frames.decode != "auto":
+        return None
+    steps = part.plan.blocks.steps
+    cameras = pooled_cameras(part.features, part.window, part.frames, steps)
+    if not cameras:
+        return None
+    windows = batches_at_once * schedule.global_batch
+    return PoolPlan(
+        tuple(cameras),
+        steps,
+        pool_slots(part.plan, windows, schedule.lanes),
+        name=f"blocks of {part.dataset.fingerprint} by {part.plan.fingerprint}",
+        pool_blocks=part.plan.pool_blocks,
+        in_flight=blocks_in_flight(part.plan, windows, len(schedule.lanes)),
+        lanes=(part.plan.num_lanes, len(schedule.lanes)),
+        least_blocks=2 * max(part.plan.num_lanes, part.plan.options.lanes),
+    )

@@ -10,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
+from epistream.loader.frames.block_pool import BlockPool
+from epistream.loader.frames.block_pool_plan import PoolPlan
+from epistream.loader.frames.decoded_frames import DecodedFrames
+from epistream.loader.frames.frame_decoder import FrameDecoder
+from epistream.loader.frames.frames import FrameOptions, draw_frames
+from epistream.loader.frames.keeping import DecodedPlan
 from epistream.loader.order.window import Window
 from epistream.loader.reading.array_tables import ArrayTables, Table, gather_rows, gather_steps, held_by
-from epistream.loader.reading.cold_start import ColdReads, Wanted
-from epistream.loader.reading.decoded_frames import DecodedFrames
-from epistream.loader.reading.frames import FrameDecoder, FrameOptions, draw_frames
-from epistream.loader.reading.keeping import DecodedPlan
-from epistream.loader.reading.open_files import most_open
-from epistream.loader.reading.open_shards import OpenShard, OpenShards
 from epistream.loader.reading.precision import MOST_STEPS, PrecisionWatch
+from epistream.loader.shards.cold_start import ColdReads, Wanted
+from epistream.loader.shards.open_files import most_open
+from epistream.loader.shards.open_shards import OpenShard, OpenShards
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -30,7 +33,10 @@ Steps = Mapping[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]]
 
 @dataclass(frozen=True)
 class BatchWindows:
-    """The windows of one batch, in batch order; every array is (B,) int64 but `is_repeat`, (B,) bool."""
+    """The windows of one batch, in batch order; every array is (B,) int64, but (B,) bool `is_repeat` and `ends_block`.
+
+    `ends_block` says after which windows the order draws none from their block for long; none if left out.
+    """
 
     shard: NDArray[np.int64]
     episode_index: NDArray[np.int64]
@@ -38,6 +44,11 @@ class BatchWindows:
     step: NDArray[np.int64]
     is_repeat: NDArray[np.bool_]
     task_index: NDArray[np.int64]
+    ends_block: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        if len(self.ends_block) != len(self.step):
+            object.__setattr__(self, "ends_block", np.zeros(len(self.step), np.bool_))
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class ReaderOptions:
         decoded: sizes of the decoded frames; None decodes every frame when it is read.
         num_readers: readers that the same thread has, among which the files that it may open are shared.
         dtypes: of the arrays that are read into, where they are not those of `BatchLayout` by itself.
+        pool: sizes of the pool of decoded blocks that windows are read from; None for none.
     """
 
     max_open_shards: int = 64
@@ -57,6 +69,7 @@ class ReaderOptions:
     decoded: DecodedPlan | None = None
     num_readers: int = 1
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    pool: PoolPlan | None = None
 
 
 class EpisodeReader:
@@ -113,6 +126,7 @@ class EpisodeReader:
         costly = {name: decoder for name, decoder in self._decoders.items() if not decoder.is_copy}
         self._decoded = DecodedFrames(costly, cache, options.decoded, most) if costly and options.decoded else None
         self._costly = frozenset(costly)
+        self._pool = BlockPool(dataset, costly, cache, options.pool) if costly and options.pool else None
 
     def read(self, windows: BatchWindows, out: Arrays, *, wait: bool = True) -> int:
         """Fill the arrays of one batch.
@@ -136,18 +150,18 @@ class EpisodeReader:
         out["step_index"][:num_windows] = windows.step
         out["task_index"][:num_windows] = windows.task_index
         out["is_repeat"][:num_windows] = windows.is_repeat
-        is_short = self._cache.is_short()
-        if is_short:
-            self.release()  # nobody can give back what is leased
-        self._tables.begin_batch(is_short=is_short)
-        if self._decoded is not None:
-            self._decoded.begin_batch(is_short=is_short)
+        self._begin_batch(windows)
         steps: dict[tuple[int, ...], tuple[Int64, NDArray[np.bool_]]] = {}
         for name, offsets in self._offsets.items():
             if offsets not in steps:
                 steps[offsets] = self._window.steps(name, windows.step, length)
             out[f"{name}_is_pad"][:num_windows] = steps[offsets][1]
-        num_cold = self._read_shards(windows, steps, out, wait=wait)
+        num_cold, left = self._read_shards(windows, np.arange(num_windows), steps, out, wait=wait)
+        if len(left):
+            # Somebody else decodes their blocks: last, when he has had time to.
+            num_cold += self._read_shards(windows, left, steps, out, wait=wait, is_last=True)[0]
+        if self._decoded is not None:
+            self._decoded.finish()
         if not num_cold:
             self._cold.forget()
         if self._window.pad == "zero":
@@ -155,7 +169,19 @@ class EpisodeReader:
                 out[name][:num_windows][out[f"{name}_is_pad"][:num_windows]] = 0
         if self._decoded is not None:
             self._decoded.end_batch()
+        if self._pool is not None:
+            self._pool.end_batch()
         return num_cold
+
+    def _begin_batch(self, windows: BatchWindows) -> None:
+        is_short = self._cache.is_short()
+        if is_short:
+            self.release()  # nobody can give back what is leased
+        self._tables.begin_batch(is_short=is_short)
+        if self._decoded is not None:
+            self._decoded.begin_batch(is_short=is_short)
+        if self._pool is not None:
+            self._pool.begin_batch(windows.episode_index, windows.step, windows.ends_block, is_short=is_short)
 
     def release(self) -> None:
         """Give up every lease. Call before any wait.
@@ -169,21 +195,30 @@ class EpisodeReader:
         """Give up everything, files that are read in place included; the next read opens them again."""
         if self._decoded is not None:
             self._decoded.close()
+        if self._pool is not None:
+            self._pool.close()
         self._tables.close()
         self._shards.close()
 
-    def _read_shards(self, windows: BatchWindows, steps: Steps, out: Arrays, *, wait: bool) -> int:
-        """Read the rows of each shard, those of cold shards several shards at a time; the number of cold ones."""
+    def _read_shards(
+        self, windows: BatchWindows, among: Int64, steps: Steps, out: Arrays, *, wait: bool, is_last: bool = False
+    ) -> tuple[int, Int64]:
+        """Read rows of the batch shard by shard, those of cold shards several shards at a time.
+
+        Returns:
+            The number of cold ones, and the rows that are to be read once more, `is_last` then.
+        """
         num_cold = 0
         cold: list[Wanted] = []
+        left = [among[:0]]
         with ExitStack() as not_kept:
-            for rows in _rows_by_shard(windows.shard):
+            for rows in _rows_by_shard(windows.shard, among):
                 shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
                 if self.wait_for is not None:
                     self.wait_for(shard, self._before_wait or self.release)
                 opened = self._shards.take(shard, self._before_wait or self.release, wait=wait)
                 if isinstance(opened, OpenShard):
-                    self._read_shard(opened, rows, episodes, steps, out)
+                    left.append(self._read_shard(opened, rows, episodes, steps, out, is_last=is_last))
                     continue
                 num_cold += 1
                 if not opened.is_kept:
@@ -196,7 +231,7 @@ class EpisodeReader:
                     not_kept.close()
             if cold:
                 self._read_cold(cold, steps, out)
-        return num_cold
+        return num_cold, np.concatenate(left)
 
     def _read_cold(self, wanted: Sequence[Wanted], steps: Steps, out: Arrays) -> None:
         (self._before_wait or self.release)()  # ranges are waited for
@@ -204,8 +239,10 @@ class EpisodeReader:
             opened = OpenShard(one.cold.number, one.cold.source, one.cold.entry, index, is_cold=True)
             self._read_shard(opened, one.rows, one.episodes, steps, out)
 
-    def _read_shard(self, opened: OpenShard, rows: Int64, episodes: Int64, steps: Steps, out: Arrays) -> None:
-        """Fill the rows (R,) of windows of a shard, with their episodes (R,)."""
+    def _read_shard(
+        self, opened: OpenShard, rows: Int64, episodes: Int64, steps: Steps, out: Arrays, *, is_last: bool = True
+    ) -> Int64:
+        """Fill the rows (R,) of windows of a shard, with their episodes (R,); those whose frames are not there yet."""
         first_row = opened.index.first_row[episodes][:, None]
         tables = held_by(opened.index)
         if not tables and not opened.is_cold:  # what is made from whole shards waits until they are there
@@ -219,9 +256,18 @@ class EpisodeReader:
                 out[name][rows] = gather_steps(opened.tar, opened.index, feature, episodes, wanted)
         if self._precision.wanted and not opened.is_cold:
             self._look_at(opened, int(episodes[0]), tables)
+        left = rows[:0]
         for name in self._decoders:
-            wanted, is_pad = steps[self._offsets[name]]
-            self._read_frames(opened, name, (episodes, wanted[rows], is_pad[rows], rows), out[name])
+            if self._pool is None or name not in self._costly:
+                self._read_frames(opened, name, rows, episodes, steps, out)
+        if self._pool is not None:
+            alone, late = self._pool.draw(opened, rows, episodes, out, wait=is_last)
+            left = rows[late]
+            if len(alone):
+                for name in self._costly:
+                    num_frames = self._read_frames(opened, name, rows[alone], episodes[alone], steps, out)
+                    self._pool.count_alone(num_frames)
+        return left
 
     def _look_at(self, opened: OpenShard, episode: int, tables: Mapping[str, Table]) -> None:
         """See whether the dtypes of batches can tell the steps of an episode apart."""
@@ -236,39 +282,37 @@ class EpisodeReader:
             self._precision.look(name, values, self._dataset.shard_url[opened.number])
 
     def _read_frames(
-        self,
-        opened: OpenShard,
-        name: str,
-        wanted: tuple[Int64, Int64, NDArray[np.bool_], Int64],
-        out: NDArray[Any],
-    ) -> None:
-        """Fill `out[rows]` with frames; `wanted` is episodes (R,), steps (R, n), padding (R, n) and rows (R,)."""
-        episodes, steps, is_pad, rows = wanted
-        num_steps = steps.shape[1]
-        needed = steps + opened.index.first_row[episodes][:, None]
+        self, opened: OpenShard, name: str, rows: Int64, episodes: Int64, steps: Steps, out: Arrays
+    ) -> int:
+        """Fill the rows (R,) of windows of a shard with a camera's frames; how many."""
+        wanted, is_pad = (array[rows] for array in steps[self._offsets[name]])
+        num_steps = wanted.shape[1]
+        needed = wanted + opened.index.first_row[episodes][:, None]
         places = rows[:, None] * num_steps + np.arange(num_steps)
         if self._window.pad == "zero":
             needed, places = needed[~is_pad], places[~is_pad]
         if not needed.size:
-            return
+            return 0
         needed, places = needed.reshape(-1), places.reshape(-1)
-        frames = out.reshape(-1, *out.shape[2:])
+        frames = out[name].reshape(-1, *out[name].shape[2:])
         if self._decoded is not None and name in self._costly:
             self._decoded.draw(opened, name, needed, frames, places)
         else:
             draw_frames(opened.tar, opened.index, self._decoders[name], needed, frames, places)
+        return len(needed)
 
 
-def _rows_by_shard(shard: Int64) -> list[Int64]:
-    """The rows of each shard of a batch.
+def _rows_by_shard(shard: Int64, among: Int64) -> list[Int64]:
+    """The rows of each shard of a batch, `among` ascending ones.
 
     Shards come in ascending order, not in batch order: which shard comes first must not matter, and a common order
     lets ranks that miss the same shards at the same time share the fills.
     """
+    shard = shard[among]
     if (shard == shard[0]).all():  # as in batches of a mixture
-        return [np.arange(len(shard))]
+        return [among]
     order = np.argsort(shard, kind="stable")
     ordered = shard[order]
     # Slices by hand: np.split takes twice as long, which shows in small batches.
     cuts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
-    return [order[start:stop] for start, stop in pairwise(cuts)]
+    return [among[order[start:stop]] for start, stop in pairwise(cuts)]

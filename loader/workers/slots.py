@@ -1,7 +1,7 @@
 """How batches lie in the slots of a ring: large ones have a slot each, small ones share one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ def _budget_holds(job: ReadJob, batches_in_flight: int) -> bool:
 
     If not, workers that are far apart would evict each other's shards: they are fetched again and again then.
     """
+    job = replace(job, batches_at_once=batches_in_flight)
     budget = job.budget_ahead(batches_in_flight * job.layout.num_bytes * job.world.all_processes.local_size)
     windows = batches_in_flight * job.batch_size * job.world.size
     return budget is None or sum(open_bytes(plan, windows) for plan in job.plans) <= budget

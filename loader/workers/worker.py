@@ -13,11 +13,11 @@ from multiprocessing.reduction import ForkingPickler
 
 from epistream.cache.stats import CacheStats
 from epistream.errors import EpistreamError, WorkerError
+from epistream.loader.frames.keeping import DecodedStats
 from epistream.loader.reading.bad_shards import Replaced
 from epistream.loader.reading.feed import Feed
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.reading.keeping import DecodedStats
-from epistream.loader.reading.open_files import raise_limit
+from epistream.loader.shards.open_files import raise_limit
 from epistream.loader.workers.pipe import Record, RecordKind, RecordPipe
 from epistream.loader.workers.ring import Ring
 from epistream.loader.workers.slots import Slots

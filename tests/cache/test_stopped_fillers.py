@@ -25,8 +25,8 @@ from epistream.cache.store.locks import pauses
 from epistream.cache.store.partial import GRANULE_BYTES
 from epistream.cache.store.store import ShardStore
 from epistream.errors import DeadlineError
-from epistream.loader.reading.kept_arrays import KeptArrays
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.frames.kept_arrays import KeptArrays
+from epistream.loader.shards.shard_entry import shard_entry
 
 SHORT_S = 0.05
 BLOCK = 2 * GRANULE_BYTES

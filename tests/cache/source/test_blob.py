@@ -16,7 +16,7 @@ from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
 from epistream.cache.source.rows import rows, runs
 from epistream.errors import FormatError, OptionError, SourceChangedError, SourceError
-from epistream.loader.reading.hdf5_blob import Hdf5Blob
+from epistream.loader.shards.hdf5_blob import Hdf5Blob
 from epistream.sharding.hdf5.file import version_and_bytes
 from epistream.sharding.hdf5.index import Extents
 

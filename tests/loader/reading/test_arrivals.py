@@ -13,7 +13,7 @@ from epistream.cache.source import page_cache
 from epistream.cache.store.places import file_system_type, is_memory
 from epistream.loader.reading import arrivals
 from epistream.loader.reading.arrivals import Arrivals
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "examples" / "data" / "aloha"
 

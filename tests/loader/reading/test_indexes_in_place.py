@@ -11,8 +11,8 @@ from web.faulty_server import serve
 import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.errors import ChecksumError
-from epistream.loader.reading import shard_entry
-from epistream.loader.reading.open_shards import OpenShards
+from epistream.loader.shards import shard_entry
+from epistream.loader.shards.open_shards import OpenShards
 from epistream.sharding.format.checksums import checksum
 
 

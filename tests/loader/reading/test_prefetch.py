@@ -9,7 +9,7 @@ import epistream as es
 from epistream.cache.read_ahead import local_ranges
 from epistream.cache.store.places import file_system_type, is_memory
 from epistream.loader.reading.prefetch import ShardsAhead
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 
 
 class Recorder:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import OpenEntry
 from epistream.cache.source.entry import Entry
-from epistream.loader.reading.shard_entry import read_index
+from epistream.loader.shards.shard_entry import read_index
 from epistream.lru import Lru
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
@@ -122,6 +122,8 @@ def _ranges(index: ShardIndex, features: Mapping[str, Feature], wanted: Wanted) 
     for name, feature in features.items():
         if feature.kind == "frames":
             rows = np.unique(wanted.steps[name] + index.first_row[wanted.episodes][:, None])
+            if name in index.videos:  # and what these depend on
+                rows = np.concatenate([run.rows for run in index.runs(name, rows)])
             yield index.frame_offset[name][rows].astype(np.int64), index.frame_size[name][rows].astype(np.int64)
         elif name not in index.values:
             offsets = index.array_offset[name][wanted.episodes].astype(np.int64)[:, None]

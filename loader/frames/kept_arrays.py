@@ -35,6 +35,8 @@ class Kept:
         arrays: by name, read-only views of the entry.
         offsets: bytes of the entry at which each begins.
         write: puts bytes into the entry at an offset, for all who have it open; whether all of them were written.
+        try_lock: locks a byte of the entry against all others who have it open; whether that was possible at once.
+        unlock: gives it back.
         renew_at: when to ask whether it is still in the cache.
         views: for its user: what it makes of the arrays, to have it again.
     """
@@ -47,6 +49,7 @@ class Kept:
         self._entry = entry
         # The entry's own: what refers to itself stays mapped until the garbage collector comes.
         self.write = entry.write
+        self.try_lock, self.unlock = entry.try_lock, entry.unlock
 
     def renew(self, *, used: bool) -> bool:
         """Whether it is still in the cache."""
@@ -113,6 +116,11 @@ class KeptArrays(Generic[K]):
     def is_busy(self, key: K) -> bool:
         """Whether another process was making an entry just now."""
         return key in self._busy and self.is_missing(key)
+
+    def ask_again(self, key: K) -> None:
+        """Look for an entry that another process was making, at once and not after a while."""
+        self._busy.discard(key)
+        self._look_at.pop(key, None)
 
     @property
     def may_make(self) -> bool:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 import epistream as es
-from epistream.loader.reading.open_files import most_open, raise_limit
+from epistream.loader.shards.open_files import most_open, raise_limit
 
 NUM_SHARDS = 150
 NAMES = ("dataset", "episode", "step")

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
-from epistream.loader.reading.frames import FrameDecoder, decode_frames, draw_frames
-from epistream.loader.reading.keeping import DecodedPlan, Room, Spent
-from epistream.loader.reading.kept_arrays import Arrays, Kept, KeptArrays, Shapes
-from epistream.loader.reading.open_shards import OpenShard
+from epistream.loader.frames.decoded_groups import DecodedGroups, KeptFrames, Missing, is_there
+from epistream.loader.frames.frame_decoder import FrameDecoder
+from epistream.loader.frames.frames import decode_frames, draw_frames
+from epistream.loader.frames.keeping import DecodedPlan, Room, Spent
+from epistream.loader.frames.kept_arrays import Arrays, Kept, KeptArrays, Shapes
+from epistream.loader.shards.open_shards import OpenShard
 from epistream.lru import Lru
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,9 @@ class DecodedFrames:
     frame is decoded once, the first batches come as soon as without keeping, and the pixels are the same in any
     case. Chunks are made as long as keeping has time left, and none for the first batch.
 
+    Of a video a whole group is decoded and kept as soon as any of it is needed, see `DecodedGroups`; that is never more
+    work over an epoch than not to keep it, so it takes whatever time it needs, and begins with the first batch.
+
     Args:
         decoders: of the cameras, by feature.
         cache: where they are kept.
@@ -72,7 +78,7 @@ class DecodedFrames:
         self._may_make = False
         # What was found of chunks a moment ago: by shard and camera, and then by chunk.
         # What a batch looks at stays mapped, a descriptor each: no more than may be held open.
-        self._found: Lru[tuple[int, str], dict[int, _Frames | None]] = Lru(max_open)
+        self._found: Lru[tuple[int, str], dict[int, KeptFrames | None]] = Lru(max_open)
         self._believed_until = self._full_until = 0.0
         # Bytes of the chunks that were seen in the cache.
         self._seen: dict[tuple[int, int], int] = {}
@@ -83,6 +89,9 @@ class DecodedFrames:
         self._content = json.dumps([_VERSION, plan.chunk_rows, shown])
         self._group = f"{plan.group} {self._content}"
         self._room = Room(cache, plan, self._group)
+        self._groups = DecodedGroups(plan.chunk_rows, self._room.give_up, clock)
+        # Without keeping a group is decoded anew for almost each frame of it: that pays within the epoch.
+        self._has_video = any(decoder.is_video for decoder in decoders.values())
 
     def begin_batch(self, *, is_short: bool = False) -> None:
         """Another batch begins; memory may be short."""
@@ -97,9 +106,18 @@ class DecodedFrames:
             self.close()
         self._room.look(self._room_bytes)
         # What making one took is there to be spent first: until then the frames of those that are there are kept.
-        is_time = self._plan.costs.allowance_s > self._making_s
-        self._may_make = is_time and not self._is_first and self._chunks.may_make and now >= self._full_until
+        is_time = self._plan.costs.allowance_s > self._making_s and not self._is_first
+        self._may_make = (is_time or self._has_video) and self._chunks.may_make and now >= self._full_until
+        self._groups.forget()
         self._is_first = False
+
+    def finish(self) -> None:
+        """Put into the batch what other processes were decoding when it was drawn; waits a while.
+
+        Raises:
+            FormatError: as `draw`.
+        """
+        self._groups.finish(self._spent)
 
     def end_batch(self) -> None:
         """It is read."""
@@ -110,6 +128,8 @@ class DecodedFrames:
 
     def draw(self, opened: OpenShard, name: str, needed: Int64, out: NDArray[Any], places: Int64) -> None:
         """As `draw_frames`: frames that are kept are copied, and the others decoded and, if there is room, kept.
+
+        Those of a video that another process is decoding at this moment come with `finish`.
 
         Args:
             opened: the shard.
@@ -146,6 +166,12 @@ class DecodedFrames:
             spent.keeping_s += looking_s
         if are_some:
             rows, targets = [rows[each] for each in missing], [targets[each] for each in missing]
+        if decoder.is_video:
+            look = partial(self._look_again, opened, name, chunks)
+            self._groups.draw(
+                Missing(opened, decoder, rows, targets, out, look, partial(self._is_being_made, opened.number)), spent
+            )
+            return
         decode_frames(opened.tar, opened.index, decoder, rows, out, targets)
         decoded_s = clock()
         spent.num_decoded += len(rows)
@@ -158,6 +184,7 @@ class DecodedFrames:
 
     def close(self) -> None:
         """Give up every chunk."""
+        self._groups.forget()
         self._found.clear()
         self._chunks.close()
 
@@ -167,7 +194,7 @@ class DecodedFrames:
         name: str,
         wanted: tuple[list[int], list[int]],
         out: NDArray[Any],
-        chunks: "dict[int, _Frames | None]",
+        chunks: dict[int, KeptFrames | None],
     ) -> list[int]:
         """Copy the kept ones of the wanted rows to their places, neighbours in one go; numbers of the others."""
         chunk_rows = self._plan.chunk_rows
@@ -206,7 +233,7 @@ class DecodedFrames:
         return missing
 
     def _keep(
-        self, needed: list[int], places: list[int], out: NDArray[Any], chunks: "Mapping[int, _Frames | None]"
+        self, needed: list[int], places: list[int], out: NDArray[Any], chunks: Mapping[int, KeptFrames | None]
     ) -> None:
         """Put frames of the batch into their chunks."""
         try:
@@ -222,7 +249,7 @@ class DecodedFrames:
     def _may_keep(self) -> bool:
         return self._plan.costs.allowance_s > self._spent.keeping_s
 
-    def _look(self, opened: OpenShard, number: int, name: str) -> "_Frames | None":
+    def _look(self, opened: OpenShard, number: int, name: str) -> KeptFrames | None:
         key = opened.number, number
         kept = self._chunks.get(key)
         if kept is None:
@@ -233,15 +260,30 @@ class DecodedFrames:
             return None
         frames = kept.views.get(name)
         if frames is None:
-            frames = kept.views[name] = _Frames(kept, name)
+            frames = kept.views[name] = KeptFrames(kept, name)
         return frames
+
+    def _look_again(
+        self, opened: OpenShard, name: str, chunks: dict[int, KeptFrames | None], number: int
+    ) -> KeptFrames | None:
+        chunk = chunks.get(number)
+        if chunk is None:
+            chunk = chunks[number] = self._look(opened, number, name)
+        return chunk
+
+    def _is_being_made(self, shard: int, number: int) -> bool:
+        key = shard, number
+        is_busy = self._chunks.is_busy(key)
+        if is_busy:
+            self._chunks.ask_again(key)
+        return is_busy
 
     def _open_anew(self, opened: OpenShard, key: tuple[int, int]) -> Kept | None:
         number = key[1]
         first = number * self._plan.chunk_rows
         length = min(self._plan.chunk_rows, opened.index.num_rows - first)
         shapes: Shapes = {
-            **{_is_there(name): (np.dtype(np.uint8), (length,)) for name in self._decoders},
+            **{is_there(name): (np.dtype(np.uint8), (length,)) for name in self._decoders},
             **{name: (np.dtype(d.feature.dtype), (length, *d.shape)) for name, d in self._decoders.items()},
         }
         num_bytes = sum(length * d.num_bytes for d in self._decoders.values())
@@ -269,7 +311,8 @@ class DecodedFrames:
             self._spent.keeping_s += made_s
             self._making_s = min(made_s, _MOST_SAVED_UP_S)
             # Small batches are read many at a time: one chunk for all of them would be few.
-            self._may_make = self._plan.costs.allowance_s - self._spent.keeping_s > self._making_s
+            is_time = self._plan.costs.allowance_s - self._spent.keeping_s > self._making_s
+            self._may_make = is_time or self._has_video
         elif kept is None and not self._chunks.is_busy(key):
             self._may_make = False
         seen = num_bytes if kept is not None else 0
@@ -277,31 +320,6 @@ class DecodedFrames:
             self._room_bytes += seen - self._seen.get(key, 0)
             self._seen[key] = seen
         return kept
-
-
-class _Frames:
-    """The frames of one camera in a chunk that is open.
-
-    Attributes:
-        frames: (rows, H, W, C), read-only.
-        is_there: (rows,) not 0 where the frame is there; changes as others put frames in.
-    """
-
-    def __init__(self, kept: Kept, name: str) -> None:
-        self.frames = kept.arrays[name]
-        self.is_there: memoryview = kept.arrays[_is_there(name)].data
-        self._write = kept.write
-        self._row_bytes = self.frames.strides[0]
-        self._first_frame, self._first_flag = kept.offsets[name], kept.offsets[_is_there(name)]
-
-    def put(self, at: int, frame: NDArray[Any]) -> bool:
-        """Put a frame (H, W, C) at a row; whether it is there now. Who dies in here leaves it not there."""
-        write = self._write
-        return write(self._first_frame + at * self._row_bytes, frame.data) and write(self._first_flag + at, b"\1")
-
-
-def _is_there(name: str) -> str:
-    return f"is there: {name}"
 
 
 def chunk_rows(num_bytes: int, step_bytes: int) -> int:

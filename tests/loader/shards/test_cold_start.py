@@ -18,7 +18,7 @@ from epistream.cache.store.locks import inode_holders
 from epistream.errors import FetchError
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 
 NUM_EPISODES, LENGTH = 6, 3000
 

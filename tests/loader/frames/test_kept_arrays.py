@@ -7,8 +7,8 @@ import pytest
 
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part
+from epistream.loader.frames.kept_arrays import KeptArrays
 from epistream.loader.reading.array_tables import ArrayTables
-from epistream.loader.reading.kept_arrays import KeptArrays
 from epistream.sharding.format.features import Feature
 
 SHAPES = {"a": (np.dtype("<i4"), (5, 2)), "b": (np.dtype("u1"), (5,))}

@@ -18,12 +18,22 @@ def shard_entry(dataset: Dataset, shard: int) -> Entry:
     index = Part(dataset.index_url[shard], int(dataset.index_bytes[shard]), dataset.index_checksum[shard])
     if is_tar(url):
         return Entry((Part(url, int(dataset.shard_bytes[shard]), checksum), index))
-    from epistream.loader.reading.hdf5_blob import Hdf5Supply
+    from epistream.loader.shards.hdf5_blob import Hdf5Supply
 
     supply = Hdf5Supply(url, index.url, dataset.storage_options)
     # The index names the version of the file that it was made of: its checksum stands for both.
     packed = Part(url, int(dataset.shard_bytes[shard]), version=index.checksum, supply=supply)
     return Entry((packed, index), content="packed bytes of HDF5")
+
+
+def data_version(dataset: Dataset) -> str:
+    """What stands for all bytes that a dataset is read from, now: of files that are packed, its fingerprint.
+
+    That of HDF5 files does not read all of them; their indexes name the version of the file that each was made of.
+    """
+    if all(map(is_tar, dataset.shard_url)):
+        return dataset.fingerprint
+    return checksum(" ".join([dataset.fingerprint, *dataset.index_checksum]).encode())
 
 
 def read_index(blob: Blob, source: Entry, *, validate: bool = True) -> ShardIndex:

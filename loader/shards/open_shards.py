@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
-from epistream.loader.reading.cold_start import ColdShard
-from epistream.loader.reading.shard_entry import read_index, shard_entry
+from epistream.loader.shards.cold_start import ColdShard
+from epistream.loader.shards.shard_entry import read_index, shard_entry
 from epistream.lru import Lru
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset

@@ -20,7 +20,7 @@ from epistream.cache.source.remote import Remote
 from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError, SourceError
 from epistream.file_systems import local_path
-from epistream.loader.reading.hdf5_rows import RowMaker
+from epistream.loader.shards.hdf5_rows import RowMaker
 from epistream.plain_files import version_of_file
 from epistream.sharding.hdf5.file import version_and_bytes
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents

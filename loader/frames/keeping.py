@@ -37,12 +37,16 @@ class DecodedStats:
 
     Attributes:
         num_taken: frames copied from those that are kept.
-        num_decoded: frames decoded.
+        num_decoded: frames decoded; of a video also those that others depend on, and all of a group that is kept.
         num_kept: those of them that were kept.
         room_bytes: of entries of kept frames that are known to be in the node's cache, full or not; the most that a
             worker knows of.
         all_bytes: of all decoded frames.
         why: why no more are kept, in words; "" while nothing stands in the way.
+        pool_bytes: of the pool that decoded blocks are kept in for a while, where the order is by blocks.
+        num_again: frames decoded of blocks that were decoded before, and not done with.
+        num_unpooled: frames decoded for a single window: of shards that are still being fetched, or because there was
+            no pool, or no slot of it, for their block.
     """
 
     num_taken: int = 0
@@ -51,6 +55,9 @@ class DecodedStats:
     room_bytes: int = 0
     all_bytes: int = 0
     why: str = ""
+    pool_bytes: int = 0
+    num_again: int = 0
+    num_unpooled: int = 0
 
     def __add__(self, other: "DecodedStats") -> "DecodedStats":
         return DecodedStats(
@@ -60,6 +67,9 @@ class DecodedStats:
             max(self.room_bytes, other.room_bytes),
             max(self.all_bytes, other.all_bytes),
             self.why or other.why,
+            max(self.pool_bytes, other.pool_bytes),
+            self.num_again + other.num_again,
+            self.num_unpooled + other.num_unpooled,
         )
 
 
@@ -68,7 +78,8 @@ class Spent:
     """Seconds and numbers of frames: of one batch, or of several.
 
     What it costs to take or to decode a frame is timed where all frames that are needed together are taken, or all
-    decoded: `num_timed_taken` in `taking_s`, and `num_timed_decoded` in `decoding_s`.
+    decoded: `num_timed_taken` in `taking_s`, and `num_timed_decoded` in `decoding_s`. Of a group of a video that is
+    kept, decoding is what would have been decoded without that, and all else is keeping; so is waiting for others.
     """
 
     reading_s: float = 0.0

@@ -16,7 +16,7 @@ import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.cache.store.lease import Lease
 from epistream.errors import EpistreamError, OptionError
-from epistream.loader.reading import decoded_frames, keeping, kept_arrays
+from epistream.loader.frames import decoded_frames, keeping, kept_arrays
 
 MIB = 1 << 20
 # Two episodes of 80 and 60 steps, two cameras of 48x64x3.
@@ -326,7 +326,7 @@ def test_decoded_torn_frame_is_told_where_it_is_read_as_with_per_read(aloha_shar
 
 
 def _indexes(stream):
-    from epistream.loader.reading.shard_entry import shard_entry
+    from epistream.loader.shards.shard_entry import shard_entry
     from epistream.sharding.format.index import ShardIndex
 
     dataset = stream.job.dataset

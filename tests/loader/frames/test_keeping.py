@@ -9,7 +9,7 @@ import pytest
 from epistream.cache.options import CacheOptions
 from epistream.cache.store.budget import Budget
 from epistream.errors import DeadlineError
-from epistream.loader.reading.keeping import Costs, DecodedPlan, DecodedStats, Room, Spent
+from epistream.loader.frames.keeping import Costs, DecodedPlan, DecodedStats, Room, Spent
 
 MIB, GIB = 1 << 20, 1 << 30
 

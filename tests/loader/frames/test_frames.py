@@ -7,7 +7,8 @@ import pytest
 
 from epistream.cache.source.local import FileBlob, MappedBlob
 from epistream.errors import FormatError
-from epistream.loader.reading.frames import FrameDecoder, draw_frames
+from epistream.loader.frames.frame_decoder import FrameDecoder
+from epistream.loader.frames.frames import draw_frames
 from epistream.sharding.format.features import Feature, codec_of
 
 CAMERA = "observation.images.top"

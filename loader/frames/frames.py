@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
 from epistream.errors import FormatError
+from epistream.loader.frames.frame_decoder import FrameDecoder
+from epistream.loader.frames.video_frames import decode_video
 from epistream.options import Range, check
-from epistream.sharding.format.features import Feature, codec_of
+from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.pictures.resizing import resized
 
 Decode = Literal["auto", "once", "per_read"]
 Side = Annotated[int, Range(ge=1, le=(1 << 15) - 1)]
@@ -30,7 +31,8 @@ class FrameOptions:
             above all, whose values must not be mixed, the nearest pixel is taken.
         decode: "per_read" decodes a frame whenever a window shows it; "once" keeps decoded frames in the node's cache
             as far as its budget goes; "auto" keeps them where all fit, within its budget if the user gave one, else
-            within an eighth of the available memory and 4 GiB.
+            within an eighth of the available memory and 4 GiB; in an order by blocks, those of the blocks that windows
+            are drawn from.
 
     Raises:
         OptionError: sizes below 1, or an unknown `decode`.
@@ -51,48 +53,6 @@ class FrameOptions:
     def all_shown(self, features: Mapping[str, Feature]) -> dict[str, Feature]:
         """`shown` of each feature."""
         return {name: self.shown(feature) for name, feature in features.items()}
-
-
-class FrameDecoder:
-    """Turns the stored bytes of one camera's frames into arrays of one size. Not shared between threads.
-
-    Shrinking begins in the decoder where a codec can do that (`Codec.decode_reduced`), and goes on by filtering.
-
-    Args:
-        feature: of the stored frames.
-        shape: (H, W, C) of the frames to make.
-
-    Attributes:
-        is_copy: whether the stored bytes are the frame as it is wanted.
-        num_bytes: of a frame as it is wanted.
-
-    Raises:
-        FormatError: frames of this codec cannot be decoded one by one.
-    """
-
-    def __init__(self, feature: Feature, shape: tuple[int, ...]) -> None:
-        self.feature = feature
-        self.shape = shape
-        self._codec = codec_of(feature)
-        self._is_whole = feature.shape == shape
-        self.is_copy = self._is_whole and self._codec.storage == "array"
-        self.num_bytes = replace(feature, shape=shape).step_bytes
-
-    def decode(self, data: bytes | memoryview, out: NDArray[Any], where: str) -> None:
-        """Make one frame.
-
-        Args:
-            data: as stored.
-            out: (H, W, C), C-contiguous, of the feature's dtype; overwritten.
-            where: names the frame in messages.
-
-        Raises:
-            FormatError: the bytes are no such frame.
-        """
-        if self._is_whole:
-            self._codec.decode(data, out, where)
-        else:
-            out[...] = resized(self._codec.decode_reduced(data, self.shape[0], self.shape[1], where), self.shape)
 
 
 def draw_frames(
@@ -127,7 +87,6 @@ def decode_frames(
     tar: Blob, index: ShardIndex, decoder: FrameDecoder, needed: list[int], out: NDArray[Any], places: list[int]
 ) -> None:
     """As `draw_frames`, for frames that must be decoded."""
-    name = decoder.feature.name
     # By hand: what numpy does for a few numbers takes as long as decoding a small frame.
     targets: dict[int, int] = {}
     again = []
@@ -136,17 +95,28 @@ def decode_frames(
         if target != place:
             again.append((place, target))
     frames = sorted(targets)
+    if decoder.is_video:
+        decode_video(tar, index, decoder, frames, lambda row, picture: np.copyto(out[targets[row]], picture))
+    else:
+        _decode_each(tar, index, decoder, frames, [out[targets[row]] for row in frames])
+    for place, target in again:
+        np.copyto(out[place], out[target])
+
+
+def _decode_each(
+    tar: Blob, index: ShardIndex, decoder: FrameDecoder, frames: list[int], targets: list[NDArray[Any]]
+) -> None:
+    """Decode frames (n,) that do not depend on each other, each into its target."""
+    name = decoder.feature.name
     offsets, sizes = index.frame_offset[name].take(frames).tolist(), index.frame_size[name].take(frames).tolist()
     num_done = 0
     try:
-        for frame, data in zip(frames, tar.read_in_turn(offsets, sizes), strict=True):
-            decoder.decode(data, out[targets[frame]], name)
+        for target, data in zip(targets, tar.read_in_turn(offsets, sizes), strict=True):
+            decoder.decode(data, target, name)
             num_done += 1
     except FormatError as error:
         tar.check_unchanged()  # if somebody is writing to the file, that is what to tell
         raise FormatError(f"{_where(index, frames[num_done])}: {error}") from error
-    for place, target in again:
-        np.copyto(out[place], out[target])
 
 
 def _where(index: ShardIndex, row: int) -> str:
