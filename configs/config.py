@@ -18,7 +18,7 @@ from epistream.errors import OptionError, SourceError
 from epistream.hints import in_short
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.monitoring.monitor import MonitorOptions
-from epistream.loader.order.plan import OrderOptions
+from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.window import Window
 from epistream.loader.order.world import World
 from epistream.loader.stream import EpisodeStream, Source

@@ -5,19 +5,18 @@ Here stands only which options are keys, and what YAML writes otherwise than Pyt
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, create_model
 
 from epistream.cache.options import CacheOptions
-from epistream.configs.offsets import Offsets
+from epistream.loader.frames.frames import Side
 from epistream.loader.loader import Number, StreamingLoader
 from epistream.loader.monitoring.monitor import MonitorOptions
 from epistream.loader.options import StreamOptions
-from epistream.loader.order.plan import OrderOptions
-from epistream.loader.order.window import Window
-from epistream.loader.reading.frames import Side
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.window import Window, ascending
 from epistream.loader.samples.action_delta import DeltaKind
 from epistream.loader.samples.collate import KeptDtype
 from epistream.loader.samples.formats.names import FORMATS
@@ -26,6 +25,38 @@ from epistream.options import OneOf, options_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.options import Side as PackedSide
 from epistream.shown_urls import shown
+
+_MOST_STEPS = 1_000_000  # of a window
+
+
+def _offsets(value: Any) -> Any:
+    if isinstance(value, range):
+        return list(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return [value]
+    if isinstance(value, str):
+        first, colon, last = value.partition(":")
+        try:
+            start, stop = int(first), int(last) if colon else int(first) + 1
+        except ValueError:
+            raise ValueError(f"{value!r}, wanted START:STOP, for example 0:100") from None
+        if stop - start > _MOST_STEPS:  # before a list of them is made
+            raise ValueError(f"{value!r:.40}, wanted START:STOP of at most {_MOST_STEPS:,} steps, for example 0:100")
+        return list(range(start, stop))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _write_offsets(steps: Iterable[int]) -> str | list[int]:
+    """A run as START:STOP, anything else as it is."""
+    numbers = list(steps)
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]}:{numbers[-1] + 1}"
+    return numbers
+
+
+Offsets = Annotated[list[int], BeforeValidator(_offsets), AfterValidator(ascending), PlainSerializer(_write_offsets)]
 
 
 class _Shown:
@@ -127,7 +158,10 @@ LoaderSection = _section(
 )
 MonitorSection = _section("MonitorSection", MonitorOptions)
 PackSection = _section(
-    "PackSection", PackOptions, ("codec", "quality", "image_size", "shard_size"), image_size=_pair(PackedSide)
+    "PackSection",
+    PackOptions,
+    ("codec", "quality", "crf", "gop", "preset", "image_size", "shard_size"),
+    image_size=_pair(PackedSide),
 )
 _FIELDS: dict[str, Any] = {
     "source": (str | _List[str] | None, Field(None, description="what to stream, as EpisodeStream takes it")),

@@ -20,12 +20,14 @@ from epistream.cache.store.places import file_system_type, is_network
 from epistream.configs.config import Config
 from epistream.errors import SourceError
 from epistream.file_systems import local_path
+from epistream.loader.frames.frame_decoder import FrameDecoder
 from epistream.loader.loader import StreamingLoader
+from epistream.loader.measuring.blocks import longest_group, measuring_order, warm_up_batches
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, keep_decoded, measure_loading, unique_share
+from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.world import World
-from epistream.loader.reading.frames import FrameDecoder
 from epistream.loader.reading.job import ReadJob
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.cores import num_usable_cores
@@ -65,7 +67,8 @@ class Survey:
         num_cores: that the rates below were measured with.
         alone: rate of a loader with one worker, by kind.
         together: rate with as many workers as cores, by kind.
-        more_frames: how many times more different frames a batch of the whole dataset has than one of the sample.
+        more_frames: how many times more different frames a batch of the whole dataset has than one of the sample; 1
+            where each is decoded once for all of them.
         finish_s: what the training process does for each batch, in seconds.
         fetch_bytes_per_s: one shard from where it lies, with nothing cached.
         main_bytes: memory of this process, which has what a training process has but for the model.
@@ -110,15 +113,17 @@ def survey(
     job = whole.job
     say("fetching a shard")
     fetch_rate, where = _measure_fetch(job), _place(job)
-    sample = _sample(base, source, whole)
+    plan = job.part.plan
+    blocks = None if plan.blocks is None else plan.blocks.steps
+    sample = _sample(base, source, whole, blocks)
     num_cores = num_usable_cores()
-    alone, together = _rates(sample, num_cores, seconds, WARM_UP, say)
+    alone, together = _rates(sample, num_cores, seconds, say)
     finish_s = _measure_finish(sample)
     rows = int(job.dataset.episode_length.sum())
     frames = [feature for feature in job.part.frames.all_shown(job.features).values() if feature.kind == "frames"]
     found = Survey(
         place=where,
-        dataset_bytes=int(job.dataset.shard_bytes[job.part.plan.per_shard > 0].sum()),
+        dataset_bytes=int(job.dataset.shard_bytes[plan.per_shard > 0].sum()),
         num_windows=whole.num_windows,
         decoded_bytes=rows * sum(feature.step_bytes for feature in frames),
         batch_size=job.batch_size,
@@ -126,7 +131,7 @@ def survey(
         num_cores=num_cores,
         alone=alone,
         together=together,
-        more_frames=unique_share(job) / unique_share(sample.job),
+        more_frames=unique_share(job) / unique_share(sample.job) if blocks is None else 1.0,
         finish_s=finish_s,
         fetch_bytes_per_s=fetch_rate,
         main_bytes=psutil.Process().memory_full_info().pss,
@@ -157,7 +162,7 @@ def survey_kept(
         base,
         list(dict.fromkeys(job.dataset.shard_url)),  # several shards may lie in one HDF5 file
         storage_options=job.dataset.storage_options,
-        **{**ALL_OF_IT, "decode": "once", "repetitions": times, "cache": options},
+        **{**ALL_OF_IT, "decode": "once", "repetitions": times, "cache": options, "order": by_windows(base)},
     )
     # Stays in the cache from the first measurement to the last, so that no episode is decoded twice.
     with NodeCache(options) as holder:
@@ -167,7 +172,7 @@ def survey_kept(
         say("keeping decoded frames")
         with StreamingLoader(few, num_workers=found.num_cores) as loader:
             keep_decoded(loader, _KEEP_S)
-        alone, together = _rates(few, found.num_cores, seconds, WARM_UP, say)
+        alone, together = _rates(few, found.num_cores, seconds, say)
     # Mapped episodes would count as a worker's own memory; the cache's bytes have them.
     workers = found.together["processes"].worker_bytes
     return replace(
@@ -178,8 +183,40 @@ def survey_kept(
     )
 
 
+def by_windows(base: Config) -> OrderOptions:
+    """The order of a configuration, by windows."""
+    order: OrderOptions = base.stream_arguments()["order"]
+    return replace(order, by="windows", block_steps=None, pool_blocks=None)
+
+
+def scaled(found: Survey, gain: float, **changes: Any) -> Survey:
+    """A survey with rates so many times as high, of the same windows read in another way."""
+    alone, together = (
+        {kind: replace(rate, windows_per_s=rate.windows_per_s * gain) for kind, rate in rates.items()}
+        for rates in (found.alone, found.together)
+    )
+    return replace(found, alone=alone, together=together, **changes)
+
+
+def measured_in(order: OrderOptions, base: Config, sample: EpisodeStream, number: int, seconds: float) -> float:
+    """Windows/s of the sample in another order, with so many processes."""
+    dataset = sample.job.dataset
+    stream = EpisodeStream.from_config(
+        base,
+        list(dict.fromkeys(dataset.shard_url)),
+        storage_options=dataset.storage_options,
+        **{**ALL_OF_IT, "decode": "auto" if order.by == "blocks" else "per_read", "order": order},
+    )
+    # Video by windows takes a second for a batch.
+    slow = stream.job.part.plan.blocks is None and longest_group(stream.job) is not None
+    warm_up = warm_up_batches(stream.job, number, 1 if slow else WARM_UP)
+    rate = measure_loading(stream, number, "processes", seconds, warm_up)
+    stream.job.cache.close()
+    return rate.windows_per_s
+
+
 def _rates(
-    stream: EpisodeStream, num_cores: int, seconds: float, warm_up: int, say: Callable[[str], None]
+    stream: EpisodeStream, num_cores: int, seconds: float, say: Callable[[str], None]
 ) -> tuple[dict[Kind, LoadRate], dict[Kind, LoadRate]]:
     """Rates of one worker, and of as many as there are cores, by kind: the better of two interleaved rounds.
 
@@ -190,22 +227,27 @@ def _rates(
     for _ in range(_ROUNDS):
         for kind, number in itertools.product(kinds, sorted({1, num_cores})):
             say(f"reading with {number} {kind}")
+            warm_up = warm_up_batches(stream.job, number, WARM_UP)
             rate = measure_loading(stream, number, kind, seconds / _ROUNDS, warm_up)
             before = best.get((kind, number), rate)
             best[kind, number] = max(rate, before, key=lambda each: each.windows_per_s)
     return {kind: best[kind, 1] for kind in kinds}, {kind: best[kind, num_cores] for kind in kinds}
 
 
-def _sample(base: Config, source: Source | None, whole: EpisodeStream) -> EpisodeStream:
-    """A stream of some shards from all over the dataset."""
+def _sample(base: Config, source: Source | None, whole: EpisodeStream, block_steps: int | None) -> EpisodeStream:
+    """A stream of some shards from all over the dataset, in an order by blocks with a small pool if by blocks."""
+    how: dict[str, Any] = {}
+    if block_steps is not None:
+        order = measuring_order(whole.job.dataset.episode_length, block_steps, longest_group(whole.job))
+        how = {"order": order, "decode": "auto"}
     dataset, used = whole.job.dataset, np.flatnonzero(whole.job.part.plan.per_shard > 0)
     average = max(1, int(dataset.shard_bytes[used].mean()))
     number = max(1, min(_SAMPLE_SHARDS, _SAMPLE_BYTES // average))
     if number >= len(used):
-        return EpisodeStream.from_config(base, source, **PLAIN)
+        return EpisodeStream.from_config(base, source, **{**PLAIN, **how})
     chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
     urls = dict.fromkeys(dataset.shard_url[int(shard)] for shard in chosen)  # several may lie in one HDF5 file
-    return EpisodeStream.from_config(base, list(urls), storage_options=dataset.storage_options, **ALL_OF_IT)
+    return EpisodeStream.from_config(base, list(urls), storage_options=dataset.storage_options, **{**ALL_OF_IT, **how})
 
 
 def _place(job: ReadJob) -> Place:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from epistream.configs.tuner import Tuning
+from epistream.loader.measuring.pictures import PictureCost
+from epistream.units import size_text
 from epistream.yaml_text import dump_yaml
 
 
@@ -25,6 +27,17 @@ def tuned_yaml(tuning: Tuning) -> str:
     return "\n".join(lines) + "\n"
 
 
+def picture_cells(row: PictureCost) -> list[str]:
+    """What a form of the pictures costs, in words: dataset, loss, decoding, encoding, pool."""
+    cells = [f"dataset {size_text(row.dataset_bytes)}", f"{row.bytes_per_frame:,.0f} bytes a frame"]
+    if row.psnr_db is not None and row.worst_psnr_db is not None:
+        cells.append(f"{row.psnr_db:.1f} dB (worst {row.worst_psnr_db:.1f})")
+    cells.append(f"decoded in {row.decode_ms:.2f} ms")
+    if row.encode_frames_per_s is not None:
+        cells.append(f"encoded at {row.encode_frames_per_s:,.0f} frames/s a core")
+    return [*cells, f"pool {size_text(row.pool_bytes)}"] if row.pool_bytes else cells
+
+
 def _head(tuning: Tuning) -> Iterator[str]:
     ranks, prediction = tuning.options.ranks, tuning.prediction
     yield f"Chosen by 'epistream tune' for {ranks} rank{'s' if ranks > 1 else ''} on this machine:"
@@ -34,5 +47,7 @@ def _head(tuning: Tuning) -> Iterator[str]:
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch;"
     )
     yield f"memory {prediction.memory_text}."
+    for row in tuning.pictures:
+        yield f"Pictures {row.name}: {', '.join(picture_cells(row))}."
     for note in tuning.notes:
         yield f"Note: {note}."

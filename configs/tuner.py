@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from epistream.configs.block_choice import BlockChooser
 from epistream.configs.config import Config, load_config
 from epistream.configs.machine import Machine
 from epistream.configs.prediction import Choice, Prediction, predict, ring_bytes
 from epistream.configs.presets import preset_for, preset_values
-from epistream.configs.repacking import WORTH, Alternative, packed_survey
+from epistream.configs.repacking import WORTH, Alternative, PackTrial, alternatives, video_note
 from epistream.configs.survey import Survey, survey, survey_kept
 from epistream.configs.tune_options import TuneOptions
+from epistream.loader.measuring.blocks import JobSize, as_video, shows_several
+from epistream.loader.measuring.pictures import PictureCost, compare_pictures
 from epistream.loader.measuring.rates import Kind
 from epistream.loader.order.judgement import MANY_FETCHES, figures, word_for
+from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.plan import WANTED_SHARE, fitting_lanes
 from epistream.loader.order.working_set import bytes_of
 from epistream.loader.stream import EpisodeStream, Source
-from epistream.sharding.files.names import is_tar
 from epistream.units import count_text, distinct_sizes, distinct_texts, size_text
 
 _MAX_WORKERS = 16
@@ -43,6 +46,7 @@ class Tuning:
         survey: what was measured.
         machine: what there is.
         options: what was asked for.
+        pictures: what its colour cameras cost as they are stored, and in other forms.
         repacking: what packing would bring, where the source is not packed.
         notes: what else the user should know.
     """
@@ -53,6 +57,7 @@ class Tuning:
     survey: Survey
     machine: Machine
     options: TuneOptions
+    pictures: tuple[PictureCost, ...]
     repacking: tuple[Alternative, ...]
     notes: tuple[str, ...]
 
@@ -114,7 +119,7 @@ class _Chooser:
             self._set("source", source, "given")
         cache_bytes = self._choose_cache()
         self._choose_order(cache_bytes)
-        kept = self._choose_decode()
+        kept = self._choose_by(self._choose_decode())
         choice = self._choose_workers(kept, cache_bytes)
         prediction = predict(kept, choice, self.options.ranks, cache_bytes)
         at_first = predict(self.found, choice, self.options.ranks, cache_bytes)
@@ -123,7 +128,8 @@ class _Chooser:
             first_epoch_windows_per_s=at_first.first_epoch_windows_per_s,
             decoded_bytes=self.kept_bytes,
         )
-        repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes)
+        pictures = self._compare_pictures(self.base.source if source is None else source)
+        repacking = self._look_at_packing(choice, prediction.windows_per_s, cache_bytes, pictures)
         if self.options.target and prediction.windows_per_s < self.options.target:
             rates = [f"{{:,.{digits}f}}".format for digits in range(9)]
             target, reached = distinct_texts((self.options.target, prediction.windows_per_s), rates)
@@ -140,6 +146,7 @@ class _Chooser:
             survey=self.found,
             machine=self.machine,
             options=self.options,
+            pictures=tuple(pictures),
             repacking=tuple(repacking),
             notes=tuple(self.notes),
         )
@@ -224,7 +231,7 @@ class _Chooser:
         if kept is None:
             self._set("stream.decode", "per_read", "no frames to decode, or no memory to keep those of a few episodes")
             return found
-        room = int(min(self.machine.shm_free_bytes, self.machine.free_bytes * self.values["cache.memory_fraction"]))
+        room = self._room
         gain = kept.together["processes"].windows_per_s / found.together["processes"].windows_per_s * found.more_frames
         times = f"gathering decoded frames is {gain:.1f} times as fast"
         # The reader wants room for the shards that it decodes from, wherever they are kept.
@@ -277,14 +284,77 @@ class _Chooser:
         self._set("loader.prefetch", wanted, reason)
         return wanted
 
-    def _look_at_packing(self, choice: Choice, now: float, cache_bytes: int) -> list[Alternative]:
-        if is_tar(self.whole.job.dataset.shard_url[0]):
-            return []
-        packed = packed_survey(self.found, self.base, self.sample, self.options.seconds, self.say)
-        if packed is None:
-            return []
-        prediction = predict(packed, choice, self.options.ranks, cache_bytes)
-        pays = prediction.windows_per_s > WORTH * now
-        if not pays:
-            self.notes.append("packing the data does not pay")
-        return [Alternative("packed with the defaults", packed.dataset_bytes, prediction, pays)]
+    def _choose_by(self, found: Survey) -> Survey:
+        """Windows, or blocks whose frames are decoded once; returns the survey as it is then."""
+        options, room = self.options, self._room
+        if self.values["stream.decode"] == "once":
+            if self.whole.job.part.plan.blocks is not None and "order.by" not in self.base.given:
+                self._set("order.by", "windows", "all decoded frames are kept: blocks would save nothing")
+            return found
+        chooser = BlockChooser(self.base, self.whole, self.sample, self._size, options.seconds, self.say)
+        choice = chooser.choose(found, self._order, max(0, room - self.open_bytes))
+        if choice is None:
+            return found
+        for key, (value, reason) in choice.values.items():
+            self._set(key, value, reason)
+        if choice.note is not None:
+            self.notes.append(choice.note)
+        if choice.pool is not None:
+            self.kept_bytes = choice.pool.num_bytes
+            shards = self.open_bytes if found.place.shared_by_pages else found.dataset_bytes // options.nodes
+            budget = int(min(room, (shards + self.kept_bytes) * 1.05))
+            self._set("cache.budget_bytes", budget, "blocks of decoded frames, and the shards they come from")
+        return choice.survey
+
+    @property
+    def _room(self) -> int:
+        """Bytes of shared memory for shards and decoded frames."""
+        machine = self.machine
+        return int(min(machine.shm_free_bytes, machine.free_bytes * self.values["cache.memory_fraction"]))
+
+    @property
+    def _size(self) -> JobSize:
+        # Before their number is known: as many workers as there can be read at a time.
+        workers = max(1, min(_MAX_WORKERS, self.machine.num_cores // self.options.ranks))
+        return JobSize(self.whole.job.batch_size, self.options.ranks, self.options.nodes, max(4, workers))
+
+    @property
+    def _order(self) -> OrderOptions:
+        """The order as chosen so far."""
+        lanes, resident = int(self.values["order.lanes"]), int(self.values["order.resident_shards"])
+        return OrderOptions(lanes=lanes, resident_shards=max(2 * lanes, resident))
+
+    def _compare_pictures(self, source: Source | None) -> list[PictureCost]:
+        """What colour cameras cost in other forms, with the memory of the pools of orders by blocks."""
+        whole, options = self.whole.job, self.options
+        rows, missing = compare_pictures(self.sample.job, whole, self.found.dataset_bytes, options.seconds, self.say)
+        self.sample.job.cache.close()
+        if missing is not None:
+            self.notes.append(missing)
+        by_blocks = self.values.get("order.by") == "blocks" and shows_several(whole)
+        pooled = []
+        for row in rows:
+            pool_bytes = 0
+            if (by_blocks or (row.group_steps or 1) > 2) and self.base.settings.stream.shuffle:
+                order = replace(self._order, by="blocks").resolved(row.group_steps)
+                part = as_video(whole.part, row.group_steps or 1) if row.is_video else whole.part
+                pool = self._size.fitting_pool(part, order, max(0, self._room - self.open_bytes))
+                pool_bytes = 0 if pool is None else pool.num_bytes
+            pooled.append(replace(row, pool_bytes=pool_bytes))
+        note = video_note(pooled, self.whole, source, self.found.place.shared_by_pages, self._room)
+        if note is not None:
+            self.notes.append(note)
+        return pooled
+
+    def _look_at_packing(
+        self, choice: Choice, now: float, cache_bytes: int, pictures: list[PictureCost]
+    ) -> list[Alternative]:
+        trial = PackTrial(self.found, self.base, self.sample, self.options.seconds, self.say)
+        ways = []
+        for name, packed, pool_bytes in alternatives(trial, pictures):
+            prediction = predict(packed, choice, self.options.ranks, cache_bytes)
+            prediction = replace(prediction, decoded_bytes=pool_bytes)
+            ways.append(Alternative(name, packed.dataset_bytes, prediction, prediction.windows_per_s > WORTH * now))
+        if ways and not any(way.pays for way in ways):
+            self.notes.append("packing the data does not make reading it faster")
+        return ways

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from epistream.loader.mixture import Mixture
     from epistream.loader.monitoring.monitor import MonitorOptions
     from epistream.loader.options import StreamOptions
-    from epistream.loader.order.delta_timestamps import window_in_seconds
-    from epistream.loader.order.plan import OrderOptions
+    from epistream.loader.order.options import OrderOptions
     from epistream.loader.order.window import Window
     from epistream.loader.order.world import World
     from epistream.loader.samples.action_delta import ActionDelta, delta_statistics
+    from epistream.loader.samples.delta_timestamps import window_in_seconds
     from epistream.loader.samples.formats.act import ActFormat
     from epistream.loader.samples.formats.base import Padding
     from epistream.loader.samples.formats.diffusion_policy import DiffusionPolicyFormat
@@ -50,7 +50,7 @@ _HOME = {
     "Normalizer": "epistream.loader.samples.normalize",
     "OptimizedEpisodicDataset": "epistream.loader.episodic.dataset",
     "Mixture": "epistream.loader.mixture",
-    "OrderOptions": "epistream.loader.order.plan",
+    "OrderOptions": "epistream.loader.order.options",
     "Padding": "epistream.loader.samples.formats.base",
     "StreamOptions": "epistream.loader.options",
     "StreamingLoader": "epistream.loader.loader",
@@ -63,7 +63,7 @@ _HOME = {
     "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
     "pack": "epistream.sharding.pack.pack",
-    "window_in_seconds": "epistream.loader.order.delta_timestamps",
+    "window_in_seconds": "epistream.loader.samples.delta_timestamps",
 }
 
 __all__ = [

@@ -4,7 +4,8 @@ import logging
 from math import gcd
 
 from epistream.loader.order.judgement import MANY_FETCHES, judge
-from epistream.loader.order.plan import OrderOptions, fitting_lanes
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import fitting_lanes
 from epistream.loader.order.world import World
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.state import Place

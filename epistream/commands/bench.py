@@ -44,8 +44,9 @@ def command(as_json: bool, config: str | None, **options: Any) -> None:
 
     Every round measures, one after the other: the bare decode of the dataset's own frames by as many processes
     (nothing else), the loader with worker processes, and the loader with threads; and the same with frames that were
-    decoded before, where all of them fit the cache's budget, against bare copying. "Of bound" is the median of the
-    rounds' shares. CPU is in seconds per 1,000 windows, the first batch in ms, PSS of all processes in MiB.
+    decoded before, where all of them fit the cache's budget, against bare copying. Videos are decoded at random, the
+    groups that the stream's own batches need, and in order, as keeping decoded frames does. "Of bound" is the median of
+    the rounds' shares. CPU is in seconds per 1,000 windows, the first batch in ms, PSS of all processes in MiB.
     """
     from epistream.loader.measuring.bench import run_bench
 

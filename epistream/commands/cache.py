@@ -142,7 +142,7 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     from epistream.cache.node import NodeCache
     from epistream.cache.store.places import file_system_type, is_network
     from epistream.file_systems import local_path
-    from epistream.loader.reading.shard_entry import shard_entry
+    from epistream.loader.shards.shard_entry import shard_entry
 
     dataset = open_source(source, **reached)
     place = str(directory) if directory else None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ from rich.markup import escape
 from epistream.commands.parameters import option
 from epistream.commands.sources import FEATURE_HELP, division_options, layout_options, open_source, reach_option
 from epistream.commands.tables import new_list, print_table
-from epistream.loader.order.plan import OrderOptions
+from epistream.loader.measuring.bench_options import BenchOptions
+from epistream.loader.order.options import OrderOptions
 from epistream.units import count_text, distinct_sizes, parse_size, size_text
 
 if TYPE_CHECKING:
-    from epistream.loader.order.anchors import Anchors
-    from epistream.loader.order.plan import Plan
+    from epistream.loader.measuring.blocks import JobSize, Pool
     from epistream.loader.order.quality import OrderReport
+    from epistream.loader.reading.job import DatasetPart
 
 
 @click.command()
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Windows per rank and batch.")
 @click.option("--nodes", "num_nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes of the job.")
 @click.option("--ranks-per-node", type=click.IntRange(1), default=1, show_default=True, help="Ranks on each of them.")
+@click.option(
+    "--num-workers", type=click.IntRange(1), default=4, show_default=True, help="Of each rank, for blocks in flight."
+)
 @click.option("--split", default="auto", show_default=True, help="A split; auto is train where there is one, else all.")
 @option(OrderOptions, "lanes", default=None, show_default="8, fewer if need be")
 @option(OrderOptions, "resident_shards", show_default="what the budget or the manifest says")
@@ -36,8 +41,13 @@ if TYPE_CHECKING:
 @click.option(
     "--declare", is_flag=True, help="Declare nodes and global batch, as OrderOptions(nodes=..., global_batch=...) does."
 )
+@option(OrderOptions, "by", show_default="blocks for video in groups, else windows")
+@option(OrderOptions, "block_steps", show_default="whole groups of a video, else 32")
+@option(OrderOptions, "pool_blocks", show_default="16 x lanes, within 4 GiB")
 @option(OrderOptions, "resident_bytes", metavar="SIZE", show_default="8GiB")
 @click.option("--feature", "features", multiple=True, metavar="NAME", help=FEATURE_HELP)
+@click.option("--image-size", nargs=2, type=int, metavar="HEIGHT WIDTH", help="Pixels of decoded frames, for blocks.")
+@option(BenchOptions, "obs", help="Step offsets of observations, whose frames blocks hold.", show_default="the anchor")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @layout_options
 @division_options
@@ -48,10 +58,16 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     Reads the manifest only. Every step that the dataset allows is an anchor. The last line judges the order for the
     job, and says what to set where batches are not varied enough or nodes fetch more than their share.
     """
+    from epistream.loader.frames.block_pool_plan import pooled_cameras
+    from epistream.loader.frames.frames import FrameOptions
+    from epistream.loader.measuring.blocks import JobSize, distinct_blocks, memory_advice
     from epistream.loader.order.anchors import Anchors
     from epistream.loader.order.judgement import judge
+    from epistream.loader.order.plan import Plan
     from epistream.loader.order.quality import report
-    from epistream.loader.order.working_set import budget_advice
+    from epistream.loader.order.window import Window
+    from epistream.loader.reading.job import DatasetPart
+    from epistream.sharding.format.feature_sets import choose_features
 
     reached = ("options_json", "layout", "layout_file", "allow_outside_files", "val_fraction", "split_seed")
     given = {name: options[name] for name in reached}
@@ -60,28 +76,35 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     if split == "auto":
         split = "train" if "train" in dataset.splits else None
     anchors = Anchors(dataset, split, (0, 0), drop_incomplete=False)
-    job = options["batch_size"], options["num_nodes"], options["ranks_per_node"]
-    global_batch = math.prod(job)
-    lanes, resident_shards = options["lanes"], options["resident_shards"]
-    if lanes is None:
-        lanes = 8 if resident_shards is None else max(1, min(8, resident_shards // 2))
-    room = options["resident_bytes"]
-    wanted = OrderOptions(seed=options["seed"], lanes=lanes, resident_shards=resident_shards, resident_bytes=room)
-    if options["declare"]:
-        wanted = replace(wanted, nodes=options["num_nodes"], global_batch=global_batch)
+    features = choose_features(dataset.features, options["features"] or None)
+    global_batch = math.prod(options[name] for name in ("batch_size", "num_nodes", "ranks_per_node"))
+    window, frames = Window(obs=options["obs"]), FrameOptions(options["image_size"])
+    wanted = _wanted(options, global_batch).resolved(
+        max((f.group_steps for f in features.values() if f.group_steps is not None), default=None),
+        lambda steps: sum(camera.num_bytes for camera in pooled_cameras(features, window, frames, steps)),
+    )
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
     budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
-    plan = _plan(dataset, anchors, wanted, budget, global_batch)
-    found = report(plan, anchors, *job)
-    advice = None if budget is None else budget_advice(plan, budget, global_batch)
-    judgement = judge(plan, global_batch, options["num_nodes"])
+    part = DatasetPart(dataset, features, window, anchors, Plan.of(anchors, dataset, wanted), frames=frames)
+    size = JobSize(options["batch_size"], options["ranks_per_node"], options["num_nodes"], options["num_workers"])
+    part = _fitted(part, size, budget)
+    found = report(part.plan, anchors, size.batch_size, size.nodes, size.ranks)
+    pool = None if part.plan.blocks is None else size.pool(part, part.plan.options)
+    advice = None if budget is None else memory_advice(part, size, budget)
+    judgement = judge(part.plan, global_batch, size.nodes)
+    blocks = None if part.plan.blocks is None else distinct_blocks(part.plan, anchors, global_batch)
     if as_json:
         about = {"url": dataset.url, "budget_bytes": budget, "advice": advice}
         judged = {"judgement": None if judgement is None else judgement.to_dict()}
-        click.echo(json.dumps(about | judged | found.to_dict(), indent=1))
+        pooled = {
+            "pool_slots": None if pool is None else pool.num_slots,
+            "pool_bytes": None if pool is None else pool.num_bytes,
+            "distinct_blocks": blocks,
+        }
+        click.echo(json.dumps(about | judged | found.to_dict() | pooled, indent=1))
         return
     on_a_node = None if judgement is None or judgement.num_nodes == 1 else judgement.now.node_bytes
-    _show(dataset.url, found, budget, on_a_node)
+    _show(dataset.url, found, budget, on_a_node, _pool_rows(pool, blocks))
     say = Console(highlight=False, markup=False, soft_wrap=True).print
     if advice is not None:
         say(advice)
@@ -89,21 +112,50 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
         say(f"{judgement}.")
 
 
-def _plan(dataset: Any, anchors: "Anchors", wanted: OrderOptions, budget: int | None, global_batch: int) -> "Plan":
-    """The plan of the options; where they and the declared job leave K open, with the largest that fits the budget."""
-    from epistream.loader.order.plan import Plan
+def _wanted(options: Mapping[str, Any], global_batch: int) -> OrderOptions:
+    """The order that the options name."""
+    lanes, resident_shards = options["lanes"], options["resident_shards"]
+    if lanes is None:
+        numbers = (resident_shards, options["pool_blocks"])
+        lanes = max(1, min([8, *(number // 2 for number in numbers if number is not None)]))
+    names = ("seed", "resident_bytes", "by", "block_steps", "pool_blocks")
+    wanted = OrderOptions(lanes=lanes, resident_shards=resident_shards, **{name: options[name] for name in names})
+    return replace(wanted, nodes=options["num_nodes"], global_batch=global_batch) if options["declare"] else wanted
+
+
+def _fitted(part: "DatasetPart", size: "JobSize", budget: int | None) -> "DatasetPart":
+    """Where the options and the declared job leave K open, the largest that fits the budget beside decoded blocks."""
     from epistream.loader.order.working_set import largest_fit
 
-    plan = Plan.of(anchors, dataset, wanted)
-    if budget is None or wanted.resident_shards is not None or wanted.global_batch is not None:
-        return plan
-    fit = largest_fit(plan, budget, global_batch)
+    plan, options = part.plan, part.plan.options
+    if budget is None or options.resident_shards is not None or options.global_batch is not None:
+        return part
+    pool = None if plan.blocks is None else size.pool(part, options)
+    left = budget - (0 if pool is None else pool.num_bytes)
+    fit = largest_fit(plan, left, size.batch_size * size.ranks * size.nodes)
     if fit is None:
-        return plan
-    return Plan.of(anchors, dataset, replace(wanted, lanes=fit.lanes, resident_shards=fit.resident_shards))
+        return part
+    changed = replace(options, lanes=fit.lanes, resident_shards=fit.resident_shards)
+    return replace(part, plan=plan.with_options(changed))
 
 
-def _show(url: str, found: "OrderReport", budget: int | None, bytes_on_a_node: int | None) -> None:
+def _pool_rows(pool: "Pool | None", blocks: tuple[float, float, float] | None) -> dict[str, str]:
+    """What a table says of an order by blocks."""
+    if blocks is None:
+        return {}
+    held = "no camera must be decoded"
+    if pool is not None:
+        held = (
+            f"up to {count_text(pool.num_slots, 'block')} at once, those in flight included:\n"
+            f"{size_text(pool.num_bytes)} of decoded frames on a node"
+        )
+    counted = ", ".join(f"{value:.1f}" for value in blocks)
+    return {"pool": held, "blocks": f"{counted} distinct in a batch: first, middle, last"}
+
+
+def _show(
+    url: str, found: "OrderReport", budget: int | None, bytes_on_a_node: int | None, pool: Mapping[str, str]
+) -> None:
     table = new_list()
     open_bytes, on_a_node, allowed = distinct_sizes(
         found.open_bytes,
@@ -115,13 +167,16 @@ def _show(url: str, found: "OrderReport", budget: int | None, bytes_on_a_node: i
         "dataset": escape(url),
         "holds": f"{count_text(found.num_windows, 'window')} of {count_text(found.num_episodes, 'episode')} in "
         f"{count_text(found.num_shards, 'shard')}, {size_text(found.num_bytes)}",
-        "order": f"{count_text(found.lanes, 'lane')}, resident shards K = {found.resident_shards}",
+        "order": f"{count_text(found.lanes, 'lane')}, resident shards K = {found.resident_shards}"
+        + ("" if found.pool_blocks is None else f", {found.pool_blocks} blocks of {found.block_steps} steps at a time"),
         "in memory": f"up to {count_text(found.open_shards, 'shard')} at once, {open_bytes}"
         + ("" if bytes_on_a_node is None else f" over all nodes, {on_a_node} on one")
         + ("" if budget is None else f"; budget {allowed}"),
+        **{name: text for name, text in pool.items() if name == "pool"},
         "episodes": f"{', '.join(f'{value:.1f}' for value in found.distinct)} distinct in a batch of "
         f"{found.global_batch:,}: first hundred, middle, last hundred\n"
         f"{', '.join(ratios)} of a full random permutation, which has {found.distinct_permuted:.1f}",
+        **{name: text for name, text in pool.items() if name == "blocks"},
         "fetched": f"{size_text(found.fetch_bytes)} an epoch, "
         f"{size_text(max(found.fetch_bytes_per_node))} by one node\n"
         "nothing again while it stays in memory",

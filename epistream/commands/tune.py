@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from epistream.commands.parameters import option
 from epistream.commands.sources import FEATURE_HELP, layout_options, reach_option, storage_options, wanted_layout
@@ -14,7 +15,10 @@ from epistream.commands.tables import new_table, print_table
 from epistream.configs.tune_options import TuneOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from epistream.configs.tuner import Tuning
+    from epistream.loader.measuring.pictures import PictureCost
 
 
 @click.command()
@@ -103,6 +107,8 @@ def _show(tuning: "Tuning", output: Path) -> None:
         f"{prediction.first_epoch_windows_per_s:,.0f} in the first epoch\n"
         f"[bold]memory[/]      {prediction.memory_text}"
     )
+    if tuning.pictures:
+        print_table(_picture_table(tuning.pictures))
     for way in tuning.repacking:
         verdict = "pays" if way.pays else "does not pay"
         console.print(
@@ -110,5 +116,27 @@ def _show(tuning: "Tuning", output: Path) -> None:
             f"{size_text(way.dataset_bytes)}: {verdict}"
         )
     for note in tuning.notes:
-        console.print(f"[bold]note[/]        {note}")
+        console.print(f"[bold]note[/]        {escape(note)}")
     console.print(f"Written to {output}. Use: epistream.load_config({str(output)!r}).loader()")
+
+
+def _picture_table(pictures: "Sequence[PictureCost]") -> Table:
+    """What the frames of the sample cost in each form."""
+    from epistream.units import size_text
+
+    table = new_table()
+    table.add_column("pictures", overflow="fold")
+    for name in ("dataset", "bytes", "PSNR dB, worst", "decode ms", "encode/s", "pool"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in pictures:
+        lossless = row.psnr_db is None or row.worst_psnr_db is None
+        table.add_row(
+            escape(row.name),
+            size_text(row.dataset_bytes),
+            f"{row.bytes_per_frame:,.0f}",
+            "" if lossless else f"{row.psnr_db:.1f}, {row.worst_psnr_db:.1f}",
+            f"{row.decode_ms:.2f}",
+            "" if row.encode_frames_per_s is None else f"{row.encode_frames_per_s:,.0f}",
+            size_text(row.pool_bytes) if row.pool_bytes else "",
+        )
+    return table

@@ -18,8 +18,8 @@ from epistream.loader.episodic.episode_table import AnyPath
 from epistream.loader.episodic.files import EpisodicFiles
 from epistream.loader.episodic.options import short_form
 from epistream.loader.episodic.sample import assemble, find_normalizer, normalized
+from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.monitoring.asked import tell
-from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.reading.reader import ReaderOptions
 from epistream.loader.samples.failures import portable, reader_text, told
 from epistream.shown_urls import shown

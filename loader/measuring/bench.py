@@ -13,13 +13,13 @@ import simplejpeg
 import torch
 
 from epistream._version import __version__
+from epistream.loader.frames.frames import Decode
 from epistream.loader.loader import StreamingLoader
 from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.measuring.bound import Bound, measure_bound
 from epistream.loader.measuring.rates import keep_decoded, run_steadily
 from epistream.loader.monitoring.memory_use import measure_memory
 from epistream.loader.order.window import Window
-from epistream.loader.reading.frames import Decode
 from epistream.loader.reading.job import ReadJob
 from epistream.loader.stream import EpisodeStream
 from epistream.units import size_text
@@ -121,14 +121,21 @@ class _Plan:
 
     @property
     def rows(self) -> list[BenchRow]:
-        """The bound's row and the loader's two."""
+        """The bound's row and the loader's two; for videos, between them, decoding in the other order."""
         middle = sorted(self._bounds, key=lambda bound: bound.windows_per_s)[len(self._bounds) // 2]
-        term = "copy" if self.suffix else middle.binding
-        name = f"bare {term} x {self._number}"
-        rates, cpu_s = ([getattr(bound, figure) for bound in self._bounds] for figure in (term, f"{term}_cpu_s"))
+        terms = ["copy" if self.suffix else middle.binding]
+        if middle.in_order is not None and terms == ["decode"]:
+            # Frames that are kept are decoded in order, whatever the order of the windows.
+            terms = ["in_order", "decode"] if self._stream.job.part.frames.decode == "once" else ["decode", "in_order"]
+        named = {"decode": "decode at random", "in_order": "decode in order"} if len(terms) > 1 else {}
+        bounds = []
+        for term in terms:
+            name = f"bare {named.get(term, term)} x {self._number}"
+            rates, cpu_s = ([getattr(bound, figure) for bound in self._bounds] for figure in (term, f"{term}_cpu_s"))
+            bounds.append(BenchRow(name, rates, cpu_s, bound=name))
         for row in self._loaded:
-            row.bound = name
-        return [BenchRow(name, rates, cpu_s, bound=name), *self._loaded]
+            row.bound = bounds[0].name
+        return [*bounds, *self._loaded]
 
     def run(self, seconds: float) -> None:
         """One round. Workers of one configuration never compete with those of the next."""

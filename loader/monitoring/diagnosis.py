@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from epistream.loader.frames.decode_advice import DecodedAgain
 from epistream.loader.monitoring.stats import LoaderStats
 from epistream.units import size_text
 
@@ -22,12 +23,16 @@ Limit = Literal[
     "waiting",
 ]
 # What may be worth knowing beside the limit.
-Remark = Literal["crowded", "copies", "bad shards", "retries", "checksums", "bypasses"]
+Remark = Literal["crowded", "pool", "copies", "bad shards", "retries", "checksums", "bypasses"]
 
 # A loop that waits less than this for data is limited by something else.
 _WAIT_SHARE = 0.03
 # Workers that wait more than this for a core are too many, or not alone.
 _CROWDED = 0.2
+# Frames that are decoded without the pool of blocks, for one window each: fewer cost little.
+_UNPOOLED = 0.05
+# Where most frames are copied from those that are kept, decoding fewer saves nothing.
+_KEPT = 0.5
 # Before that many batches, starting up is most of what there is to see.
 _MIN_BATCHES = 4
 
@@ -44,6 +49,7 @@ class Situation:
         local_ranks: ranks on this node, which share the cores.
         num_shards: shards of the dataset that this run reads.
         budget_advice: which order would fit the cache's budget, if the present one does not.
+        decoded_again: what is decoded more often than once, and what to set; None if nothing is.
     """
 
     num_workers: int = 1
@@ -53,6 +59,7 @@ class Situation:
     local_ranks: int = 1
     num_shards: int = 1
     budget_advice: str | None = None
+    decoded_again: DecodedAgain | None = None
 
     @property
     def cores_per_rank(self) -> int:
@@ -99,7 +106,7 @@ def _limit_of_workers(stats: LoaderStats, situation: Situation, workers: str) ->
             f"prefetch={2 * situation.prefetch}, and do not hold on to batches",
         )
     if most == "cpu":
-        return "decoding", f"{workers} decode and copy {share}", _more_workers(situation)
+        return _limit_of_decoding(stats, situation, f"{workers} decode and copy {share}")
     if most == "queue":
         return (
             "cores",
@@ -108,6 +115,34 @@ def _limit_of_workers(stats: LoaderStats, situation: Situation, workers: str) ->
             _fewer_workers(situation),
         )
     return _limit_of_bytes(stats, situation, f"{workers} wait for bytes {share}")
+
+
+def _limit_of_decoding(stats: LoaderStats, situation: Situation, why: str) -> tuple[Limit, str, str]:
+    """Fewer frames to decode come before more cores to decode them."""
+    decoded, again = stats.decoded, situation.decoded_again
+    more = _more_workers(situation)
+    pool = _lack_of_pool(stats)
+    if pool is not None:
+        return "decoding", f"{why}: {pool.why}", f"{pool.cure}; or {more}"
+    num_frames = decoded.num_taken + decoded.num_decoded
+    are_being_kept = decoded.num_kept > 0 and not decoded.why
+    if again is None or are_being_kept or decoded.num_taken > _KEPT * num_frames > 0:
+        return "decoding", why, more
+    return "decoding", f"{why}: {again.why}", f"{again.cure}, which decodes it once; or {more}"
+
+
+def _lack_of_pool(stats: LoaderStats) -> Finding | None:
+    """Windows by blocks whose frames did not come from the pool, though they should have."""
+    decoded = stats.decoded
+    num_frames = decoded.num_taken + decoded.num_unpooled
+    if not decoded.why or decoded.num_unpooled <= _UNPOOLED * num_frames:
+        return None
+    found, _, step = decoded.why.rstrip(".").partition(". ")
+    why = f"{decoded.num_unpooled:,} frames were decoded for one window alone, not once for their block: {found}"
+    few = "a smaller prefetch or fewer workers, so that fewer batches are in flight at a time"
+    none = "a cache that is on, with room for the pool (budget_bytes, /dev/shm)"
+    cure = step or (few if decoded.pool_bytes else none)
+    return Finding("pool", decoded.num_unpooled / num_frames, why, cure)
 
 
 def _limit_of_bytes(stats: LoaderStats, situation: Situation, why: str) -> tuple[Limit, str, str]:
@@ -148,7 +183,8 @@ def _limit_of_bytes(stats: LoaderStats, situation: Situation, why: str) -> tuple
 
 def find_remarks(stats: LoaderStats, limit: Limit | Remark) -> list[Finding]:
     """What else is worth knowing, beside what limits the run."""
-    return [found for found in _remarks(stats) if (found.limit, limit) != ("crowded", "cores")]
+    said = {("crowded", "cores"), ("pool", "decoding")}
+    return [found for found in _remarks(stats) if (found.limit, limit) not in said]
 
 
 def _remarks(stats: LoaderStats) -> Iterator[Finding]:
@@ -161,6 +197,9 @@ def _remarks(stats: LoaderStats) -> Iterator[Finding]:
             f"workers wait for a core {_percent(crowded)} of their time: more runs on this machine than it has cores",
             "fewer workers, or more cores for the job",
         )
+    pool = _lack_of_pool(stats)
+    if pool is not None:
+        yield pool
     if stats.num_copied_batches:
         yield Finding(
             "copies",

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from epistream.cache.stats import CacheStats
+from epistream.loader.frames.keeping import DecodedStats
 from epistream.loader.monitoring.diagnosis import Finding
 from epistream.loader.monitoring.memory_use import MemoryUse
 from epistream.loader.monitoring.stats import LoaderStats
@@ -99,6 +100,8 @@ def _decoded(stats: LoaderStats) -> str:
     """What became of camera frames, and why no more of them are kept; "" where none are."""
     decoded = stats.decoded
     num_frames = decoded.num_taken + decoded.num_decoded
+    if decoded.pool_bytes or decoded.num_unpooled:
+        return _pooled(decoded)
     if not num_frames:
         return f"no frames are kept: {decoded.why}" if decoded.why else ""
     share = decoded.num_taken / num_frames * 100
@@ -107,6 +110,17 @@ def _decoded(stats: LoaderStats) -> str:
     return (
         f"{decoded.num_taken:,} frames copied ({share:.0f} %), {decoded.num_decoded:,} decoded and "
         f"{decoded.num_kept:,} of these kept, {room}{why}"
+    )
+
+
+def _pooled(decoded: DecodedStats) -> str:
+    """What became of camera frames where blocks of them are decoded once."""
+    again = f", {decoded.num_again:,} of them again" if decoded.num_again else ""
+    why = f": {decoded.why}" if decoded.why else ""
+    unpooled = f"; {decoded.num_unpooled:,} decoded for one window alone{why}" if decoded.num_unpooled else ""
+    return (
+        f"{decoded.num_taken:,} frames copied from a pool of {size_text(decoded.pool_bytes)}, {decoded.num_decoded:,} "
+        f"decoded{again}{unpooled}"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from epistream.cache.stats import CacheStats
-from epistream.loader.reading.keeping import DecodedStats
+from epistream.loader.frames.keeping import DecodedStats
 from epistream.loader.workers.thread_time import ThreadTime
 from epistream.loader.workers.worker import Message
 
@@ -79,7 +79,8 @@ class LoaderStats:
     def since(self, earlier: "LoaderStats") -> "LoaderStats":
         """What was added after an earlier snapshot of the same loader."""
         cache = replace(self.cache, **_added(self.cache, earlier.cache, "tier", "reason", "disk"))
-        decoded = replace(self.decoded, **_added(self.decoded, earlier.decoded, "room_bytes", "all_bytes", "why"))
+        sizes = ("room_bytes", "all_bytes", "pool_bytes", "why")
+        decoded = replace(self.decoded, **_added(self.decoded, earlier.decoded, *sizes))
         counters = _added(self, earlier, "first_batch_s", "bad_shards", "cache", "decoded")
         return replace(self, **counters, cache=cache, decoded=decoded)
 

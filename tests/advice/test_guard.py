@@ -46,7 +46,7 @@ ELSEWHERE = {
     "loader/order/judgement.py": "tests/loader/order",
     "loader/order_log.py": "tests/loader",
     "loader/monitoring/diagnosis.py": "tests/commands",
-    "loader/reading/keeping.py": "tests/loader",
+    "loader/frames/keeping.py": "tests/loader",
     "loader/workers/pool.py": "tests/loader",
     "sharding/files/storage.py": "tests/sharding/check/test_verify.py",
     "sharding/format/dataset_statistics.py": "tests/advice/test_values.py",

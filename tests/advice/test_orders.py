@@ -36,7 +36,7 @@ def numbers(text, name):
     return [int(found) for found in re.findall(rf"{name}=(\d+)", text)]
 
 
-@taken("loader/order/plan.py", "resident_shards=", "lanes=", "shuffle=")
+@taken("loader/order/options.py", "resident_shards=", "lanes=", "shuffle=")
 def test_resident_shards_of_less_than_two_a_lane():
     text = said(lambda: es.OrderOptions(lanes=8, resident_shards=4))
     assert es.OrderOptions(lanes=8, resident_shards=numbers(text, "resident_shards")[-1])
@@ -44,6 +44,23 @@ def test_resident_shards_of_less_than_two_a_lane():
     text = said(lambda: es.OrderOptions(lanes=1, resident_shards=1))
     assert "or shuffle=False" in text
     assert es.OrderOptions(lanes=1, resident_shards=1, shuffle=False)
+
+
+@taken("loader/order/options.py", "pool_blocks=", "lanes=", "by=", "shuffle=")
+def test_orders_by_blocks_that_cannot_be():
+    text = said(lambda: es.OrderOptions(lanes=8, pool_blocks=6))
+    assert es.OrderOptions(lanes=8, pool_blocks=numbers(text, "pool_blocks")[-1])
+    assert es.OrderOptions(lanes=numbers(text, "lanes")[-1], pool_blocks=6)
+    text = said(lambda: es.OrderOptions(lanes=1, pool_blocks=1))
+    assert "or by='windows'" in text
+    text = said(lambda: es.OrderOptions(by="windows", block_steps=8))
+    assert "Use by='blocks', or leave block_steps out." in text
+    assert es.OrderOptions(by="blocks", block_steps=8)
+    assert es.OrderOptions(by="windows")
+    text = said(lambda: es.OrderOptions(shuffle=False, by="blocks"))
+    assert "Use shuffle=True, or leave them out" in text
+    assert es.OrderOptions(shuffle=True, by="blocks")
+    assert es.OrderOptions(shuffle=False)
 
 
 @taken("loader/order/schedule.py", "batch_size=", "remainder=")
@@ -122,7 +139,7 @@ def test_order_that_draws_from_more_than_the_budget():
         assert ("or shuffle=False" in text) == (unshuffled is None) == (budget > 1 << 20)
 
 
-@taken("loader/order/delta_timestamps.py", "fps=", "--fps")
+@taken("loader/samples/delta_timestamps.py", "fps=", "--fps")
 @taken("loader/samples/formats/lerobot.py", "--fps")
 def test_rate_that_nobody_said(tmp_path):
     path, layout = aloha_jpeg(tmp_path / "a.hdf5", 6), tmp_path / "layout.yaml"

@@ -83,3 +83,18 @@ def test_bench_leaves_no_cache_behind(shards, tmp_path):
     assert [row.name for row in result.rows] == ["bare decode x 1", "1 processes", "1 threads"]
     assert not folder.exists()
     shutil.rmtree(tmp_path)
+
+
+def test_bench_of_videos_has_a_bound_for_each_order_of_decoding(example_data, tmp_path):
+    es.pack(example_data / "aloha", tmp_path / "videos", image_size=(64, 48), codec="h264", gop=8)
+    done = CliRunner().invoke(command, [str(tmp_path / "videos"), *QUICK, "--no-once", "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    names = ["bare decode at random x 1", "bare decode in order x 1", "1 processes", "1 threads"]
+    assert [row["name"] for row in result["rows"]] == names
+    assert [row["bound"] for row in result["rows"]] == [names[0], names[1], names[0], names[0]]
+    assert result["binding"] == "decode"
+    stream = es.EpisodeStream(tmp_path / "videos", batch_size=8, decode="once")
+    result = run_bench("", BenchOptions(rounds=1, seconds=0.02, parallel=1), stream)
+    assert [row.name for row in result.rows[:2]] == names[1::-1]
+    assert {row.bound for row in result.rows[2:]} == {names[1]}

@@ -63,7 +63,8 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr("epistream.commands.pack.pack", pack)
     line = (
-        "a b out --layout aloha --codec png --quality 80 --shard-size 1MiB --camera top --camera wrist --drop x.* "
+        "a b out --layout aloha --codec png --quality 80 --crf 23 --gop 8 --preset fast "
+        "--shard-size 1MiB --camera top --camera wrist --drop x.* "
         "--rename top=front --color-order rgb --image-size 320x240 --fps 30 --val-fraction 0.1 --split-seed 7 "
         '--workers 3 --resume --skip-bad --allow-outside-files --storage-options {"s3":{"anon":true}}'
     )
@@ -75,6 +76,9 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
         "layout": "aloha",
         "codec": "png",
         "quality": 80,
+        "crf": 23,
+        "gop": 8,
+        "preset": "fast",
         "shard_size": "1MiB",
         "cameras": ("top", "wrist"),
         "drop": ("x.*",),

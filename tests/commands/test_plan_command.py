@@ -1,6 +1,8 @@
 """`epistream plan`: what it prints for a budget."""
 
 import json
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +11,10 @@ from click.testing import CliRunner
 
 from epistream.commands.plan import command
 from epistream.errors import OptionError
+from epistream.sharding.format.features import Feature
 
 MB = 1_000_000
+TOP = "observation.images.top"
 
 
 @pytest.fixture
@@ -27,9 +31,15 @@ def sixty_shards(monkeypatch):
         episode_length=np.full(600, 50),
         episode_split=(episode >= 550).astype(np.uint8),
         splits=("train", "val"),
+        fingerprint="f" * 32,
+        features={
+            "action": Feature("action", "array", "float32", (7,), "npy"),
+            TOP: Feature(TOP, "frames", "uint8", (480, 640, 3), "jpeg", jpeg_channels="rgb"),
+        },
         valid_ranges=(np.arange(601), np.stack([episode * 0, episode * 0 + 50], 1)),
     )
     monkeypatch.setattr("epistream.sharding.dataset.open_dataset", lambda *_, **__: dataset)
+    return dataset
 
 
 def run(*arguments):
@@ -142,3 +152,107 @@ class TestPlanCommand:
     def test_batch_larger_than_the_data_is_refused(self):
         with pytest.raises(OptionError, match="an epoch has 27500"):
             run("--batch-size", "27501")
+
+    def test_plan_by_blocks_counts_its_batches_and_names_its_blocks(self):
+        found = figures("--by", "blocks", "--block-steps", "10", "--pool-blocks", "96")
+        assert [found[name] for name in ("by", "block_steps", "pool_blocks")] == ["blocks", 10, 96]
+        # 12 blocks a lane, and one more as 8 windows of each may lie in two steps of 10.
+        assert found["open_blocks"] == 104
+        assert found["judgement"]["now"]["pool_blocks"] == 96
+        assert min(found["distinct"]) > 0.9 * found["distinct_permuted"]
+        text = run("--pool-blocks", "96")
+        assert "96 blocks of 32 steps at a time" in text
+        assert "blocks at once" in text
+
+    def test_plan_by_windows_names_no_blocks(self):
+        found = figures()
+        assert found["by"] == "windows"
+        assert found["block_steps"] is found["pool_blocks"] is found["open_blocks"] is None
+        assert "block" not in run()
+
+    def test_plan_by_blocks_tells_the_pool_and_counts_episodes_and_blocks(self):
+        found = figures("--by", "blocks")
+        assert (found["by"], found["block_steps"], found["pool_blocks"]) == ("blocks", 32, 128)
+        # 16 blocks of each of 8 lanes, and those that four batches of 64 windows reach into.
+        assert 128 < found["pool_slots"] < 170
+        frame = 480 * 640 * 3
+        assert 0 <= found["pool_bytes"] - found["pool_slots"] * 32 * frame < 1 << 20
+        assert all(40 < distinct <= 64 for distinct in found["distinct_blocks"])
+        assert all(
+            0.8 * blocks < distinct
+            for blocks, distinct in zip(found["distinct_blocks"], found["distinct"], strict=True)
+        )
+        assert 0.9 < found["judgement"]["now"]["distinct_share"] < 1.2
+        output = run("--by", "blocks")
+        for words in ("8 lanes, resident shards K = 26, 128 blocks of 32 steps at a time",
+                      f"up to {found['pool_slots']} blocks at once", "GiB of decoded frames on a node",
+                      "distinct in a batch: first, middle, last"):  # fmt: skip
+            assert words in output
+
+    def test_plan_by_windows_tells_of_no_pool(self):
+        found = figures()
+        assert (found["by"], found["pool_bytes"], found["distinct_blocks"]) == ("windows", None, None)
+        assert "pool" not in run()
+
+    @pytest.mark.parametrize(
+        ("more", "steps", "frame"),
+        [
+            (("--obs=-1:1",), 33, 480 * 640 * 3),
+            (("--image-size", "240", "320"), 32, 240 * 320 * 3),
+            (("--feature", TOP, "--block-steps", "8", "--obs=-3:1"), 11, 480 * 640 * 3),
+        ],
+    )
+    def test_pool_holds_what_the_windows_of_a_block_show_at_the_size_that_is_streamed(self, more, steps, frame):
+        found = figures("--by", "blocks", *more)
+        assert 0 <= found["pool_bytes"] - found["pool_slots"] * steps * frame < 1 << 21
+
+    def test_pool_without_a_camera_takes_nothing(self):
+        assert figures("--by", "blocks", "--feature", "action")["pool_bytes"] is None
+        assert "no camera must be decoded" in run("--by", "blocks", "--feature", "action")
+
+    def test_pool_of_each_of_several_nodes_is_a_share(self):
+        one, two = (figures("--by", "blocks", "--nodes", nodes, "--batch-size", "32") for nodes in ("1", "2"))
+        assert 0.4 < two["pool_slots"] / one["pool_slots"] < 0.7
+
+    @pytest.mark.parametrize("budget", ["2GiB", "1GiB", "900MiB"])
+    def test_plan_by_blocks_that_a_budget_cannot_hold_says_which_pool_would_fit(self, budget):
+        asked = ("--by", "blocks", "--budget", budget, "--resident-shards", "26")
+        advice = figures(*asked)["advice"]
+        assert "of decoded frames, beside" in advice
+        step = {
+            name: number
+            for name, number in re.findall(r"(lanes|resident_shards|pool_blocks)=(\d+)", advice.split("Use ")[1])
+        }
+        followed = [
+            *asked[:4],
+            "--resident-shards",
+            step.get("resident_shards", "26"),
+            "--pool-blocks",
+            step["pool_blocks"],
+        ]
+        found = figures(*followed, "--lanes", step.get("lanes", "8"))
+        assert found["advice"] is None
+        assert found["pool_bytes"] + found["open_bytes"] <= found["budget_bytes"]
+
+    def test_plan_by_blocks_for_a_budget_takes_the_shards_that_fit_beside_the_pool(self):
+        found = figures("--by", "blocks", "--lanes", "2", "--pool-blocks", "8", "--budget", "900MiB")
+        assert found["advice"] is None
+        assert found["pool_bytes"] + found["open_bytes"] <= found["budget_bytes"]
+        assert found["resident_shards"] > figures("--by", "blocks", "--lanes", "2")["resident_shards"]
+
+    def test_plan_by_blocks_for_a_budget_that_holds_no_pool_says_what_does(self):
+        asked = ("--by", "blocks", "--budget", "400MiB")
+        assert figures(*asked)["advice"].endswith(
+            "No order by blocks fits: use smaller block_steps, by='windows', or a larger budget."
+        )
+        assert figures("--by", "windows", "--budget", "400MiB")["advice"] is None
+        smaller = figures(*asked, "--block-steps", "8", "--lanes", "2", "--pool-blocks", "4")
+        assert smaller["advice"] is None
+
+    def test_plan_of_video_is_by_blocks_of_whole_groups_unless_said_otherwise(self, sixty_shards):
+        video = Feature(TOP, "frames", "uint8", (480, 640, 3), "h264", group_steps=30)
+        sixty_shards.features = {TOP: video}
+        assert (figures()["by"], figures()["block_steps"]) == ("blocks", 30)
+        assert figures("--by", "windows")["by"] == "windows"
+        sixty_shards.features = {TOP: replace(video, group_steps=2)}
+        assert figures()["by"] == "windows"

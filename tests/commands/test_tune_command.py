@@ -44,7 +44,7 @@ def test_tune_writes_a_file_and_shows_reasons(shards, tmp_path):
     )
     stream = es.load_config(file).stream()
     assert next(iter(stream))["observation.images.top"].shape == (4, 2, 48, 64, 3)
-    for word in ("machine", "data", "predicted", "memory", "loader.num_workers"):
+    for word in ("machine", "data", "predicted", "memory", "loader.num_workers", "as stored (jpeg)", "groups of 30"):
         assert word in text
 
 
@@ -77,6 +77,18 @@ def test_config_show_names_values_and_origins(tmp_path):
     assert (rows["stream.batch_size"]["value"], rows["stream.batch_size"]["from"]) == (3, str(file))
     assert rows["cache.parallel_requests"]["from"] == "preset large"
     assert (rows["stream.seed"]["value"], rows["stream.seed"]["from"]) == (9, "argument")
+
+
+def test_config_show_has_blocks_and_video_of_a_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "order: {by: blocks, block_steps: 16, pool_blocks: 64}\npack: {codec: h264, crf: 20, gop: 8, preset: fast}\n"
+    )
+    shown = {row["key"]: row["value"] for row in json.loads(run("config", "show", file, "--json"))}
+    assert [shown[f"order.{key}"] for key in ("by", "block_steps", "pool_blocks")] == ["blocks", 16, 64]
+    assert [shown[f"pack.{key}"] for key in ("codec", "crf", "gop", "preset")] == ["h264", 20, 8, "fast"]
+    order = es.load_config(file).stream_arguments()["order"]
+    assert (order.by, order.block_steps, order.pool_blocks) == ("blocks", 16, 64)
 
 
 def test_config_show_as_yaml_loads_to_the_same(tmp_path):

@@ -76,8 +76,12 @@ def test_tuning_leaves_nothing_in_shared_memory(aloha_shards, monkeypatch):
 
 def test_tuning_of_hdf5_files_compares_packing(example_data):
     source = str(example_data / "robomimic" / "*.hdf5")
-    found = tune(source, QUICK, es.load_config(batch_size=8, features="action"))
-    assert "packed with the defaults" in {way.name for way in found.repacking}
+    found = tune(source, QUICK, es.load_config(batch_size=8))
+    plain, video = found.repacking
+    assert (plain.name, video.name) == ("packed with the defaults", "packed as H.264, groups of 30, by blocks")
+    assert video.dataset_bytes < plain.dataset_bytes
+    assert min(way.prediction.windows_per_s for way in found.repacking) > 0
+    assert video.prediction.decoded_bytes == found.pictures[-1].pool_bytes > 0
     assert found.reasons["stream.decode"].startswith("no frames")
 
 
@@ -198,3 +202,19 @@ def test_memory_of_a_worker_leaves_out_its_slots_which_the_ring_counts(aloha_sha
     slots = 3 * (large.job.layout.num_bytes - small.job.layout.num_bytes)
     assert own[0] > 0
     assert own[1] - own[0] < slots / 4
+
+
+def test_tuning_measures_what_the_cameras_cost_as_video_and_says_how_to_pack_it(tuning):
+    stored, video = tuning.pictures
+    assert (stored.name, video.name) == ("as stored (jpeg)", "H.264, crf 18, groups of 30")
+    # As recorded a frame takes some 11.5 kB.
+    assert 11_000 < stored.bytes_per_frame < 12_000
+    assert video.bytes_per_frame < 0.3 * stored.bytes_per_frame
+    assert video.psnr_db > 45
+    assert video.dataset_bytes < 0.4 * stored.dataset_bytes
+    assert (stored.pool_bytes, video.pool_bytes > 0) == (0, True)
+    text = tuned_yaml(tuning)
+    assert "# Pictures as stored (jpeg): dataset 3." in text
+    assert "# Pictures H.264, crf 18, groups of 30: dataset " in text
+    assert "epistream pack RECORDINGS OUT --codec h264 --crf 18 --gop 30" in text
+    assert json.loads(json.dumps(tuning.to_json()))["pictures"][1]["group_steps"] == 30

@@ -158,9 +158,9 @@ def test_depth_goes_to_a_codec_that_can_hold_it(zipped, tmp_path):
 
 
 def test_names_of_codecs_in_messages_are_those_of_the_table(zipped):
-    with pytest.raises(OptionError, match="codec: 'avif', wanted jpeg, png, raw, webp or zraw"):
+    with pytest.raises(OptionError, match="codec: 'avif', wanted jpeg, png, raw, webp, h264 or zraw"):
         es.pack("x.hdf5", "out", codec="avif")
-    with pytest.raises(OptionError, match=r"pack\.codec: 'avif', wanted jpeg, png, raw, webp or zraw"):
+    with pytest.raises(OptionError, match=r"pack\.codec: 'avif', wanted jpeg, png, raw, webp, h264 or zraw"):
         es.load_config(pack={"codec": "avif"})
     assert es.load_config(pack={"codec": "zraw"}).settings.pack.codec == "zraw"
 

@@ -6,8 +6,8 @@ import pytest
 
 import epistream as es
 from epistream.cache.stats import CacheStats
+from epistream.loader.frames.keeping import DecodedStats
 from epistream.loader.monitoring.stats import LoaderStats, StatsRecorder
-from epistream.loader.reading.keeping import DecodedStats
 from epistream.loader.workers import thread_time
 from epistream.loader.workers.thread_time import ThreadTime, ThreadTimer, read_thread_time
 from epistream.loader.workers.worker import Message

@@ -15,7 +15,7 @@ import epistream as es
 from epistream.cache import admin, tiers
 from epistream.cache.node import NodeCache
 from epistream.errors import CacheError
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 from epistream.loader.workers import pool
 
 REMOVED = "removed while it was in use"
