@@ -24,7 +24,7 @@ from served import Network, served
 import epistream as es
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
-from epistream.loader.reading.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import shard_entry
 
 BATCH_SIZE, NUM_EPOCHS = 16, 4
 FEATURES = ["observation.state", "action"]

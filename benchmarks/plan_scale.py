@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from epistream.loader.order.anchors import Anchors
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.order.world import World
 

@@ -16,7 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import epistream as es
-from epistream.loader.order.plan import OrderOptions, Plan
+from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Schedule
 from epistream.loader.order.world import World
 

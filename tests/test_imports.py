@@ -50,16 +50,19 @@ CACHE = {
 }
 LOADER = {
     "loader.order": {"sharding.format"},
-    "loader.reading": {"loader.order", "cache", "cache.source", *SHARDING} - {"sharding.pack", "sharding.check"},
-    "loader.workers": {"loader.order", "loader.reading", "cache"},
+    "loader.shards": {"cache", "cache.source", *SHARDING} - {"sharding.pack", "sharding.check"},
+    "loader.frames": {"loader.order", "loader.shards", "cache", "cache.source", "sharding.format", "sharding.pictures"},
+    "loader.reading": {"loader.order", "loader.shards", "loader.frames", "cache", "cache.source", "sharding.format"},
+    "loader.workers": {"loader.order", "loader.shards", "loader.frames", "loader.reading", "cache"},
     "loader.samples.formats": {"loader.order", "sharding.format"},
-    "loader.samples": {"loader.order", "loader.reading", "loader.samples.formats", "sharding.format"},
-    "loader.monitoring": {"loader.reading", "loader.workers", "cache", "cache.store"},
-    "loader": {"loader.order", "loader.reading", "loader.workers", "loader.samples", "loader.monitoring", "cache"}
-    | {"sharding", "sharding.format"},
-    "loader.episodic": {"loader.order", "loader.reading", "loader.samples", "loader.samples.formats", "loader", "cache"}
-    | {"loader.monitoring", "sharding", "sharding.files", "sharding.format", "sharding.hdf5"},
-    "loader.measuring": {"loader.order", "loader.reading", "loader.monitoring", "loader", "cache"}
+    "loader.samples": {"loader.order", "loader.frames", "loader.reading", "loader.samples.formats", "sharding.format"},
+    "loader.monitoring": {"loader.frames", "loader.workers", "cache", "cache.store"},
+    "loader": {"loader.order", "loader.frames", "loader.reading", "loader.workers", "loader.samples", "cache"}
+    | {"loader.monitoring", "sharding", "sharding.format"},
+    "loader.episodic": {"loader.order", "loader.frames", "loader.reading", "loader.samples", "loader.samples.formats"}
+    | {"loader", "cache", "loader.monitoring", "sharding", "sharding.files", "sharding.format", "sharding.hdf5"},
+    "loader.measuring": {"loader.order", "loader.shards", "loader.frames", "loader.reading", "loader.monitoring"}
+    | {"loader", "cache", "cache.source"}
     | {"sharding.format", "sharding.pictures"},
 }
 ROOMS_BELOW_CONFIGS = {*SHARDING, *CACHE, *LOADER}
@@ -76,6 +79,8 @@ FOREIGN = {
     "cache": {"torch", "h5py", "webdataset"},
     "sharding": {"torch"},
     "loader.order": {"torch"},
+    "loader.shards": {"torch"},
+    "loader.frames": {"torch"},
     "loader.reading": {"torch"},
     "loader.workers": {"torch"},
 }

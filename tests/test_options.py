@@ -20,8 +20,8 @@ from epistream.configs.config import load_config
 from epistream.configs.keys import NAMES, nest
 from epistream.configs.tune_options import TuneOptions
 from epistream.errors import EpistreamError, OptionError
+from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.measuring.bench_options import BenchOptions
-from epistream.loader.reading.frames import FrameOptions
 from epistream.loader.samples.formats.act import ActFormat
 from epistream.options import check_values, options_of
 from epistream.sharding.pack.options import PackOptions
@@ -84,6 +84,9 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "nodes": ([1, 1 << 16, None], [*COUNT, (1 << 16) + 1]),
         "global_batch": ([1, 1 << 32, None], [*COUNT, (1 << 32) + 1]),
         "resident_bytes": SIZE,
+        "by": (["windows", "blocks", None], ["episodes", 3]),
+        "block_steps": ([1, 1 << 16, None], [*COUNT, (1 << 16) + 1]),
+        "pool_blocks": ([16, 1 << 24, None], [*COUNT, (1 << 24) + 1]),
     },
     es.CacheOptions: {
         "mode": (["auto", "shm", "disk", "off"], ["ram", True]),
@@ -115,8 +118,11 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     },
     PackOptions: {
         "layout": (["aloha", None], [3]),
-        "codec": (["jpeg", "png", "raw", None], ["h264", 1]),
+        "codec": (["jpeg", "png", "raw", "h264", None], ["hevc", 1]),
         "quality": ([1, 100], [0, 101, 95.0, "95", True]),
+        "crf": ([0, 51], [-1, 52, 18.0, "18", True]),
+        "gop": ([1, 65_536], [*COUNT, 65_537]),
+        "preset": (["ultrafast", "veryslow"], ["placebo", 5]),
         "shard_size": ([1 << 16, 1 << 39, "64KiB", "1MB"], [(1 << 16) - 1, (1 << 39) + 1, "10", "huge", 1e6, True]),
         "cameras": ([["top"], "top"], [[3]]),
         "drop": ([["*.x"], "x"], [[3]]),
@@ -265,7 +271,7 @@ def stopped(monkeypatch):
         stop(0, PackOptions(**said))
 
     monkeypatch.setattr("epistream.commands.pack.pack", pack)
-    monkeypatch.setattr("epistream.commands.plan._plan", stop)
+    monkeypatch.setattr("epistream.commands.plan._fitted", stop)
     monkeypatch.setattr("epistream.loader.measuring.bench.run_bench", stop)
     monkeypatch.setattr("epistream.configs.tuner.tune", stop)
     return seen
@@ -292,8 +298,8 @@ def test_commands_have_the_defaults_of_the_classes(stopped):
 
 def test_help_of_a_command_says_what_the_class_says():
     text = " ".join(CliRunner().invoke(cli, ["pack", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert "--codec [jpeg|png|raw|webp] Of cameras; as recorded, or jpeg, if not given. --quality" in text
-    assert "--quality INTEGER Of JPEG, 1 to 100. [default: 95] --shard-size" in text
+    assert "--codec [jpeg|png|raw|webp|h264] Of cameras; as recorded, or jpeg, if not given. --quality" in text
+    assert "--quality INTEGER Of JPEG, 1 to 100. [default: 95] --crf INTEGER" in text
     assert "--shard-size SIZE Target bytes of a shard. [64 KiB to 512 GiB] [default: 128MiB] --camera" in text
     assert "--workers INTEGER Processes. [1 to 1024] [default: (one a core)] --resume" in text
 
@@ -336,7 +342,7 @@ def test_options_are_shown_as_they_were_given():
     )
     assert repr(es.OrderOptions()) == (
         "OrderOptions(shuffle=True, seed=0, lanes=8, resident_shards=None, reshuffle_lanes=False, nodes=None, "
-        "global_batch=None, resident_bytes=8589934592)"
+        "global_batch=None, resident_bytes=8589934592, by=None, block_steps=None, pool_blocks=None)"
     )
     assert "shard_size='128MiB', cameras=('top',)" in repr(PackOptions(cameras=["top"]))
 
