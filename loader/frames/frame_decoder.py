@@ -94,7 +94,7 @@ def _let_pictures_stay(num_bytes: int) -> None:
     """Let glibc's allocator keep the memory of a few pictures of so many bytes, which come and go.
 
     By itself it returns them to the system, and each next one pays for fresh pages: 0.68 instead of 0.52 ms a frame of
-    480x640 in groups of 2. It learns by what is freed (mallopt(3), M_MMAP_THRESHOLD), so it is given an array to free,
+    640x480 in groups of 2. It learns by what is freed (mallopt(3), M_MMAP_THRESHOLD), so it is given an array to free,
     which nobody has touched. It takes no lesson from more than 32 MiB.
     """
     np.empty(min(_PICTURES_KEPT * num_bytes, (32 << 20) - (64 << 10)), np.uint8)

@@ -11,6 +11,7 @@ from epistream.errors import FormatError
 from epistream.lazy import lazy
 from epistream.sharding.format.features import Feature
 from epistream.sharding.pictures.video import VideoStream
+from epistream.units import picture_size
 
 Int64 = NDArray[np.int64]
 
@@ -89,8 +90,8 @@ class Videos:
             sides = (stream.height - height, stream.width - width)
             if stream.codec != feature.codec or not all(more in (0, 1) for more in sides):
                 yield (
-                    f"{feature.name}: a stream of {stream.codec} {stream.height} x {stream.width}, wanted "
-                    f"{feature.codec} {height} x {width}"
+                    f"{feature.name}: a stream of {stream.codec} {picture_size((stream.height, stream.width))}, wanted "
+                    f"{feature.codec} {picture_size((height, width))}"
                 )
         if len(self.stream_of) != len(length) or len(self.back) != int(length.sum()):
             yield f"{feature.name}: {len(self.stream_of)} videos of {len(self.back)} frames, wanted {len(length)}"

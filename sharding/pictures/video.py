@@ -15,6 +15,7 @@ import numpy as np
 
 from epistream.errors import FormatError, OptionError
 from epistream.sharding.pictures.codec import Encoded, Frame
+from epistream.units import picture_size
 
 # The decoder of each codec: of one thread, the same for every user.
 _DECODERS = {"h264": "h264", "hevc": "hevc", "av1": "libdav1d"}
@@ -79,9 +80,12 @@ class VideoStream:
         if not isinstance(self.extradata, bytes) or len(self.extradata) > 1 << 20:
             raise FormatError("a video whose parameter sets are no bytes of less than 1 MiB")
         if not all(type(side) is int and 0 < side <= 1 << 15 for side in (self.width, self.height)):
-            raise FormatError(f"a video of {self.height!r} x {self.width!r} pixels, wanted 1 to 32,768 each")
+            raise FormatError(
+                f"a video of width {self.width!r} and height {self.height!r}, wanted 1 to 32,768 pixels each"
+            )
         if self.width * self.height > MAX_PIXELS:
-            raise FormatError(f"a video of {self.height} x {self.width} pixels, wanted at most {MAX_PIXELS:,} in all")
+            size = picture_size((self.height, self.width))
+            raise FormatError(f"a video of {size}, wanted at most {MAX_PIXELS:,} pixels in all")
         if self.pixel_format not in PIXEL_FORMATS:
             wanted = ", ".join(sorted(PIXEL_FORMATS))
             raise FormatError(f"a video of pixels {self.pixel_format!r}, wanted one of {wanted}. Convert it first")
@@ -198,9 +202,10 @@ class VideoDecoder:
         found = (frame.height, frame.width, planes_of(frame))
         wanted = (stream.height, stream.width, stream.pixel_format)
         if found != wanted or frame.is_corrupt:
-            state = "corrupt" if found == wanted else "of {} x {} {}".format(*found)
+            is_other = found != wanted
+            state = f"of {found[2]} {picture_size(found[:2])}" if is_other else "corrupt"
             raise FormatError(
-                f"{where}: frame {number} is {state}, wanted {wanted[0]} x {wanted[1]} {wanted[2]}. {_REMEDY}"
+                f"{where}: frame {number} is {state}, wanted {wanted[2]} {picture_size(wanted[:2])}. {_REMEDY}"
             )
 
     def _made(self, frame: Any, stream: VideoStream, where: str) -> Frame:

@@ -152,7 +152,7 @@ def test_decoding_starts_no_threads_and_keeps_its_memory(clips, name):
     decoder, table, packets = run_of(clips, name)
     before = num_threads()
     for _ in decoder.pictures(table.stream, packets, range(8), "a run"):
-        assert num_threads() == before
+        assert num_threads() <= before  # those of others may end meanwhile
 
     def resident():
         gc.collect()
@@ -209,7 +209,7 @@ def test_packets_of_larger_pictures_are_refused_before_memory_is_taken(clips):
     with pytest.raises(FormatError, match=r"a run: (frame 0 does not decode|a video that no decoder takes)"):
         list(VideoDecoder((64, 64, 3)).pictures(stream, groups_of(large, table_of(large))[0], {0}, "a run"))
     stream = replace(table_of(clips["h264"]).stream, height=62)
-    with pytest.raises(FormatError, match="frame 0 is of 64 x 64 yuv420p, wanted 62 x 64 yuv420p"):
+    with pytest.raises(FormatError, match=r"frame 0 is of yuv420p 64x64 \(width x height\), wanted yuv420p 64x62 \("):
         list(VideoDecoder((62, 64, 3)).pictures(stream, run_of(clips, "h264")[2], {0}, "a run"))
 
 
@@ -225,8 +225,8 @@ def test_parameter_sets_that_are_none_are_refused(clips):
     [
         ({"codec": "vp9"}, "a video as 'vp9', wanted h264, hevc, av1"),
         ({"extradata": "00"}, "parameter sets are no bytes"),
-        ({"height": 0}, "0 x 64 pixels"),
-        ({"width": 1 << 15, "height": 1 << 15}, "wanted at most 67,108,864 in all"),
+        ({"height": 0}, "width 64 and height 0"),
+        ({"width": 1 << 15, "height": 1 << 15}, "wanted at most 67,108,864 pixels in all"),
         ({"pixel_format": "yuvj420p"}, "pixels 'yuvj420p', wanted one of gray"),
         ({"matrix": 0}, "colour matrix 0, wanted one of"),
         ({"is_full_range": 1}, "is_full_range 1"),
