@@ -5,12 +5,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
+from machine.killing import killed_at
 
 from epistream.cache.arena import Arena
 from epistream.cache.arena_slots import ArenaSlots, table_bytes
@@ -314,25 +315,12 @@ def test_arena_hammered_by_processes_that_are_killed_gives_no_torn_thing(cache_p
     assert not cache_path.exists()
 
 
-def killed_at(line, arena, slots):
-    """In a child: be killed at the n-th line of the protocol that is run; what is run replaces a thing by another."""
-    left = [line]
-
-    def trace(frame, event, _argument):
-        if frame.f_code.co_filename.endswith(("arena_slots.py", "arena.py")):
-            if event == "line":
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-        return None
-
-    sys.settrace(trace)
+def use_three(arena, slots):
+    """Go through the protocol; what is made last replaces a thing by another."""
     slots.count(1)
     use(slots, arena, 1)
     use(slots, arena, 77)
     use(slots, arena, 77)
-    sys.settrace(None)
 
 
 def test_arena_user_killed_at_any_line_leaves_no_lock_and_nothing_torn(users, cache_path):
@@ -344,7 +332,7 @@ def test_arena_user_killed_at_any_line_leaves_no_lock_and_nothing_torn(users, ca
             try:
                 random.seed(4)
                 _, its_arena, its_slots = make(cache_path)
-                killed_at(line, its_arena, its_slots)
+                killed_at(line, ("arena_slots.py", "arena.py"), partial(use_three, its_arena, its_slots))
                 os._exit(0)
             finally:
                 os._exit(4)

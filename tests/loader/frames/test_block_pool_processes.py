@@ -4,13 +4,15 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from machine.killing import killed_at
+from machine.waiting import wait_until
 from pooling.readings import CAMERAS, NUM_WINDOWS, Reading, by_blocks, expected_frames, pool_of, read_all
 
 from epistream.loader.frames import block_pool
@@ -18,6 +20,8 @@ from epistream.loader.frames.block_pool import BlockPool
 from epistream.loader.frames.keeping import DecodedStats
 from epistream.loader.frames.pooled_frames import PooledFrames
 
+# Those whose lines somebody may be killed at.
+FILES = ("block_pool.py", "arena_slots.py", "arena.py", "frames.py")
 DEADLINE_S = 60.0
 OBS = range(-1, 1)
 
@@ -28,10 +32,18 @@ def assert_recorded(batches, windows, most_off=0):
         assert np.abs(found - expected_frames(windows, OBS, "edge", camera)).max() <= most_off
 
 
+def is_open(pool):
+    """Whether a pool is open; it is looked for in vain for a moment while another process makes it."""
+    nobody = np.zeros(0, np.int64)
+    pool.begin_batch(nobody, nobody, np.zeros(0, np.bool_))
+    return pool._arena is not None
+
+
 def read_share(folder, directory, plan, rank, num_ranks, together, pipe):
     """A process: reads every so many windows of each of three epochs, beside the others."""
     most_off = 4 if folder.name == "h264" else 0  # less than a step is off another one
     with Reading(folder, directory, obs=OBS, plan=plan) as reading:
+        wait_until(partial(is_open, reading.reader._pool), "the pool is open")
         for epoch in range(3):
             windows, ends = by_blocks(plan.block_steps, seed=epoch)
             together.wait(DEADLINE_S)
@@ -87,24 +99,6 @@ def in_child(work):
     return child
 
 
-def killed_at(line, read):
-    """Be killed at the n-th line that is run of the pool."""
-    left = [line]
-
-    def trace(frame, event, _argument):
-        if frame.f_code.co_filename.endswith(("block_pool.py", "arena_slots.py", "arena.py", "frames.py")):
-            if event == "line":
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-        return None
-
-    sys.settrace(trace)
-    read()
-    sys.settrace(None)
-
-
 def test_reader_killed_anywhere_leaves_a_pool_that_goes_on(packed, shm):
     folder, plan = packed("png"), pool_of(num_slots=3)
     windows = [(4, 3), (4, 12), (3, 9), (4, 13)]
@@ -118,7 +112,9 @@ def test_reader_killed_anywhere_leaves_a_pool_that_goes_on(packed, shm):
 
             def read(line=line):
                 with Reading(folder, shm / "c", obs=OBS, plan=plan) as its:
-                    killed_at(line, lambda: assert_recorded([its.read(windows, [False, True, True, True])], windows))
+                    killed_at(
+                        line, FILES, lambda: assert_recorded([its.read(windows, [False, True, True, True])], windows)
+                    )
 
             status = os.waitpid(in_child(read), 0)[1]
             is_killed = os.WIFSIGNALED(status)
