@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from epistream.configs.config import Config
 from epistream.configs.survey import Survey, by_windows, measured_in, scaled
-from epistream.loader.measuring.blocks import JobSize, Pool, longest_group, measuring_order, shows_several
+from epistream.loader.measuring.blocks import JobSize, Pool, measuring_order, shows_several
 from epistream.loader.order.options import By, OrderOptions
 from epistream.loader.stream import EpisodeStream
+from epistream.sharding.format.feature_sets import longest_group
 from epistream.units import count_text, distinct_sizes, size_text
 
 # A pool takes memory, and batches are a little less varied: only for this much more speed.
@@ -80,7 +81,7 @@ class BlockChooser:
             None where there is nothing to choose: the user said it, nothing is decoded, or each frame is once anyway.
         """
         job = self.whole.job
-        group_steps, is_video = longest_group(job), job.part.plan.blocks is not None
+        group_steps, is_video = longest_group(job.features.values()), job.part.plan.blocks is not None
         says = any(f"order.{name}" in self.base.given for name in ("by", "block_steps", "pool_blocks"))
         if says or not job.part.plan.options.shuffle or not (is_video or shows_several(job)):
             return None

@@ -22,7 +22,7 @@ from epistream.errors import SourceError
 from epistream.file_systems import local_path
 from epistream.loader.frames.frame_decoder import FrameDecoder
 from epistream.loader.loader import StreamingLoader
-from epistream.loader.measuring.blocks import longest_group, measuring_order, warm_up_batches
+from epistream.loader.measuring.blocks import measuring_order, warm_up_batches
 from epistream.loader.measuring.rates import WARM_UP, Kind, LoadRate, keep_decoded, measure_loading, unique_share
 from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.world import World
@@ -32,6 +32,7 @@ from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.plain_files import not_a_plain_file
+from epistream.sharding.format.feature_sets import longest_group
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
 _SAMPLE_BYTES = 192 << 20
@@ -208,7 +209,7 @@ def measured_in(order: OrderOptions, base: Config, sample: EpisodeStream, number
         **{**ALL_OF_IT, "decode": "auto" if order.by == "blocks" else "per_read", "order": order},
     )
     # Video by windows takes a second for a batch.
-    slow = stream.job.part.plan.blocks is None and longest_group(stream.job) is not None
+    slow = stream.job.part.plan.blocks is None and longest_group(stream.job.features.values()) is not None
     warm_up = warm_up_batches(stream.job, number, 1 if slow else WARM_UP)
     rate = measure_loading(stream, number, "processes", seconds, warm_up)
     stream.job.cache.close()
@@ -238,7 +239,8 @@ def _sample(base: Config, source: Source | None, whole: EpisodeStream, block_ste
     """A stream of some shards from all over the dataset, in an order by blocks with a small pool if by blocks."""
     how: dict[str, Any] = {}
     if block_steps is not None:
-        order = measuring_order(whole.job.dataset.episode_length, block_steps, longest_group(whole.job))
+        group_steps = longest_group(whole.job.features.values())
+        order = measuring_order(whole.job.dataset.episode_length, block_steps, group_steps)
         how = {"order": order, "decode": "auto"}
     dataset, used = whole.job.dataset, np.flatnonzero(whole.job.part.plan.per_shard > 0)
     average = max(1, int(dataset.shard_bytes[used].mean()))

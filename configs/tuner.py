@@ -18,7 +18,7 @@ from epistream.loader.measuring.blocks import JobSize, as_video, shows_several
 from epistream.loader.measuring.pictures import PictureCost, compare_pictures
 from epistream.loader.measuring.rates import Kind
 from epistream.loader.order.judgement import MANY_FETCHES, figures, word_for
-from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.options import SMALL_GROUP, OrderOptions
 from epistream.loader.order.plan import WANTED_SHARE, fitting_lanes
 from epistream.loader.order.working_set import bytes_of
 from epistream.loader.stream import EpisodeStream, Source
@@ -335,7 +335,7 @@ class _Chooser:
         pooled = []
         for row in rows:
             pool_bytes = 0
-            if (by_blocks or (row.group_steps or 1) > 2) and self.base.settings.stream.shuffle:
+            if (by_blocks or (row.group_steps or 1) > SMALL_GROUP) and self.base.settings.stream.shuffle:
                 order = replace(self._order, by="blocks").resolved(row.group_steps)
                 part = as_video(whole.part, row.group_steps or 1) if row.is_video else whole.part
                 pool = self._size.fitting_pool(part, order, max(0, self._room - self.open_bytes))

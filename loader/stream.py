@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from epistream.access import Access
 from epistream.cache.node import NodeCache
 from epistream.errors import OptionError
-from epistream.loader.frames.block_pool_plan import pooled_cameras
+from epistream.loader.frames.block_pool_plan import resolved_order
 from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.options import StreamOptions
 from epistream.loader.order.anchors import Anchors
@@ -129,11 +129,8 @@ class EpisodeStream(Stream):
         if options.validation:
             order = order.in_storage_order()
         frames = FrameOptions(options.image_size, options.decode)
-        groups = [feature.group_steps for feature in chosen.values() if feature.group_steps is not None]
-        order = replace(order, shuffle=options.shuffle, seed=options.seed).resolved(
-            max(groups, default=None),
-            lambda steps: sum(camera.num_bytes for camera in pooled_cameras(chosen, window, frames, steps)),
-        )
+        order = replace(order, shuffle=options.shuffle, seed=options.seed)
+        order = resolved_order(order, chosen, window, frames)
         part = DatasetPart(
             dataset=dataset,
             features=chosen,
@@ -164,7 +161,7 @@ class EpisodeStream(Stream):
             return
         job = self._job
         advice = budget_advice(job.part.plan, budget_bytes, job.batch_size * job.world.size)
-        pool = job.reader_options[0].pool
+        [pool] = job.pools
         if advice is None and pool is not None and (too_large := pool.too_large_for(budget_bytes)):
             advice = f"{too_large}, or a larger budget."
         if advice is not None:

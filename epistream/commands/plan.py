@@ -58,7 +58,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     Reads the manifest only. Every step that the dataset allows is an anchor. The last line judges the order for the
     job, and says what to set where batches are not varied enough or nodes fetch more than their share.
     """
-    from epistream.loader.frames.block_pool_plan import pooled_cameras
+    from epistream.loader.frames.block_pool_plan import resolved_order
     from epistream.loader.frames.frames import FrameOptions
     from epistream.loader.measuring.blocks import JobSize, distinct_blocks, memory_advice
     from epistream.loader.order.anchors import Anchors
@@ -79,10 +79,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     features = choose_features(dataset.features, options["features"] or None)
     global_batch = math.prod(options[name] for name in ("batch_size", "num_nodes", "ranks_per_node"))
     window, frames = Window(obs=options["obs"]), FrameOptions(options["image_size"])
-    wanted = _wanted(options, global_batch).resolved(
-        max((f.group_steps for f in features.values() if f.group_steps is not None), default=None),
-        lambda steps: sum(camera.num_bytes for camera in pooled_cameras(features, window, frames, steps)),
-    )
+    wanted = resolved_order(_wanted(options, global_batch), features, window, frames)
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
     budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
     part = DatasetPart(dataset, features, window, anchors, Plan.of(anchors, dataset, wanted), frames=frames)

@@ -18,7 +18,9 @@ from epistream.lazy import lazy
 from epistream.loader.frames.frame_decoder import FrameDecoder
 from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.frames.keeping import DecodedStats
+from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.window import Window
+from epistream.sharding.format.feature_sets import longest_group
 from epistream.sharding.format.features import Feature
 from epistream.sharding.pictures.planes import planes_shape
 from epistream.units import distinct_sizes
@@ -189,6 +191,16 @@ class PoolPlan:
         """Tells pools apart."""
         cameras = [[c.name, c.offsets, c.shape, c.dtype, c.as_planes] for c in self.cameras]
         return f"pool {json.dumps([_VERSION, self.name, self.block_steps, self.num_slots, cameras])}"
+
+
+def resolved_order(
+    order: OrderOptions, features: Mapping[str, Feature], window: Window, frames: FrameOptions
+) -> OrderOptions:
+    """The order of a stream, with what its user left open: see `OrderOptions.resolved`."""
+    return order.resolved(
+        longest_group(features.values()),
+        lambda steps: sum(camera.num_bytes for camera in pooled_cameras(features, window, frames, steps)),
+    )
 
 
 def pooled_cameras(

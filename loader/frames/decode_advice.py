@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 from epistream.loader.frames.block_pool_plan import pooled_cameras
 from epistream.loader.frames.frames import FrameOptions
+from epistream.loader.order.options import SMALL_GROUP
 from epistream.loader.order.plan import Plan
 from epistream.loader.order.window import Window
 from epistream.sharding.format.features import Feature
-
-# Groups of a video up to so many frames are decoded for each window.
-_SMALL_GROUP = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def decoded_again(
     several = max(len(camera.offsets) for camera in cameras)
     group = max(features[camera.name].group_steps or 1 for camera in cameras)
     cure = f'order=OrderOptions(by="blocks"){kept}'
-    if group > _SMALL_GROUP:
+    if group > SMALL_GROUP:
         return DecodedAgain(f"for each window of a video up to {group} frames of a group are decoded", cure)
     if several > 1:
         return DecodedAgain(f"each frame is decoded for up to {several} windows that show it", cure)

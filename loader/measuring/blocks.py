@@ -94,11 +94,6 @@ def shows_several(job: ReadJob) -> bool:
     return any(len(job.part.window.offsets(name)) > 1 for name, f in job.features.items() if f.kind == "frames")
 
 
-def longest_group(job: ReadJob) -> int | None:
-    """Steps of the longest group of the cameras that are video; None without one."""
-    return max((f.group_steps for f in job.features.values() if f.group_steps is not None), default=None)
-
-
 def measuring_order(
     episode_length: NDArray[np.int64], block_steps: int | None, group_steps: int | None
 ) -> OrderOptions:

@@ -15,6 +15,7 @@ from epistream.loader.reading.job import ReadJob
 from epistream.loader.shards.shard_entry import read_index, shard_entry
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.pictures.codecs import CODECS, DEFAULT_CODEC
+from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.pictures.video import VideoDecoder, pyav
 from epistream.sharding.pictures.video_encoder import VideoEncoder, VideoQuality
 
@@ -22,7 +23,6 @@ from epistream.sharding.pictures.video_encoder import VideoEncoder, VideoQuality
 _STEPS = 60
 _EPISODES = 3
 _PIECE_BYTES = 128 << 20
-_PEAK = 255.0
 
 Frames = NDArray[np.uint8]
 
@@ -64,16 +64,13 @@ class _Measured:
 
     num_frames: int = 0
     num_bytes: int = 0
-    squared_error: float = 0.0
-    worst: float = 0.0
+    fidelity: Fidelity = field(default_factory=Fidelity)
     encode_s: float = 0.0
     decode_s: float = 0.0
 
     def lose(self, frames: Frames, decoded: Frames) -> None:
         for frame, again in zip(frames, decoded, strict=True):
-            error = float(np.mean((again.astype(np.float32) - frame) ** 2))
-            self.squared_error += error
-            self.worst = max(self.worst, error)
+            self.fidelity.compare(frame, again)
 
 
 @dataclass(frozen=True)
@@ -262,7 +259,9 @@ def _row(
     new: Sequence[_Measured],
     dataset_bytes: int,
 ) -> PictureCost:
-    num_new = sum(sums.num_frames for sums in new)
+    num_new, lost = sum(sums.num_frames for sums in new), Fidelity()
+    for sums in new:
+        lost.add(sums.fidelity)
     encode_s = sum(sums.encode_s for sums in new)
     return PictureCost(
         name=name,
@@ -270,13 +269,9 @@ def _row(
         is_video=groups[1],
         num_frames=sum(sums.num_frames for sums in cameras),
         bytes_per_frame=sum(sums.num_bytes / sums.num_frames for sums in cameras) / len(cameras),
-        psnr_db=_psnr(sum(sums.squared_error for sums in new) / max(1, num_new)),
-        worst_psnr_db=_psnr(max((sums.worst for sums in new), default=0.0)),
+        psnr_db=lost.mean_psnr_db if lost.worst else None,
+        worst_psnr_db=lost.worst_psnr_db if lost.worst else None,
         encode_frames_per_s=num_new / max(encode_s, 1e-6) if new else None,
         decode_ms=sum(sums.decode_s / sums.num_frames for sums in cameras) / len(cameras) * 1000,
         dataset_bytes=dataset_bytes,
     )
-
-
-def _psnr(squared_error: float) -> float | None:
-    return float(10 * np.log10(_PEAK**2 / squared_error)) if squared_error > 0 else None

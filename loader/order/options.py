@@ -15,7 +15,7 @@ _BLOCK_STEPS = 32
 # What the blocks of a pool take on a node where the user names no number: as much as shards may by default.
 _POOL_BYTES = 4 * 2**30
 # Groups of a video up to so many frames are decoded for each window.
-_SMALL_GROUP = 2
+SMALL_GROUP = 2
 
 By = Literal["windows", "blocks"]
 
@@ -83,7 +83,7 @@ class OrderOptions:
             block_bytes: of what is kept of a block of so many steps; `pool_blocks` is left open without it.
         """
         asked = self.block_steps is not None or self.pool_blocks is not None
-        by: By = self.by or ("blocks" if self.shuffle and (asked or (group_steps or 1) > _SMALL_GROUP) else "windows")
+        by: By = self.by or ("blocks" if self.shuffle and (asked or (group_steps or 1) > SMALL_GROUP) else "windows")
         if by == "windows":
             return replace(self, by=by)
         steps = self.block_steps

@@ -226,20 +226,26 @@ class ReadJob:
                 self._decoded(part, schedule.global_batch),
                 num_readers=len(self.parts),
                 dtypes=part.dtypes,
-                pool=self._pool(part, schedule),
+                pool=pool,
             )
-            for part in self.parts
+            for part, pool in zip(self.parts, self.pools, strict=True)
         )
+
+    @lazy
+    def pools(self) -> tuple[PoolPlan | None, ...]:
+        """The pool of decoded blocks of each part; None where it has none."""
+        schedule = self.schedule(0, 0)
+        return tuple(self._pool(part, schedule) for part in self.parts)
 
     @property
     def pool_bytes(self) -> int:
         """Bytes of the node's cache that decoded blocks take."""
-        return sum(options.pool.num_bytes for options in self.reader_options if options.pool is not None)
+        return sum(pool.num_bytes for pool in self.pools if pool is not None)
 
     def decoded_stats(self) -> DecodedStats:
         """What became of the frames that this process needed, over all datasets."""
         plans = [options.decoded for options in self.reader_options if options.decoded is not None]
-        pools = [options.pool for options in self.reader_options if options.pool is not None]
+        pools = [pool for pool in self.pools if pool is not None]
         stats = [plan.costs.stats(plan.num_bytes) for plan in plans] + [pool.counts.stats() for pool in pools]
         summed = sum(stats, DecodedStats())
         return replace(

@@ -36,12 +36,17 @@ def matching(available: Iterable[str], wanted: Wanted) -> list[str]:
     return list(dict.fromkeys(name for one in wanted for name in available if fnmatch.fnmatchcase(name, one)))
 
 
+def longest_group(features: Iterable[Feature]) -> int | None:
+    """Steps of the longest group of the cameras that are video; None without one."""
+    return max((feature.group_steps for feature in features if feature.group_steps is not None), default=None)
+
+
 def with_longest_groups(mine: dict[str, Feature], other: Mapping[str, Feature]) -> dict[str, Feature]:
     """Features with the longest groups of pictures that they have in either set, which are alike but for these."""
     found = {}
     for name, feature in mine.items():
-        steps = [one.group_steps for one in (feature, other.get(name, feature)) if one.group_steps is not None]
-        found[name] = replace(feature, group_steps=max(steps)) if steps else feature
+        steps = longest_group((feature, other.get(name, feature)))
+        found[name] = feature if steps is None else replace(feature, group_steps=steps)
     return mine if found == mine else found
 
 

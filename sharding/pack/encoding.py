@@ -14,41 +14,9 @@ from epistream.sharding.layouts.reading import read_frames, read_jpegs
 from epistream.sharding.pack.outputs import Output
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.pictures.resizing import resized
 from epistream.sharding.pictures.video_encoder import EncodedVideo, VideoEncoder, VideoQuality
-
-_PEAK = 255.0
-
-
-@dataclass
-class Fidelity:
-    """What lossy encoding did to one camera, measured on the first and the middle frame of every episode.
-
-    Args:
-        num_frames: Frames measured.
-        squared_error: Sum over them of the mean squared error.
-        worst: Largest mean squared error of one frame.
-    """
-
-    num_frames: int = 0
-    squared_error: float = 0.0
-    worst: float = 0.0
-
-    def add(self, other: "Fidelity") -> None:
-        """Take in the measurements of another process."""
-        self.num_frames += other.num_frames
-        self.squared_error += other.squared_error
-        self.worst = max(self.worst, other.worst)
-
-    @property
-    def mean_psnr_db(self) -> float:
-        """Of the mean squared error over all measured frames; infinite if nothing was lost."""
-        return _psnr(self.squared_error / max(1, self.num_frames))
-
-    @property
-    def worst_psnr_db(self) -> float:
-        """Of the frame that lost most."""
-        return _psnr(self.worst)
 
 
 @dataclass
@@ -95,7 +63,7 @@ class FrameSource:
                 sample[step] = np.array(frame)
         video = encoder.finish()
         for step, decoded in video.pictures(feature.shape, list(sample)):
-            self._add_error(sample[step], decoded)
+            self.fidelity.compare(sample[step], decoded)
         return video
 
     def _encoded(self) -> Iterator[bytes]:
@@ -132,12 +100,4 @@ class FrameSource:
     def _measure(self, codec: Codec, frame: NDArray[Any], data: bytes) -> None:
         decoded = np.empty_like(frame, order="C")
         codec.decode_into(data, decoded, codec.camera)
-        self._add_error(frame, decoded)
-
-    def _add_error(self, frame: NDArray[Any], decoded: NDArray[Any]) -> None:
-        error = float(np.mean((decoded.astype(np.float32) - frame) ** 2))
-        self.fidelity.add(Fidelity(1, error, error))
-
-
-def _psnr(squared_error: float) -> float:
-    return float(10 * np.log10(_PEAK**2 / squared_error)) if squared_error > 0 else float("inf")
+        self.fidelity.compare(frame, decoded)

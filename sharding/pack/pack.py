@@ -23,7 +23,6 @@ from epistream.sharding.format.manifest_builder import ManifestBuilder
 from epistream.sharding.format.manifest_file import read_manifest, write_manifest
 from epistream.sharding.format.sources import Source
 from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all, to_plain
-from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.kept_results import keep_statistics, kept_statistics, key_if_kept, pack_and_keep, read_kept
 from epistream.sharding.pack.kept_scans import if_unchanged, keep_scans, kept_scans
 from epistream.sharding.pack.options import PackOptions
@@ -45,6 +44,7 @@ from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shar
 from epistream.sharding.pack.source_reader import find_hdf5, hash_source
 from epistream.sharding.pack.workspace import Workspace, can_be_resumed
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.pictures.video_encoder import library_versions
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from epistream.sharding.format.division import Division
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.statistics import NotFinite
-from epistream.sharding.pack.encoding import Fidelity
 from epistream.sharding.pack.plan import ScannedFile, left_out_of
+from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.shown_urls import shown
 from epistream.units import count_text, size_text
 

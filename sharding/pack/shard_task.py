@@ -19,13 +19,14 @@ from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import described, layout_by_name
 from epistream.sharding.opening.source_bytes import BytesInMemory
 from epistream.sharding.pack.choice import PackChoice
-from epistream.sharding.pack.encoding import Fidelity, FrameSource
+from epistream.sharding.pack.encoding import FrameSource
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import outputs_of
 from epistream.sharding.pack.plan import PlannedEpisode, SourceFile
 from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.pack.source_reader import SourceReader, check_unchanged
 from epistream.sharding.pack.workspace import upload
+from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.tar.shard_writer import ShardWriter
 
 

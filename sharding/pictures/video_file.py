@@ -41,12 +41,7 @@ class VideoTable:
     @property
     def group_steps(self) -> int:
         """Frames of the longest group."""
-        return longest_group(self.back)
-
-
-def longest_group(back: NDArray[np.uint32]) -> int:
-    """Frames of the longest group, from steps back to key frames (T,)."""
-    return int(back.max()) + 1
+        return int(self.back.max()) + 1
 
 
 def read_video_table(file: BinaryIO, where: str) -> VideoTable:

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+from laws import global_batches
 
 from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.plan import Plan
@@ -119,3 +120,38 @@ def declared_shapes():
 
 
 TOPOLOGIES = [(1,), (2,), (4,), (1, 1), (2, 2), (1, 1, 1), (4, 4), (1, 1, 1, 1), (2, 1), (3, 3, 3), (1, 2, 3), (8,)]
+
+
+def play(plan, remainder, job, state, num_steps):
+    """Global batches from a state on, through the ends of epochs, as a training loop would see them."""
+    epoch, position = state or (0, 0)
+    batches, states = [], []
+    while len(batches) < num_steps:
+        run, _ = run_epoch(plan, job, epoch, position, remainder)
+        schedule = schedule_of(plan, next(job.ranks())[1], job.batch_size, epoch, position, remainder)
+        for t, batch in enumerate(global_batches(run)):
+            batches.append(batch)
+            states.append((epoch, schedule.position_after(t)))
+        epoch, position = epoch + 1, 0
+    return batches[:num_steps], states[:num_steps]
+
+
+def spans_of_blocks(plan, anchors, epoch):
+    """Lane, first and last position of every block: (b,) each."""
+    positions = np.arange(plan.num_windows)
+    episode, _, step = anchors.locate(*plan.epoch(epoch).windows(positions))
+    names = np.stack([positions % plan.num_lanes, episode, step // plan.blocks.steps])
+    names, block = np.unique(names, axis=1, return_inverse=True)
+    first = np.full(names.shape[1], plan.num_windows)
+    last = np.zeros(names.shape[1], np.int64)
+    np.minimum.at(first, block.reshape(-1), positions)
+    np.maximum.at(last, block.reshape(-1), positions)
+    return names[0], first, last
+
+
+def most_open(first, last, in_flight, num_windows):
+    """The most things of which some position lies within, or on both sides of, as many positions as are in flight."""
+    change = np.zeros(num_windows + in_flight + 2, np.int64)
+    np.add.at(change, np.maximum(first - in_flight + 1, 0), 1)
+    np.add.at(change, last + 1, -1)
+    return int(np.cumsum(change)[:num_windows].max())

@@ -13,9 +13,8 @@ from laws import (
     assert_partitions_exactly,
     assert_resumes_anywhere,
     assert_same_batches_everywhere,
-    global_batches,
 )
-from order_grid import TOPOLOGIES, Job, declared_shapes, plan_of, run_epoch, schedule_of, shapes, whole_epoch
+from order_grid import TOPOLOGIES, Job, declared_shapes, plan_of, play, run_epoch, shapes, whole_epoch
 
 import epistream as es
 from epistream.errors import OptionError, StateError
@@ -50,20 +49,6 @@ def test_ranks_of_any_topology_partition_the_epoch_in_equal_batches(number, shap
                 assert_same_batches_everywhere([run], expected, job.global_batch)
                 if remainder != "uneven":
                     assert_equal_batches(run, batch_size)
-
-
-def play(plan, remainder, job, state, num_steps):
-    """Global batches from a state on, through the ends of epochs, as a training loop would see them."""
-    epoch, position = state or (0, 0)
-    batches, states = [], []
-    while len(batches) < num_steps:
-        run, _ = run_epoch(plan, job, epoch, position, remainder)
-        schedule = schedule_of(plan, next(job.ranks())[1], job.batch_size, epoch, position, remainder)
-        for t, batch in enumerate(global_batches(run)):
-            batches.append(batch)
-            states.append((epoch, schedule.position_after(t)))
-        epoch, position = epoch + 1, 0
-    return batches[:num_steps], states[:num_steps]
 
 
 @pytest.mark.parametrize("remainder", REMAINDERS)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from made_up import made_up, plan_and_anchors
-from order_grid import declared_shapes, plan_of, shapes, whole_epoch, windows_at
+from order_grid import declared_shapes, most_open, plan_of, shapes, spans_of_blocks, whole_epoch, windows_at
 from slow_order import epoch_by_blocks
 
 from epistream.errors import OptionError
@@ -143,28 +143,6 @@ def test_order_by_blocks_says_so_and_others_are_described_as_ever():
     assert len(fingerprints | {windows.fingerprint, blocks.fingerprint}) == 5
 
 
-def spans_of(plan, anchors, epoch):
-    """Shards, first and last positions of every block of every lane, (b,) each, and the lane's items by block."""
-    positions = np.arange(plan.num_windows)
-    shard, window = plan.epoch(epoch).windows(positions)
-    episode, _, step = anchors.locate(shard, window)
-    name = np.stack([positions % plan.num_lanes, episode, step // plan.blocks.steps])
-    names, block = np.unique(name, axis=1, return_inverse=True)
-    first = np.full(names.shape[1], plan.num_windows)
-    last = np.zeros(names.shape[1], np.int64)
-    np.minimum.at(first, block.reshape(-1), positions)
-    np.maximum.at(last, block.reshape(-1), positions)
-    return names[0], first, last
-
-
-def most_open(first, last, in_flight, num_windows):
-    """The most blocks of which some window lies in, or on both sides of, as many positions as are in flight."""
-    change = np.zeros(num_windows + in_flight + 2, np.int64)
-    np.add.at(change, np.maximum(first - in_flight + 1, 0), 1)
-    np.add.at(change, last + 1, -1)
-    return int(np.cumsum(change)[:num_windows].max())
-
-
 @pytest.mark.parametrize("steps", [1, 25, 90])
 @pytest.mark.parametrize(("block_steps", "pool"), [(8, 12), (30, 5), (7, 2)])
 def test_a_lane_draws_from_no_more_blocks_than_its_pool_holds(steps, block_steps, pool):
@@ -174,7 +152,7 @@ def test_a_lane_draws_from_no_more_blocks_than_its_pool_holds(steps, block_steps
             dataset, lanes=lanes, by="blocks", block_steps=block_steps, pool_blocks=pool * lanes
         )
         for epoch in (0, 1):
-            lane, first, last = spans_of(plan, anchors, epoch)
+            lane, first, last = spans_of_blocks(plan, anchors, epoch)
             for number in range(lanes):
                 own = lane == number
                 assert most_open(first[own] // lanes, last[own] // lanes, 1, plan.num_windows // lanes + 1) <= pool

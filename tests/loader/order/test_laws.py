@@ -10,7 +10,6 @@ from laws import (
     assert_partitions_exactly,
     assert_resumes_anywhere,
     assert_same_batches_everywhere,
-    global_batches,
     merge_workers,
 )
 from order_grid import (
@@ -18,6 +17,7 @@ from order_grid import (
     Job,
     declared_shapes,
     plan_of,
+    play,
     run_epoch,
     schedule_of,
     shapes,
@@ -93,20 +93,6 @@ def test_round_robin_over_workers_gives_the_batches_of_one(num_workers):
     plan = plan_of([13, 4, 22, 9, 31], lanes=4, seed=3)
     (batches,), _ = run_epoch(plan, Job((1,), num_workers, 6), remainder="pad")
     assert merge_workers([batches[worker::num_workers] for worker in range(num_workers)]) == batches
-
-
-def play(plan, remainder, job, state, num_steps):
-    """Global batches from a state on, through the ends of epochs, as a training loop would see them."""
-    epoch, position = state or (0, 0)
-    batches, states = [], []
-    while len(batches) < num_steps:
-        run, _ = run_epoch(plan, job, epoch, position, remainder)
-        schedule = schedule_of(plan, next(job.ranks())[1], job.batch_size, epoch, position, remainder)
-        for t, batch in enumerate(global_batches(run)):
-            batches.append(batch)
-            states.append((epoch, schedule.position_after(t)))
-        epoch, position = epoch + 1, 0
-    return batches[:num_steps], states[:num_steps]
 
 
 @pytest.mark.parametrize("remainder", REMAINDERS)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_up import made_up, plan_and_anchors
+from order_grid import most_open, spans_of_blocks
 
 from epistream.loader.order.options import OrderOptions
 from epistream.loader.order.plan import Plan
@@ -104,27 +105,6 @@ def test_a_node_draws_from_what_the_node_with_most_does():
 
 def test_one_shard_is_one_shard():
     assert "draws from 1 shard at once" in budget_advice(plan_of(1), MIB, 64)
-
-
-def spans_of_blocks(plan, anchors, epoch):
-    """Lane, first and last position of every block: (b,) each."""
-    positions = np.arange(plan.num_windows)
-    episode, _, step = anchors.locate(*plan.epoch(epoch).windows(positions))
-    names = np.stack([positions % plan.num_lanes, episode, step // plan.blocks.steps])
-    names, block = np.unique(names, axis=1, return_inverse=True)
-    first = np.full(names.shape[1], plan.num_windows)
-    last = np.zeros(names.shape[1], np.int64)
-    np.minimum.at(first, block.reshape(-1), positions)
-    np.maximum.at(last, block.reshape(-1), positions)
-    return names[0], first, last
-
-
-def most_open(first, last, in_flight, num_windows):
-    """The most things of which some position lies within, or on both sides of, as many positions as are in flight."""
-    change = np.zeros(num_windows + in_flight + 2, np.int64)
-    np.add.at(change, np.maximum(first - in_flight + 1, 0), 1)
-    np.add.at(change, last + 1, -1)
-    return int(np.cumsum(change)[:num_windows].max())
 
 
 PICK = np.random.default_rng(5)
