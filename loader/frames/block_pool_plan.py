@@ -212,9 +212,9 @@ def pooled_cameras(
         if feature.kind != "frames" or (decoder := FrameDecoder(feature, frames.shown(feature).shape)).is_copy:
             continue
         offsets = window.offsets(name)
-        # Sides that are odd may be coded as they are, or with one row or column more.
-        is_even = decoder.shape[0] % 2 == decoder.shape[1] % 2 == 0
-        as_planes = decoder.is_video and decoder.shape == feature.shape and is_even and len(offsets) == 1
+        # Sides that are odd may be coded as they are, or with one row or column more; depth maps are no planes.
+        can_be_planes = decoder.shape[0] % 2 == decoder.shape[1] % 2 == 0 and decoder.shape[2] == 3
+        as_planes = decoder.is_video and decoder.shape == feature.shape and can_be_planes and len(offsets) == 1
         shape = planes_shape(decoder.shape) if as_planes else decoder.shape
         cameras.append(PooledCamera(name, offsets, block_steps, shape, np.dtype(feature.dtype).str, as_planes))
     return cameras

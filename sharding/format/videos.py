@@ -38,7 +38,8 @@ class Videos:
         streams: Each of another kind; most shards have one.
         stream_of: (E,) uint32, which of them an episode's video is.
         back: (rows,) uint32, steps back to the key frame of a frame's group; 0 is a key frame. Every group is shown
-            from its key frame on, and lies in the tar in the order of decoding.
+            from its key frame on, and lies in the tar in the order of decoding; its last frames may lie behind the
+            key frame of the next one in the episode, and need it too, as HEVC has it.
     """
 
     streams: tuple[VideoStream, ...]
@@ -69,15 +70,17 @@ class Videos:
         cuts = np.flatnonzero(np.diff(group)) + 1
         for of_group, number in zip(np.split(wanted, cuts), group[np.append(0, cuts)].tolist(), strict=True):
             key, stop = int(self.keys[number]), int(self.keys[number + 1])
-            places = offset[key:stop]
+            episode = int(np.searchsorted(first_row, key, side="right")) - 1
+            stream, places = self.stream(episode), offset[key:stop]
+            if stream.codec == "hevc" and _lead(places, offset, stop) and stop not in first_row[episode + 1 :][:1]:
+                places = offset[key : stop + 1]
             if (places[1:] > places[:-1]).all():  # as most are: sorting a group takes longer than finding it
                 needed = np.arange(key, int(of_group[-1]) + 1)
             else:
                 order = np.argsort(places, kind="stable")
                 last = int(np.flatnonzero(np.isin(order, of_group - key))[-1])
                 needed = key + order[: last + 1]
-            episode = int(np.searchsorted(first_row, key, side="right")) - 1
-            yield Run(self.stream(episode), needed, of_group)
+            yield Run(stream, needed, of_group)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """The streams as plain values; the arrays are tables of the index."""
@@ -88,6 +91,8 @@ class Videos:
         height, width, _ = feature.shape
         for stream in self.streams:
             sides = (stream.height - height, stream.width - width)
+            if (stream.depth is not None) != (feature.shape[2] == 1):
+                yield f"{feature.name}: frames of {feature.shape}, wanted 1 channel of depth and 3 of colours"
             if stream.codec != feature.codec or not all(more in (0, 1) for more in sides):
                 yield (
                     f"{feature.name}: a stream of {stream.codec} {picture_size((stream.height, stream.width))}, wanted "
@@ -106,6 +111,11 @@ class Videos:
         if wrong.any() or self.back[first_row].any():
             row = int(np.argmax(wrong)) + 1 if wrong.any() else int(first_row[np.argmax(self.back[first_row] != 0)])
             yield f"{feature.name}, row {row}: {self.back[row]} steps back to a key frame, wanted groups without gaps"
+
+
+def _lead(places: NDArray[np.uint64], offset: NDArray[np.uint64], stop: int) -> bool:
+    """Whether frames of a group lie behind the key frame of the next one, which they need then."""
+    return stop < len(offset) and bool(places.max() > offset[stop])
 
 
 def streams_from(values: object) -> tuple[VideoStream, ...]:

@@ -19,7 +19,7 @@ from epistream.sharding.pictures.headers import png_size, webp_size
 from epistream.sharding.pictures.video_codecs import Av1, Hevc, Video
 from epistream.units import picture_size
 
-REMEDY = "Pack this episode again."
+REMEDY = "Pack, record or download this episode again."
 
 # Pillow's modes of a decoded PNG, by the frame's dtype and channels. What a PNG announces is the first.
 _PNG_MODES = {

@@ -14,6 +14,16 @@ _PNG_HEADER = b"\0\0\0\x0dIHDR"
 _PNG_SECOND_CHUNK = 33
 
 
+def codec_of_bytes(data: Encoded) -> str | None:
+    """Which codec of ours a picture's first bytes are of; None if of none."""
+    head = bytes(data[:12])
+    if head.startswith(_PNG_SIGNATURE):
+        return "png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    return "webp" if head[:4] == b"RIFF" and head[8:] == b"WEBP" else None
+
+
 def png_size(data: Encoded, where: str) -> tuple[int, int]:
     """Height and width of a PNG: those of its one IHDR, the first chunk.
 

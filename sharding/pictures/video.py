@@ -15,10 +15,11 @@ import numpy as np
 
 from epistream.errors import FormatError, OptionError
 from epistream.sharding.pictures.codec import Encoded, Frame
+from epistream.sharding.pictures.depth import DEPTH_PIXELS, Depth
 from epistream.units import picture_size
 
 # The decoder of each codec: of one thread, the same for every user.
-_DECODERS = {"h264": "h264", "hevc": "hevc", "av1": "libdav1d"}
+DECODERS = {"h264": "h264", "hevc": "hevc", "av1": "libdav1d"}
 # Numbers of ISO/IEC 23091-2 (as decoders say them), and what swscale calls the same matrix. Without a mark: BT.601.
 _MATRICES = {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 UNMARKED = 2
@@ -61,6 +62,7 @@ class VideoStream:
         pixel_format: FFmpeg's name, one of `PIXEL_FORMATS`.
         matrix: Colour matrix by its number in ISO/IEC 23091-2; 2 where nothing says it, which is taken for BT.601.
         is_full_range: Whether luma reaches from 0 to 255, not from 16 to 235.
+        depth: What the pixels stand for if they are no colours but depth; they are `DEPTH_PIXELS` then.
 
     Raises:
         FormatError: If any of these cannot be.
@@ -73,10 +75,11 @@ class VideoStream:
     pixel_format: str
     matrix: int = UNMARKED
     is_full_range: bool = False
+    depth: Depth | None = None
 
     def __post_init__(self) -> None:
-        if self.codec not in _DECODERS:
-            raise FormatError(f"a video as {self.codec!r}, wanted {', '.join(_DECODERS)}")
+        if self.codec not in DECODERS:
+            raise FormatError(f"a video as {self.codec!r}, wanted {', '.join(DECODERS)}")
         if not isinstance(self.extradata, bytes) or len(self.extradata) > 1 << 20:
             raise FormatError("a video whose parameter sets are no bytes of less than 1 MiB")
         if not all(type(side) is int and 0 < side <= 1 << 15 for side in (self.width, self.height)):
@@ -86,8 +89,11 @@ class VideoStream:
         if self.width * self.height > MAX_PIXELS:
             size = picture_size((self.height, self.width))
             raise FormatError(f"a video of {size}, wanted at most {MAX_PIXELS:,} pixels in all")
-        if self.pixel_format not in PIXEL_FORMATS:
-            wanted = ", ".join(sorted(PIXEL_FORMATS))
+        if not (self.depth is None or isinstance(self.depth, Depth)):
+            raise FormatError(f"a video of depth as {self.depth!r:.80}, wanted a description")
+        known = PIXEL_FORMATS if self.depth is None else {DEPTH_PIXELS}
+        if self.pixel_format not in known:
+            wanted = ", ".join(sorted(known))
             raise FormatError(f"a video of pixels {self.pixel_format!r}, wanted one of {wanted}. Convert it first")
         if type(self.matrix) is not int or self.matrix not in _MATRICES:
             raise FormatError(f"a video with colour matrix {self.matrix!r}, wanted one of {sorted(_MATRICES)}")
@@ -96,7 +102,10 @@ class VideoStream:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for msgpack and JSON."""
-        return {**asdict(self), "extradata": self.extradata.hex()}
+        values = {**asdict(self), "extradata": self.extradata.hex()}
+        if self.depth is None:  # as in releases that did not know it
+            del values["depth"]
+        return values
 
     @classmethod
     def from_dict(cls, value: object) -> "VideoStream":
@@ -108,7 +117,8 @@ class VideoStream:
         if not isinstance(value, Mapping):
             raise FormatError(f"a video stream is {value!r:.80}, wanted a map")
         try:
-            return cls(**{**value, "extradata": bytes.fromhex(value["extradata"])})
+            depth = {"depth": Depth.from_dict(value["depth"])} if value.get("depth") is not None else {}
+            return cls(**{**value, "extradata": bytes.fromhex(value["extradata"]), **depth})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError):
                 raise
@@ -119,8 +129,8 @@ class VideoDecoder:
     """Turns runs of packets into pictures; keeps the decoder of the last stream. Not shared between threads.
 
     Args:
-        shape: (H, W, 3) of the camera's frames; pictures are coded with up to one row and column more, because H.264
-            halves the sides of its colour planes.
+        shape: (H, W, 3) of the camera's frames, (H, W, 1) of depth maps; pictures are coded with up to one row and
+            column more, because H.264 halves the sides of its colour planes.
         as_planes: Give planes as they are decoded, see `sharding/pictures/planes.py`, in place of RGB.
     """
 
@@ -144,6 +154,7 @@ class VideoDecoder:
 
         Yields:
             Number and (H, W, 3) uint8 of each wanted frame, in the order of presentation; valid until the next one.
+            Of depth maps (H, W, 1) uint16, millimetres.
 
         Raises:
             FormatError: If a frame does not decode, or is not what the stream says.
@@ -187,7 +198,7 @@ class VideoDecoder:
         if self._context is None or self._stream != stream:
             av = pyav()
             with _refused(where):
-                context = av.CodecContext.create(_DECODERS[stream.codec], "r")
+                context = av.CodecContext.create(DECODERS[stream.codec], "r")
                 context.extradata = stream.extradata or None
                 context.thread_count = 1
                 # What the bytes say must not decide how much is allocated.
@@ -209,6 +220,11 @@ class VideoDecoder:
             )
 
     def _made(self, frame: Any, stream: VideoStream, where: str) -> Frame:
+        if (self._shape[2] == 1) != (stream.depth is not None):
+            found = "colours" if stream.depth is None else "depth"
+            raise FormatError(f"{where}: a video of {found}, wanted frames of {self._shape}. {_REMEDY}")
+        if stream.depth is not None and not self._as_planes:
+            return stream.depth.millimetres(frame, self._shape)
         if not self._as_planes:
             return rgb_of(frame, stream, self._converter, self._shape)
         if stream.pixel_format != "yuv420p" or stream.width % 2 or stream.height % 2:
@@ -220,7 +236,7 @@ class VideoDecoder:
         return planes
 
 
-_REMEDY = "Pack this episode again."
+_REMEDY = "Pack, record or download this episode again."
 
 
 def rgb_of(frame: Any, stream: VideoStream, converter: Any, shape: tuple[int, ...]) -> Frame:

@@ -51,6 +51,15 @@ class EncodedVideo:
     data: bytes
     table: VideoTable
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the MP4."""
+        return len(self.data)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The MP4, in one piece."""
+        yield self.data
+
     def pictures(self, shape: tuple[int, ...], steps: Sequence[int]) -> Iterator[tuple[int, Frame]]:
         """Some frames decoded again: step and (H, W, 3) of each, valid until the next one."""
         decoder, table, data = VideoDecoder(shape), self.table, memoryview(self.data)
