@@ -8,6 +8,7 @@ from epistream.cache.source.entry import Entry, Part
 from epistream.cache.source.local import FileBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote
+from epistream.cache.source.remote_pieces import ranges_of_part
 from epistream.cache.source.shared import Shared
 from epistream.cache.stats import Counters
 from epistream.cache.store.partial import Partial
@@ -51,14 +52,13 @@ class Direct:
         return OpenEntry(tuple(blobs), "direct", partial)
 
     def _open_part(self, part: Part, shared: Shared | None, *, may_copy: bool) -> Blob:
-        if part.supply is not None:
-            return part.supply.open()
         path = local_path(part.url)
+        if part.supply is not None and part.remote_pieces is None:
+            return part.supply.open()
         if path is not None:
             return FileBlob(path, part.size, None if self.advises else (0, 0))
-        return RangeBlob(
-            part, self._remote, lambda size: self._counters.add(bytes_ranged=size), shared, may_copy=may_copy
-        )
+        ranges = ranges_of_part(part, self._remote)
+        return RangeBlob(part, ranges, lambda size: self._counters.add(bytes_ranged=size), shared, may_copy=may_copy)
 
     def identified(self, entry: Entry) -> Entry:
         """The entry under the key that it is kept by: with a version where the manifest tells no checksum.

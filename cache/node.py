@@ -215,7 +215,7 @@ class NodeCache:
         Returns:
             None if the entry is read in place, or the directory cannot be looked at.
         """
-        tier = route_of(entry.parts[0].url, self.options.mode).keeping_tier
+        tier = route_of(entry, self.options.mode).keeping_tier
         return None if tier is None else Stores(self.options, reserved_bytes).budget_ahead(tier)
 
     def stats(self) -> CacheStats:

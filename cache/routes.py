@@ -37,8 +37,14 @@ class Route:
         return None if self.tiers[0] == "direct" else self.tiers[0]
 
 
-def choose_route(mode: Mode, file_system: str | None) -> Route:
-    """The route of what lies on a type of file system, "ext4" for example; None for a remote source."""
+def choose_route(mode: Mode, file_system: str | None, *, is_costly: bool = False) -> Route:
+    """The route of what lies on a type of file system, "ext4" for example; None for a remote source.
+
+    Args:
+        mode: Of the cache.
+        file_system: The type.
+        is_costly: Whether reading in place costs much more than reading a copy.
+    """
     through = (*KEEPING_TIERS[mode], "direct")
     if mode == "off":
         return Route(through, "the cache is off")
@@ -48,13 +54,15 @@ def choose_route(mode: Mode, file_system: str | None) -> Route:
         return Route(through, "a remote source")
     if is_network(file_system):
         return Route(through, f"on a network file system ({file_system})")
+    if is_costly:
+        return Route(through, "reading it in place costs much more than reading a copy")
     return Route(("direct",), f"on a local file system ({file_system}), which the page cache shares")
 
 
-def route_of(url: str, mode: Mode) -> Route:
-    """The route of an entry whose first part is at a URL."""
-    path = local_path(url)
-    return choose_route(mode, None if path is None else file_system_type(path))
+def route_of(entry: Entry, mode: Mode) -> Route:
+    """The route of an entry: that of where its first part is."""
+    path = local_path(entry.parts[0].url)
+    return choose_route(mode, None if path is None else file_system_type(path), is_costly=entry.is_costly)
 
 
 def is_on_disk(url: str) -> bool:
@@ -67,17 +75,17 @@ def is_on_disk(url: str) -> bool:
 
 
 class Routes:
-    """The routes of entries, found once for each folder, and told then."""
+    """The routes of entries, found once for each folder and cost, and told then."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._by_folder: dict[str, Route] = {}
+        self._by_folder: dict[tuple[str, bool], Route] = {}
 
     def of(self, entry: Entry) -> Route:
         """The route of an entry: that of its first part's folder."""
-        url = entry.parts[0].url
-        folder = url.rpartition("/")[0]
-        if folder not in self._by_folder:
-            route = self._by_folder[folder] = route_of(url, self._mode)
+        folder = entry.parts[0].url.rpartition("/")[0]
+        place = folder, entry.is_costly
+        if place not in self._by_folder:
+            route = self._by_folder[place] = route_of(entry, self._mode)
             logger.info("%s: cache tiers %s: %s", folder, " -> ".join(route.tiers), route.reason)
-        return self._by_folder[folder]
+        return self._by_folder[place]

@@ -51,7 +51,7 @@ class Tiers:
         reason = route.reason
         if route.keeping_tier is not None:
             entry = self._direct.identified(entry)
-            if not wait:
+            if not wait and not entry.is_costly:  # else the fill would read it again
                 return self._open_now(route.keeping_tier, entry)
         before_wait = _once(before_wait)
         has_waited = False

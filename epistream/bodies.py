@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from epistream.access import Access, RetryOptions
-from epistream.errors import ChecksumError, FetchError, SourceError
-from epistream.file_systems import ask, limit_of, retry, run
+from epistream.errors import ChecksumError, FetchError, SourceChangedError, SourceError
+from epistream.file_systems import ask, limit_of, retry, run, version_facts
 from epistream.units import distinct_sizes, size_text
 
 T = TypeVar("T")
@@ -68,7 +68,15 @@ def is_http(file_system: Any) -> bool:
 
 
 def read_part(
-    file_system: Any, path: str, start: int, stop: int, limit_s: float, *, size: int | None = None, **options: Any
+    file_system: Any,
+    path: str,
+    start: int,
+    stop: int,
+    limit_s: float,
+    *,
+    size: int | None = None,
+    version: str = "",
+    **options: Any,
 ) -> bytes:
     """Bytes [start, stop) of a file.
 
@@ -79,22 +87,28 @@ def read_part(
         stop: One after the last.
         limit_s: When it is given up.
         size: Bytes that the file should have; None if nobody said.
+        version: What `version_facts` told of it; "" if nobody asked. Web servers and S3 tell the version with the
+            bytes, others are asked once these are there.
         options: For the file system.
 
     Raises:
         ChecksumError: A web server says that the file has another size.
+        SourceChangedError: It is of another version.
         FetchError: It says that the file ends before.
         WholeBodyError: The server sends others, or more of them; only if less than everything was asked for.
         OSError: It sends fewer.
         Exception: Whatever the file system raises.
     """
     wanted = stop - start
-    if not is_http(file_system):
-        data = ask(file_system, "cat_file", path, start=start, end=stop, limit_s=limit_s, **options)
-    elif wanted:
-        data = run(file_system, functools.partial(_part, file_system, path, start, stop, size), limit_s)
+    if is_http(file_system):
+        ask_part = functools.partial(_part, file_system, path, start, stop, size, version)
+        data = run(file_system, ask_part, limit_s) if wanted else b""
+    elif version and wanted and _is_s3(file_system):
+        data = run(file_system, functools.partial(_part_of_object, file_system, path, start, stop, version), limit_s)
     else:
-        data = b""
+        data = ask(file_system, "cat_file", path, start=start, end=stop, limit_s=limit_s, **options)
+        if version and file_system.protocol != "hf":  # of a commit nothing changes
+            _refuse_other(path, version, ask(file_system, "info", path, limit_s=limit_s))
     if len(data) > wanted:
         raise WholeBodyError(_ignored(path, start, stop))
     if len(data) < wanted:
@@ -139,11 +153,42 @@ async def _answer(file_system: Any, url: str, headers: Mapping[str, str]) -> Asy
         yield answer
 
 
-async def _part(file_system: Any, url: str, start: int, stop: int, size: int | None) -> bytes:
+def _is_s3(file_system: Any) -> bool:
+    protocol = getattr(file_system, "protocol", "")
+    return "s3" in ((protocol,) if isinstance(protocol, str) else protocol) and hasattr(file_system, "_call_s3")
+
+
+async def _part_of_object(file_system: Any, path: str, start: int, stop: int, version: str) -> bytes:
+    """As s3fs reads a range, which drops what the answer says of the version."""
+    bucket, key, number = file_system.split_path(path)
+    which = {"VersionId": number} if number else {}
+    answer = await file_system._call_s3(
+        "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **which
+    )
+    async with answer["Body"] as body:
+        _refuse_other(path, version, {"ETag": answer.get("ETag")})
+        data: bytes = await body.read()
+    return data
+
+
+def _refuse_other(url: str, version: str, told: Mapping[str, Any]) -> None:
+    """See that a file still has its version, as far as what is told of it now says anything of that."""
+    for fact in version_facts(told):
+        name = fact.partition("=")[0]
+        # A weak tag stands for the same bytes where these come as they are stored.
+        if f"{name}=" in version and fact.replace("=W/", "=") not in version.replace("=W/", "="):
+            raise SourceChangedError(
+                f"{url}: {fact}, wanted {version}: it was replaced or written to while it was read. Open the dataset "
+                "again to read it as it is now."
+            )
+
+
+async def _part(file_system: Any, url: str, start: int, stop: int, size: int | None, version: str) -> bytes:
     async with _answer(file_system, url, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
         if answer.status == 416:
             raise WholeBodyError(_ignored(url, start, stop))
         file_system._raise_not_found_for_status(answer, url)
+        _refuse_other(url, version, {"ETag": answer.headers.get("ETag")})
         found = _size_of(answer)
         if size is not None and found is not None and found != size:
             raise ChecksumError(
@@ -228,10 +273,11 @@ def _too_long(url: str, size: int | None, most: int) -> str:
     return f"{url}: {found}, wanted no more than {wanted}. Check what the URL leads to."
 
 
-def copy_all(file_system: Any, path: str, fd: int, most: int, limit_s: float) -> None:
+def copy_all(file_system: Any, path: str, fd: int, most: int, limit_s: float, version: str = "") -> None:
     """Write a file, of no more than `most` bytes, into another that is open, in place of what that holds.
 
     Raises:
+        SourceChangedError: A web server says that it is of another version than was given.
         TooLongError: It is longer.
         NoSpaceError: There is no room for it.
         Exception: Whatever the file system raises.
@@ -249,6 +295,7 @@ def copy_all(file_system: Any, path: str, fd: int, most: int, limit_s: float) ->
         with own:
             async with _answer(file_system, path, {}) as answer:
                 file_system._raise_not_found_for_status(answer, path)
+                _refuse_other(path, version, {"ETag": answer.headers.get("ETag")})
                 if (answer.content_length or 0) > most:
                     raise TooLongError(_too_long(path, answer.content_length, most))
                 async for piece in answer.content.iter_chunked(_PIECE_BYTES):

@@ -208,6 +208,8 @@ def may_pass(error: BaseException | None) -> bool:
     if isinstance(error, _LASTING) or not isinstance(error, Exception):
         return False
     status = getattr(error, "status", None)
+    if status is None:  # errors of a hub's client have the answer instead
+        status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 0 and getattr(error, "history", ()):  # redirects that go round in circles: no answer came of them
         return False
     return not (isinstance(status, int) and status >= 300 and status not in _PASSING_STATUS)

@@ -109,7 +109,8 @@ class PartsOfFile:
         """
         if not self._is_whole:
             file_system, path = open_file_system(self._url, self._options)
-            part = functools.partial(read_part, file_system, path, start, stop, size=self._num_bytes)
+            size, version = self._num_bytes, self._whole.version
+            part = functools.partial(read_part, file_system, path, start, stop, size=size, version=version)
             try:
                 return persist(self._whole.retries, lambda limit_s: part(limit_s=limit_s), stop - start)
             except WholeBodyError:
@@ -163,7 +164,7 @@ def _bring(wanted: WholeFile) -> _Copy:
                 f"{wanted.url}: the server knows no ranges; {found} of room in {tempfile.gettempdir()}, wanted {asked} "
                 f"for a copy of the whole file. {MORE_ROOM}"
             )
-        copy = functools.partial(copy_all, file_system, path, file.fd, min(most, room))
+        copy = functools.partial(copy_all, file_system, path, file.fd, min(most, room), version=wanted.version)
         persist(wanted.retries, copy, wanted.num_bytes)
     except BaseException as error:
         file.close()

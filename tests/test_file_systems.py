@@ -28,7 +28,7 @@ from epistream.file_systems import (
     run,
     version_facts,
 )
-from epistream.sharding.hdf5.file import version_and_bytes
+from epistream.sharding.files.versioned_files import version_and_bytes
 
 DEADLINE_S = 30.0
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from epistream.cache.source.pieces import Pieces
 from epistream.cache.source.rows import check_range
 
 
@@ -100,8 +101,11 @@ class Supply(Protocol):
     They are picked out of it, unpacked, or put together; the cache keeps them like any others. It opens a supply where
     it would have opened the URL: in the process that fills an entry, which copies all of the blob, or in one that
     reads directly. It must be picklable.
+
+    Every kind derives from it, and has the methods with a body unless it knows better.
     """
 
+    @abstractmethod
     def open(self) -> Blob:
         """The bytes, `Part.size` of them; the caller closes them.
 
@@ -109,6 +113,23 @@ class Supply(Protocol):
             SourceError, SourceChangedError, FetchError: As reading the URL itself.
         """
 
+    def pieces(self) -> Pieces | None:
+        """Where the bytes are, if they are nothing but pieces of files as they are; None if they must be made.
+
+        Where `Part.url` is remote, so are the files: the cache then reads and brings the pieces by itself, and each
+        once per node, as it does remote files with checksums; `open` is not called.
+
+        Raises:
+            EpistreamError: They cannot be told.
+        """
+        return None
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether reading in place costs much more than reading a copy: then copies are kept, also of local files."""
+        return False
+
+    @abstractmethod
     def local_ranges(self) -> Iterable[tuple[Path, int, int]]:
         """The bytes [first, stop) of files of this machine that they are made of, as far as it knows; may be none.
 

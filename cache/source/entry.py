@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Supply
+from epistream.cache.source.pieces import Pieces
 from epistream.errors import OptionError
 from epistream.file_systems import local_path
 from epistream.lazy import lazy
@@ -46,6 +47,18 @@ class Part:
     block_checksums: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
     block_bytes: int = field(default=BLOCK_BYTES, compare=False, repr=False)
     supply: Supply | None = field(default=None, compare=False, repr=False)
+
+    @lazy
+    def remote_pieces(self) -> Pieces | None:
+        """Where in remote files the bytes lie in pieces, as they are; None if that is not so.
+
+        Raises:
+            EpistreamError: They cannot be told.
+        """
+        return None if self.supply is None or local_path(self.url) is not None else self.supply.pieces()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {fact.name: getattr(self, fact.name) for fact in fields(self)}
 
     def __post_init__(self) -> None:
         if self.size < 0:
@@ -104,10 +117,22 @@ class Entry:
 
     @lazy
     def is_shareable(self) -> bool:
-        """Whether blocks of it can be brought one by one by many, because its bytes can be told from wrong ones."""
+        """Whether blocks of it can be brought one by one by many.
+
+        Either its bytes can be told from wrong ones; or they lie in pieces of remote files, and are taken as they come.
+        What else such an entry has is at hand, and small: readers look at it where it is.
+        """
+        has_pieces = any(part.remote_pieces is not None for part in self.parts)
         return all(
-            part.checksum is not None and part.supply is None and local_path(part.url) is None for part in self.parts
+            part.remote_pieces is not None
+            or (part.checksum is not None and (has_pieces or (part.supply is None and local_path(part.url) is None)))
+            for part in self.parts
         )
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether reading it in place costs much more than reading a copy, see `Supply`."""
+        return any(part.supply is not None and part.supply.is_costly for part in self.parts)
 
     def with_versions(self, versions: Sequence[str | None]) -> "Entry":
         """The same entry with these versions in its parts, where they have none."""

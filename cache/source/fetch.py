@@ -17,6 +17,7 @@ from epistream.cache.source.blob import Supply
 from epistream.cache.source.entry import Entry, Part
 from epistream.cache.source.local import open_source
 from epistream.cache.source.remote import Remote, WholeBodyError
+from epistream.cache.source.remote_pieces import Ranges, ranges_of_part
 from epistream.cache.source.shared import Shared
 from epistream.errors import ChecksumError, SourceChangedError
 from epistream.file_systems import local_path
@@ -36,11 +37,15 @@ _PATIENCE_S = 10.0
 
 
 class Place(NamedTuple):
-    """A part, where it begins in the entry, and what tells which of its bytes are there already, if anything does."""
+    """A part, where it begins in the entry, and what tells which of its bytes are there already, if anything does.
+
+    `ranges` reads it if it is remote.
+    """
 
     part: Part
     offset: int
     shared: Shared | None
+    ranges: Ranges
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,16 @@ class Fetcher:
         """
         deadline = time.monotonic() + self._timeout_s
         shared: Sequence[Shared | None] = shares if shares is not None else [None] * len(entry.parts)
-        places = [Place(*one) for one in zip(entry.parts, entry.offsets, shared, strict=True)]
+        ranges = [ranges_of_part(part, self._remote) for part in entry.parts]
+        places = [Place(*one) for one in zip(entry.parts, entry.offsets, shared, ranges, strict=True)]
         num_bytes = self._fetch_parts(places, fd, deadline)
         wrong = [place for place in places if mismatch(place.part, place.offset, fd)]
-        for part, _, known in wrong:
+        for part, _, known, _ in wrong:
             logger.warning("%s: not of checksum %s; fetched once more.", part.url, part.checksum)
             if known is not None:
                 known.clear()
         num_bytes += self._fetch_parts(wrong, fd, deadline)
-        for part, offset, _ in wrong:
+        for part, offset, *_ in wrong:
             found = mismatch(part, offset, fd)
             if found:
                 raise ChecksumError(
@@ -109,9 +115,9 @@ class Fetcher:
         remote: list[Place] = []
         num_bytes = 0
         for place in places:
-            part, offset, _ = place
+            part, offset, *_ = place
             path = local_path(part.url)
-            if part.supply is None and path is None:
+            if part.remote_pieces is not None or (part.supply is None and path is None):
                 remote.append(place)
                 continue
             if part.supply is not None:
@@ -122,8 +128,11 @@ class Fetcher:
         try:
             return num_bytes + self._fetch_ranges(remote, fd, deadline)
         except WholeBodyError:
-            for part, offset, _ in remote:
-                self._remote.retry(partial(self._stream, part, fd, offset, deadline), part.url, deadline)
+            for part, offset, _, ranges in remote:
+                if part.remote_pieces is None:
+                    self._remote.retry(partial(self._stream, part, fd, offset, deadline), part.url, deadline)
+                else:
+                    _copy_whole_files(ranges, part, fd, offset)
             return num_bytes + sum(place.part.size for place in remote)
 
     def _fetch_ranges(self, places: Sequence[Place], fd: int, deadline: float) -> int:
@@ -141,7 +150,7 @@ class Fetcher:
             for place, (first, last) in absent
             for start, stop in chunks(last - first, chunk_bytes)
         ]
-        bring = _Bringing(self._remote, fd, deadline)
+        bring = _Bringing(fd, deadline)
         num_bytes = 0
         if pieces and not self._knows_ranges:
             # Alone: a server that ignores ranges is found out before it is asked eight times.
@@ -173,17 +182,16 @@ class Fetcher:
 class _Bringing:
     """Brings pieces of one entry, from several threads."""
 
-    def __init__(self, remote: Remote, fd: int, deadline: float) -> None:
-        self._remote = remote
+    def __init__(self, fd: int, deadline: float) -> None:
         self._fd = fd
         self._deadline = deadline
         self._patience_s = _PATIENCE_S
 
     def __call__(self, place: Place, start: int, stop: int) -> int:
         """Bring what is absent of a range of a part; the bytes of it."""
-        part, offset, shared = place
+        part, offset, shared, ranges = place
         if shared is None:
-            write_all(self._fd, self._remote.read_range(part.url, start, stop, self._deadline), offset + start)
+            write_all(self._fd, ranges.read_range(part.url, start, stop, self._deadline), offset + start)
             return stop - start
         num_bytes = 0
         left = [(start, stop)]
@@ -195,7 +203,7 @@ class _Bringing:
                     # Somebody is stopped; he writes what is right, if he ever does. None is waited for again.
                     self._patience_s = 0.0
                 for first, last in shared.absent(start, stop) if runs is None else runs:
-                    shared.write(first, self._remote.read_range(part.url, first, last, self._deadline))
+                    shared.write(first, ranges.read_range(part.url, first, last, self._deadline))
                     num_bytes += last - first
             if runs:
                 # What others were bringing lies between: not all again, which may be told to nobody on a full disk.
@@ -252,6 +260,13 @@ def _copy_supply(supply: Supply, part: Part, fd: int, offset: int) -> None:
             write_all(fd, blob.read(start, stop - start), offset + start)
     finally:
         blob.close()
+
+
+def _copy_whole_files(ranges: Ranges, part: Part, fd: int, offset: int) -> None:
+    """Copy pieces out of whole files, which are kept for a while: those of other entries lie in them too."""
+    copy = ranges.whole_file(part.url, part.size, part.version or "")
+    for start, stop in chunks(part.size):
+        write_all(fd, copy.read(start, stop), offset + start)
 
 
 def _copy_file(path: Path, part: Part, fd: int, offset: int) -> None:

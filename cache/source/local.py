@@ -160,7 +160,7 @@ class FileBlob(Blob):
         if now != self._identity:
             raise SourceChangedError(
                 f"{self._path}: (device, size, inode, mtime) {now}, wanted {self._identity}: it was replaced or "
-                "written to while in use. Start again, after 'epistream index URL --overwrite' if the change is meant."
+                "written to while in use. Start again, of tars after 'epistream index URL --overwrite' if it is meant."
             )
 
 

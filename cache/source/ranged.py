@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Part
-from epistream.cache.source.remote import Remote, WholeBodyError
+from epistream.cache.source.remote import WholeBodyError
+from epistream.cache.source.remote_pieces import Copied, Ranges
 from epistream.cache.source.rows import as_bytes, check_range, check_starts, gather_runs
 from epistream.cache.source.shared import Shared
 from epistream.errors import ChecksumError, FetchError
-from epistream.whole_files import WholeFile
 
 # Parts up to this size are checked as a whole when they are read as a whole: indexes are.
 _WHOLE_BYTES = 64 << 20
@@ -36,14 +36,14 @@ _IMPATIENCE_S = 0.001
 class RangeBlob(Blob):
     """A part that is read over the network, block by block, before the cache has all of it.
 
-    Every block is checked where the index gave its checksum. A few blocks are kept, because the frames of a
-    window lie side by side.
+    Every block is checked where the index gave its checksum; pieces of files have none, and are taken as they come. A
+    few blocks are kept, because the frames of a window lie side by side.
 
     Args:
         part: What is read.
         remote: Reads ranges of it.
         count: Told the bytes of every request.
-        shared: Where others of the node find the blocks that were checked, and leave those that they brought; None
+        shared: Where others of the node find the blocks that were brought, and leave those that they brought; None
             where everybody reads for himself.
         may_copy: Whether the whole part is brought where the server knows no ranges; else that is an error.
     """
@@ -53,14 +53,14 @@ class RangeBlob(Blob):
     def __init__(
         self,
         part: Part,
-        remote: Remote,
+        remote: Ranges,
         count: Callable[[int], None],
         shared: Shared | None = None,
         *,
         may_copy: bool = True,
     ) -> None:
         self._may_copy = may_copy
-        self._copy: WholeFile | None = None
+        self._copy: Copied | None = None
         self.size = part.size
         self.url = part.url
         self._count = count
@@ -75,7 +75,8 @@ class RangeBlob(Blob):
 
     def read(self, offset: int, size: int) -> memoryview:
         """A copy of the bytes; checked as a whole if all are asked for and the blocks have no checksums."""
-        if offset == 0 and size == self.size and size <= _WHOLE_BYTES and self._part.block_checksums is None:
+        has_blocks = self._part.block_checksums is not None or self._part.remote_pieces is not None
+        if offset == 0 and size == self.size and size <= _WHOLE_BYTES and not has_blocks:
             return memoryview(self._read_whole())
         return super().read(offset, size)
 
@@ -261,8 +262,9 @@ class RangeBlob(Blob):
         return found
 
     def _is_shareable(self, shared: Shared) -> bool:
-        """Whether blocks can be told from wrong ones, and are of whole granules."""
-        return self._part.block_checksums is not None and self._part.block_bytes % shared.granule_bytes == 0
+        """Whether blocks can be told from wrong ones, or cannot be by anybody; and are of whole granules."""
+        is_known = self._part.block_checksums is not None or self._part.remote_pieces is not None
+        return is_known and self._part.block_bytes % shared.granule_bytes == 0
 
     def _absent_blocks(self, first: int, last: int) -> set[int] | None:
         """Those of blocks `first` to `last` that nobody brought yet; None if nobody shares them."""
@@ -329,7 +331,7 @@ class RangeBlob(Blob):
 
 
 def _share(shared: Shared, start: int, data: bytes | memoryview) -> None:
-    """Leave checked bytes to others; where there is no room for them, everybody brings them for himself."""
+    """Leave bytes to others; where there is no room for them, everybody brings them for himself."""
     with contextlib.suppress(OSError):
         shared.write(start, data)
 

@@ -37,7 +37,14 @@ class Remote:
         self.num_retries = 0
 
     def read_range(
-        self, url: str, start: int, stop: int, deadline: float | None = None, *, size: int | None = None
+        self,
+        url: str,
+        start: int,
+        stop: int,
+        deadline: float | None = None,
+        *,
+        size: int | None = None,
+        version: str = "",
     ) -> bytes:
         """Bytes [start, stop) of a URL.
 
@@ -47,16 +54,18 @@ class Remote:
             stop: One after the last.
             deadline: On ``time.monotonic()``; ``timeout_s`` from now unless given.
             size: Bytes that the file should have, if that is known.
+            version: What `version_facts` told of the file, if that is known.
 
         Raises:
             ChecksumError: The server says that the file has another size.
+            SourceChangedError: It says that it is of another version.
             FetchError: Not had within the tries and the deadline; the message has the last reason.
             SourceError: It is not there, or may not be read.
             WholeBodyError: The server does not know ranges; only if less than everything was asked for.
         """
         deadline = time.monotonic() + self.options.timeout_s if deadline is None else deadline
         what = f"{url}: bytes {start}-{stop}"
-        return self.retry(lambda: self._read_once(url, start, stop, deadline, size), what, deadline)
+        return self.retry(lambda: self._read_once(url, (start, stop), deadline, size, version), what, deadline)
 
     def whole_file(self, url: str, num_bytes: int, version: str) -> WholeFile:
         """A file that is read from a copy, because its server knows no ranges.
@@ -129,12 +138,12 @@ class Remote:
                 "more with fetch_timeout_s."
             ) from error
 
-    def _read_once(self, url: str, start: int, stop: int, deadline: float, size: int | None) -> bytes:
+    def _read_once(self, url: str, part: tuple[int, int], deadline: float, size: int | None, version: str) -> bytes:
         fs, path = self._file_system(url)
         limit_s = max(0.01, min(self.options.request_timeout_s, deadline - time.monotonic()))
         # The hub's files read five MiB ahead unless told not to: each chunk twice, and each block eighty times.
-        extra = {"cache_type": "none"} if fs.protocol == "hf" else {}
-        return read_part(fs, path, start, stop, limit_s, size=size, **extra)
+        extra: dict[str, Any] = {"cache_type": "none"} if fs.protocol == "hf" else {}
+        return read_part(fs, path, *part, limit_s, size=size, version=version, **extra)
 
     def _file_system(self, url: str) -> tuple[Any, str]:
         return open_file_system(url, self._access)

@@ -38,10 +38,10 @@ class Shared(Protocol):
         """
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes that are there, to be checked."""
+        """Bytes that are there, to be checked where there are checksums."""
 
     def write(self, start: int, data: bytes | memoryview) -> None:
-        """Bytes for all, checked before.
+        """Bytes for all, checked before where there are checksums.
 
         Raises:
             OSError: They cannot be written.

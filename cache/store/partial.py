@@ -5,6 +5,11 @@ rest. A lock on the granules' bytes of ``.have`` lets one of them bring each. It
 bytes right is that everybody but the holder of ``.fill`` writes nothing but what was checked, that the holder checks
 the whole at the end, and that readers check what they read: whoever writes late, because he was stopped, writes what
 is there already. Whoever has waited in vain for somebody tells all others, who wait for nothing of that one any more.
+
+Of an entry that lies in pieces of remote files nobody knows checksums, so its bytes are right if its servers sent the
+right ones: everybody writes what a file of the right size gave, and takes what was written as it is. Flags are written
+after the bytes that they tell of, so a process may be killed at any step. A machine may not, on a disk, which can lose
+the bytes and keep the flags: no partial entry outlives a restart, see `total.drop_unsure`.
 """
 
 import contextlib
@@ -201,7 +206,7 @@ class SharedPart:
         return ours
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes as they are; the caller checks them. Never from a mapping: the file may have holes yet."""
+        """Bytes as they are; the caller checks them if he can. Never from a mapping: the file may have holes yet."""
         pieces = []
         while start < stop:
             piece = os.pread(self._partial.part_fd, stop - start, self._offset + start)
@@ -212,7 +217,7 @@ class SharedPart:
         return b"".join(pieces)
 
     def write(self, start: int, data: bytes | memoryview) -> None:
-        """Bytes for all: checked ones, unless by the holder of ``.fill``, who checks the whole at the end.
+        """Bytes for all: checked if there are checksums, unless by the holder of ``.fill``, who checks the whole last.
 
         Raises:
             OSError: They cannot be written; nobody is told of them then.

@@ -17,6 +17,7 @@ from epistream.cache.store.locks import LockFile
 from epistream.cache.store.markers import boot_time_s, is_of_this_boot, mark_boot, read_text
 from epistream.cache.store.survey import (
     FILL,
+    HAVE,
     PART,
     SHARD,
     Item,
@@ -140,7 +141,7 @@ def counted(directory: CacheDirectory, timeout_s: float, check_s: float) -> Iter
 def drop_unsure(total: Total, items: list[Item], limits: Limits) -> list[Item]:
     """Remove what was made, and may have been written in place, before the machine started; returns what is left.
 
-    A disk may have got what says that bytes are there, and not the bytes, when the power went.
+    A disk may have got what says that bytes are there, and not the bytes, when the power went. So for partial entries.
 
     Args:
         total: Of a directory.
@@ -149,11 +150,13 @@ def drop_unsure(total: Total, items: list[Item], limits: Limits) -> list[Item]:
     """
     if limits.in_memory or is_of_this_boot(total.directory.dir_fd):
         return items
-    for item in items:
-        if item.is_made:
-            total.remove(item.name)
+    unsure = {item for item in items if item.is_made or item.kind == PART}
+    for item in unsure:
+        if item.kind == PART:
+            unlink(total.directory, item.key + HAVE)
+        total.remove(item.name)
     mark_boot(total.directory.dir_fd)
-    return [item for item in items if not item.is_made]
+    return [item for item in items if item not in unsure]
 
 
 def held_bytes(directory: CacheDirectory) -> int:

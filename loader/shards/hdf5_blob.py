@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.bodies import retries_of
-from epistream.cache.source.blob import Blob
+from epistream.cache.source.blob import Blob, Supply
 from epistream.cache.source.entry import Part
 from epistream.cache.source.local import FileBlob
 from epistream.cache.source.ranged import RangeBlob
@@ -22,14 +22,14 @@ from epistream.errors import SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.loader.shards.hdf5_rows import RowMaker
 from epistream.plain_files import version_of_file
-from epistream.sharding.hdf5.file import version_and_bytes
+from epistream.sharding.files.versioned_files import version_and_bytes
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents
 
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Hdf5Supply:
+class Hdf5Supply(Supply):
     """Offers the packed bytes of a shard of an HDF5 file to the cache, see `epistream.cache.source.blob.Supply`.
 
     Args:

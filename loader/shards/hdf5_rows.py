@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from epistream.cache.source.blob import Blob
 from epistream.errors import EpistreamError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
+from epistream.sharding.files.versioned_files import open_remote
 from epistream.sharding.hdf5.chunks import UNWRITTEN, Stored
-from epistream.sharding.hdf5.file import open_remote
 from epistream.sharding.hdf5.index import Extents, MadeRows
 from epistream.sharding.layouts.jpeg_rows import row_bytes
 from epistream.sharding.opening.file_objects import open_through

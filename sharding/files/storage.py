@@ -162,11 +162,19 @@ def remove_quietly(url: str, options: Options = None) -> None:
         ask(file_system, "rm_file", target)
 
 
-def read_range(url: str, start: int, size: int, options: Options = None) -> bytes:
+def read_range(url: str, start: int, size: int, options: Options = None, version: str = "") -> bytes:
     """`size` bytes of `url` from `start` on.
+
+    Args:
+        url: The file.
+        start: First byte.
+        size: How many.
+        options: For fsspec.
+        version: Of a remote file, as `versioned_files` tells it: others than of this one are refused.
 
     Raises:
         OptionError: As `read_bytes`.
+        SourceChangedError: If it is of another version.
         SourceError, FetchError: If the file is missing, shorter, or cannot be read.
     """
     path = local_path(url)
@@ -177,7 +185,7 @@ def read_range(url: str, start: int, size: int, options: Options = None) -> byte
                 file.seek(start)
                 data = file.read(size)
         else:
-            data = PartsOfFile(url, options).read(start, start + size)
+            data = PartsOfFile(url, options, version=version).read(start, start + size)
     if len(data) != size:
         raise SourceError(f"{url}: {len(data):,} bytes at {start:,}, wanted {size:,}. Run 'epistream verify'.")
     return data

@@ -12,7 +12,7 @@ from epistream.file_systems import local_path
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
-from epistream.sharding.hdf5.file import version_and_bytes
+from epistream.sharding.files.versioned_files import version_and_bytes
 from epistream.sharding.hdf5.index import RECIPE, Hdf5Index
 from epistream.sharding.hdf5.scan import SHARD_BYTES, index_hdf5
 from epistream.sharding.layouts.mapping import MappingLayout

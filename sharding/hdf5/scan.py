@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError, LayoutError
 from epistream.file_systems import local_path
 from epistream.sharding.files.storage import Options
+from epistream.sharding.files.versioned_files import version_and_bytes
 from epistream.sharding.format.episode_meta import NO_SPLIT, EpisodeMeta
 from epistream.sharding.format.feature_sets import describe_difference
 from epistream.sharding.format.features import Feature, feature_order
 from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.hdf5.chunks import Int64, Stored, find_stored
-from epistream.sharding.hdf5.file import read_hdf5, shard_name_of, version_and_bytes
+from epistream.sharding.hdf5.file import read_hdf5, shard_name_of
 from epistream.sharding.hdf5.index import FIRST_MADE, ZEROS, Extents, Hdf5Index, MadeRows
 from epistream.sharding.layouts.base import Field, Layout, SourceEpisode
 from epistream.sharding.layouts.mapping import MappingLayout

@@ -15,6 +15,7 @@ from epistream.errors import FormatError, SourceChangedError
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import make_once
+from epistream.sharding.files.versioned_files import version_and_bytes
 from epistream.sharding.format.dataset_statistics import (
     Loaded,
     Plain,
@@ -36,7 +37,7 @@ from epistream.sharding.format.statistics import (
     summarize,
     to_plain,
 )
-from epistream.sharding.hdf5.file import read_hdf5, version_and_bytes
+from epistream.sharding.hdf5.file import read_hdf5
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.reading import read_array
 from epistream.sharding.layouts.registry import described, layout_of

@@ -11,7 +11,7 @@ import pytest
 import xxhash
 from cache_actors import DEADLINE_S, context
 from partial_actors import block_sums, read_blocks, run_cold_epochs
-from web.faulty_server import FaultyServer, serve
+from web.faulty_server import FaultyServer, asked_bytes, serve
 
 from epistream.cache.admin import clear, look
 from epistream.cache.node import CacheOptions, NodeCache
@@ -43,15 +43,6 @@ def entry_of(server: FaultyServer, number: int, **changes: object) -> Entry:
         for kind, held in parts
     ]
     return Entry(tuple(Part(**{**fact, **changes}) for fact in facts))  # type: ignore[arg-type]
-
-
-def asked_bytes(server: FaultyServer) -> int:
-    """What all requests asked for; counted when they arrive, where the bytes sent are counted after they were read."""
-    total = 0
-    for path, asked in list(server.requests):
-        first, _, last = asked.removeprefix("bytes=").partition("-")
-        total += int(last) + 1 - int(first) if asked else len(server.files[path])
-    return total
 
 
 def options(path: Path, **more: object) -> CacheOptions:

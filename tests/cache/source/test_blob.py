@@ -8,16 +8,19 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
+from scattered.pieces import PiecesSupply, scatter
 
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part, part_offsets
 from epistream.cache.source.local import FileBlob, MappedBlob
+from epistream.cache.source.pieces_blob import PiecesBlob
 from epistream.cache.source.ranged import RangeBlob
 from epistream.cache.source.remote import Remote, RetryOptions
+from epistream.cache.source.remote_pieces import ranges_of_part
 from epistream.cache.source.rows import rows, runs
 from epistream.errors import FormatError, OptionError, SourceChangedError, SourceError
 from epistream.loader.shards.hdf5_blob import Hdf5Blob
-from epistream.sharding.hdf5.file import version_and_bytes
+from epistream.sharding.files.versioned_files import version_and_bytes
 from epistream.sharding.hdf5.index import Extents
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_001, dtype=np.uint8).tobytes()
@@ -37,7 +40,7 @@ def hdf5_blob(url: str, offset: int) -> Hdf5Blob:
     return Hdf5Blob(url, extents, {})
 
 
-@pytest.fixture(params=["mapped", "file", "range", "hdf5", "hdf5-range"])
+@pytest.fixture(params=["mapped", "file", "range", "hdf5", "hdf5-range", "pieces", "pieces-range"])
 def blob(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blob]:
     path, fs, made = tmp_path / "s.tar", fsspec.filesystem("memory"), None
     if request.param == "mapped":
@@ -50,6 +53,15 @@ def blob(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blob]:
         made = RangeBlob(
             Part("memory://blob/s.tar", len(DATA), block_bytes=4096), Remote(None, RetryOptions()), lambda size: None
         )
+    elif request.param == "pieces":
+        made = PiecesBlob("s.tar", scatter(DATA, 7, 60).write_to(tmp_path))
+    elif request.param == "pieces-range":
+        scattered = scatter(DATA, 7, 60)
+        for name, content in scattered.served().items():
+            fs.pipe_file(f"/blob{name}", content)
+        url, pieces = "memory://blob/s.tar", scattered.at("memory://blob")
+        part = Part(url, len(DATA), version="1", block_bytes=4096, supply=PiecesSupply(url, pieces))
+        made = RangeBlob(part, ranges_of_part(part, Remote(None, RetryOptions())), lambda size: None)
     elif request.param == "hdf5":
         made = hdf5_blob(str(path), hdf5_file(path))
     else:
@@ -59,8 +71,8 @@ def blob(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blob]:
     yield made
     made.close()
     made.close()
-    if fs.exists("/blob/s.tar"):
-        fs.rm("/blob/s.tar")
+    if fs.exists("/blob"):
+        fs.rm("/blob", recursive=True)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 0), (0, 1), (5, 100), (0, 300_001), (300_000, 1), (300_001, 0)])
@@ -141,8 +153,7 @@ def test_requests_are_told_by_blobs_with_ranges_alone(blob: Blob) -> None:
 
 
 def test_kinds_of_blobs_say_what_they_are_like(blob: Blob) -> None:
-    is_like = {MappedBlob: (True, False), FileBlob: (False, False), RangeBlob: (False, True), Hdf5Blob: (False, False)}
-    assert (blob.is_mapped, blob.has_ranges) == is_like[type(blob)]
+    assert (blob.is_mapped, blob.has_ranges) == (isinstance(blob, MappedBlob), isinstance(blob, RangeBlob))
 
 
 def test_mapped_read_copies_nothing() -> None:

@@ -10,7 +10,8 @@ from cache_actors import SIZE, counted_bytes, fill_with, get, key_of, noted_byte
 from epistream.cache.store import markers
 from epistream.cache.store.budget import Limits
 from epistream.cache.store.markers import mark_kept
-from epistream.cache.store.store import ShardStore
+from epistream.cache.store.partial import Partial
+from epistream.cache.store.store import Outcome, ShardStore
 
 
 def mark(store: ShardStore, numbers: list[int] | None) -> None:
@@ -88,6 +89,12 @@ def test_what_was_made_on_a_disk_does_not_outlive_the_boot_in_which_it_was_writt
     store = open_test_store(cache_path, limits=limits)  # the power did not go
     store.directory.leave()
     assert left_by_its_last_user(cache_path) == [key_of(1), key_of(2)]
+    store = open_test_store(cache_path, limits=limits)
+    partial = store.joining.join(key_of(3), [(0, SIZE)], Outcome())
+    assert isinstance(partial, Partial)
+    partial.close()
+    store.directory.leave()
+    assert {file.suffix for file in cache_path.glob(f"{key_of(3)}.*")} == {".part", ".have"}
     if note == "of another boot":
         monkeypatch.setattr(markers, "_boot_id", lambda: "another")
     elif note == "none":
@@ -96,6 +103,7 @@ def test_what_was_made_on_a_disk_does_not_outlive_the_boot_in_which_it_was_writt
         (cache_path / ".boot").write_text("2f")
     store = open_test_store(cache_path, limits=limits)
     assert noted_bytes(cache_path) == counted_bytes(cache_path) == SIZE
+    assert not list(cache_path.glob(f"{key_of(3)}.*"))
     other = open_test_store(cache_path, limits=limits)  # who is not the first finds it done
     made = store.try_acquire(key_of(2), SIZE, fill_with(2), is_made=True)
     assert made is not None

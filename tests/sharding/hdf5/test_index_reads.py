@@ -9,6 +9,7 @@ from hdf5_files import aloha_jpeg, aloha_raw, robomimic
 from web.faulty_server import serve
 
 from epistream.errors import FetchError, LayoutError
+from epistream.sharding.files import versioned_files
 from epistream.sharding.hdf5 import file as hdf5_file
 from epistream.sharding.hdf5.dataset import open_hdf5_files
 from epistream.sharding.hdf5.scan import index_hdf5
@@ -81,7 +82,7 @@ def straight(url, options, use, allow_outside):
 
 def test_remote_file_is_not_brought_again_for_each_of_its_headers(tmp_path, monkeypatch):
     block_bytes = 64 << 10
-    monkeypatch.setattr(hdf5_file, "_REMOTE_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(versioned_files, "_REMOTE_BLOCK_BYTES", block_bytes)
     path = robomimic(tmp_path / "a.hdf5", dict.fromkeys((f"demo_{number}" for number in range(60)), 20))
     num_blocks = -(-path.stat().st_size // block_bytes)
     with serve() as server:
@@ -92,11 +93,11 @@ def test_remote_file_is_not_brought_again_for_each_of_its_headers(tmp_path, monk
 
 
 def test_remote_file_gives_the_bytes_of_the_file_in_any_order(monkeypatch):
-    monkeypatch.setattr(hdf5_file, "_REMOTE_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(versioned_files, "_REMOTE_BLOCK_BYTES", 1000)
     data, random = os.urandom(20_500), Random(0)
     with serve() as server:
         server.files["/a"] = data
-        with hdf5_file.open_remote(f"{server.url}/a") as file:
+        with versioned_files.open_remote(f"{server.url}/a") as file:
             for _ in range(50):
                 start, size = random.randrange(21_000), random.choice([0, 1, 999, 1000, 1001, 2500, 30_000])
                 file.seek(start)
@@ -123,7 +124,7 @@ def test_remote_file_that_cannot_be_read_just_now_says_why_and_lacks_nothing(tmp
 
     def ask(file, raw):
         raw._blocks.clear()
-        monkeypatch.setattr(hdf5_file.PartsOfFile, "read", fail)
+        monkeypatch.setattr(versioned_files.PartsOfFile, "read", fail)
         return look(file)
 
     monkeypatch.setattr(hdf5_file, "other_files", lambda *arguments, **options: ())  # which has looked at all names

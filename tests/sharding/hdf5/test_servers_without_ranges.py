@@ -15,7 +15,7 @@ import epistream as es
 from epistream import whole_files
 from epistream.errors import EpistreamError, FetchError, SourceError
 from epistream.sharding.files.storage import local_copy, read_range, read_start
-from epistream.sharding.hdf5.file import open_remote, version_and_bytes
+from epistream.sharding.files.versioned_files import open_remote, version_and_bytes
 
 NAME = "/episode_0.hdf5"
 DATA = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
