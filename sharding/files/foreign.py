@@ -14,7 +14,7 @@ from pathlib import Path
 
 from epistream.file_systems import local_path
 from epistream.plain_files import LFS_POINTER, not_a_plain_file
-from epistream.sharding.files.names import HDF5_SUFFIXES
+from epistream.sharding.files.names import HDF5_SUFFIXES, LEROBOT_INFO
 from epistream.sharding.files.storage import Options, join, list_names, read_bytes
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -39,6 +39,9 @@ def _write(reader: str) -> str:
     return f"It is not read in place: read it with {reader} and write HDF5 with h5py; {_GUIDE}."
 
 
+_OF_LEROBOT = "Of a LeRobot data set give the folder, the one with meta/info.json in it."
+
+
 def _unpack(command: str) -> str:
     return f"Unpack it first: {command}."
 
@@ -55,7 +58,7 @@ _HEADS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x04\x22\x4d\x18", "compressed (lz4)", _unpack("lz4 -d FILE")),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _unpack("7z x FILE")),
     (0, b"Rar!", "a rar archive", _unpack("unrar x FILE")),
-    (0, b"PAR1", "a Parquet file", _write("pyarrow (of a LeRobot dataset, with LeRobotDataset)")),
+    (0, b"PAR1", "a Parquet file", f"{_OF_LEROBOT} {_write('pyarrow')}"),
     (0, b"ARROW1", "an Arrow file", _write("pyarrow")),
     (0, b"\x93NUMPY", "a numpy array (.npy)", _write("numpy")),
     (0, b"\x89MCAP0\r\n", "an mcap recording (ROS 2 and others)", _write("mcap or rosbags")),
@@ -88,7 +91,7 @@ _SUFFIXES: tuple[tuple[tuple[str, ...], str, str], ...] = (  # by the end of a n
     ((".db3",), "a rosbag2 recording", _write("rosbags")),
     ((".lance",), "a Lance dataset", _write("pylance")),
     ((".mds",), "MosaicML shards (MDS)", _write("mosaicml-streaming")),
-    ((".parquet",), "Parquet tables", _write("pyarrow (of a LeRobot dataset, with LeRobotDataset)")),
+    ((".parquet",), "Parquet tables", f"{_OF_LEROBOT} {_write('pyarrow')}"),
     ((".arrow", ".feather"), "Arrow tables (as Hugging Face datasets are saved)", _write("datasets.load_from_disk")),
     ((".npz", ".npy"), "numpy files", _write("numpy")),
     ((".pkl", ".pickle", ".p"), "pickles", _write("what wrote them, from a source that you trust,")),
@@ -230,7 +233,7 @@ def _remote_names(url: str, options: Options) -> list[str]:
 
 
 def _lerobot(names: Sequence[str], url: str, options: Options) -> Foreign | None:
-    info = next((name for name in names if re.search(r"(?:^|/)meta/info\.json$", name)), None)
+    info = next((name for name in names if re.search(rf"(?:^|/){LEROBOT_INFO}$", name)), None)
     if info is None:
         return None
     version = ""
@@ -243,7 +246,9 @@ def _lerobot(names: Sequence[str], url: str, options: Options) -> Foreign | None
         is_v3 = any(re.search(r"(?:^|/)meta/(?:episodes/|tasks\.parquet)", name) for name in names)
         version = "v3" if is_v3 else "v2"
     images = " with its pictures in folders" * any(re.search(r"(?:^|/)images/.+/$", name) for name in names)
-    return Foreign(f"a LeRobot dataset ({version}){images}", _write("lerobot's LeRobotDataset"))
+    folder = info.removesuffix(LEROBOT_INFO).rstrip("/")
+    advice = f"A stream reads such folders where they are: give {join(url, folder) if folder else url}."
+    return Foreign(f"a LeRobot dataset ({version}){images}", advice)
 
 
 def _marked(what: str, advice: str, *patterns: str) -> Callable[[Sequence[str], str, Options], Foreign | None]:

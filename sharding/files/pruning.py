@@ -15,7 +15,8 @@ from epistream.sharding.files.locks import locked
 _DAY_S = 86_400.0
 # What is kept, the lock of whoever makes it, and what a killed process leaves of either. Nothing else is touched.
 _OURS = re.compile(
-    r"\.?([0-9a-f]{32})\.(?:(?:\d+\.)?index|statistics-\d+\.(?:json|tables)|(?:statistics-\d+\.)?lock)(?:\.\d+\.tmp)?"
+    r"\.?([0-9a-f]{32})\.(?:(?:\d+\.)?index|statistics-\d+\.(?:json|tables)|(?:packets|footer)\.tables|looks\.json|"
+    r"(?:statistics-\d+\.)?lock)(?:\.\d+\.tmp)?"
 )
 # Its time says when the folder was pruned; its lock, who is about it.
 _MARK = ".pruned"
@@ -90,7 +91,7 @@ def prune(folder: Path, limits: Limits) -> list[str]:
 def _remove(folder: Path, names: Sequence[str], used_before: float) -> bool:
     """Remove the files of one source; False if somebody makes or reads them just now."""
     # Sorted: the first part of an index comes first, and where that is missing nobody asks for the others.
-    kept = [name for name in names if name.endswith((".index", ".json"))]
+    kept = [name for name in names if name.endswith((".index", ".json", ".tables"))]
     with contextlib.ExitStack() as held:
         for name in names:
             if name.endswith(".lock"):

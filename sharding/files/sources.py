@@ -1,4 +1,4 @@
-"""From what a user gives as a source to dataset folders, tars and HDF5 files: brace patterns, globs, lists.
+"""From what a user gives as a source to folders, tars, HDF5 files and LeRobot's sets: brace patterns, globs, lists.
 
 What opens a URL is taken off it here, and never is part of a name.
 """
@@ -21,7 +21,7 @@ from epistream.file_systems import local_path
 from epistream.plain_files import not_a_plain_file
 from epistream.sharding.files.foreign import is_hdf5
 from epistream.sharding.files.hdf5_sources import find_sources, matches
-from epistream.sharding.files.names import HDF5_SUFFIXES, is_tar
+from epistream.sharding.files.names import HDF5_SUFFIXES, LEROBOT_INFO, is_tar
 from epistream.sharding.files.storage import parent_and_name
 from epistream.working_folder import absolute
 
@@ -34,9 +34,13 @@ _MANIFEST = "dataset.json"
 _BESIDE = (".index", ".tables")
 
 
+# By far enough of a meta/info.json to find the first key in.
+_HEAD_BYTES = 1 << 16
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder that should hold a ``dataset.json``."""
+    """A folder that should hold a ``dataset.json``; a remote one without it may turn out to be a LeRobot data set."""
 
     url: str
 
@@ -57,7 +61,14 @@ class Hdf5Files:
     files: tuple[str, ...]
 
 
-Part = Folder | Tars | Hdf5Files
+@dataclass(frozen=True)
+class LeRobotSet:
+    """The folder of a LeRobot data set, read where it is."""
+
+    url: str
+
+
+Part = Folder | Tars | Hdf5Files | LeRobotSet
 
 
 def resolve(source: AnySource | Sequence[AnySource]) -> list[Part]:
@@ -135,17 +146,24 @@ def _secrets_of(named: Sequence[tuple[str, tuple[Secret, ...]]]) -> dict[str, Se
         else:
             found |= secret_of
     # One signature for the manifest is that of its folder, unless files have their own.
-    for link in [link for link in found if link.endswith(f"/{_MANIFEST}")]:
-        folder = link.rpartition("/")[0]
-        if folder not in of_files:
-            found[folder] = found.pop(link)
+    for name in (_MANIFEST, LEROBOT_INFO):
+        for link in [link for link in found if link.endswith(f"/{name}")]:
+            folder = link.removesuffix(f"/{name}")
+            if folder not in of_files:
+                found[folder] = found.pop(link)
     return {link: secret for link, secret in found.items() if secret != NO_SECRET}
 
 
 def _part(url: str) -> Part:
+    folder = _lerobot_folder(url)
+    if folder is not None:
+        return LeRobotSet(folder)
     files = _hdf5_files(url)
     if files:
         return Hdf5Files(url, files)
+    path = local_path(url)
+    if path is not None and not (path / _MANIFEST).exists() and (path / LEROBOT_INFO).exists():
+        return LeRobotSet(url)  # torn, or a pointer to it: who opens it says so
     if not is_tar(url):
         return Folder(url.removesuffix(f"/{_MANIFEST}"))
     folder, name = parent_and_name(url)
@@ -162,6 +180,28 @@ def _join(parts: list[Part]) -> list[Part]:
         return parts
     label = ", ".join(part.url for part in files[:_LABELLED]) + (", ..." if len(files) > _LABELLED else "")
     return [Hdf5Files(label, tuple(itertools.chain.from_iterable(part.files for part in files)))]
+
+
+def _lerobot_folder(url: str) -> str | None:
+    """The folder of a LeRobot data set, if that is what a URL names: itself, or by its ``meta/info.json``.
+
+    A local folder is looked at, before it is searched for HDF5 files: there may be 100,000 files in it.
+    """
+    path = local_path(url)
+    if path is None:
+        before, link, after = placed_link(url)
+        is_info = link.endswith(f"/{LEROBOT_INFO}")
+        return f"{before}{link.removesuffix(f'/{LEROBOT_INFO}')}{after}" if is_info else None
+    if path.parts[-2:] == ("meta", "info.json") and path.is_file():
+        return str(path.parent.parent)
+    info = path / LEROBOT_INFO
+    if (path / _MANIFEST).exists() or not_a_plain_file(info):
+        return None
+    try:
+        with info.open("rb") as file:
+            return url if b'"codebase_version"' in file.read(_HEAD_BYTES) else None
+    except OSError:
+        return None
 
 
 def _hdf5_files(url: str) -> tuple[str, ...]:

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError, SourceError, VersionError
 from epistream.sharding.files.folder_hint import describe_folder
 from epistream.sharding.files.foreign import stand_in
-from epistream.sharding.files.storage import (
-    Options,
-    join,
-    list_names,
-    read_bytes,
-    remove_quietly,
-    write_atomic,
-)
+from epistream.sharding.files.storage import Options, join, list_names, read_bytes, remove_quietly, write_atomic
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.dataset_statistics import (
     Loaded,
@@ -186,12 +179,20 @@ def read_manifest(url: str, options: Options = None) -> Manifest:
         VersionError: If it is of a later version.
         FormatError: If it is torn, or says anything that cannot be.
     """
+    found = find_manifest(url, options)
+    if found is None:
+        raise SourceError(f"{join(url, FILE_NAME)}: no such file. {describe_folder(url, options)}")
+    return found
+
+
+def find_manifest(url: str, options: Options = None) -> Manifest | None:
+    """As `read_manifest`, but None if there is no ``dataset.json``."""
     where = join(url, FILE_NAME)
     # Twice, because an overwrite may replace both files between reading the one and the other.
     for attempt in range(2):
         data = read_bytes(where, options, _MOST_BYTES)
         if data is None:
-            raise SourceError(f"{where}: no such file. {describe_folder(url, options)}")
+            return None
         document = _parse_document(data, where)
         name = document.tables.file
         tables = read_bytes(join(url, name), options, size=document.tables.bytes)

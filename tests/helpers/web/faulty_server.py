@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self.send_error(404)
             return
-        status, body, extra = 200, data, {}
+        status, body, extra = 200, data, {"ETag": f'"{hash(data)}"'}
         if asked and state.ranges:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
@@ -119,6 +119,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             with state.mutex:
                 state.num_bytes += len(piece)
+
+
+def asked_bytes(server: FaultyServer) -> int:
+    """What all requests asked for; counted when they arrive, where the bytes sent are counted after they were read."""
+    total = 0
+    for path, asked in list(server.requests):
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        total += int(last) + 1 - int(first) if asked else len(server.files[path])
+    return total
 
 
 @contextmanager

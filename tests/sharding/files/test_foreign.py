@@ -47,18 +47,6 @@ def everywhere(path, out):
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 250811904\n"
 FOLDERS = {
-    "a LeRobot dataset (v2.1)": {
-        "meta/info.json": b'{"codebase_version": "v2.1"}',
-        "meta/episodes.jsonl": b"{}",
-        "data/chunk-000/episode_000000.parquet": b"PAR1",
-        "videos/chunk-000/observation.images.top/episode_000000.mp4": b"",
-    },
-    "a LeRobot dataset (v2)": {"meta/info.json": b"{}", "meta/episodes.jsonl": b"{}", "data/x.parquet": b"PAR1"},
-    "a LeRobot dataset (v3)": {"meta/info.json": b"{}", "meta/episodes/chunk-000/file-000.parquet": b"PAR1"},
-    "a LeRobot dataset (v2.0) with its pictures in folders": {
-        "lerobot/pusht/meta/info.json": b'{"codebase_version": "v2.0"}',
-        "lerobot/pusht/images/observation.images.top/episode_000000/frame_000000.png": b"",
-    },
     "RLDS": {"1.0.0/dataset_info.json": b"{}", "1.0.0/features.json": b"{}"},
     "TFDS": {"x-train.tfrecord-00000-of-00001": b""},
     "a zarr": {"data/action/.zarray": b"{}", ".zgroup": b"{}", "meta/episode_ends/.zarray": b"{}"},
@@ -89,7 +77,52 @@ def test_folder_of_another_format_is_named_by_all_who_are_given_it(tmp_path, wha
         assert any(step in text for step in ("Formats of others", "dvc pull", "Unpack it", "Let it finish")), text
 
 
-@pytest.mark.parametrize("what", ["a LeRobot dataset (v2.1)", "a zarr", "rosbag", "TFDS"])
+LEROBOT = {
+    "fps None, wanted a number": {
+        "meta/info.json": b'{"codebase_version": "v2.1"}',
+        "meta/episodes.jsonl": b"{}",
+        "data/chunk-000/episode_000000.parquet": b"PAR1",
+        "videos/chunk-000/observation.images.top/episode_000000.mp4": b"",
+    },
+    "codebase_version None": {"meta/info.json": b"{}", "meta/episodes/chunk-000/file-000.parquet": b"PAR1"},
+    "LeRobot's format v1.6, wanted v2.0": {"meta/info.json": b'{"codebase_version": "v1.6"}'},
+    "git lfs pull": {"meta/info.json": LFS, "data/x.parquet": LFS},
+    "no JSON": {"meta/info.json": b"[" * 100_000, "meta/episodes.jsonl": b"{}"},
+}
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("what", LEROBOT)
+def test_torn_set_of_lerobot_s_is_named_by_all_who_stream_it(tmp_path, what, is_remote):
+    url = f"memory://foreign/{list(LEROBOT).index(what)}" if is_remote else str(tmp_path / "in")
+    for name, data in LEROBOT[what].items():
+        if is_remote:
+            fsspec.filesystem("memory").pipe_file(f"{url}/{name}", data)
+        else:
+            write(tmp_path / "in" / name, data)
+    texts = [says(lambda: es.EpisodeStream(url)), says(lambda: es.EpisodeStream(url, on_bad="skip"))]
+    texts += [str(CliRunner().invoke(cli, [command, url]).exception) for command in ("inspect", "plan")]
+    for text in texts:
+        assert text.startswith(f"{url}/meta/info.json: ")
+        assert what in text
+
+
+def test_folder_above_a_set_of_lerobot_s_says_which_to_give(tmp_path):
+    for name in ("meta/info.json", "images/observation.images.top/episode_000000/frame_000000.png"):
+        write(tmp_path / "in" / "lerobot" / "pusht" / name, b'{"codebase_version": "v2.0"}')
+    for action in (lambda: es.EpisodeStream(str(tmp_path / "in")), lambda: es.pack(tmp_path / "in", tmp_path / "out")):
+        text = says(action)
+        assert "a LeRobot dataset (v2.0) with its pictures in folders" in text
+        assert f"give {tmp_path / 'in'}/lerobot/pusht." in text
+
+
+def test_tables_of_a_set_of_lerobot_s_without_its_meta_say_what_is_missing(tmp_path):
+    write(tmp_path / "in" / "data" / "chunk-000" / "file-000.parquet", b"PAR1")
+    for given in (tmp_path / "in", tmp_path / "in" / "data" / "chunk-000" / "file-000.parquet"):
+        assert "meta/info.json" in says(lambda given=given: es.EpisodeStream(str(given)))
+
+
+@pytest.mark.parametrize("what", ["a zarr", "rosbag", "TFDS"])
 def test_remote_folder_of_another_format_is_named(tmp_path, what):
     url = f"memory://foreign/{what.split()[-1].strip('()')}"
     kind = next(name for name in FOLDERS if what in name)
@@ -97,12 +130,6 @@ def test_remote_folder_of_another_format_is_named(tmp_path, what):
         fsspec.filesystem("memory").pipe_file(f"{url}/{name}", data)
     for action in (lambda: es.EpisodeStream(url), lambda: es.pack(url, tmp_path / "out")):
         assert what.split(" (")[0].removeprefix("a ") in says(action)
-
-
-def test_remote_folder_whose_json_is_too_deep_is_named_all_the_same():
-    for name, data in {"meta/info.json": b"[" * 100_000, "meta/episodes.jsonl": b"{}"}.items():
-        fsspec.filesystem("memory").pipe_file(f"memory://foreign/deep/{name}", data)
-    assert "LeRobot dataset (v2)" in says(lambda: es.EpisodeStream("memory://foreign/deep"))
 
 
 def zipped(name):

@@ -3,9 +3,11 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+import epistream as es
 from epistream.errors import CacheError
 from epistream.sharding.files import pruning
 from epistream.sharding.files.locks import locked
@@ -13,6 +15,7 @@ from epistream.sharding.files.pruning import Limits, mark_used, prune, prune_dai
 from epistream.sharding.files.user_cache import make_once
 
 DAY_S = 86_400
+LEROBOT = Path(__file__).resolve().parents[3] / "examples" / "data" / "lerobot" / "aloha"
 DEADLINE_S = 60
 
 
@@ -34,6 +37,19 @@ def test_what_nobody_opened_for_long_goes(tmp_path):
     old, fresh = keep(tmp_path, 1, 91, parts=3), keep(tmp_path, 2, 89)
     assert prune(tmp_path, Limits()) == old
     assert names(tmp_path) == fresh
+
+
+def test_what_is_kept_of_a_lerobot_data_set_goes_likewise(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    stream = es.EpisodeStream(LEROBOT, batch_size=10)
+    assert len(next(iter(stream))["action"]) == 10
+    here = tmp_path / "epistream" / "indexes"
+    (here / f"{1:032x}.footer.tables").write_bytes(b"of a remote one")
+    assert {name.partition(".")[2] for name in names(here)} >= {"index", "looks.json", "packets.tables"}
+    for path in here.iterdir():
+        os.utime(path, (1, 1))
+    prune(here, Limits())
+    assert names(here) == [".pruned"]
 
 
 def test_what_was_opened_longest_ago_goes_until_the_rest_fits(tmp_path):

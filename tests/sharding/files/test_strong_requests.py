@@ -9,7 +9,7 @@ import epistream as es
 from epistream.access import Access, RetryOptions
 from epistream.errors import SourceError
 from epistream.sharding.files.storage import local_copy, read_bytes, read_range, read_start
-from epistream.sharding.hdf5.file import open_remote
+from epistream.sharding.files.versioned_files import open_remote
 
 DATA = np.random.default_rng(0).integers(0, 256, 3000, np.uint8).tobytes()
 

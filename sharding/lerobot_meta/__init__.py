@@ -1,0 +1,1 @@
+"""What LeRobot data sets say of themselves: columns, episodes, tasks, splits and statistics, kept as arrays."""
