@@ -39,9 +39,9 @@ class StreamOptions(SampleOptions):
             ``{"timestamp": "float64"}`` keeps what is stored; features that are normalised are so in their dtype.
         split: a split of the dataset; all if None. ``"auto"`` is ``"train"`` where there is one, else all; with
             `validation` it is ``"val"``.
-        val_fraction: share of the episodes of HDF5 files for the split ``"val"``; from the files' masks if None. The
-            same episodes as ``epistream pack --val-fraction`` takes of the same files; give it to the streams of both
-            splits. Not for shards.
+        val_fraction: share of the episodes for the split ``"val"``. From the masks of HDF5 files, or as a LeRobot data
+            set says, if None. The same episodes as ``epistream pack --val-fraction`` takes of the same source; give it
+            to the streams of both splits. Not for shards.
         split_seed: which episodes those are, as in packing.
         validation: every window of the split exactly once over all ranks, in the order of the dataset. Ranks get
             equally many batches, the last ones filled up with repeats that are marked ``is_repeat``, as `remainder`
@@ -138,8 +138,8 @@ class StreamOptions(SampleOptions):
         splits = [name for name in dataset.splits if name not in ("train", NO_SPLIT)]
         named = "".join(f"split={name!r}, " for name in splits)
         cure = (
-            "divide them: val_fraction=0.1 for HDF5 files, in the training stream as well; for shards when you pack: "
-            "epistream pack --val-fraction 0.1"
+            "divide them: val_fraction=0.1 for HDF5 files and LeRobot data sets, in the training stream as well; for "
+            "shards when you pack: epistream pack --val-fraction 0.1"
         )
         if self.val_fraction is not None:
             cure = "more episodes: one cannot be divided"

@@ -91,7 +91,8 @@ class EpisodeStream(Stream):
         """Open the dataset's manifest and decide the order; no episode is read.
 
         Args:
-            source: a dataset folder or URL, a brace pattern of tars, HDF5 files, or a list of these.
+            source: a dataset folder or URL, a brace pattern of tars, HDF5 files, a LeRobot data set's folder or URL, or
+                a list of these.
             options: all options together; see `StreamOptions`.
             world: which rank this is; by default what torch.distributed says, from when on it is initialised, or the
                 launcher.

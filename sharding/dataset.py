@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from epistream.access import Access
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import advice_on_unsigned, local_path
-from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, Part, Tars, resolve_access
+from epistream.sharding.files.names import LEROBOT_INFO
+from epistream.sharding.files.sources import AnySource, Folder, Hdf5Files, LeRobotSet, Part, Tars, resolve_access
 from epistream.sharding.files.storage import is_there, join
 from epistream.sharding.format.division import Division
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.left_out import open_good
-from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
+from epistream.sharding.format.manifest_file import FILE_NAME, find_manifest, read_manifest
 from epistream.sharding.format.opened_dataset import Dataset, concatenate, dataset_of
 from epistream.working_folder import absolute
 
@@ -40,9 +41,10 @@ def open_dataset(
         source: A folder or URL with a ``dataset.json``; tars as a brace pattern (``s3://b/shard-{000000..000003}.tar``)
             or, local ones, as a glob; or a list of these, whose episodes follow each other. Tars in the folder of a
             dataset are that part of it. Local tars without one are indexed once, in the user's cache folder. HDF5
-            files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``. URLs may have
-            a query or a user, which are never part of a name: one for a folder or pattern, or one for each file of a
-            list, which then has those of the manifest, its tables and the indexes as well.
+            files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``; and so are
+            LeRobot data sets, at URLs too, see ``docs/lerobot.md``. URLs may have a query or a user, which are never
+            part of a name: one for a folder or pattern, or one for each file of a list, which then has those of the
+            manifest, its tables and the indexes as well.
         storage_options: For fsspec: credentials, endpoints; flat, or by protocol (``{"s3": {...}, "http": {...}}``),
             where ``http`` is also for ``https`` and what no URL needs is left alone.
         on_bad: What an HDF5 file does that cannot be read, fits no layout or has other features than most, or in a list
@@ -54,8 +56,9 @@ def open_dataset(
             datasets or external storage; those in the folder or below may be read in any case.
         features: Names and patterns (``observation.images.*``) of what all parts of a list, and all HDF5 files, must
             have alike; everything if None. Features that are not alike are left aside then.
-        val_fraction: Share of the episodes of HDF5 files for the split ``val``, as ``epistream pack`` chooses them;
-            from the files' masks if None. Not for shards, whose splits were settled when they were packed.
+        val_fraction: Share of the episodes of HDF5 files and LeRobot data sets for the split ``val``, as ``epistream
+            pack`` chooses them; from the files' masks, or as the set says, if None. Not for shards, whose splits were
+            settled when they were packed.
         split_seed: Which episodes those are.
 
     Returns:
@@ -83,7 +86,9 @@ def open_dataset(
                 features=features,
                 division=division,
             )
-        opened = _open(part, options)
+        opened = part if isinstance(part, LeRobotSet) else _open(part, options)
+        if isinstance(opened, LeRobotSet):
+            return _open_lerobot(opened.url, options, division)
         if division is not None:
             raise OptionError(_cannot_divide(opened))
         return opened
@@ -95,9 +100,11 @@ def open_dataset(
         opened = [open_part(part) for part in parts]
     dataset = opened[0] if len(opened) == 1 else concatenate(opened, features)
     if layout is not None and not any(isinstance(part, Hdf5Files) for part in parts):
+        is_set = any(isinstance(part, LeRobotSet) for part in parts)
+        found = "a LeRobot data set, which says itself" if is_set else "shards, whose layout was settled when they were"
+        found += " what it holds" if is_set else " packed"
         raise OptionError(
-            f"{dataset.url}: shards, whose layout was settled when they were packed; layout is {str(layout)!r}, "
-            "wanted HDF5 files for it. Leave 'layout' out."
+            f"{dataset.url}: {found}; layout is {str(layout)!r}, wanted HDF5 files for it. Leave 'layout' out."
         )
     return replace(dataset, skipped=skipped | dataset.skipped) if skipped else dataset
 
@@ -108,7 +115,7 @@ def _cannot_divide(dataset: Dataset) -> str:
         found, cure = "shards without splits", "Pack the recordings with --val-fraction"
     else:
         found, cure = f"shards with the splits {found}", "Leave val_fraction out, and name a split"
-    return f"{dataset.url}: {found}, settled when they were packed, wanted HDF5 files for val_fraction. {cure}."
+    return f"{dataset.url}: {found}, settled when they were packed; val_fraction is for others. {cure}."
 
 
 def _pieces(part: Part) -> list[Part]:
@@ -155,10 +162,25 @@ def _open_hdf5(
     return replace(dataset, url=part.url)
 
 
-def _open(part: Folder | Tars, options: Access) -> Dataset:
+def _open_lerobot(url: str, options: Access, division: Division | None) -> Dataset:
+    from epistream.sharding.lerobot.dataset import open_lerobot
+    from epistream.sharding.lerobot_meta.hub import pinned
+
+    return open_lerobot(pinned(_absolute(url), options), options, division=division)
+
+
+def _open(part: Folder | Tars, options: Access) -> Dataset | LeRobotSet:
+    """Shards, or the LeRobot data set that a remote folder turns out to be."""
     url = _absolute(part.url)
     if isinstance(part, Folder):
-        return dataset_of(read_manifest(url, options), url, options)
+        found = find_manifest(url, options)
+        if found is None and local_path(url) is None:
+            from epistream.sharding.lerobot_meta.hub import pinned
+
+            fixed = pinned(url, options)  # which says it if a hub shows no such repository
+            if is_there(join(fixed, LEROBOT_INFO), options):
+                return LeRobotSet(fixed)
+        return dataset_of(found or read_manifest(url, options), url, options)
     twice = [name for name, times in Counter(part.names).items() if times > 1]
     if twice:  # its episodes would be read twice an epoch
         raise SourceError(f"{join(url, twice[0])}: given twice, wanted each tar once. Correct the pattern.")

@@ -20,10 +20,12 @@ from epistream.configs.config import load_config
 from epistream.configs.keys import NAMES, nest
 from epistream.configs.tune_options import TuneOptions
 from epistream.errors import EpistreamError, OptionError
+from epistream.loader.exporting.choice import Choice
 from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.measuring.bench_options import BenchOptions
 from epistream.loader.samples.formats.act import ActFormat
 from epistream.options import check_values, options_of
+from epistream.sharding.lerobot_out.options import ExportOptions
 from epistream.sharding.pack.options import PackOptions
 from epistream.yaml_text import dump_yaml
 
@@ -139,6 +141,26 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "skip_bad": FLAG,
         "allow_outside_files": FLAG,
     },
+    ExportOptions: {
+        "version": (["3.0", "2.1"], ["2.0", 3.0]),
+        "codec": (["h264"], ["jpeg", "hevc", 1]),
+        "crf": ([0, 51], [-1, 52, 18.0, "18", True]),
+        "gop": ([1, 65_536], [*COUNT, 65_537]),
+        "preset": (["ultrafast", "veryslow"], ["placebo", 5]),
+        "data_files_size_in_mb": ([0.001, 1 << 20], [0, -1, (1 << 20) + 1, float("nan"), "1", True]),
+        "video_files_size_in_mb": ([0.001, 1 << 20], [0, -1, (1 << 20) + 1, float("nan"), "1", True]),
+        "chunks_size": ([1, 1_000_000], [*COUNT, 1_000_001]),
+        "workers": ([1, 1024, None], [0, 1025, 1.0]),
+    },
+    Choice: {
+        "features": ([("action",), ["observation.*"], None], [{"action": 1}]),
+        "split": (["val", None], [["val"], True]),
+        "fps": ([0.1, 50, None], [0, -1, 1e6, float("nan"), True]),
+        "task": (["", "grasp"], [["grasp"], True]),
+        "pictures": (["video", "image", None], ["png", True]),
+        "reencode": FLAG,
+        "upright": FLAG,
+    },
     FrameOptions: {
         "image_size": ([[1, 32767], None], [*SIDES, [1, 32768]]),
         "decode": (["auto", "once", "per_read"], ["twice", True]),
@@ -175,11 +197,13 @@ SECTIONS = {
 COMMANDS = {
     PackOptions: ["pack", "in", "out"],
     BenchOptions: ["bench"],
+    ExportOptions: ["export", "lerobot", "in"],
+    Choice: ["export", "lerobot", "in"],
     TuneOptions: ["tune"],
     es.OrderOptions: ["plan"],
 }
 # What no command has, or asks otherwise: `plan` asks for the job, and declares it if told to.
-NOT_OF_COMMANDS = ("shuffle", "reshuffle_lanes", "layout", "nodes", "global_batch")
+NOT_OF_COMMANDS = ("shuffle", "reshuffle_lanes", "layout", "nodes", "global_batch", "upright")
 
 
 def key_of(owner: type, name: str) -> str:
@@ -270,7 +294,12 @@ def stopped(monkeypatch):
     def pack(*places, progress, storage_options, **said):
         stop(0, PackOptions(**said))
 
+    def export(*places, layout, allow_outside_files, progress, storage_options, **said):
+        Choice(**{name: said.pop(name) for name in options_of(Choice)})
+        stop(0, ExportOptions(**said))
+
     monkeypatch.setattr("epistream.commands.pack.pack", pack)
+    monkeypatch.setattr("epistream.commands.export.export_lerobot", export)
     monkeypatch.setattr("epistream.commands.plan._fitted", stop)
     monkeypatch.setattr("epistream.loader.measuring.bench.run_bench", stop)
     monkeypatch.setattr("epistream.configs.tuner.tune", stop)
@@ -288,11 +317,12 @@ def test_command_line_refuses_the_same(stopped, aloha_shards, owner, name):
 
 
 def test_commands_have_the_defaults_of_the_classes(stopped):
-    for command in ("pack in out", "tune in", "bench in"):
+    for command in ("pack in out", "tune in", "bench in", "export lerobot in out"):
         assert isinstance(CliRunner().invoke(cli, command.split()).exception, Enough)
-    packing, tuning, measuring = stopped
+    packing, tuning, measuring, exporting = stopped
     assert dataclasses.replace(packing, workers=1) == PackOptions()
     assert tuning == TuneOptions()
+    assert exporting == ExportOptions()
     assert dataclasses.replace(measuring, parallel=2) == BenchOptions()
 
 

@@ -32,6 +32,8 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 30.0
 _SHORT_PAUSE_S = 5.0
 # How often it is looked whether others still find the pool under its name.
 _LOOK_S = 0.5
+# Hex digits of an index's checksum that go into keys, which are below 2**61.
+_KEY_DIGITS = 15
 
 Int64 = NDArray[np.int64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -57,6 +59,7 @@ class BlockPool:
         self._plan = plan
         self._cache = cache
         self._length = dataset.episode_length
+        self._index_checksum = dataset.index_checksum
         blocks = -(-self._length // plan.block_steps)
         self._first_block = np.cumsum(blocks) - blocks
         self._decoders = dict(decoders)
@@ -126,7 +129,7 @@ class BlockPool:
         nobody = np.zeros(0, np.int64)
         if held is None or batch is None or opened.is_cold:  # of a cold shard whole blocks are not at hand
             return np.arange(len(rows)), nobody
-        blocks = batch.block[rows]
+        blocks = self._keys(batch.block[rows], opened)
         order = np.argsort(blocks, kind="stable")
         numbers, starts = np.unique(blocks[order], return_index=True)
         groups = np.split(order, starts[1:])
@@ -157,6 +160,17 @@ class BlockPool:
             self._give_up(f"the pool cannot be used: {error}")
             return np.arange(len(rows)), nobody
         return _joined(alone, nobody), _joined(later, nobody)
+
+    def _keys(self, blocks: Int64, opened: OpenShard) -> Int64:
+        """The keys of blocks of a shard: their numbers, if the dataset tells what is in it.
+
+        Where only an index that is made when it is read does, the files that it is of may be replaced while the pool
+        lives: blocks of an index have keys of their own.
+        """
+        found = opened.source.parts[1].checksum
+        if found is None or found == self._index_checksum[opened.number]:
+            return blocks
+        return (blocks + int(found[:_KEY_DIGITS], 16)) % (1 << 4 * _KEY_DIGITS)
 
     def count_alone(self, num_frames: int) -> None:
         """Say how many frames the caller decoded himself."""
@@ -288,7 +302,7 @@ class _Batch:
     """What a batch wants of the pool, in batch order.
 
     Attributes:
-        block: (B,) numbers of blocks in the dataset.
+        block: (B,) numbers of blocks in the dataset; see `BlockPool._keys`.
         first, length: (B,) first anchor of each block, and steps of its episode.
         ends_block: (B,).
         places: of each camera, for each window, (n,) rows of the block.

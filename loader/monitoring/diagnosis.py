@@ -215,7 +215,7 @@ def _remarks(stats: LoaderStats) -> Iterator[Finding]:
             stats.num_replaced_windows / max(1, stats.num_windows),
             f"{len(stats.bad_shards):,} shards were skipped and {stats.num_replaced_windows:,} windows replaced, "
             f"for example {url}: {reason}",
-            "'epistream verify', then fetch or pack these shards again",
+            "'epistream verify', then fetch or pack these again",
         )
     if cache.retries:
         yield Finding("retries", 0.0, f"{cache.retries:,} requests were tried again", "look at the network")

@@ -123,8 +123,9 @@ class LaneOrder:
 
     def find(self, item: int) -> int:
         """The segment that holds the item: the first whose stop lies beyond it. O(k log m), O(k) in sequence."""
-        if self.stop(self._next - 1) <= item < self.stop(self._next):
-            return self._next
+        following = self._next  # looked at once: other threads move it on
+        if self.stop(following - 1) <= item < self.stop(following):
+            return following
         return bisect_right(range(self.num_segments - 1), item, key=self.stop)
 
     def build(self, segment: int) -> Segment:

@@ -22,6 +22,8 @@ BAD_SHARD = (FormatError, FetchError, SourceChangedError, SourceError)
 _MOST_COLD_BATCHES = 4
 # Positions that are looked through at a time for a window to put in a bad one's place.
 _LOOK = 64
+# Reasons that one message gives: of a data set without videos every episode has its own.
+_MOST_REASONS = 3
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +89,8 @@ class PartFeed:
             What had to be replaced.
 
         Raises:
-            FormatError, FetchError, SourceError, SourceChangedError: a bad shard; with ``on_bad="skip"`` only if a lane
-                has no other.
+            FormatError, FetchError, SourceError, SourceChangedError: a bad shard; with ``on_bad="skip"`` only if there
+                is no other.
             CacheError: see `NodeCache.open`.
         """
         order = self._order(epoch)
@@ -100,7 +102,8 @@ class PartFeed:
             return ()
         wanted = windows.shard
         while True:
-            is_bad = self._is_bad(windows.shard)
+            # Of those that were wanted: what took the place of one may be bad itself, and is not kept then.
+            is_bad = self._is_bad(wanted)
             if is_bad.any():
                 taken = positions.copy()
                 for row in np.flatnonzero(is_bad).tolist():
@@ -154,24 +157,27 @@ class PartFeed:
         return found
 
     def _nearest_good(self, order: EpochOrder, position: int) -> int:
-        """The nearest position of the same lane whose shard is good, looking back first."""
+        """The nearest position of the same lane whose shard is good, looking back first; of any lane if it has none."""
         num_lanes, total = self._part.plan.num_lanes, self._part.plan.num_windows
-        for block in range(0, total // num_lanes + _LOOK, _LOOK):
-            away = np.arange(block + 1, block + _LOOK + 1) * num_lanes
-            near = np.stack([position - away, position + away], axis=1).reshape(-1)
-            near = near[(near >= 0) & (near < total)]
-            good = near[~self._is_bad(order.windows(near)[0])]
-            if len(good):
-                return int(good[0])
-        reasons = "; ".join(self._bad.values())
-        raise FormatError(f"lane of position {position}: no shard of it can be read. {reasons}")
+        for stride in (num_lanes, 1):
+            for block in range(0, total // stride + _LOOK, _LOOK):
+                away = np.arange(block + 1, block + _LOOK + 1) * stride
+                near = np.stack([position - away, position + away], axis=1).reshape(-1)
+                near = near[(near >= 0) & (near < total)]
+                good = near[~self._is_bad(order.windows(near)[0])]
+                if len(good):
+                    return int(good[0])
+        reasons = list(dict.fromkeys(self._bad.values()))
+        more = f" And {len(reasons) - _MOST_REASONS:,} more." if len(reasons) > _MOST_REASONS else ""
+        told = "; ".join(reasons[:_MOST_REASONS])
+        raise FormatError(f"{self._part.dataset.url}: no shard of it can be read. {told}{more}")
 
     def _is_bad(self, shard: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.isin(shard, list(self._bad))
 
     def _report(self, wanted: NDArray[np.int64], windows: BatchWindows) -> tuple[Replaced, ...]:
         lost = wanted[wanted != windows.shard]
-        urls = self._part.dataset.shard_url
+        name = self._part.dataset.shard_label
         return tuple(
-            Replaced(urls[shard], self._bad[shard], int((lost == shard).sum())) for shard in np.unique(lost).tolist()
+            Replaced(name(shard), self._bad[shard], int((lost == shard).sum())) for shard in np.unique(lost).tolist()
         )

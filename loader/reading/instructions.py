@@ -40,6 +40,13 @@ def random_task(
     return _pick(dataset, episode_index, _mix(_mix(shard ^ key[0]) ^ number ^ key[1]))
 
 
+def nth_task(dataset: Dataset, episode_index: NDArray[np.int64], place: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Task id (B,) of the instruction at a place (B,) among those of its episode."""
+    offsets, task_ids = dataset.episode_tasks
+    found: NDArray[np.int64] = task_ids[offsets[episode_index] + place]
+    return found
+
+
 def all_tasks(dataset: Dataset, episode_index: NDArray[np.int64]) -> list[tuple[str, ...]]:
     """Every instruction of each episode."""
     offsets, task_ids = dataset.episode_tasks

@@ -1,7 +1,10 @@
 """What a rank reads, of one dataset or of several: all that worker processes receive, free of torch."""
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.cache.source.entry import Entry
+from epistream.errors import EpistreamError
 from epistream.file_systems import local_path
 from epistream.lazy import lazy
 from epistream.loader.frames.block_pool_plan import PoolPlan, pooled_cameras
@@ -18,16 +22,17 @@ from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.frames.keeping import DecodedPlan, DecodedStats
 from epistream.loader.order.anchors import Anchors
 from epistream.loader.order.epoch import EpochOrder
-from epistream.loader.order.mixture_plan import MixturePlan
+from epistream.loader.order.mixture_plan import MixturePlan, MixtureUse
 from epistream.loader.order.plan import Plan
 from epistream.loader.order.schedule import Remainder, Schedule
+from epistream.loader.order.segments import ShardUse
 from epistream.loader.order.window import Window
 from epistream.loader.order.working_set import blocks_in_flight, open_bytes, open_shards, pool_slots
 from epistream.loader.order.world import World
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.instructions import Instruction, first_task, random_task
 from epistream.loader.reading.reader import BatchWindows, ReaderOptions
-from epistream.loader.shards.shard_entry import shard_entry
+from epistream.loader.shards.shard_entry import entries_at_once, shard_entry
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -37,6 +42,12 @@ OnBad = Literal["raise", "skip"]
 DATASET_INDEX = "dataset_index"
 # Batches that the workers of a rank read at a time, where nobody says how many workers there are.
 BATCHES_AT_ONCE = 4
+# Shards that are tried to learn which way those of a dataset go: the first episodes of a LeRobot data set may be torn.
+_MOST_TRIED = 8
+# Shards that are looked ahead to at a time: those of episodes over a network have to be indexed first.
+_USES_AT_ONCE = 16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,8 +194,25 @@ class ReadJob:
 
     def uses_from(self, epoch: int, position: int) -> Iterator[tuple[int, Entry]]:
         """The shards that this node needs from a position of an epoch on, each with the position where it is passed."""
-        for use in self.order.uses_from(epoch, position, self.schedule(epoch, position).lanes):
-            yield use.stop, shard_entry(self.parts[use.dataset].dataset, use.shard)
+        lanes = self.schedule(epoch, position).lanes
+        uses: Iterator[ShardUse | MixtureUse] = self.order.uses_from(epoch, position, lanes)
+        while some := list(islice(uses, _USES_AT_ONCE)):
+            made = {
+                number: entries_at_once(part.dataset, [use.shard for use in some if use.dataset == number])
+                for number, part in enumerate(self.parts)
+            }
+            for use in some:
+                entry = made[use.dataset].get(use.shard) or self._entry(use.dataset, use.shard)
+                if isinstance(entry, EpistreamError):  # told by whoever reads it
+                    logger.info("not read ahead: %s", entry)
+                else:
+                    yield use.stop, entry
+
+    def _entry(self, dataset: int, shard: int) -> Entry | EpistreamError:
+        try:
+            return shard_entry(self.parts[dataset].dataset, shard)
+        except EpistreamError as error:
+            return error
 
     def keeps_shards(self) -> bool:
         """Whether shards of any dataset go through the node's cache, rather than being read where they lie."""
@@ -208,7 +236,7 @@ class ReadJob:
 
     def _some_entries(self) -> Iterator[Entry]:
         """A shard of each dataset: which way they go depends on where they lie."""
-        return (shard_entry(part.dataset, int(np.argmax(part.plan.per_shard))) for part in self.parts)
+        return (entry for entry in map(_some_entry, self.parts) if entry is not None)
 
     @property
     def num_open_shards(self) -> int:
@@ -278,8 +306,17 @@ class ReadJob:
 
     def _source_bytes(self, part: DatasetPart, windows_in_flight: int) -> int:
         """Of the shards that are open at a time, beside the frames: none where shards are read in place."""
-        is_kept = self.cache.budget_ahead(shard_entry(part.dataset, 0), 0) is not None
+        entry = _some_entry(part)
+        is_kept = entry is not None and self.cache.budget_ahead(entry, 0) is not None
         return open_bytes(part.plan, windows_in_flight) if is_kept else 0
+
+
+def _some_entry(part: DatasetPart) -> Entry | None:
+    """A shard of a dataset that can be had; of a LeRobot data set the first episodes may be torn."""
+    for shard in np.flatnonzero(part.plan.per_shard)[:_MOST_TRIED].tolist():
+        with contextlib.suppress(EpistreamError):
+            return shard_entry(part.dataset, shard)
+    return None
 
 
 def planned_pool(part: DatasetPart, schedule: Schedule, batches_at_once: int = BATCHES_AT_ONCE) -> PoolPlan | None:

@@ -18,11 +18,14 @@ from epistream.loader.frames.frames import FrameOptions, draw_frames
 from epistream.loader.frames.keeping import DecodedPlan
 from epistream.loader.order.window import Window
 from epistream.loader.reading.array_tables import ArrayTables, Table, gather_rows, gather_steps, held_by
+from epistream.loader.reading.instructions import nth_task
 from epistream.loader.reading.precision import MOST_STEPS, PrecisionWatch
 from epistream.loader.shards.cold_start import ColdReads, Wanted
 from epistream.loader.shards.open_files import most_open
 from epistream.loader.shards.open_shards import OpenShard, OpenShards
+from epistream.sharding.format.episode_meta import ALL_TASKS
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
 
 Int64 = NDArray[np.int64]
@@ -211,6 +214,7 @@ class EpisodeReader:
         num_cold = 0
         cold: list[Wanted] = []
         left = [among[:0]]
+        self._shards.expect(np.unique(windows.shard[among]).tolist(), self._before_wait or self.release)
         with ExitStack() as not_kept:
             for rows in _rows_by_shard(windows.shard, among):
                 shard, episodes = int(windows.shard[rows[0]]), windows.episode_in_shard[rows]
@@ -218,6 +222,7 @@ class EpisodeReader:
                     self.wait_for(shard, self._before_wait or self.release)
                 opened = self._shards.take(shard, self._before_wait or self.release, wait=wait)
                 if isinstance(opened, OpenShard):
+                    self._choose_tasks(opened.index, windows, rows, out)
                     left.append(self._read_shard(opened, rows, episodes, steps, out, is_last=is_last))
                     continue
                 num_cold += 1
@@ -226,16 +231,24 @@ class EpisodeReader:
                 wanted = {name: steps[offsets][0][rows] for name, offsets in self._offsets.items()}
                 cold.append(Wanted(opened, rows, episodes, wanted))
                 if len(cold) == self._max_open_shards:
-                    self._read_cold(cold, steps, out)
+                    self._read_cold(cold, windows, steps, out)
                     cold.clear()
                     not_kept.close()
             if cold:
-                self._read_cold(cold, steps, out)
+                self._read_cold(cold, windows, steps, out)
         return num_cold, np.concatenate(left)
 
-    def _read_cold(self, wanted: Sequence[Wanted], steps: Steps, out: Arrays) -> None:
+    def _choose_tasks(self, index: ShardIndex, windows: BatchWindows, rows: Int64, out: Arrays) -> None:
+        """Give windows (R,) of a shard the instruction of their step, where a shard knows it."""
+        if index.step_task is not None:
+            place = index.step_task[index.first_row[windows.episode_in_shard[rows]] + windows.step[rows]]
+            rows, place = rows[place != ALL_TASKS], place[place != ALL_TASKS]
+            out["task_index"][rows] = nth_task(self._dataset, windows.episode_index[rows], place)
+
+    def _read_cold(self, wanted: Sequence[Wanted], windows: BatchWindows, steps: Steps, out: Arrays) -> None:
         (self._before_wait or self.release)()  # ranges are waited for
         for one, index in zip(wanted, self._cold.bring(wanted), strict=True):
+            self._choose_tasks(index, windows, one.rows, out)
             opened = OpenShard(one.cold.number, one.cold.source, one.cold.entry, index, is_cold=True)
             self._read_shard(opened, one.rows, one.episodes, steps, out)
 

@@ -1,13 +1,14 @@
 """The shards that a reader holds open between its batches, because mapping them afresh costs page faults."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from epistream.cache.node import NodeCache, OpenEntry
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry
+from epistream.errors import EpistreamError
 from epistream.loader.shards.cold_start import ColdShard
-from epistream.loader.shards.shard_entry import read_index, shard_entry
+from epistream.loader.shards.shard_entry import entries_at_once, read_index, shard_entry
 from epistream.lru import Lru
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
@@ -50,8 +51,21 @@ class OpenShards:
         self._dataset = dataset
         self._cache = cache
         self._open: Lru[int, OpenShard | ColdShard] = Lru(max_open, _close)
-        # Shards never change once published, so an index is checked once per process and then only viewed.
-        self._checked: set[int] = set()
+        # By shard. Tars never change once published, and episodes of LeRobot's files have another index then: one of
+        # the same checksum is checked once per process, and then only viewed.
+        self._checked: dict[int, str | None] = {}
+        self._expected: dict[int, Entry | EpistreamError] = {}
+
+    def expect(self, shards: Sequence[int], before_wait: Callable[[], None]) -> None:
+        """Find out together where shards lie that are taken next, where that waits for a network.
+
+        Args:
+            shards: those of a batch.
+            before_wait: as for `take`.
+        """
+        unknown = [shard for shard in shards if shard not in self._checked]
+        if len(unknown) > 1:
+            self._expected = entries_at_once(self._dataset, unknown, before_wait)
 
     def take(self, shard: int, before_wait: Callable[[], None], *, wait: bool) -> OpenShard | ColdShard:
         """A shard to read from at once; or one that others are read together with, by ranges.
@@ -65,7 +79,10 @@ class OpenShards:
         if opened is not None:
             return opened
         self._open.make_room()
-        source = shard_entry(self._dataset, shard)
+        source = self._expected.pop(shard, None)
+        if isinstance(source, EpistreamError):
+            raise source
+        source = source or shard_entry(self._dataset, shard)
         entry = self._cache.open(source, before_wait=before_wait, wait=wait)
         # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
         keep = entry.tier != "direct" or (wait and not self._cache.keeps(source))
@@ -74,12 +91,13 @@ class OpenShards:
         else:
             try:
                 blob = entry.blobs[1]
-                index = read_index(blob, source, validate=shard not in self._checked)
+                told = source.parts[1].checksum
+                index = read_index(blob, source, validate=shard not in self._checked or self._checked[shard] != told)
                 blob.close()  # what was read of a file stays, without a descriptor
             except BaseException:
                 entry.close()
                 raise
-            self._checked.add(shard)
+            self._checked[shard] = told
             opened = OpenShard(shard, source, entry, index)
         if keep:
             self._open.put(shard, opened)

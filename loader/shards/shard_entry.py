@@ -1,9 +1,11 @@
 """A shard as the cache keeps it: which files, how large, with which checksums; and its index, read out of that."""
 
+from collections.abc import Callable, Sequence
+
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part
-from epistream.errors import ChecksumError
-from epistream.sharding.files.names import is_tar
+from epistream.errors import ChecksumError, EpistreamError
+from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
@@ -12,8 +14,17 @@ from epistream.sharding.format.opened_dataset import Dataset
 def shard_entry(dataset: Dataset, shard: int) -> Entry:
     """The cache entry of a shard: its tar and its index, so that one fill brings both to every rank.
 
-    A shard of an HDF5 file is the packed bytes that its index counts, in place of the tar.
+    A shard of an HDF5 file, or an episode of a LeRobot data set, is the packed bytes that its index counts, in place of
+    the tar. The index of an episode is made by whoever asks first, which may fail as reading it may.
+
+    Raises:
+        FormatError, SourceError, FetchError, SourceChangedError, CacheError, DeadlineError: Of an episode: as
+            `epistream.sharding.lerobot.kept.keep_episode`.
     """
+    if is_episode_url(dataset.index_url[shard]):
+        from epistream.loader.shards.lerobot_supply import episode_entry
+
+        return episode_entry(dataset, shard)
     url, checksum = dataset.shard_url[shard], dataset.shard_checksum[shard]
     index = Part(dataset.index_url[shard], int(dataset.index_bytes[shard]), dataset.index_checksum[shard])
     if is_tar(url):
@@ -26,10 +37,31 @@ def shard_entry(dataset: Dataset, shard: int) -> Entry:
     return Entry((packed, index), content="packed bytes of HDF5")
 
 
+def entries_at_once(
+    dataset: Dataset, shards: Sequence[int], before_wait: Callable[[], None] = lambda: None
+) -> dict[int, Entry | EpistreamError]:
+    """The entries of some shards that wait for a network while they are made, made together; none of others.
+
+    Args:
+        dataset: Whose shards.
+        shards: Their numbers.
+        before_wait: Called before anything is waited for.
+
+    Returns:
+        By shard, or what it failed of: to be raised for whoever wants that shard.
+    """
+    if not any(is_episode_url(dataset.index_url[shard]) for shard in shards):
+        return {}
+    from epistream.loader.shards.lerobot_supply import episode_entries
+
+    return episode_entries(dataset, shards, before_wait)
+
+
 def data_version(dataset: Dataset) -> str:
     """What stands for all bytes that a dataset is read from, now: of files that are packed, its fingerprint.
 
-    That of HDF5 files does not read all of them; their indexes name the version of the file that each was made of.
+    That of HDF5 files does not read all of them; their indexes name the version of the file that each was made of. Of
+    episodes of LeRobot data sets it is that of the metadata: a file that is replaced is found out when it is read.
     """
     if all(map(is_tar, dataset.shard_url)):
         return dataset.fingerprint

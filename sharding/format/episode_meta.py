@@ -5,14 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from epistream.errors import FormatError
 from epistream.sharding.files.foreign import stand_in
 from epistream.sharding.format.features import Feature
+from epistream.sharding.pictures.depth import Depth
 
 VERSION = 1
 # The split of episodes that belong to none.
 NO_SPLIT = "all"
 _MAX_TASKS = 10_000
+# In a table of the instruction of each step: all of the episode's are of this one.
+ALL_TASKS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class EpisodeMeta:
             episodes that were refused are closed by the manifest.
         split: Name of its split; ``all`` when the dataset has none.
         tasks: Its instructions, of which training draws one. Often one, may be none.
+        task_steps: Where instructions are of some steps only: from each step at which another one begins, that step
+            and its position in `tasks`, from step 0 on. None where all are of every step.
+        depth: camera -> what its pixels stand for, of videos that hold depth. Not part of the index, whose streams say
+            it; no video says it of itself.
         valid_ranges: Half-open step ranges that may be anchors, ascending, apart. None is all of them.
         source: The file that it came from.
         source_path: Where in that file, for files of many episodes.
@@ -44,6 +54,8 @@ class EpisodeMeta:
     source_path: str = ""
     layout: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    task_steps: tuple[tuple[int, int], ...] | None = None
+    depth: Mapping[str, Depth] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -59,6 +71,8 @@ class EpisodeMeta:
         }
         if self.tasks:
             short["tasks"] = list(self.tasks)
+        if self.task_steps is not None:
+            short["task_steps"] = [list(pair) for pair in self.task_steps]
         if self.valid_ranges is not None:  # no range at all is something else than every step
             short["valid_ranges"] = [list(pair) for pair in self.valid_ranges]
         texts = {"source": self.source, "source_path": self.source_path, "layout": self.layout}
@@ -73,6 +87,8 @@ class EpisodeMeta:
             "features": described,
             "attributes": dict(self.attributes),
         }
+        if self.depth:
+            whole["depth"] = {name: depth.to_dict() for name, depth in self.depth.items()}
         return json.dumps(whole, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -96,6 +112,40 @@ def _problems(meta: EpisodeMeta) -> Iterator[str]:
         end = pair[1]
     if end > meta.length:
         yield f"a valid range that ends at {end}, wanted at most its length, {meta.length}"
+    if meta.task_steps is not None:
+        yield from _task_problems(meta)
+
+
+def _task_problems(meta: EpisodeMeta) -> Iterator[str]:
+    least = 0
+    for pair in meta.task_steps or ((-1, -1),):
+        is_one = len(pair) == 2 and all(map(_is_count, pair))
+        if not is_one or not least <= pair[0] < meta.length or (least == 0 and pair[0]) or pair[1] >= len(meta.tasks):
+            yield (
+                f"task_steps {list(pair)!r:.80}, wanted [step, position in its {len(meta.tasks)} tasks], the first of "
+                f"step 0 and each after the one before, of {meta.length} steps"
+            )
+            return
+        least = pair[0] + 1
+
+
+def task_steps_of(step_task: NDArray[np.uint32] | None) -> tuple[tuple[int, int], ...] | None:
+    """`EpisodeMeta.task_steps` of the instruction of each step (length,)."""
+    if step_task is None:
+        return None
+    first = np.append(0, np.flatnonzero(np.diff(step_task.astype(np.int64))) + 1)
+    return tuple(zip(first.tolist(), step_task[first].tolist(), strict=True))
+
+
+def step_task_of(episodes: Sequence[EpisodeMeta]) -> NDArray[np.uint32] | None:
+    """The instruction of each step of some episodes (rows,), `ALL_TASKS` where all are; None if that is so of all."""
+    if all(meta.task_steps is None for meta in episodes):
+        return None
+    parts = []
+    for meta in episodes:
+        pairs = np.array(meta.task_steps or ((0, ALL_TASKS),), np.int64)
+        parts.append(np.repeat(pairs[:, 1], np.diff(pairs[:, 0], append=meta.length)).astype(np.uint32))
+    return np.concatenate(parts)
 
 
 def _is_count(value: object) -> bool:
@@ -112,13 +162,27 @@ def episode_meta_from_dict(value: object, where: str) -> EpisodeMeta:
         raise FormatError(f"{where}: {value!r:.80}, wanted a map with the episode's length.")
     known = {name: value[name] for name in EpisodeMeta.__dataclass_fields__ if name in value}
     try:
+        if "depth" in known:
+            known["depth"] = depths_of(known["depth"])
         if "tasks" in known:
             known["tasks"] = _tuple(known["tasks"])
-        if known.get("valid_ranges") is not None:
-            known["valid_ranges"] = tuple(_tuple(pair) for pair in _tuple(known["valid_ranges"]))
+        for name in ("valid_ranges", "task_steps"):
+            if known.get(name) is not None:
+                known[name] = tuple(_tuple(pair) for pair in _tuple(known[name]))
         return EpisodeMeta(**known)
     except (FormatError, TypeError) as error:
         raise FormatError(f"{where}: {error}") from error
+
+
+def depths_of(value: object) -> dict[str, Depth]:
+    """`EpisodeMeta.depth` of values from a file.
+
+    Raises:
+        FormatError: If they are no such thing.
+    """
+    if not isinstance(value, dict):
+        raise FormatError(f"depth {value!r:.80}, wanted a map of cameras")
+    return {str(name): Depth.from_dict(one) for name, one in value.items()}
 
 
 def parse_json(data: bytes, where: str) -> Any:

@@ -3,12 +3,14 @@
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from epistream.errors import FormatError, OptionError
 from epistream.hints import did_you_mean, in_short
 from epistream.sharding.format.features import Feature
 
 Wanted = Collection[str]
+T = TypeVar("T")
 
 # A reader would notice each of these; `source_path` he would not.
 _NOTICED = ("kind", "dtype", "shape", "codec", "jpeg_channels", "rotate", "fps", "units")
@@ -42,15 +44,16 @@ def longest_group(features: Iterable[Feature]) -> int | None:
 
 
 def with_longest_groups(mine: dict[str, Feature], other: Mapping[str, Feature]) -> dict[str, Feature]:
-    """Features with the longest groups of pictures that they have in either set, which are alike but for these."""
+    """Features with the longest groups of pictures that they have in either set, if they are videos of one codec."""
     found = {}
     for name, feature in mine.items():
-        steps = longest_group((feature, other.get(name, feature)))
+        its = other.get(name, feature)
+        steps = longest_group((feature, its)) if its.codec == feature.codec else None
         found[name] = feature if steps is None else replace(feature, group_steps=steps)
     return mine if found == mine else found
 
 
-def choose_features(available: Mapping[str, Feature], wanted: Wanted | None) -> dict[str, Feature]:
+def choose_features(available: Mapping[str, T], wanted: Wanted | None) -> dict[str, T]:
     """The features to stream: all, or those named or matched by a pattern, as `matching` orders them.
 
     Raises:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError
-from epistream.sharding.files.names import HDF5_SUFFIXES, shard_name_problem
+from epistream.sharding.files.names import UNPACKED_SUFFIXES, shard_name_problem
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES
-from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
+from epistream.sharding.format.episode_meta import ALL_TASKS, EpisodeMeta, episode_meta_from_dict, parse_json
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import Names, Parsed, Tables, parse_tables, write_tables
 from epistream.sharding.format.videos import Run, Videos, streams_from
@@ -47,6 +47,8 @@ class ShardIndex:
             then it holds those of all, and `array_offset` is empty.
         steps: How the tar's samples became steps, for tars with one sample a step; see `sharding/tar/steps.py`.
         videos: camera -> how its frames depend on each other, of those that are stored as video.
+        step_task: (rows,) uint32, which of its episode's instructions a step has, `ALL_TASKS` for all; None where an
+            episode's are all of every step.
 
     All arrays of a parsed index are read-only views into the bytes that it was parsed from.
     """
@@ -66,6 +68,7 @@ class ShardIndex:
     values: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     steps: dict[str, Any] | None = None
     videos: dict[str, Videos] = field(default_factory=dict)
+    step_task: NDArray[np.uint32] | None = None
     first_row: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,8 @@ class ShardIndex:
         for name, videos in self.videos.items():
             arrays[f"back:{name}"] = videos.back.astype("<u4")
             arrays[f"stream:{name}"] = videos.stream_of.astype("<u4")
+        if self.step_task is not None:
+            arrays["step_task"] = self.step_task.astype("<u4")
         return meta, arrays
 
     @classmethod
@@ -219,6 +224,7 @@ def build_index(tables: Tables, where: str) -> ShardIndex:
         values=values,
         steps=steps,
         videos=videos,
+        step_task=table("step_task", "<u4", num_rows) if "step_task" in tables.arrays else None,
     )
 
 
@@ -242,8 +248,8 @@ def check(index: ShardIndex, where: str) -> None:
 
 def _problems(index: ShardIndex) -> Iterator[str]:
     """What cannot be; later checks rely on the earlier ones."""
-    # Episodes of an HDF5 file have no tar: nothing has read all their bytes, so there are no checksums of blocks.
-    is_tar = not index.shard_name.endswith(HDF5_SUFFIXES)
+    # What is read where it lies has no tar: nothing has read all its bytes, so there are no checksums of blocks.
+    is_tar = not index.shard_name.endswith(UNPACKED_SUFFIXES)
     if is_tar and (problem := shard_name_problem(index.shard_name)):
         yield problem
     yield from _episode_problems(index)
@@ -272,8 +278,9 @@ def _episode_problems(index: ShardIndex) -> Iterator[str]:
     if not num_episodes or not index.features:
         yield f"{num_episodes} episodes and {len(index.features)} features, wanted at least one of each"
     shortest, longest = int(index.length.min()), int(index.length.max())
-    # Every step takes at least a byte; together the limits keep the sum of the lengths within 62 bits.
-    limits = longest <= index.shard_bytes <= 1 << 40 and num_episodes <= 1 << 22
+    # Every step takes at least a byte, of the shard or of the index; the limits keep the sum of the lengths in 62 bits.
+    held = sum(values.size for values in index.values.values())
+    limits = longest <= index.shard_bytes + held <= 1 << 40 and num_episodes <= 1 << 22
     if shortest < 1 or not limits:
         yield (
             f"{num_episodes} episodes of {shortest} to {longest} steps in {index.shard_bytes} bytes, "
@@ -286,6 +293,12 @@ def _episode_problems(index: ShardIndex) -> Iterator[str]:
         yield "lengths in 'episodes' that are not those of the table 'length'"
     if len({episode.split for episode in described}) != 1:
         yield "episodes of several splits in one shard, wanted one"
+    if index.step_task is not None:
+        known = np.repeat([len(episode.tasks) for episode in described], index.length)
+        wrong = (index.step_task >= known) & (index.step_task != ALL_TASKS)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            yield f"row {row}: instruction {index.step_task[row]} of an episode that has {known[row]}"
 
 
 def _range_problems(index: ShardIndex, feature: Feature) -> Iterator[str]:

@@ -12,7 +12,7 @@ import xxhash
 from epistream.access import Access
 from epistream.hints import in_short
 from epistream.lazy import lazy
-from epistream.sharding.files.names import index_name
+from epistream.sharding.files.names import EPISODE_MARK, index_name
 from epistream.sharding.files.storage import join
 from epistream.sharding.format.dataset_statistics import (
     NO_MORE,
@@ -114,6 +114,11 @@ class Dataset:
     def not_finite(self) -> Mapping[str, NotFinite]:
         """How many values of each array feature are NaN or infinite, in all splits; only of those that have any."""
         return self.more.not_finite
+
+    def shard_label(self, shard: int) -> str:
+        """What reports call a shard: its URL; with its number if it is one of many episodes of a file."""
+        mark, number = self.index_url[shard].rpartition(EPISODE_MARK)[1:]
+        return f"{self.shard_url[shard]}{mark}{number}" if mark else self.shard_url[shard]
 
     @lazy
     def episode_split(self) -> UInt8:

@@ -33,7 +33,7 @@ from epistream.errors import (
     SourceError,
 )
 from epistream.sharding.files.storage import local_copy, read_range
-from epistream.sharding.hdf5.file import version_and_bytes
+from epistream.sharding.files.versioned_files import version_and_bytes
 
 DATA = np.random.default_rng(0).integers(0, 256, 9000, np.uint8).tobytes()
 

@@ -24,7 +24,8 @@ FOREIGN = {
 NO_ADVICE = {
     "cache/store/memory.py": ["avg10="],
     "cache/source/remote.py": ["size="],
-    "sharding/hdf5/file.py": ["bytes="],
+    "sharding/files/versioned_files.py": ["bytes="],
+    "sharding/lerobot_meta/meta_files.py": ["bytes="],
     "sharding/check/layout_marks.py": ["sim="],
     "sharding/layouts/aloha.py": ["sim="],
     "loader/monitoring/monitor.py": ["fetched="],
@@ -52,8 +53,14 @@ ELSEWHERE = {
     "sharding/format/dataset_statistics.py": "tests/advice/test_values.py",
     "sharding/format/sources.py": "tests/sharding/format/test_sources.py",
     "sharding/layouts/reading.py": "tests/loader",
+    "epistream/commands/verify.py": "tests/loader/lerobot",
+    "loader/exporting/choice.py": "tests/loader/exporting",
+    "sharding/lerobot/episode.py": "tests/loader/lerobot",
+    "sharding/lerobot/files.py": "tests/loader/lerobot",
+    "sharding/lerobot/seen.py": "tests/loader/lerobot",
+    "sharding/lerobot_out/export.py": "tests/commands/test_export_command.py",
     "sharding/pack/plan.py": "tests/commands/test_pack_command.py",
-    "sharding/pack/pool_process.py": "tests/sharding/pack/test_pack_interrupted.py",
+    "sharding/tasks/pool_process.py": "tests/sharding/pack/test_pack_interrupted.py",
     "sharding/tar/samples.py": "tests/sharding/tar",
 }
 

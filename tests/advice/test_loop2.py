@@ -30,7 +30,7 @@ def num_counted(stream):
 def test_stream_without_a_split_to_validate_on_names_three_ways(aloha_shards, aloha_files, tmp_path):
     with pytest.raises(OptionError) as caught:
         validation(aloha_shards)
-    assert "Give split=None for all episodes, or divide them: val_fraction=0.1 for HDF5 files," in str(caught.value)
+    assert "Give split=None for all episodes, or divide them: val_fraction=0.1 for HDF5 files and" in str(caught.value)
     assert num_counted(validation(aloha_shards, split=None)) == 140
     files = list(map(str, aloha_files))
     with pytest.raises(OptionError, match="wanted 'val' for validation"):

@@ -69,8 +69,8 @@ def test_option_for_files_outside_of_the_folder_is_an_attribute_of_the_map_style
 
 
 def test_program_that_formats_of_others_are_referred_to_is_where_the_message_says(tmp_path):
-    (tmp_path / "in" / "meta").mkdir(parents=True)
-    (tmp_path / "in" / "meta" / "info.json").write_text('{"codebase_version": "v3.0"}')
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / ".zgroup").write_text('{"zarr_format": 2}')
     code, text = run("pack", tmp_path / "in", tmp_path / "out")
     assert code
     ((document, section),) = set(re.findall(r"(docs/\w+\.md), '([^']+)'", text))

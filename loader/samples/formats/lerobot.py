@@ -14,6 +14,10 @@ from epistream.options import check
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
+# float64 comes as float32 already, but where a stream was told to keep it.
+_WIDER = {torch.float16: torch.float32}
+_WIDER |= dict.fromkeys((torch.uint8, torch.int8, torch.int16, torch.int32), torch.int64)
+
 
 @dataclass(frozen=True)
 class LeRobotFormat(SampleFormat):
@@ -22,7 +26,7 @@ class LeRobotFormat(SampleFormat):
     | key                                       | type                                                     |
     | ----------------------------------------- | -------------------------------------------------------- |
     | ``observation.images.<camera>``           | float32 (B, C, H, W) in [0, 1]                           |
-    | ``observation.state``, ``action``, others | (B, D)                                                   |
+    | ``observation.state``, ``action``, others | (B, D); float32, int64 or bool                           |
     | ``timestamp``                             | float32 (B,), seconds since the episode began            |
     | ``frame_index``                           | int64 (B,), step of the anchor                           |
     | ``episode_index``, ``index``              | int64 (B,), episode; step counted over the dataset       |
@@ -67,6 +71,8 @@ class LeRobotFormat(SampleFormat):
             values = batch[name] if has_axis else one_step(batch[name])
             if feature.kind == "frames":
                 values = scaled(values, context.recycler) if self.images == "float32" else channels_first(values)
+            elif values.dtype in _WIDER:  # LeRobot makes tensors of Python's numbers
+                values = values.to(_WIDER[values.dtype])
             sample[name] = values
             if has_axis and self.padding.mask is not None:
                 sample[self.padding.key(name)] = self.padding.of(batch[f"{name}_is_pad"])

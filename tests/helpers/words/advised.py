@@ -5,6 +5,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 
 import epistream
 from epistream.commands import cli
+from epistream.loader.exporting.choice import Choice
+from epistream.sharding.lerobot_out.options import ExportOptions
 
 TOP = Path(epistream.__file__).parents[1]
 ROOMS = "epistream", "cache", "configs", "loader", "sharding"
@@ -73,7 +76,8 @@ def options_of_commands() -> dict[str, set[str]]:
 @cache
 def arguments() -> set[str]:
     """Names of arguments of whatever is public: classes, their methods, functions and option classes."""
-    found: set[str] = set()
+    # What `export_lerobot` takes by name.
+    found = {item.name for kind in (Choice, ExportOptions) for item in fields(kind)}
     for name in epistream.__all__:
         thing = getattr(epistream, name)
         members = [thing]

@@ -13,12 +13,15 @@ import torch
 from web.serving import LoopbackServer, running
 
 import epistream as es
-from epistream.cache.node import NodeCache
+from epistream.cache.node import NodeCache, OpenEntry
+from epistream.cache.source.blob import Blob
 from epistream.cache.store.locks import inode_holders
 from epistream.errors import FetchError
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
+from epistream.loader.shards.cold_start import ColdReads, ColdShard, Wanted
 from epistream.loader.shards.shard_entry import shard_entry
+from epistream.sharding.format.index import ShardIndex
 
 NUM_EPISODES, LENGTH = 6, 3000
 
@@ -209,3 +212,38 @@ def test_a_stream_without_a_cache_reads_only_checked_blocks_of_a_remote_source(s
     assert all(start % 65536 == 0 and stop - start <= 1 << 20 for start, stop in tars), "whole blocks, few"
     indexes = [name for name, _, _ in server.requests if name.endswith(".index")]
     assert len(indexes) == len(set(indexes)) <= dataset.num_shards, "each index once"
+
+
+class Unchecked(Blob):
+    """Bytes that are brought by ranges, of which nobody knows checksums."""
+
+    has_ranges = True
+
+    def __init__(self, size):
+        self.size, self.url, self.wanted = size, "packed", []
+
+    def read_into(self, offset, out):
+        raise NotImplementedError
+
+    def gather(self, starts, out):
+        raise NotImplementedError
+
+    def check_with(self, block_checksums, block_bytes):
+        raise AssertionError("there is nothing to check with")
+
+    def requests(self, starts, sizes):
+        self.wanted += starts.tolist()
+        return ()
+
+
+def test_index_without_checksums_of_blocks_tells_what_to_bring_and_not_how_to_check_it(shards):
+    dataset = es.open_dataset(shards / "shards")
+    source = shard_entry(dataset, 0)
+    index = ShardIndex.parse(Path(dataset.index_url[0]).read_bytes(), "index")
+    tar = Unchecked(int(dataset.shard_bytes[0]))
+    reads = ColdReads({"action": dataset.features["action"]}, max_indexes=2)
+    reads._indexes.put(source.key, replace(index, block_checksums=index.block_checksums[:0]))
+    cold = ColdShard(0, source, OpenEntry((tar, None), "direct", None), is_kept=False)
+    zeros = np.zeros(1, np.int64)
+    reads.bring([Wanted(cold, zeros, zeros, {"action": zeros[None]})])
+    assert tar.wanted == index.array_offset["action"][:1].tolist()
