@@ -19,7 +19,7 @@ from epistream.loader.measuring.blocks import measuring_order, warm_up_batches
 from epistream.loader.measuring.pictures import PictureCost
 from epistream.loader.measuring.rates import WARM_UP, Kind, measure_loading
 from epistream.loader.stream import EpisodeStream, Source
-from epistream.sharding.files.names import is_tar
+from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.layouts.layout_file import chosen_layout
 from epistream.sharding.pack.pack import pack
 from epistream.units import distinct_sizes, size_text
@@ -137,8 +137,12 @@ class PackTrial:
 
 
 def alternatives(trial: PackTrial, pictures: Sequence[PictureCost]) -> list[tuple[str, Survey, int]]:
-    """Ways to pack HDF5 files: name, the survey with it, and memory of a node for decoded blocks. None for shards."""
-    if is_tar(trial.sample.job.dataset.shard_url[0]):
+    """Ways to pack HDF5 files: name, the survey with it, and memory of a node for decoded blocks. None for others.
+
+    Of LeRobot data sets packing copies packets, which come as fast from where they are.
+    """
+    dataset = trial.sample.job.dataset
+    if is_tar(dataset.shard_url[0]) or any(map(is_episode_url, dataset.index_url)):
         return []
     ways = []
     packed = trial.by_default()

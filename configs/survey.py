@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from epistream.cache.node import NodeCache
 from epistream.cache.options import CacheOptions
@@ -32,7 +33,10 @@ from epistream.loader.stream import EpisodeStream, Source
 from epistream.loader.stream_iterator import StreamIterator
 from epistream.loader.workers.cores import num_usable_cores
 from epistream.plain_files import not_a_plain_file
+from epistream.sharding.files.names import EPISODE_MARK, is_episode_url
 from epistream.sharding.format.feature_sets import longest_group
+from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.lerobot.dataset import episode_source
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
 _SAMPLE_BYTES = 192 << 20
@@ -161,7 +165,7 @@ def survey_kept(
     options = CacheOptions()
     few = EpisodeStream.from_config(
         base,
-        list(dict.fromkeys(job.dataset.shard_url)),  # several shards may lie in one HDF5 file
+        sources_of(job.dataset),
         storage_options=job.dataset.storage_options,
         **{**ALL_OF_IT, "decode": "once", "repetitions": times, "cache": options, "order": by_windows(base)},
     )
@@ -202,11 +206,11 @@ def scaled(found: Survey, gain: float, **changes: Any) -> Survey:
 def measured_in(order: OrderOptions, base: Config, sample: EpisodeStream, number: int, seconds: float) -> float:
     """Windows/s of the sample in another order, with so many processes."""
     dataset = sample.job.dataset
+    how: dict[str, Any] = {"decode": "auto" if order.by == "blocks" else "per_read", "order": order}
+    if any(map(is_episode_url, dataset.index_url)):
+        how["repetitions"] = _only(dataset, np.flatnonzero(sample.job.part.plan.per_shard > 0))
     stream = EpisodeStream.from_config(
-        base,
-        list(dict.fromkeys(dataset.shard_url)),
-        storage_options=dataset.storage_options,
-        **{**ALL_OF_IT, "decode": "auto" if order.by == "blocks" else "per_read", "order": order},
+        base, sources_of(dataset), storage_options=dataset.storage_options, **{**ALL_OF_IT, **how}
     )
     # Video by windows takes a second for a batch.
     slow = stream.job.part.plan.blocks is None and longest_group(stream.job.features.values()) is not None
@@ -248,8 +252,30 @@ def _sample(base: Config, source: Source | None, whole: EpisodeStream, block_ste
     if number >= len(used):
         return EpisodeStream.from_config(base, source, **{**PLAIN, **how})
     chosen = used[np.linspace(0, len(used) - 1, number).round().astype(int)]
-    urls = dict.fromkeys(dataset.shard_url[int(shard)] for shard in chosen)  # several may lie in one HDF5 file
-    return EpisodeStream.from_config(base, list(urls), storage_options=dataset.storage_options, **{**ALL_OF_IT, **how})
+    if any(map(is_episode_url, dataset.index_url)):
+        how["repetitions"] = _only(dataset, chosen)
+        urls = sources_of(dataset)
+    else:
+        urls = list(dict.fromkeys(dataset.shard_url[int(shard)] for shard in chosen))
+    return EpisodeStream.from_config(base, urls, storage_options=dataset.storage_options, **{**ALL_OF_IT, **how})
+
+
+def sources_of(dataset: Dataset) -> list[str]:
+    """What opens all of a dataset again: several shards may lie in one HDF5 file, or in one LeRobot data set."""
+    pairs = zip(dataset.shard_url, dataset.index_url, strict=True)
+    sets: dict[str, str] = {}
+    urls = []
+    for url, index in pairs:
+        kept, mark, _ = index.rpartition(EPISODE_MARK)
+        if mark and kept not in sets:
+            sets[kept] = episode_source(index, dataset.storage_options)[0].root
+        urls.append(sets[kept] if mark else url)
+    return list(dict.fromkeys(urls))
+
+
+def _only(dataset: Dataset, shards: NDArray[np.int64]) -> list[int]:
+    """How often each episode of a dataset comes where only some shards do: a part of a LeRobot data set has no URL."""
+    return list(map(int, np.isin(dataset.episode_shard, shards)))
 
 
 def _place(job: ReadJob) -> Place:
@@ -269,6 +295,10 @@ def _measure_fetch(job: ReadJob) -> float:
     shard = int(used[np.argsort(job.dataset.shard_bytes[used])[len(used) // 2]])
     entry = shard_entry(job.dataset, shard)
     path = local_path(entry.parts[0].url)
+    supply = entry.parts[0].supply
+    ranges = [] if supply is None else list(supply.local_ranges())
+    if ranges:
+        path = max(ranges, key=lambda one: one[2] - one[1])[0]
     if path is not None:
         return _measure_disk(path)
     options = job.cache.options

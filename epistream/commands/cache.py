@@ -3,17 +3,18 @@
 import itertools
 import json
 import shutil
+import sys
 import time
 from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -23,9 +24,14 @@ from epistream.cache.options import CacheOptions
 from epistream.commands.cache_entries import frames_of, lines_of, processes, table_of
 from epistream.commands.sources import layout_options, open_source, reach_option
 from epistream.commands.tables import print_table, progress_bar
-from epistream.errors import CacheError
+from epistream.errors import CacheError, EpistreamError
+from epistream.hints import grouped
 from epistream.units import distinct_sizes, parse_size, size_text
 from epistream.working_folder import absolute
+
+if TYPE_CHECKING:
+    from epistream.cache.source.entry import Entry
+    from epistream.sharding.format.opened_dataset import Dataset
 
 directory_option = click.option(
     "--directory",
@@ -46,8 +52,8 @@ def command() -> None:
 def ls(directory: Path | None, as_json: bool, every: bool) -> None:
     """List entries: what they are, their size, since when unused, and which processes lease them.
 
-    Decoded frames, HDF5 files and parts of shards are one line for each set of episodes, and so are many shards that
-    nobody reads.
+    Decoded frames, HDF5 files, LeRobot episodes and parts of shards are one line for each set of episodes, and so are
+    many shards that nobody reads.
     """
     views = _views(directory)
     if as_json:
@@ -137,12 +143,12 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     """Fetch a dataset's shards into the cache ahead of a job, in the dataset's order, as far as they fit.
 
     They then outlive this command and the jobs that use them, until 'epistream cache clear --forget'; what those jobs
-    fetch besides ends with them, as ever.
+    fetch besides ends with them, as ever. Episodes of a LeRobot data set that cannot be read are named and left out;
+    the exit code is 1 then.
     """
     from epistream.cache.node import NodeCache
     from epistream.cache.store.places import file_system_type, is_network
     from epistream.file_systems import local_path
-    from epistream.loader.shards.shard_entry import shard_entry
 
     dataset = open_source(source, **reached)
     place = str(directory) if directory else None
@@ -151,7 +157,11 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
         if mode == "disk"
         else CacheOptions(mode="shm", directory=place, budget_bytes=budget)
     )
-    entries = [shard_entry(dataset, shard) for shard in range(len(dataset.shard_url))]
+    entries, faults = _entries(dataset)
+    for line in grouped(faults):
+        click.echo(f"left out: {line}", err=True)
+    if not entries:
+        sys.exit(1)
     with NodeCache(options, dataset.storage_options) as cache:
         budget_now = cache.budget()
         room = budget_now.bytes if budget_now else 0
@@ -178,6 +188,24 @@ def warm(source: tuple[str, ...], directory: Path | None, mode: str, budget: str
     if fitting < len(entries) and budget_now is not None:
         found, needed = budget_now.beside(totals[-1])
         click.echo(f"The rest does not fit a budget of {found}, all take {needed}: {budget_now.cure}.")
+    if faults:
+        sys.exit(1)
+
+
+def _entries(dataset: "Dataset") -> "tuple[list[Entry], list[str]]":
+    """The shards of a dataset as entries, and why some cannot be: those of a LeRobot data set are looked at for it."""
+    from epistream.loader.shards.shard_entry import shard_entry
+
+    entries: list[Entry] = []
+    faults: list[str] = []
+    columns = TextColumn("looking at episodes"), BarColumn(), MofNCompleteColumn()
+    with progress_bar(*columns) as progress:
+        for shard in progress.track(range(dataset.num_shards)):
+            try:
+                entries.append(shard_entry(dataset, shard))
+            except EpistreamError as error:
+                faults.append(str(error))
+    return entries, faults
 
 
 @command.command()

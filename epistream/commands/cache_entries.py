@@ -8,6 +8,7 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
+from epistream.access import placed_link
 from epistream.cache.admin import EntryRow
 from epistream.sharding.files.names import is_tar
 from epistream.units import size_text
@@ -34,8 +35,8 @@ class Line(NamedTuple):
 def lines_of(entries: Iterable[EntryRow], *, every: bool = False) -> list[Line]:
     """Entries as lines, those first that were used last.
 
-    Decoded frames and HDF5 files are one line for each set and state, and so are parts of shards, and whole shards that
-    nobody reads where there are many.
+    Decoded frames, HDF5 files and LeRobot episodes are one line for each set and state, and so are parts of shards, and
+    whole shards that nobody reads where there are many.
 
     Args:
         entries: Most recently used first.
@@ -109,7 +110,7 @@ def _set_of(row: EntryRow) -> object:
         return row.key[:_GROUP_DIGITS], row.state
     if not row.url or (is_tar(row.url) and row.state == "ready"):
         return row.key
-    return _folder(row.url), is_tar(row.url), row.state
+    return _folder(row.url), _kind_of(row.url), row.state
 
 
 def _is_set(rows: Sequence[EntryRow]) -> bool:
@@ -127,8 +128,14 @@ def _together(rows: Sequence[EntryRow]) -> str:
     count = f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}"
     if rows[0].is_made:
         return f"{frames_of(rows[0].key[:_GROUP_DIGITS], rows)}, {count}"
-    kind = "shards" if is_tar(rows[0].url) else "HDF5 files"
-    return f"{kind} of {_place(rows)}, {count}"
+    return f"{_kind_of(rows[0].url)} of {_place(rows)}, {count}"
+
+
+def _kind_of(url: str) -> str:
+    """What an entry is, by the file that it is known by: of an episode of a LeRobot data set that of its rows."""
+    if is_tar(url):
+        return "shards"
+    return "LeRobot episodes" if placed_link(url)[1].endswith(".parquet") else "HDF5 files"
 
 
 def _place(rows: Sequence[EntryRow]) -> str:

@@ -49,7 +49,7 @@ def command(
 ) -> None:
     """Show what a dataset holds: features, shards, splits, statistics, tasks.
 
-    SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or HDF5 files.
+    SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, HDF5 files, or a LeRobot data set.
     """
     wanted = features or None
     try:
@@ -90,13 +90,16 @@ def _describe_episode(dataset: Dataset, episode: int) -> dict[str, Any]:
     shard = int(dataset.episode_shard[episode])
     known = {"key": frames.key, "shard": dataset.shard_url[shard]}
     # The index counts among what was packed; a person counts in the dataset.
-    return known | frames.meta.to_dict() | {"episode_index": episode}
+    split = dataset.splits[int(dataset.episode_split[episode])]
+    known |= frames.meta.to_dict() | {"episode_index": episode, "split": split}
+    return known | ({"files": list(frames.files)} if frames.files else {})
 
 
 def _show_episode(facts: dict[str, Any]) -> None:
     table = new_list()
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), _plain(" | ".join(value) if name == "tasks" else str(value)))
+        joint = {"tasks": " | ", "files": ", "}.get(name)
+        table.add_row(name.replace("_", " "), _plain(joint.join(value) if joint else str(value)))
     print_table(table)
 
 
@@ -122,13 +125,16 @@ def _overview(facts: dict[str, Any]) -> Table:
         duration = f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:,.1f} min"
         duration = f", {duration} at {facts['fps'][0]:g} Hz"
     skipped = facts["num_steps"] - facts["num_valid_steps"]
+    about, indexes = "", f"indexes {facts['num_index_bytes']:,} bytes"
+    if facts["has_estimated_bytes"]:
+        about, indexes = "about ", "by the first files of each camera; indexes are made as episodes are read"
     rows = {
         "dataset": _plain(facts["url"]),
         "fingerprint": facts["fingerprint"],
         "episodes": f"{facts['num_episodes']:,} of {_range(lengths, '{:,.0f}'.format)} steps",
         "steps": f"{facts['num_steps']:,}{duration}" + (f", {skipped:,} not valid as anchors" if skipped else ""),
-        "shards": f"{facts['num_shards']:,} of {_range(sizes, size_text)}",
-        "bytes": f"{size_text(facts['num_bytes'])}, indexes {facts['num_index_bytes']:,} bytes",
+        "shards": f"{facts['num_shards']:,} of {about}{_range(sizes, size_text)}",
+        "bytes": f"{about}{size_text(facts['num_bytes'])}, {indexes}",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -1,6 +1,7 @@
 """``epistream verify``: one line for each fault, a summary, and an exit code."""
 
 import sys
+from itertools import groupby
 
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn
@@ -16,7 +17,7 @@ from epistream.units import count_text, size_text
 @click.command()
 @click.argument("source", nargs=-1, required=True)
 @click.option("--sample", type=click.IntRange(0), metavar="N", help="Decode N frames a camera and shard, not all.")
-@click.option("--statistics", is_flag=True, help="Also compare the manifest's statistics with the values.")
+@click.option("--statistics", is_flag=True, help="Also compare the statistics that are told with the values.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Shards checked at once.")
 @reach_option
 def command(
@@ -24,8 +25,9 @@ def command(
 ) -> None:
     """Check checksums, indexes against tars, and that frames decode.
 
-    SOURCE is a dataset's folder or URL, or tars by a brace pattern or glob. Prints a line for each fault, or for many
-    that are alike, and exits with 1 if there is any.
+    SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or a LeRobot data set: of this every episode's
+    rows, its timestamps, a frame at each of them, and that all decode. Prints a line for each fault, or for many that
+    are alike, and exits with 1 if there is any.
     """
     refuse_hdf5(source)
     dataset = open_source(source, options_json)
@@ -50,8 +52,17 @@ def command(
             click.echo(line)
     for name, counts in report.not_finite.items():
         click.echo(f"{name}: {counts}: no fault, as recorded; statistics leave them out")
+    if report.bad_episodes:
+        click.echo(f"bad episodes: {_spans(report.bad_episodes)}; a stream leaves them out with on_bad='skip'")
     click.echo(_summary(report))
     sys.exit(1 if report.faults else 0)
+
+
+def _spans(numbers: list[int]) -> str:
+    """Ascending numbers, neighbours as one span: ``3, 5 to 9``."""
+    groups = [list(group) for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    spans = [(group[0][1], group[-1][1]) for group in groups]
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in spans)
 
 
 def _summary(report: Report) -> str:

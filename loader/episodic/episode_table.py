@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from epistream.errors import OptionError
 from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import find_sources
+from epistream.sharding.files.names import LEROBOT_INFO
 from epistream.sharding.format.manifest_file import FILE_NAME
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.working_folder import absolute
@@ -19,7 +20,7 @@ AnyPath = str | os.PathLike[str]
 
 
 def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
-    """HDF5 files and shard folders behind a list of paths; a folder without shards is walked for HDF5 files.
+    """HDF5 files and folders of data sets behind a list of paths; any other folder is walked for HDF5 files.
 
     Raises:
         OptionError: no path at all.
@@ -27,12 +28,19 @@ def find_paths(given: AnyPath | Sequence[AnyPath]) -> list[str]:
     """
     paths = [given] if isinstance(given, str | os.PathLike) else list(given)
     if not paths:
-        raise OptionError("dataset_path_list: empty, wanted HDF5 files, folders of them, or folders of shards.")
+        raise OptionError(
+            "dataset_path_list: empty, wanted HDF5 files, folders of them, or folders of shards or LeRobot data sets."
+        )
     found: list[str] = []
     for path in [os.fspath(one) for one in paths]:
         local = local_path(path)
-        is_folder = local is not None and local.is_dir() and not (local / FILE_NAME).exists()
-        found += map(str, find_sources(path)) if is_folder else [path]
+        is_walked = (
+            local is not None
+            and local.is_dir()
+            and not (local / FILE_NAME).exists()
+            and not (local / LEROBOT_INFO).exists()
+        )
+        found += map(str, find_sources(path)) if is_walked else [path]
     return found
 
 

@@ -16,7 +16,7 @@ import h5py
 
 from epistream.errors import LayoutError, OptionError
 from epistream.lru import SharedLru
-from epistream.sharding.files.names import is_tar
+from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.hdf5.file import open_hdf5
 
@@ -62,11 +62,18 @@ class Reasoning:
         return self._read_lately.get(episode, lambda: self._read(episode))
 
     def _read(self, episode: int) -> Columns:
-        url = self._dataset.shard_url[int(self._dataset.episode_shard[episode])]
-        if is_tar(url):
+        shard = int(self._dataset.episode_shard[episode])
+        url = self._dataset.shard_url[shard]
+        is_set = is_episode_url(self._dataset.index_url[shard])
+        if is_tar(url) or is_set:
+            what = (
+                "in a LeRobot data set, where none is looked for"
+                if is_set
+                else "a shard, which holds no texts of steps"
+            )
             raise OptionError(
-                f"data_args.use_reasoning: {Path(url).name} is a shard, which holds no texts of steps. Give the "
-                "HDF5 files, or add them in load_onestep_from_episode of a subclass."
+                f"data_args.use_reasoning: {Path(url).name} is {what}. Give the HDF5 files, or add them "
+                "in load_onestep_from_episode of a subclass."
             )
         with open_hdf5(url, self._dataset.storage_options, allow_outside=self._allow_outside) as (file, _):
             return _read_columns(file, int(self._dataset.episode_length[episode]))

@@ -62,7 +62,7 @@ def contact_sheet(
     rows = [[_picture(_upright(frame, camera)) for frame in read(camera, steps)] for camera in cameras]
     title = f"episode {episode} ({about.key}), {count_text(about.length, 'step')}"
     if dataset.splits != (NO_SPLIT,):
-        title += f", {about.meta.split}"
+        title += f", {dataset.splits[int(dataset.episode_split[episode])]}"
     curves = [(_array_title(array), read(array, range(about.length))) for array in arrays[:_MOST_CURVES]]
     if len(arrays) > _MOST_CURVES:
         title += f"; {_MOST_CURVES} of {len(arrays)} arrays, --feature shows others"

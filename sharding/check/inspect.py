@@ -2,13 +2,14 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, OptionError, SourceError
-from epistream.sharding.files.names import is_tar
+from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.files.storage import read_bytes, read_range
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.features import Feature, codec_of
@@ -18,7 +19,11 @@ from epistream.sharding.pictures.video import VideoDecoder
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Everything that the manifest says, summed up, as JSON can hold it. Reads no shard."""
+    """Everything that the manifest says, summed up, as JSON can hold it. Reads no shard.
+
+    Bytes of episodes of LeRobot data sets are reckoned from their first files, and their indexes are not made yet.
+    """
+    in_place = np.array([is_episode_url(url) for url in dataset.index_url])
     length = dataset.episode_length
     fps = {feature.fps for feature in dataset.features.values() if feature.fps}
     start, stop = dataset.valid_ranges[1].T
@@ -30,7 +35,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "num_steps": dataset.num_steps,
         "num_valid_steps": int((stop - start).sum()),
         "num_bytes": int(dataset.shard_bytes.sum()),
-        "num_index_bytes": int(dataset.index_bytes.sum()),
+        "has_estimated_bytes": bool(in_place.any()),
+        "num_index_bytes": int(dataset.index_bytes[~in_place].sum()),
         "fps": sorted(fps),
         "duration_s": dataset.num_steps / fps.pop() if len(fps) == 1 else None,
         "episode_length": _spread(length),
@@ -73,11 +79,16 @@ class EpisodeFrames:
         dataset: Where from.
         episode: Position in the dataset, from 0.
 
+    Attributes:
+        files: Paths in a LeRobot data set that the episode is read from; none of a shard.
+
     Raises:
         OptionError: If there is no such episode.
-        SourceError: If the shard's index is missing.
-        FormatError: If the index is not the one that the manifest names.
+        SourceError: If the shard's index is missing; of a LeRobot data set, one of the episode's files.
+        FormatError: If the index is not the one that the manifest names, or such files are not what metadata say.
     """
+
+    files: Sequence[str] = ()
 
     def __init__(self, dataset: Dataset, episode: int) -> None:
         if not 0 <= episode < dataset.num_episodes:
@@ -85,18 +96,28 @@ class EpisodeFrames:
                 f"{dataset.url}: episode {episode}, wanted 0 to {dataset.num_episodes - 1}. Choose one of these."
             )
         self._dataset, self._shard = dataset, int(dataset.episode_shard[episode])
-        url, wanted = dataset.index_url[self._shard], dataset.index_checksum[self._shard]
-        data = read_bytes(url, dataset.storage_options)
-        if data is None:
-            raise SourceError(f"{url}: no such file. {self._remedy()}")
-        if checksum(data) != wanted:
-            raise FormatError(f"{url}: checksum {checksum(data)}, the manifest says {wanted}. {self._remedy()}")
-        self._index = ShardIndex.parse(data, url)
+        self._index = self._read_index(dataset.index_url[self._shard])
         position = int(dataset.episode_in_shard[episode])
         self.key = self._index.keys[position]
         self.meta = self._index.episodes[position]
         self.length = int(self._index.length[position])
         self._first_row = int(self._index.first_row[position])
+
+    def _read_index(self, url: str) -> ShardIndex:
+        if is_episode_url(url):
+            from epistream.sharding.lerobot.dataset import episode_source
+            from epistream.sharding.lerobot.kept import keep_episode
+
+            source, position = episode_source(url, self._dataset.storage_options)
+            self.files = list(source.files_of(position))
+            return keep_episode(source, position).index.rows
+        wanted = self._dataset.index_checksum[self._shard]
+        data = read_bytes(url, self._dataset.storage_options)
+        if data is None:
+            raise SourceError(f"{url}: no such file. {self._remedy()}")
+        if checksum(data) != wanted:
+            raise FormatError(f"{url}: checksum {checksum(data)}, the manifest says {wanted}. {self._remedy()}")
+        return ShardIndex.parse(data, url)
 
     def _remedy(self) -> str:
         shard = self._dataset.shard_url[self._shard]
@@ -108,15 +129,17 @@ class EpisodeFrames:
         """One frame as (H, W, C) of the feature's dtype, turned upright.
 
         Raises:
-            OptionError: If the episode is still in an HDF5 file, or is a video and PyAV is not installed.
+            OptionError: If the episode is no shard's, or is a video and PyAV is not installed.
             FormatError: If it does not decode.
             SourceError: If it cannot be read.
         """
         url = self._dataset.shard_url[self._shard]
         if not is_tar(url):
             # Its index counts bytes as they would be packed, which a plain range cannot reach.
+            is_hdf5 = not is_episode_url(self._dataset.index_url[self._shard])
             raise OptionError(
-                f"{url}: an HDF5 file, wanted a tar. Pack it first: epistream pack {shlex.quote(url)} OUT"
+                f"{url}: {'an HDF5 file' if is_hdf5 else 'a LeRobot data set'}, wanted a tar. Pack it first: epistream "
+                f"pack {shlex.quote(url if is_hdf5 else self._dataset.url)} OUT"
             )
         if feature.name in self._index.videos:
             out = self._read_video(feature, step, url)

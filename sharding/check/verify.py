@@ -1,15 +1,20 @@
-"""Checking a dataset: every checksum, every index against its tar as tarfile reads it, every frame by decoding it."""
+"""Checking a dataset: every checksum, every index against its tar as tarfile reads it, every frame by decoding it.
+
+Of a LeRobot data set that is read in place: every episode's rows, and every frame at its time, by decoding it.
+"""
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, OptionError
 from epistream.sharding.check.verify_shard import Fault, ShardCheck, VerifyOptions, fault_of
-from epistream.sharding.files.names import is_tar
+from epistream.sharding.files.names import EPISODE_MARK, is_episode_url, is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
 from epistream.sharding.format.manifest import Manifest
@@ -18,19 +23,23 @@ from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all
 from epistream.sharding.pictures.video import pyav
 
+if TYPE_CHECKING:
+    from epistream.sharding.check.verify_episode import EpisodeCheck
+
 # Sums in another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
 
 
 @dataclass
 class Report:
-    """What was looked at, and what was wrong with it."""
+    """What was looked at, and what was wrong with it; `bad_episodes` are those of LeRobot data sets, by their index."""
 
     faults: list[Fault] = field(default_factory=list)
     num_shards: int = 0
     num_episodes: int = 0
     num_frames: int = 0
     num_bytes: int = 0
+    bad_episodes: list[int] = field(default_factory=list)
     not_finite: dict[str, NotFinite] = field(default_factory=dict)
 
 
@@ -45,15 +54,16 @@ def verify(
     Args:
         dataset: Opened, so that its manifest is whole.
         options: How thoroughly to look.
-        advance: Called with bytes of tars that were dealt with, all in all the sum of `dataset.shard_bytes`. From
+        advance: Called with bytes of shards that were dealt with, all in all the sum of `dataset.shard_bytes`. From
             several threads.
         report_fault: Called with each fault as soon as its shard is done, in the order of shards.
 
     Raises:
-        OptionError: If the dataset is not made of tars, or has videos and PyAV is not installed.
+        OptionError: If some of it lies in HDF5 files, or it has videos and PyAV is not installed.
     """
     options = options or VerifyOptions()
-    other = next((url for url in dataset.shard_url if not is_tar(url)), None)
+    others = zip(dataset.shard_url, dataset.index_url, strict=True)
+    other = next((url for url, index in others if not (is_tar(url) or is_episode_url(index))), None)
     if other:
         raise _no_tar(other)
     if any(feature.group_steps for feature in dataset.features.values()):
@@ -67,22 +77,44 @@ def verify(
 
     manifest = _whole_manifest(dataset)
     statistics: dict[str, Summary] = {}
+    split, splits = _statistics_split(dataset, manifest)
+    check_of = _checks(dataset, options, advance)
     with ThreadPoolExecutor(options.num_threads, "verify") as pool:
-        checks = pool.map(lambda shard: ShardCheck(dataset, shard, options, advance).run(), range(dataset.num_shards))
-        for shard, check in enumerate(checks):
+        for shard, check in enumerate(pool.map(lambda shard: check_of(shard).run(), range(dataset.num_shards))):
             report.num_shards += 1
-            report.num_bytes += int(dataset.shard_bytes[shard])
+            report.num_bytes += check.num_bytes
             report.num_frames += check.num_frames
             report.not_finite = add_counts((report.not_finite, check.not_finite))
+            if check.faults and is_episode_url(dataset.index_url[shard]):
+                report.bad_episodes += np.flatnonzero(dataset.episode_shard == shard).tolist()
             take(check.faults)
-            if manifest and dataset.splits[dataset.columns.shard_split[shard]] == manifest.statistics_split:
+            if split is not None and splits[shard] == split:
                 statistics = merge_all((statistics, check.statistics))
     if manifest:
         take(_source_faults(manifest))
         take(_strangers(dataset, manifest))
-        if options.statistics:
-            take(_statistics_faults(dataset, manifest, statistics))
+    if options.statistics and split is not None and (manifest or not report.bad_episodes):
+        num_steps = int(dataset.episode_length[dataset.episode_split == split].sum())
+        take(_statistics_faults(FILE_NAME if manifest else "meta", dataset, num_steps, statistics))
     return report
+
+
+def _checks(
+    dataset: Dataset, options: VerifyOptions, advance: Callable[[int], None]
+) -> "Callable[[int], ShardCheck | EpisodeCheck]":
+    """Makes the check of a shard."""
+    if not any(map(is_episode_url, dataset.index_url)):
+        return lambda shard: ShardCheck(dataset, shard, options, advance)
+    from epistream.sharding.check.verify_episode import EpisodeCheck, FreshIndexes
+
+    indexes = FreshIndexes()
+
+    def check_of(shard: int) -> "ShardCheck | EpisodeCheck":
+        if is_episode_url(dataset.index_url[shard]):
+            return EpisodeCheck(dataset, shard, options, advance, indexes)
+        return ShardCheck(dataset, shard, options, advance)
+
+    return check_of
 
 
 def refuse_hdf5(source: AnySource | Sequence[AnySource]) -> None:
@@ -99,7 +131,7 @@ def refuse_hdf5(source: AnySource | Sequence[AnySource]) -> None:
 
 def _no_tar(url: str) -> OptionError:
     return OptionError(
-        f"{url}: no tar. Verify checks packed datasets; pack it first: epistream pack {shlex.quote(url)} OUT"
+        f"{url}: an HDF5 file, wanted tars or LeRobot data sets. Pack it first: epistream pack {shlex.quote(url)} OUT"
     )
 
 
@@ -131,18 +163,27 @@ def _strangers(dataset: Dataset, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(name, "", "a tar that the manifest does not name", "no other tars in the dataset's folder")
 
 
-def _statistics_faults(dataset: Dataset, manifest: Manifest, statistics: dict[str, Summary]) -> Iterator[Fault]:
-    """Compare the manifest's statistics with those of the split they were computed on: means within rounding.
+def _statistics_split(dataset: Dataset, manifest: Manifest | None) -> tuple[int | None, NDArray[np.uint8]]:
+    """The split whose statistics can be compared, if there are any, and that of each shard.
 
-    Only for all of a manifest: the statistics of a part are those of the whole, and those of a list are merged.
+    Only for all of a manifest or LeRobot data set: the statistics of a part are those of the whole, and those of a list
+    are merged.
     """
-    if manifest.statistics_split is None:
-        return
-    split = manifest.splits.index(manifest.statistics_split)
-    num_steps = int(dataset.episode_length[dataset.episode_split == split].sum())
+    splits = dataset.columns.shard_split
+    if manifest is not None:
+        wanted = manifest.statistics_split
+        return None if wanted is None else manifest.splits.index(wanted), splits
+    sets = {url.rpartition(EPISODE_MARK)[0] for url in dataset.index_url}
+    if len(sets) != 1 or "" in sets:
+        return None, splits
+    return dataset.splits.index("train") if "train" in dataset.splits else 0, dataset.episode_split
+
+
+def _statistics_faults(file: str, dataset: Dataset, num_steps: int, statistics: dict[str, Summary]) -> Iterator[Fault]:
+    """Compare statistics with those of the split they were computed on, of so many steps: means within rounding."""
     for name, said in dataset.statistics.items():
         if said["count"] != num_steps:
-            yield Fault(FILE_NAME, f"statistics of {name}", f"of {said['count']} steps", f"{num_steps}")
+            yield Fault(file, f"statistics of {name}", f"of {said['count']} steps", f"{num_steps}")
             continue
         real = statistics.get(name)
         if real is None:
@@ -154,4 +195,4 @@ def _statistics_faults(dataset: Dataset, manifest: Manifest, statistics: dict[st
             if len(bad):
                 at = [int(axis) for axis in np.unravel_index(bad[0], real.shape or (1,))]
                 found, wanted = f"{moment}{at} {claimed[bad[0]]:g}", f"{values[bad[0]]:g}"
-                yield Fault(FILE_NAME, f"statistics of {name}", found, wanted)
+                yield Fault(file, f"statistics of {name}", found, wanted)

@@ -72,7 +72,7 @@ class ShardCheck:
     def __init__(self, dataset: Dataset, shard: int, options: VerifyOptions, advance: Callable[[int], None]) -> None:
         self._dataset, self._shard, self._options, self._advance = dataset, shard, options, advance
         self._name = parent_and_name(dataset.shard_url[shard])[1]
-        self._bytes_left = int(dataset.shard_bytes[shard])
+        self.num_bytes = self._bytes_left = int(dataset.shard_bytes[shard])
         self.faults: list[Fault] = []
         self.num_frames = 0
         self.statistics: dict[str, Summary] = {}
@@ -249,6 +249,10 @@ def _index_against_tar(path: Path, hasher: ShardHasher, index: ShardIndex | None
     if list(real.keys) != list(index.keys) or real.length.tolist() != index.length.tolist():
         yield Fault(name, "", f"episodes {_episodes(real)}", f"{_episodes(index)} as in the index")
         return
+    mine, others = index.step_task, real.step_task
+    is_same = mine is others if mine is None or others is None else np.array_equal(mine, others)
+    if not is_same:
+        yield Fault(name, "", "other instructions of steps in the index", "those of the tar")
     for feature in index.features.values():
         if feature.name not in real.features:
             yield Fault(name, feature.name, "no such members", "what the index points at")

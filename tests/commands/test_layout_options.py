@@ -70,7 +70,7 @@ def test_tune_writes_the_layout_into_the_configuration(own, tmp_path):
 
 def test_verify_refuses_hdf5_files_before_it_looks_into_them(own, tmp_path):
     path, _ = own
-    assert "no tar. Verify checks packed datasets; pack it first" in str(run("verify", path).exception)
+    assert "an HDF5 file, wanted tars or LeRobot data sets. Pack it first" in str(run("verify", path).exception)
     assert not (tmp_path / "indexes").exists()
 
 

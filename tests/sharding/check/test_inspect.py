@@ -238,5 +238,7 @@ def test_verify_refuses_episodes_that_are_still_in_hdf5_with_the_cure(example_da
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     dataset = open_dataset(example_data / "aloha")
     assert describe(dataset)["num_episodes"] == 2
-    with pytest.raises(OptionError, match="Verify checks packed datasets"):
+    with pytest.raises(
+        OptionError, match=r"an HDF5 file, wanted tars or LeRobot data sets\. Pack it first: epistream pack"
+    ):
         verify(dataset)
