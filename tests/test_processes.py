@@ -40,7 +40,7 @@ if __name__ == "__main__":
     process.join()
 """
 PACKING = f"""
-from epistream.sharding.pack.pool import TaskPool
+from epistream.sharding.tasks.pool import TaskPool
 {BYSTANDER}
 def live(task, pulse):
     print(os.getpid(), flush=True)

@@ -1,4 +1,4 @@
-"""`epistream pack`: HDF5 episodes into tar shards."""
+"""`epistream pack`: HDF5 episodes and LeRobot data sets into tar shards."""
 
 import os
 import sys
@@ -54,7 +54,10 @@ _TOLD_BY_THE_REPORT = ("epistream.sharding.pack.pack", "epistream.sharding.forma
 @option(PackOptions, "skip_bad")
 @reach_option
 def command(sources: tuple[str, ...], out: str, workers: int | None, **options: Any) -> None:
-    """Pack the HDF5 episodes in SRC... (files, folders, globs) into a dataset of tar shards at OUT (folder or URL)."""
+    """Pack SRC... into a dataset of tar shards at OUT (folder or URL).
+
+    SRC is HDF5 files, folders or globs of them, or LeRobot data sets (folders or URLs), whose videos are copied.
+    """
     access = storage_options(options.pop("options_json"))
     options["layout"] = wanted_layout(options["layout"], options.pop("layout_file"))
     options["rename"] = [_pair(text) for text in options["rename"]]

@@ -1,8 +1,8 @@
-"""Turns the fields of one source episode into what a shard holds, a slab at a time."""
+"""Turns the frames of one source episode into what a shard holds, a few at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -19,13 +19,54 @@ from epistream.sharding.pictures.resizing import resized
 from epistream.sharding.pictures.video_encoder import EncodedVideo, VideoEncoder, VideoQuality
 
 
+class RecordedFrames(Protocol):
+    """The frames of one camera and episode in a source."""
+
+    def stored(self) -> Iterator[Any]:
+        """As they are, as `ShardWriter.add` takes them; asked for where its codec stores no plain pixels."""
+
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        """Each (H, W, C), valid until the next one is asked for."""
+
+
+@dataclass(frozen=True)
+class Hdf5Frames:
+    """Those of an open HDF5 file; `output` says what is to be made of which field, `length` how many there are."""
+
+    file: h5py.File
+    output: Output
+    length: int
+
+    def stored(self) -> Iterator[bytes]:
+        """As `RecordedFrames.stored`."""
+        return read_jpegs(self.file, self.output.source, self.length)
+
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        """As `RecordedFrames.arrays`."""
+        source = self.output.source
+        is_files = CODECS[source.feature.codec].storage == "members"
+        return self._decoded() if is_files else read_frames(self.file, source, self.length)
+
+    def _decoded(self) -> Iterator[NDArray[Any]]:
+        source = self.output.source
+        channels = self.output.feature.jpeg_channels or source.feature.jpeg_channels
+        codec = codec_of(replace(source.feature, jpeg_channels=channels))
+        frame = np.empty(codec.shape, codec.dtype)
+        for step, data in enumerate(read_jpegs(self.file, source, self.length)):
+            try:
+                codec.decode_into(data, frame, f"{source.path}, step {step}")
+            except ValueError as error:
+                raise LayoutError(str(error).rstrip(".")) from error
+            yield frame
+
+
 @dataclass
 class FrameSource:
     """Makes the frames of one camera, and measures what encoding cost them.
 
     Args:
-        file: The source.
-        output: What to make of which of its fields.
+        recorded: The frames of the source.
+        output: What to make of them.
         length: Of the episode, in steps.
         quality: Of JPEG.
         video: Of H.264.
@@ -33,7 +74,7 @@ class FrameSource:
         fidelity: What was measured.
     """
 
-    file: h5py.File
+    recorded: RecordedFrames
     output: Output
     length: int
     quality: int
@@ -45,13 +86,13 @@ class FrameSource:
         """The frames as `ShardWriter.add` takes them, each valid until the next one is asked for."""
         storage = CODECS[self.output.feature.codec].storage
         if storage == "video":
-            yield self._recorded()
+            yield from self.recorded.stored() if self.output.is_copy else [self._encoded_video()]
             return
         for frame in self._encoded() if storage == "members" else self._arrays():
             self.report()
             yield frame
 
-    def _recorded(self) -> EncodedVideo:
+    def _encoded_video(self) -> EncodedVideo:
         """One video of all frames, of which a few are held at a time."""
         feature = self.output.feature
         encoder = VideoEncoder(feature.name, feature.shape, feature.fps, self.video)
@@ -68,7 +109,7 @@ class FrameSource:
 
     def _encoded(self) -> Iterator[bytes]:
         if self.output.is_copy:
-            yield from read_jpegs(self.file, self.output.source, self.length)
+            yield from self.recorded.stored()
             return
         codec = codec_of(self.output.feature)
         for step, frame in enumerate(self._arrays()):
@@ -79,23 +120,8 @@ class FrameSource:
 
     def _arrays(self) -> Iterator[NDArray[Any]]:
         """The frames in the output's shape."""
-        source = self.output.source
-        is_files = CODECS[source.feature.codec].storage == "members"
-        frames = self._decoded() if is_files else read_frames(self.file, source, self.length)
-        for frame in frames:
+        for frame in self.recorded.arrays():
             yield resized(frame, self.output.feature.shape)
-
-    def _decoded(self) -> Iterator[NDArray[Any]]:
-        source = self.output.source
-        channels = self.output.feature.jpeg_channels or source.feature.jpeg_channels
-        codec = codec_of(replace(source.feature, jpeg_channels=channels))
-        frame = np.empty(codec.shape, codec.dtype)
-        for step, data in enumerate(read_jpegs(self.file, source, self.length)):
-            try:
-                codec.decode_into(data, frame, f"{source.path}, step {step}")
-            except ValueError as error:
-                raise LayoutError(str(error).rstrip(".")) from error
-            yield frame
 
     def _measure(self, codec: Codec, frame: NDArray[Any], data: bytes) -> None:
         decoded = np.empty_like(frame, order="C")

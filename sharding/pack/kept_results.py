@@ -15,10 +15,10 @@ from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import write_local
 from epistream.sharding.format.statistics import Summary, not_finite_of
 from epistream.sharding.format.tables import parse_tables, write_tables
-from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
 from epistream.sharding.pack.workspace import STATISTICS_FILE, kept_name
 from epistream.sharding.pictures.fidelity import Fidelity
+from epistream.sharding.tasks.pulse import Pulse
 
 _KIND = "epistream.pack-kept"
 _VERSION = 1

@@ -14,7 +14,7 @@ from epistream.sharding.files.storage import write_local
 from epistream.sharding.format.features import Feature, features_from_list
 from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.opening.other_files import OtherFile
-from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SourceFile
+from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SetFile, SourceFile
 from epistream.sharding.pack.workspace import SCANS_FILE
 
 _KIND = "epistream.pack-scans"
@@ -39,6 +39,7 @@ def keep_scans(folder: Path, job: Mapping[str, str], scans: Sequence[ScannedFile
             sorted(scan.applied),
         ]
         for scan in scans
+        if not isinstance(scan.source, SetFile)  # what is known of their metadata is kept anyway
     ]
     features = [[feature.to_dict() for feature in mine] for mine in numbers]
     said = {"version": _VERSION, "job": dict(job), "features": features, "files": files}

@@ -27,9 +27,9 @@ class PackOptions:
     Args:
         layout: insist on this layout instead of finding it from the files. Its name, or a mapping of your own.
         codec: of cameras; as recorded, or jpeg, if None. For those that are arrays in the source: ``jpeg``, or ``png``
-            and ``raw``, which keep every bit, or ``h264``, a video. None keeps cameras that are JPEG in the source as
-            they are; naming another decodes those. Depth and other cameras that are not 8-bit colour are PNG or raw in
-            any case.
+            and ``raw``, which keep every bit, or ``h264``, a video. None keeps cameras that are JPEG, PNG or video in
+            the source as they are; naming another decodes those, and ``h264`` encodes any video anew. Depth and other
+            cameras that are not 8-bit colour are PNG or raw in any case.
         quality: of JPEG, 1 to 100. Where it is encoded.
         crf: of H.264, 0 to 51; less is better and larger. Where it is encoded.
         gop: of H.264, steps of a group of pictures, which is decoded from its first one on.
@@ -114,7 +114,9 @@ class PackOptions:
         """The options that decide the bytes of the result, as JSON can hold them."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _RUNNING}
         # As jobs of earlier releases noted themselves.
-        unknown = () if self.is_video else ("crf", "gop", "preset")
+        of_video = ("crf", "gop", "preset")
+        is_said = self.is_video or any(values[name] != getattr(PackOptions, name) for name in of_video)
+        unknown = () if is_said else of_video
         for name in (*unknown, *(() if self.force_color_order else ("force_color_order",))):
             del values[name]
         values["shard_size"] = self.shard_bytes

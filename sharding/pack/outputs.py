@@ -13,6 +13,8 @@ from epistream.sharding.pictures.codecs import CODECS, DEFAULT_CODEC
 
 # Cameras of which a lossy codec would make nonsense, whatever their type.
 _EXACT = ("depth", "segmentation", "mask", "label")
+# What the index of an MP4 takes for a frame.
+_ROW_BYTES = 12
 # A tar header and half a block of padding.
 _MEMBER_BYTES = 768
 
@@ -96,8 +98,10 @@ def _output(field: Field, name: str, length: int, options: PackOptions) -> Outpu
     resized = shape != feature.shape
     if recorded.storage == "members" and not resized and options.codec in (None, recorded.name):
         channels = options.color_order or feature.jpeg_channels
-        feature = replace(feature, jpeg_channels=channels)
+        feature = replace(feature, jpeg_channels=channels if recorded.has_channel_order else None)
         return Output(field, feature, True, field.num_bytes + length * _MEMBER_BYTES)
+    if recorded.storage == "video" and not resized and options.codec is None:
+        return Output(field, feature, True, field.num_bytes + length * _ROW_BYTES)
     codec = _codec(feature, options, exact)
     is_grey = shape[2] == 1
     channels = options.color_order or feature.jpeg_channels or "rgb"
@@ -108,7 +112,8 @@ def _output(field: Field, name: str, length: int, options: PackOptions) -> Outpu
     frame_bytes = feature.step_bytes * codec.ratio(options.quality)
     frame_bytes *= options.video.growth if codec.storage == "video" else 1
     estimate = int(length * (frame_bytes + (_MEMBER_BYTES if codec.storage == "members" else 0)))
-    return Output(field, feature, codec is recorded and not resized, estimate)
+    is_copy = codec is recorded and not resized and codec.storage != "video"
+    return Output(field, feature, is_copy, estimate)
 
 
 def _check_colours(field: Field, options: PackOptions) -> None:
@@ -129,7 +134,9 @@ def _must_be_exact(feature: Feature, recorded: type[Codec]) -> bool:
 
 def _codec(feature: Feature, options: PackOptions, exact: bool) -> type[Codec]:
     """What was asked for, or the first without loss where that would harm the frames or cannot hold them."""
-    wanted = CODECS[options.codec] if options.codec else DEFAULT_CODEC
+    recorded = CODECS[feature.codec]
+    usual = {"members": recorded, "video": CODECS["h264"], "array": DEFAULT_CODEC}[recorded.storage]
+    wanted = CODECS[options.codec] if options.codec else usual
     lossless = [codec for codec in CODECS.values() if not codec.is_lossy]
     candidates = lossless if exact and wanted.is_lossy else [wanted, *lossless]
     return next(codec for codec in candidates if codec.can_hold(feature.dtype, feature.shape[2]))

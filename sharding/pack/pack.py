@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from epistream._version import __version__
 from epistream.errors import DatasetExistsError, PackError
 from epistream.options import changed
-from epistream.sharding.files.hdf5_sources import AnyPath, names_below_root
+from epistream.sharding.files.hdf5_sources import AnyPath
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.dataset_statistics import MoreStatistics
@@ -35,17 +34,16 @@ from epistream.sharding.pack.plan import (
     left_out_of,
     make_plan,
     outside_files,
-    scan_file,
 )
-from epistream.sharding.pack.pool import TaskPool
-from epistream.sharding.pack.pulse import Pulse
-from epistream.sharding.pack.report import Listener, PackProgress, PackReport, rename_source, report_of
+from epistream.sharding.pack.report import Listener, PackProgress, PackReport, names_of, rename_source, report_of
 from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
-from epistream.sharding.pack.source_reader import find_hdf5, hash_source
+from epistream.sharding.pack.source_reader import hash_source
+from epistream.sharding.pack.sources import Sources, find_files, look_into
 from epistream.sharding.pack.workspace import Workspace, can_be_resumed
 from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.pictures.video_encoder import library_versions
+from epistream.sharding.tasks.pool import TaskPool
 
 _log = logging.getLogger(__name__)
 
@@ -64,16 +62,16 @@ def pack(
     progress: Listener | None = None,
     **changes: Any,
 ) -> PackReport:
-    """Pack HDF5 episodes into a dataset of tar shards.
+    """Pack HDF5 episodes, or LeRobot data sets, into a dataset of tar shards.
 
     The same sources and options give the same bytes, whatever the number of workers. Each source is read once, and held
     in memory by the process that packs it, if it is of up to 256 MiB; larger ones are read for their checksum first.
 
     Args:
-        sources: Files, folders (walked) and globs.
+        sources: HDF5 files, folders (walked) and globs; or LeRobot data sets: folders, globs of them, or URLs.
         out: Folder or fsspec URL of the dataset. It exists when ``dataset.json`` is there, which comes last.
         options: All options together; see `PackOptions`.
-        storage_options: For `out`, as fsspec takes them, or by protocol.
+        storage_options: For URLs, as fsspec takes them, or by protocol.
         progress: Called in the calling thread, now and then.
         changes: Single options by name, for example ``val_fraction=0.1``.
 
@@ -92,9 +90,9 @@ def pack(
     taken for a dataset, and ``resume`` goes on from it without reading again what is done; other errors leave nothing.
     """
     options = changed(options or PackOptions(), changes, "pack")
-    paths = find_hdf5(sources)
-    with (place := Workspace.at(str(out), options, storage_options)), TaskPool(options.workers, place.url) as pool:
-        return _Job(paths, place, pool, options, progress).run()
+    found = find_files(sources, str(out), options, storage_options)
+    with (place := Workspace.at(str(out), options, found.access)), TaskPool(options.workers, place.url) as pool:
+        return _Job(found, place, pool, options, progress).run()
 
 
 @dataclass
@@ -134,14 +132,14 @@ class _Job:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        sources: Sources,
         workspace: Workspace,
         pool: TaskPool,
         options: PackOptions,
         progress: Listener | None,
     ) -> None:
         self._started = time.monotonic()
-        self._paths, self._workspace, self._pool = paths, workspace, pool
+        self._sources, self._workspace, self._pool = sources, workspace, pool
         self._options, self._tell = options, progress or (lambda now: None)
         self._faults: list[str] = []
 
@@ -150,7 +148,7 @@ class _Job:
         # Those of libraries can change the bytes of the result: arrays, resizing, codecs.
         libraries = sorted({"numpy", "pillow", *(each.library for each in CODECS.values() if each.storage != "video")})
         versions = {"epistream": __version__, **{name: version(name) for name in libraries}}
-        if self._options.is_video:
+        if self._options.is_video or self._sources.are_decoded(self._options):
             versions |= library_versions()
         about = identity((), self._options, versions)
         scans = self._scan(about)
@@ -183,11 +181,11 @@ class _Job:
         """Look into every file, in the order given; a resumed job only into those that changed since."""
         workspace, num_faults = self._workspace, 0
         kept = kept_scans(workspace.folder, about) if self._options.resume and workspace.has_job else {}
-        names = names_below_root(self._paths)
-        found = [if_unchanged(kept.get(str(path)), name) for path, name in zip(self._paths, names, strict=True)]
+        files, access = self._sources.files, self._sources.access
+        found = [if_unchanged(kept.get(file.path), file.name) for file in files]
         missing = [number for number, scan in enumerate(found) if scan is None]
-        tasks = [(str(self._paths[number]), names[number], self._options) for number in missing]
-        scanned = self._pool.map(_scan_task, tasks, min_parallel=_MIN_PARALLEL_SCANS)
+        tasks = [(files[number], self._options, access) for number in missing]
+        scanned = self._pool.map(look_into, tasks, min_parallel=_MIN_PARALLEL_SCANS)
         for number_done, (number, scan) in enumerate(zip(missing, scanned, strict=True), 1):
             found[number] = scan
             num_faults += len(scan.faults)
@@ -236,6 +234,7 @@ class _Job:
                 features=plan.features,
                 options=self._options,
                 storage_options=self._workspace.storage_options,
+                source_options=self._sources.access,
             )
             hashed |= used
 
@@ -306,7 +305,7 @@ class _Job:
             data = path.read_bytes()
             builder.add_shard(ShardIndex.parse(data, path.name), data)
         sources = _usable(scans)
-        names = {source.path: source.name for source in sources}
+        names = names_of(scans)
         manifest = builder.build(
             statistics={name: to_plain(summary) for name, summary in results.statistics.items()},
             # Empty if every episode of that split was bad.
@@ -344,12 +343,6 @@ class _Job:
             outside_files=outside_files(scans),
             not_finite=manifest.more.not_finite,
         )
-
-
-def _scan_task(task: tuple[str, str, PackOptions], pulse: Pulse) -> ScannedFile:
-    scan = scan_file(*task)
-    pulse.add()
-    return scan
 
 
 def _usable(scans: Sequence[ScannedFile]) -> list[SourceFile]:

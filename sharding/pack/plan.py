@@ -12,6 +12,7 @@ import xxhash
 from epistream.errors import LayoutError, OptionError, PackError
 from epistream.hints import grouped
 from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.feature_sets import with_longest_groups
 from epistream.sharding.format.features import IMAGES, Feature
 from epistream.sharding.format.fill_shards import fill_shards
 from epistream.sharding.format.left_out import oddity, sentence, usual_features
@@ -62,6 +63,19 @@ class SourceFile:
     mtime_ns: int
     inode: int
     others: tuple[OtherFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class SetFile(SourceFile):
+    """A data file of a LeRobot data set. `path` can be a URL; then times and inodes are 0.
+
+    `root` is the data set, `digest` that of its metadata, `files` what its episodes are read from, as path in the data
+    set and version: itself and their videos.
+    """
+
+    root: str = ""
+    digest: str = ""
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +202,8 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
     votes = Counter(episode.features for _, episode in pairs)
     features = dict(usual_features((_by_name(mine), count) for mine, count in votes.items()))
     oddities = {mine: oddity(_by_name(mine), features) for mine in votes}
+    for mine, odd in oddities.items():
+        features = with_longest_groups(features, _by_name(mine)) if odd is None else features
     kept: list[tuple[int, ScannedEpisode]] = []
     for index, episode in pairs:
         odd = oddities[episode.features]
@@ -213,7 +229,8 @@ def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[
     """What a resumed job must have in common with the interrupted one: a hash each of sources, options, versions."""
     sources = [(scan.source.path, scan.source.num_bytes, scan.source.mtime_ns, len(scan.episodes)) for scan in scans]
     others = [vars(other) for scan in scans for other in scan.source.others]
-    said = [sources, others] if others else sources
+    sets = [(scan.source.digest, scan.source.files) for scan in scans if isinstance(scan.source, SetFile)]
+    said = [sources, others, sets] if sets else [sources, others] if others else sources
     parts: dict[str, Any] = {"sources": said, "options": options.deciding(), "versions": versions}
     return {
         name: xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()

@@ -1,18 +1,19 @@
 """What a packing job tells while it runs, and when it is done."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from epistream.hints import in_short
+from epistream.sharding.files.storage import join
 from epistream.sharding.format.division import Division
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.statistics import NotFinite
-from epistream.sharding.pack.plan import ScannedFile, left_out_of
+from epistream.sharding.pack.plan import ScannedFile, SetFile, left_out_of
 from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.shown_urls import shown
 from epistream.units import count_text, size_text
@@ -121,7 +122,20 @@ def report_of(manifest: Manifest, scans: Sequence[ScannedFile], url: str, divisi
 Listener = Callable[[PackProgress], None]
 
 
+def names_of(scans: Iterable[ScannedFile]) -> dict[str, str]:
+    """What the dataset calls files, by their paths; of LeRobot data sets also the folders, which end in a slash."""
+    names: dict[str, str] = {}
+    for source in (scan.source for scan in scans if scan.episodes or isinstance(scan.source, SetFile)):
+        names[source.path] = source.name
+        if isinstance(source, SetFile):
+            folder = join(source.root, "")
+            names[folder] = source.name.removesuffix(source.path.removeprefix(folder))
+    return names
+
+
 def rename_source(fault: str, names: Mapping[str, str]) -> str:
     """`fault` with its file as the dataset calls it."""
     path, colon, rest = fault.partition(": ")
+    for folder in (name for name in names if name.endswith("/")):
+        rest = rest.replace(folder, names[folder])  # a video, behind the data file whose episode it is of
     return f"{names.get(path, Path(path).name)}{colon}{rest}"

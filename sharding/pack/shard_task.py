@@ -1,16 +1,19 @@
 """One task of a packing job: reads the episodes of one shard from their sources and writes it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import EpisodeMeta
+from epistream.sharding.format.feature_sets import describe_difference
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, count_not_finite, merge_all, summarize
@@ -19,15 +22,17 @@ from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import described, layout_by_name
 from epistream.sharding.opening.source_bytes import BytesInMemory
 from epistream.sharding.pack.choice import PackChoice
-from epistream.sharding.pack.encoding import FrameSource
+from epistream.sharding.pack.encoding import FrameSource, Hdf5Frames
+from epistream.sharding.pack.lerobot_episode import read_episode
+from epistream.sharding.pack.lerobot_sets import fault_of
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.pack.outputs import outputs_of
-from epistream.sharding.pack.plan import PlannedEpisode, SourceFile
-from epistream.sharding.pack.pulse import Pulse
-from epistream.sharding.pack.source_reader import SourceReader, check_unchanged
+from epistream.sharding.pack.outputs import Output, outputs_of
+from epistream.sharding.pack.plan import PlannedEpisode, SetFile, SourceFile
+from epistream.sharding.pack.source_reader import SourceReader, check_unchanged, hash_source
 from epistream.sharding.pack.workspace import upload
 from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.tar.shard_writer import ShardWriter
+from epistream.sharding.tasks.pulse import Pulse
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class ShardTask:
         features: Of every episode.
         options: Of the job.
         storage_options: For `url`.
+        source_options: For sources that are remote.
     """
 
     name: str
@@ -55,6 +61,7 @@ class ShardTask:
     features: Mapping[str, Feature]
     options: PackOptions
     storage_options: Options = None
+    source_options: Options = None
 
 
 @dataclass
@@ -88,7 +95,10 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
             try:
                 _pack_episode(task, writer, episode, result, pulse)
             except (LayoutError, FormatError, SourceError) as error:
-                result.faults.append(sentence(error))
+                source = task.sources[episode.source_index]
+                is_of_set = isinstance(source, SetFile)
+                fault = fault_of(source.path, episode.group, error) if is_of_set else sentence(error)
+                result.faults.append(fault)
             # What its frames have not reported: arrays, and all after a fault.
             done_bytes += episode.source_bytes
             pulse.add(episodes=1, num_bytes=done_bytes - pulse.num_bytes)
@@ -107,6 +117,9 @@ def _pack_episode(
     task: ShardTask, writer: ShardWriter, planned: PlannedEpisode, result: ShardResult, pulse: Pulse
 ) -> None:
     source = task.sources[planned.source_index]
+    if isinstance(source, SetFile):
+        _pack_of_set(task, writer, planned, source, result, pulse)
+        return
     reader: SourceReader = pulse.kept.setdefault("sources", SourceReader())
     check_unchanged(source)
     if planned.source_index in task.unhashed and planned.source_index not in result.checksums:
@@ -143,7 +156,7 @@ def _copy_episode(
         }
         cameras = {
             name: FrameSource(
-                file,
+                Hdf5Frames(file, output, episode.length),
                 output,
                 episode.length,
                 task.options.quality,
@@ -156,6 +169,70 @@ def _copy_episode(
         frames = {name: _watched(camera, content) for name, camera in cameras.items()}
         _refuse_others(content, source.path)
         writer.add(_meta(episode, planned, source), arrays, frames)
+    _count(result, arrays, cameras)
+
+
+def _pack_of_set(
+    task: ShardTask, writer: ShardWriter, planned: PlannedEpisode, source: SetFile, result: ShardResult, pulse: Pulse
+) -> None:
+    """Write one episode of a LeRobot data set."""
+    if planned.source_index in task.unhashed and planned.source_index not in result.checksums:
+        result.checksums[planned.source_index] = hash_source(source, pulse)
+    found = read_episode(source, planned, task.options, task.source_options, pulse)
+    outputs = {output.feature.name: output for output in outputs_of(found.episode, task.options)}
+    _refuse_others_than_planned(outputs, task.features, f"{source.path}: {planned.group}")
+    sources = {name: output.source.feature.name for name, output in outputs.items()}
+    cameras = {
+        name: FrameSource(
+            found.cameras[sources[name]],
+            output,
+            found.episode.length,
+            task.options.quality,
+            task.options.video,
+            # What is copied reports its bytes itself.
+            partial(pulse.add, num_bytes=0 if output.is_copy else output.source.num_bytes // found.episode.length),
+        )
+        for name, output in outputs.items()
+        if output.feature.kind == "frames"
+    }
+    arrays = {name: found.arrays[sources[name]] for name in outputs if name not in cameras}
+    copied = {
+        name: found.cameras[sources[name]].depth
+        for name, output in outputs.items()
+        if output.is_copy and name in cameras
+    }
+    meta = replace(
+        _meta(found.episode, planned, source),
+        task_steps=found.task_steps,
+        depth={name: depth for name, depth in copied.items() if depth is not None},
+    )
+    frames = {name: camera.frames() for name, camera in cameras.items()}
+    if frames:
+        last = list(cameras)[-1]
+        frames[last] = _and_then(frames[last], found.check_unchanged)
+    else:
+        found.check_unchanged()
+    writer.add(meta, arrays, frames)
+    _count(result, arrays, cameras)
+
+
+def _and_then(frames: Iterator[Any], look: Callable[[], None]) -> Iterator[Any]:
+    yield from frames
+    look()
+
+
+def _refuse_others_than_planned(outputs: Mapping[str, Output], wanted: Mapping[str, Feature], where: str) -> None:
+    found = {name: output.feature for name, output in outputs.items()}
+    difference = describe_difference(found, wanted)
+    if difference:
+        raise FormatError(f"{where}: {difference}, wanted what the indexes of its videos said.")
+    for name, feature in found.items():
+        if (feature.group_steps or 0) > (wanted[name].group_steps or 0):
+            raise FormatError(f"{where}: {name}: groups of {feature.group_steps}, wanted {wanted[name].group_steps}.")
+
+
+def _count(result: ShardResult, arrays: Mapping[str, NDArray[Any]], cameras: Mapping[str, FrameSource]) -> None:
+    """Add what came of an episode that was written."""
     result.statistics = merge_all((result.statistics, {name: summarize(values) for name, values in arrays.items()}))
     result.not_finite = add_counts((result.not_finite, count_not_finite(arrays)))
     for name, camera in cameras.items():

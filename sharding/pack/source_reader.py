@@ -7,12 +7,13 @@ from pathlib import Path
 import xxhash
 
 from epistream.errors import FormatError, SourceChangedError, SourceError
+from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import AnyPath, find_sources
 from epistream.sharding.opening.other_files import check_unchanged as check_others
 from epistream.sharding.opening.source_bytes import BytesInMemory
 from epistream.sharding.pack.plan import SourceFile
-from epistream.sharding.pack.pulse import Pulse
 from epistream.sharding.tar.index_tar import index_tar
+from epistream.sharding.tasks.pulse import Pulse
 
 # A process holds one file of up to this size in memory. Longer ones, which nobody should need memory for, are read
 # for their checksum first and through HDF5 right after, while the operating system still has them.
@@ -82,11 +83,13 @@ class SourceReader:
 
 
 def hash_source(source: SourceFile, pulse: Pulse) -> str:
-    """XXH3-128 of a source file that nothing was packed from, for the manifest's provenance.
+    """XXH3-128 of a source file that nothing was packed from, for the manifest's provenance; empty of a remote one.
 
     Raises:
         SourceError, SourceChangedError: As `SourceReader.read`.
     """
+    if local_path(source.path) is None:
+        return ""
     return SourceReader().read(source, pulse)
 
 

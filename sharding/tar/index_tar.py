@@ -11,13 +11,20 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import ShardHasher, hash_file
-from epistream.sharding.format.episode_meta import EpisodeMeta, episode_meta_from_dict, parse_json
+from epistream.sharding.format.episode_meta import (
+    EpisodeMeta,
+    depths_of,
+    episode_meta_from_dict,
+    parse_json,
+    step_task_of,
+)
 from epistream.sharding.format.feature_sets import describe_difference, with_longest_groups
 from epistream.sharding.format.features import IMAGES, Feature, feature_from_dict, features_from_list
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.videos import join_videos
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS, Raw
+from epistream.sharding.pictures.depth import Depth
 from epistream.sharding.pictures.video_file import VideoTable, read_video_table
 from epistream.sharding.tar.captions import read_instructions
 from epistream.sharding.tar.doubts import refuse_doubtful, refuse_lone_pictures
@@ -83,11 +90,12 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         array_offset={a: np.array([e.array_offset[a] for e in episodes], np.uint64) for a in arrays},
         frame_offset={c: np.concatenate([e.frame_offset[c] for e in episodes]) for c in cameras},
         frame_size={c: np.concatenate([e.frame_size[c] for e in episodes]) for c in cameras},
-        episodes=[replace(episode.meta, attributes={}) for episode in episodes],
+        episodes=[replace(episode.meta, attributes={}, depth={}) for episode in episodes],
         block_checksums=hasher.block_checksums,
         videos=join_videos(
             {c: [(e.videos[c].stream, e.videos[c].back) for e in episodes] for c in cameras if c in episodes[0].videos}
         ),
+        step_task=step_task_of([episode.meta for episode in episodes]),
     )
 
 
@@ -118,7 +126,7 @@ def _episode(file: BinaryIO, sample: Sample, where: str) -> _Episode:
             features[name] = _camera_feature(file, name, frames, sample.codecs[name], declared, where)
             frame_offset[name], frame_size[name] = _one_by_one(name, frames, where)
         lengths[name] = len(frame_offset[name])
-    videos = _videos(file, sample, where)
+    videos = _videos(file, sample, _depths(said, where), where)
     for name, table in videos.items():
         features[name] = _video_feature(name, table, declared, where)
         frame_offset[name], frame_size[name] = table.offset, table.size
@@ -224,14 +232,22 @@ def _camera_feature(
     return feature
 
 
-def _videos(file: BinaryIO, sample: Sample, where: str) -> dict[str, VideoTable]:
+def _depths(said: Mapping[str, Any], where: str) -> dict[str, Depth]:
+    try:
+        return depths_of(said.get("depth", {}))
+    except FormatError as error:
+        raise FormatError(f"{where}.meta.json: {error}") from error
+
+
+def _videos(file: BinaryIO, sample: Sample, depths: Mapping[str, Depth], where: str) -> dict[str, VideoTable]:
     """The table of each video, its places those of the tar."""
     twice = next((name for name in sample.videos if name in sample.arrays or name in sample.numbered), None)
     if twice is not None:
         raise FormatError(f"{where}: {twice} as a video and by other members, wanted it once. Rename one.")
     tables = {}
     for name, member in sample.videos.items():
-        table = read_video_table(io.BufferedReader(MemberFile(file, member)), f"{where}.{name}.mp4")
+        opened = io.BufferedReader(MemberFile(file, member))
+        table = read_video_table(opened, f"{where}.{name}.mp4", depths.get(name))
         tables[name] = replace(table, offset=table.offset + np.uint64(member.offset))
     return tables
 
@@ -239,9 +255,10 @@ def _videos(file: BinaryIO, sample: Sample, where: str) -> dict[str, VideoTable]
 def _video_feature(name: str, table: VideoTable, declared: Mapping[str, Feature], where: str) -> Feature:
     """The camera of a video; sides of which the last row or column is padding only a meta.json can tell."""
     stream, feature = table.stream, declared.get(name)
-    shape = (stream.height, stream.width, 3)
+    shape = (stream.height, stream.width, 3 if stream.depth is None else 1)
     if feature is None:
-        return _inferred(where, name, "uint8", shape, CODECS[stream.codec], table.group_steps)
+        dtype = "uint8" if stream.depth is None else "uint16"
+        return _inferred(where, name, dtype, shape, CODECS[stream.codec], table.group_steps)
     padding = [coded - side for coded, side in zip(shape, feature.shape, strict=False)]
     found = f"{stream.codec} of {shape} in groups of up to {table.group_steps}"
     if (

@@ -31,6 +31,24 @@ def statistics_of(path: Path, index: ShardIndex) -> dict[str, Summary]:
         )
 
 
+def counts_of_values(index: ShardIndex) -> dict[str, NotFinite]:
+    """As `not_finite_in`, of values that all stand in an index."""
+    arrays = [index.features[name] for name in index.values]
+    floats = [one for one in arrays if np.dtype(one.dtype).kind == "f"]
+    return count_not_finite({one.name: _values_of(index, one) for one in floats})
+
+
+def statistics_of_values(index: ShardIndex) -> dict[str, Summary]:
+    """As `statistics_of`, likewise."""
+    return {name: summarize(_values_of(index, index.features[name])) for name in index.values}
+
+
+def _values_of(index: ShardIndex, feature: Feature) -> NDArray[Any]:
+    rows = np.ascontiguousarray(index.values[feature.name])
+    values: NDArray[Any] = rows.view(np.dtype(feature.dtype).newbyteorder("<"))
+    return values.reshape(len(rows), *feature.shape)
+
+
 def array_of(file: BinaryIO, index: ShardIndex, feature: Feature, episode: int) -> NDArray[Any]:
     """The values (length, ...) of an array feature in one episode, straight from the tar's bytes or the index's."""
     length = int(index.length[episode])

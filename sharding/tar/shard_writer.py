@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, PackError
 from epistream.sharding.files.names import index_name
-from epistream.sharding.format.episode_meta import EpisodeMeta
+from epistream.sharding.format.episode_meta import EpisodeMeta, step_task_of
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.videos import join_videos
 from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.pictures.video import VideoStream
-from epistream.sharding.pictures.video_encoder import EncodedVideo
+from epistream.sharding.pictures.video_file import WholeVideo
 from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 
@@ -74,7 +74,7 @@ class ShardWriter:
         Args:
             meta: What is known of it.
             arrays: feature -> (length, ...) values.
-            frames: camera -> its frames in order: encoded bytes where the codec stores members, one `EncodedVideo` of
+            frames: camera -> its frames in order: encoded bytes where the codec stores members, one `WholeVideo` of
                 them all where it stores video, else (H, W, C) arrays. Taken one at a time, so that they may be made on
                 the way.
 
@@ -192,14 +192,16 @@ class ShardWriter:
             self._tar.write(data.reshape(-1).view(np.uint8).data)
         return step
 
-    def _add_video(self, key: str, feature: Feature, frames: Iterable[EncodedVideo], meta: EpisodeMeta) -> int:
+    def _add_video(self, key: str, feature: Feature, frames: Iterable[WholeVideo], meta: EpisodeMeta) -> int:
         """One member for the whole episode."""
         [video] = frames
-        if len(video.data) > MAX_MEMBER_BYTES:
+        if video.num_bytes > MAX_MEMBER_BYTES:
             raise LayoutError(
-                f"{feature.source_path}: a video of {len(video.data):,} bytes, wanted at most {MAX_MEMBER_BYTES:,}"
+                f"{feature.source_path}: a video of {video.num_bytes:,} bytes, wanted at most {MAX_MEMBER_BYTES:,}"
             )
-        offset = self._tar.add(f"{key}.{feature.name}{CODECS[feature.codec].suffixes[0]}", video.data)
+        offset = self._tar.begin(f"{key}.{feature.name}{CODECS[feature.codec].suffixes[0]}", video.num_bytes)
+        for piece in video.pieces():
+            self._tar.write(piece)
         self._frame_offset[feature.name] += (offset + video.table.offset.astype(np.int64)).tolist()
         self._frame_size[feature.name] += video.table.size.tolist()
         self._videos[feature.name].append((video.table.stream, video.table.back))
@@ -232,4 +234,5 @@ class ShardWriter:
             episodes=self._episodes,
             block_checksums=self._tar.hasher.block_checksums,
             videos=join_videos(self._videos),
+            step_task=step_task_of(self._episodes),
         )

@@ -32,7 +32,7 @@ def interrupted(tmp_path, number=6):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epistream.sharding.pack.pool._TICK_S", 0.0)
+        patch.setattr("epistream.sharding.tasks.pool._TICK_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             pack(tmp_path / "in", tmp_path / "out", progress=stop, codec="raw", shard_size="96KiB")
 

@@ -26,7 +26,7 @@ def interrupted(out, sources, after, **options):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epistream.sharding.pack.pool._TICK_S", 0.0)
+        patch.setattr("epistream.sharding.tasks.pool._TICK_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             pack(sources, out, progress=stop, **{**OPTIONS, **options})
 

@@ -90,7 +90,7 @@ def test_a_job_that_was_interrupted_resumes_to_the_same_bytes(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epistream.sharding.pack.pool._TICK_S", 0.0)
+        patch.setattr("epistream.sharding.tasks.pool._TICK_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             pack(source, tmp_path / "out", progress=stop, **options)
     assert not (tmp_path / "out" / "dataset.json").exists()
@@ -124,7 +124,7 @@ def test_a_job_is_stopped_within_an_episode(tmp_path, sources, monkeypatch):
                 self._stopped[0] = 1
             super().add(episodes, num_bytes)
 
-    monkeypatch.setattr("epistream.sharding.pack.pool.Pulse", Stopped)
+    monkeypatch.setattr("epistream.sharding.tasks.pool.Pulse", Stopped)
     with pytest.raises(PackError, match="stopped because another part of the job failed"):
         pack(sources, tmp_path / "out", codec="h264")
     assert len(reports) == 15
@@ -215,13 +215,13 @@ def test_a_bad_episode_is_left_out_and_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, sources, monkeypatch):
-    def add(self, name, data):
+    def begin(self, name, size):
         if name.endswith(".mp4"):
             raise OSError(28, os.strerror(28))
-        return real(self, name, data)
+        return real(self, name, size)
 
-    real = TarWriter.add
-    monkeypatch.setattr(TarWriter, "add", add)
+    real = TarWriter.begin
+    monkeypatch.setattr(TarWriter, "begin", begin)
     with pytest.raises((PackError, OSError), match="No space left on device"):
         pack(sources, tmp_path / "out", codec="h264")
     assert not list((tmp_path / "out").glob("*.tar*"))

@@ -1,4 +1,4 @@
-"""How far the tasks of a packing job are, and the word to stop: integers that its processes share."""
+"""How far the tasks of a job are, and the word to stop: integers that its processes share."""
 
 import mmap
 import os
@@ -77,7 +77,7 @@ class Pulse:
             PackError: If the job was stopped.
         """
         if self._stopped[0]:
-            raise PackError("packing: stopped because another part of the job failed.")
+            raise PackError("stopped because another part of the job failed.")
         self._row += (episodes, num_bytes, 1)
         self.num_bytes += num_bytes
         self._on_change()

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from epistream.errors import DeadlineError
-from epistream.sharding.pack.pool_process import PoolProcess
-from epistream.sharding.pack.pulse import Counters, Pulse
+from epistream.sharding.tasks.pool_process import PoolProcess, Words
+from epistream.sharding.tasks.pulse import Counters, Pulse
 from epistream.working_folder import standing_somewhere
 
 Task = TypeVar("Task")
@@ -32,10 +32,15 @@ class TaskPool:
     Args:
         workers: Processes; with 1 everything runs in the calling process.
         what: Names the job in messages.
+        kept: What `Pulse.kept` of each process has from the beginning: pickled once a process, not once a task.
+        words: How messages speak of the job.
     """
 
-    def __init__(self, workers: int, what: str) -> None:
-        self._workers, self._what = workers, what
+    def __init__(
+        self, workers: int, what: str, kept: Mapping[str, Any] | None = None, words: Words | None = None
+    ) -> None:
+        self._workers, self._what, self._kept = workers, what, dict(kept or {})
+        self._words = words or Words()
         # Spawned, not forked: HDF5 and threads of the caller do not survive a fork.
         self._context = multiprocessing.get_context("spawn")
         self._counters = Counters(1)
@@ -94,7 +99,7 @@ class TaskPool:
     ) -> Iterator[Result]:
         counters = np.zeros((2, Counters.NUM_COLUMNS), np.int64)
         last = time.monotonic()
-        kept: dict[str, Any] = {}
+        kept = dict(self._kept)
 
         def tick() -> None:
             nonlocal last
@@ -135,7 +140,7 @@ class TaskPool:
                 last, since = totals, time.monotonic()
             elif time.monotonic() - since > _STALL_TIMEOUT_S:
                 raise DeadlineError(
-                    f"{self._what}: no progress for {_STALL_TIMEOUT_S:.0f} s while waiting for packing processes. "
+                    f"{self._what}: no progress for {_STALL_TIMEOUT_S:.0f} s while waiting for {self._words.process}. "
                     "Check the file system that holds the sources."
                 )
             on_tick(*totals[:2])
@@ -154,7 +159,7 @@ class TaskPool:
         assert self._threads is not None
         if len(self._processes) <= min(num_before, self._workers - 1):
             with standing_somewhere():
-                process = PoolProcess(self._context, self._counters, self._what)
+                process = PoolProcess(self._context, self._counters, self._what, self._kept, self._words)
             self._processes.append(process)
             self._idle.put(process)
         future = self._threads.submit(self._run, function, task, row)

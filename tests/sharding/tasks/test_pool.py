@@ -14,7 +14,7 @@ import pytest
 
 import epistream
 from epistream.errors import PackError, WorkerError
-from epistream.sharding.pack.pool import TaskPool
+from epistream.sharding.tasks.pool import TaskPool
 
 DEADLINE_S = 60
 
@@ -98,7 +98,7 @@ def fail(task, pulse):
     ("task", "error", "words", "cause"),
     [
         ("ours", PackError, "^e_1.hdf5: torn$", "(?s)in a packing process: Traceback.*in fail"),
-        ("unreadable", WorkerError, "^packing: Unreadable: both$", "in fail"),
+        ("unreadable", WorkerError, "^Unreadable: both$", "in fail"),
         ("unsendable", Exception, "pickle", "ForkingPickler"),
         ("dies", WorkerError, "^job: a packing process was ended by SIGSEGV", None),
         ("exits", WorkerError, "^job: a packing process exited with code 3", None),
@@ -119,8 +119,8 @@ def hang(task, pulse):
 
 
 def test_pool_stopped_while_a_task_hangs_kills_its_process(monkeypatch):
-    monkeypatch.setattr("epistream.sharding.pack.pool._STOP_S", 0.0)
-    monkeypatch.setattr("epistream.sharding.pack.pool._TICK_S", 0.01)
+    monkeypatch.setattr("epistream.sharding.tasks.pool._STOP_S", 0.0)
+    monkeypatch.setattr("epistream.sharding.tasks.pool._TICK_S", 0.01)
 
     def interrupt(num_episodes, num_bytes):
         if num_episodes == 2:

@@ -1,24 +1,36 @@
-"""One process of a packing job: it runs the tasks that it is sent over a pipe, one after the other."""
+"""One process of a job: it runs the tasks that it is sent over a pipe, one after the other."""
 
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 from epistream.errors import WorkerError
 from epistream.processes import end_with_parent, how_it_ended
-from epistream.sharding.pack.pulse import Counters, Pulse
+from epistream.sharding.tasks.pulse import Counters, Pulse
 
 # Pipes and sentinels tell of a death at once, unless a process that was forked later holds copies of them.
 _LOOK_S = 1.0
 _END_S = 10.0
+
+
+class Words(NamedTuple):
+    """How messages speak of a job.
+
+    Attributes:
+        process: One of its processes.
+        after_a_death: What stays when one dies.
+    """
+
+    process: str = "a packing process"
+    after_a_death: str = "'pack --resume' keeps the complete shards."
 
 
 class PoolProcess:
@@ -30,15 +42,21 @@ class PoolProcess:
         context: How it is started.
         counters: Of all tasks of the job.
         what: Names the job in messages.
+        kept: What its tasks find in `Pulse.kept`.
+        words: For messages.
     """
 
-    def __init__(self, context: SpawnContext, counters: Counters, what: str) -> None:
-        self._what = what
+    def __init__(
+        self, context: SpawnContext, counters: Counters, what: str, kept: Mapping[str, Any], words: Words
+    ) -> None:
+        self._what, self._words = what, words
         self._is_given_up = False
         self._pipe, theirs = context.Pipe()
         # Only the process may hold its end, or its death would not end the pipe.
         with theirs:
-            self._process = context.Process(target=_serve, args=(theirs, counters), name="epistream-pack", daemon=True)
+            self._process = context.Process(
+                target=_serve, args=(theirs, counters, dict(kept), words.process), name="epistream-pack", daemon=True
+            )
             # What imports its modules has no say yet in what Ctrl-C means, and would tell of it with a traceback.
             resource_tracker.ensure_running()  # who starts it first unblocks signals
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -91,28 +109,27 @@ class PoolProcess:
         """How its process, which has ended, came to that."""
         self._process.join(_LOOK_S)
         code = self._process.exitcode
-        remedy = "If memory ran out, use fewer --workers; 'pack --resume' keeps the complete shards."
+        remedy = f"If memory ran out, use fewer --workers; {self._words.after_a_death}"
         if code == 1:
-            remedy = 'A script that packs with several workers must do it under: if __name__ == "__main__":'
-        return f"{self._what}: a packing process {how_it_ended(code, 'was ended')}. {remedy}"
+            remedy = 'A script that starts several workers must do it under: if __name__ == "__main__":'
+        return f"{self._what}: {self._words.process} {how_it_ended(code, 'was ended')}. {remedy}"
 
 
-def _serve(pipe: Connection, counters: Counters) -> None:
+def _serve(pipe: Connection, counters: Counters, kept: dict[str, Any], name: str) -> None:
     """Run in the process: answer one task after the other, until the parent is gone or ends it."""
     end_with_parent()
-    kept: dict[str, Any] = {}
     with suppress(EOFError, OSError):
         while True:
-            pipe.send_bytes(_answer(pipe.recv_bytes(), counters, kept))
+            pipe.send_bytes(_answer(pipe.recv_bytes(), counters, kept, name))
 
 
-def _answer(question: bytes, counters: Counters, kept: dict[str, Any]) -> Any:
+def _answer(question: bytes, counters: Counters, kept: dict[str, Any], name: str) -> Any:
     """The pickled result of a task; else its error, and the traceback as text."""
     try:
         function, task, row = ForkingPickler.loads(question)
         return ForkingPickler.dumps((function(task, Pulse(counters.rows, row, kept)), None, ""))
     except Exception as error:  # whatever it is, the job must hear of it
-        return ForkingPickler.dumps((None, _sendable(error), f"in a packing process: {traceback.format_exc()}"))
+        return ForkingPickler.dumps((None, _sendable(error), f"in {name}: {traceback.format_exc()}"))
 
 
 def _sendable(error: Exception) -> Exception:
@@ -120,4 +137,4 @@ def _sendable(error: Exception) -> Exception:
     with suppress(Exception):
         ForkingPickler.loads(ForkingPickler.dumps(error))
         return error
-    return WorkerError(f"packing: {type(error).__name__}: {error}")
+    return WorkerError(f"{type(error).__name__}: {error}")
