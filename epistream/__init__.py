@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from epistream.configs.compat import DatasetOptimizer, auto_optimize_dataset, create_optimized_dataloader
     from epistream.configs.config import Config, load_config
     from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
+    from epistream.loader.exporting.lerobot import export_lerobot
     from epistream.loader.loader import StreamingLoader
     from epistream.loader.mixture import Mixture
     from epistream.loader.monitoring.monitor import MonitorOptions
@@ -60,6 +61,7 @@ _HOME = {
     "auto_optimize_dataset": "epistream.configs.compat",
     "create_optimized_dataloader": "epistream.configs.compat",
     "delta_statistics": "epistream.loader.samples.action_delta",
+    "export_lerobot": "epistream.loader.exporting.lerobot",
     "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
     "pack": "epistream.sharding.pack.pack",
@@ -93,6 +95,7 @@ __all__ = [
     "auto_optimize_dataset",
     "create_optimized_dataloader",
     "delta_statistics",
+    "export_lerobot",
     "load_config",
     "open_dataset",
     "pack",

@@ -13,6 +13,7 @@ _HELP = {
     "bench": "Measure windows/s on a dataset, beside the bound of this machine.",
     "cache": "List, clear, resize and warm the node's shard cache.",
     "config": "Show a configuration: every key, its value, and where it comes from.",
+    "export": "Write a dataset as a LeRobot data set.",
     "index": "Write indexes and a manifest for tar shards that have none.",
     "inspect": "Show what a dataset holds.",
     "layouts": "List layouts of HDF5 files, say which a file has, draft a new one.",

@@ -1,0 +1,1 @@
+"""Episodes out: any dataset written as data sets of others."""
