@@ -10,6 +10,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 STAMP = $(VENV)/.installed
 
 .PHONY: demo test lint types soak grid bench bench-remote bench-flat bench-growth memory pictures clean
+.PHONY: lerobot-sets lerobot-check bench-lerobot
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -85,6 +86,36 @@ bench-growth: $(STAMP)
 # Memory of 1, 2 and 4 ranks beside caches of every process: benchmarks/MEMORY.md.
 memory: $(STAMP)
 	$(VENV)/bin/python benchmarks/memory_ranks.py --plot benchmarks/memory_ranks.png
+
+# LeRobot's own readers and writers, each version in an environment of its own: they write the small data sets of the
+# tests anew, read them, read what epistream exports, and are measured beside it.
+LEROBOT_VENVS = benchmarks/lerobot/.venv
+LEROBOT_SETS = tests/sharding/lerobot/sets
+LEROBOT_STAMPS = $(LEROBOT_VENVS)/v30/.installed $(LEROBOT_VENVS)/v21/.installed
+LEROBOT_DATA ?= benchmarks/data/lerobot
+
+$(LEROBOT_VENVS)/%/.installed: benchmarks/lerobot/requirements-%.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
+		$(@D)/bin/python -m pip install -q "torch==$(TORCH)+cpu" --extra-index-url $(TORCH_INDEX)
+	$(@D)/bin/python -m pip install -q --no-deps -r $<
+	touch $@
+
+lerobot-sets: $(LEROBOT_STAMPS)
+	$(LEROBOT_VENVS)/v30/bin/python benchmarks/lerobot/write_sets.py $(LEROBOT_SETS)
+	$(LEROBOT_VENVS)/v21/bin/python benchmarks/lerobot/write_sets.py $(LEROBOT_SETS)
+
+# Every stored set, read again by the LeRobot of its version.
+lerobot-check: $(LEROBOT_STAMPS)
+	set -e; for found in $(LEROBOT_SETS)/*_expected.npz; do \
+		root=$${found%_expected.npz}; version=v21; case $$root in *_v30) version=v30;; esac; \
+		$(LEROBOT_VENVS)/$$version/bin/python benchmarks/lerobot/check_export.py $$root $$found; \
+	done
+
+# Its loaders beside epistream on LEROBOT_SET, a data set v3.0 with two cameras, eight times over: LEROBOT.md.
+bench-lerobot: $(STAMP) $(LEROBOT_VENVS)/v30/.installed
+	test -d $(LEROBOT_DATA) || $(LEROBOT_VENVS)/v30/bin/python benchmarks/lerobot/join_copies.py $(LEROBOT_SET) $(LEROBOT_DATA)
+	$(VENV)/bin/python benchmarks/lerobot/run.py $(LEROBOT_DATA) --lerobot $(LEROBOT_VENVS)/v30/bin/python --rounds $(ROUNDS)
 
 # The pictures of docs/concepts.md and CONTRIBUTING.md.
 pictures: $(STAMP)

@@ -77,7 +77,7 @@ def waiters(readers: int, seconds: float) -> Figures:
         """Bytes that come late."""
 
         size = 1 << 16
-        is_mapped = has_ranges = False
+        is_mapped = has_ranges = is_costly = False
 
         def open(self) -> Any:
             with fetched.open("a") as file:

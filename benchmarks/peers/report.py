@@ -32,6 +32,9 @@ with 4 workers, and holding raw frames, which it then need not decode.
 _NOTES = """
 ## Notes
 
+Newer releases, on data sets of theirs with video that are streamed where they are, run in an environment of their
+own: [LEROBOT.md](LEROBOT.md).
+
 LeRobot 0.3.2 is the newest release that takes this version of torch; it reads its own format with pictures as PNG (its
 other form, video, wants FFmpeg's libraries), so its row compares formats and decoders as much as loaders. There was no
 GPU, so nothing here is about moving batches to one.
