@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Blocks of pages that have few.
 FEWEST = {"video": 3, "quality": 1}
-GUIDES = ("concepts", "trainers", "troubleshooting", "hdf5", "video", "quality")
+GUIDES = ("concepts", "trainers", "troubleshooting", "hdf5", "lerobot", "video", "quality")
 
 # Runs the blocks of the page that it is given and compares what each prints with the text block behind it.
 RUNNER = """
