@@ -1,16 +1,14 @@
 """`epistream export`: a dataset written in a format of others."""
 
 import sys
-import time
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
 
 from epistream.commands.parameters import option
 from epistream.commands.sources import FEATURE_HELP, layout_options, reach_option, storage_options, wanted_layout
-from epistream.commands.tables import progress_bar
+from epistream.commands.tables import StageBar
 from epistream.loader.exporting.choice import Choice
 from epistream.loader.exporting.lerobot import ExportProgress, ExportReport, export_lerobot
 from epistream.sharding.lerobot_out.options import ExportOptions
@@ -56,8 +54,9 @@ def lerobot(sources: tuple[str, ...], out: str, features: tuple[str, ...], **opt
     layout = wanted_layout(options.pop("layout"), options.pop("layout_file"))
     options["upright"] = not options.pop("as_recorded")
     source = sources[0] if len(sources) == 1 else list(sources)
+    display = _Display()
     try:
-        with _Display() as display:
+        with display:
             report = export_lerobot(
                 source,
                 out,
@@ -73,33 +72,13 @@ def lerobot(sources: tuple[str, ...], out: str, features: tuple[str, ...], **opt
     _print(report, out)
 
 
-class _Display:
-    """A progress bar on stderr, for each stage anew; nothing at all when that is no terminal."""
-
-    def __init__(self) -> None:
-        self._progress = progress_bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")
-        )
-        self._stage = ""
-        self._task: TaskID | None = None
-        self._started = 0.0
-
-    def __enter__(self) -> "_Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+class _Display(StageBar):
+    """How far the work is."""
 
     def show(self, now: ExportProgress) -> None:
         """Bring the bar up to date."""
-        if self._task is None or now.stage != self._stage:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._stage, self._started = now.stage, time.monotonic()
-            self._task = self._progress.add_task(now.stage, total=now.num_total, amount="")
-        amount = f"{now.num_done:,}/{now.num_total:,}"
-        self._progress.update(self._task, completed=now.num_done, total=now.num_total, amount=amount)
+        self.begin(now.stage)
+        self.update(now.num_done, now.num_total, f"{now.num_done:,}/{now.num_total:,}")
 
 
 def _print(report: ExportReport, out: str) -> None:

@@ -2,17 +2,15 @@
 
 import os
 import sys
-import time
 from typing import Any
 
 import click
 import natsort
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
 
 from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
-from epistream.commands.tables import progress_bar, quiet
+from epistream.commands.tables import StageBar, quiet
 from epistream.errors import OptionError
 from epistream.hints import grouped
 from epistream.sharding.format.features import Feature
@@ -66,8 +64,9 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
         # As a shell expands a glob: episode_10 before episode_2.
         sources = tuple(natsort.natsorted(sources, alg=natsort.ns.PATH))
     num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    display = _Display()
     try:
-        with _Display() as display, quiet(*_TOLD_BY_THE_REPORT):
+        with display, quiet(*_TOLD_BY_THE_REPORT):
             report = pack(sources, out, storage_options=access, progress=display.show, workers=num_workers, **options)
     except KeyboardInterrupt:
         click.echo(f"interrupted: nothing was published; complete shards stay in {shown(out)} for --resume", err=True)
@@ -92,44 +91,24 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-class _Display:
-    """A progress bar on stderr, for each stage anew; nothing at all when that is no terminal."""
-
-    def __init__(self) -> None:
-        self._progress = progress_bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")
-        )
-        self._stage = ""
-        self._task: TaskID | None = None
-        self._started = 0.0
-
-    def __enter__(self) -> "_Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+class _Display(StageBar):
+    """How far the work is."""
 
     def show(self, now: PackProgress) -> None:
         """Bring the bar up to date."""
-        if self._task is None or now.stage != self._stage:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._stage, self._started = now.stage, time.monotonic()
-            self._task = self._progress.add_task(now.stage, total=None, amount="")
-        self._progress.update(
-            self._task,
-            amount=self._amount(now),
-            completed=now.bytes_done if now.bytes_total else now.num_done,
-            total=now.bytes_total or now.num_total,
+        seconds = self.begin(now.stage)
+        self.update(
+            now.bytes_done if now.bytes_total else now.num_done,
+            now.bytes_total or now.num_total,
+            self._amount(now, seconds),
             refresh=now.num_done == now.num_total,
         )
 
-    def _amount(self, now: PackProgress) -> str:
+    def _amount(self, now: PackProgress, seconds: float) -> str:
         what = {"packing": "episodes", "publishing": "manifest"}.get(now.stage, "files")
         text = f"{now.num_done:,}/{now.num_total:,} {what}"
         if now.bytes_total:
-            rate = now.bytes_done / max(time.monotonic() - self._started, 1e-3)
+            rate = now.bytes_done / max(seconds, 1e-3)
             text += f"  {size_text(now.bytes_done)} of {size_text(now.bytes_total)}  {size_text(rate)}/s"
         return text + (f"  {now.num_faults} bad" if now.num_faults else "")
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -63,3 +64,35 @@ def _console() -> Console:
     console = Console(highlight=False)
     # A file or pipe has no width: nothing may be cut or folded there.
     return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+class StageBar:
+    """A progress bar on stderr, for each stage anew; nothing at all when that is no terminal."""
+
+    def __init__(self) -> None:
+        self._progress = progress_bar(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")
+        )
+        self._stage = ""
+        self._task: TaskID | None = None
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, stage: str) -> float:
+        """Begin a stage, unless it is the one that goes on; seconds since it began."""
+        if self._task is None or stage != self._stage:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._stage, self._started = stage, time.monotonic()
+            self._task = self._progress.add_task(stage, total=None, amount="")
+        return time.monotonic() - self._started
+
+    def update(self, completed: int, total: int, amount: str, *, refresh: bool = False) -> None:
+        """Show how far the stage is, in a bar and in words."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=completed, total=total, amount=amount, refresh=refresh)
