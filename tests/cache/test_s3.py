@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from web.bucket import s3_bucket
 
 from epistream.cache.node import CacheOptions, NodeCache
 from epistream.cache.source.entry import Entry, Part
 from epistream.errors import SourceError
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -23,20 +24,9 @@ DATA = np.random.default_rng(8).integers(0, 256, (9 << 20) + 11, dtype=np.uint8)
 @pytest.fixture(scope="module")
 def storage_options() -> Iterator[dict[str, Any]]:
     """A bucket "episodes" with DATA in "set/s.tar", and how to reach it."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "someone",
-        "secret": "something",
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    fs = s3fs.S3FileSystem(**options)
-    fs.mkdir("episodes")
-    fs.pipe_file("episodes/set/s.tar", DATA)
-    yield options
-    server.stop()
+    with s3_bucket("episodes") as (files, options):
+        files.pipe_file("episodes/set/s.tar", DATA)
+        yield options
 
 
 def part_of(**changes: Any) -> Part:

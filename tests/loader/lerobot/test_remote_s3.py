@@ -4,10 +4,11 @@ import pytest
 from robots.lerobot_meta import numbers, video
 from robots.lerobot_sets import RobotSet
 from robots.reading import all_steps, steps_seen, stream_of
+from web.bucket import s3_bucket
 
 from epistream.errors import SourceChangedError
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -18,19 +19,8 @@ FEATURES = {"observation.state": numbers(6), "observation.images.top": video()}
 @pytest.fixture(scope="module")
 def bucket():
     """A bucket "fleet", and how to reach it."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "someone",
-        "secret": "something",
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    files = s3fs.S3FileSystem(**options)
-    files.mkdir("fleet")
-    yield files, options
-    server.stop()
+    with s3_bucket("fleet") as found:
+        yield found
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 from robots.lerobot_meta import MadeSet, numbers
+from web.bucket import s3_bucket
 
 from epistream.access import Access
 from epistream.errors import SourceError
@@ -11,7 +12,7 @@ from epistream.sharding.dataset import open_dataset
 from epistream.sharding.lerobot_meta import meta_files
 from epistream.sharding.lerobot_meta.metadata import keep_metadata
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -20,19 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 @pytest.fixture
 def bucket():
     """A bucket "robots", and how to reach it."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "someone",
-        "secret": "something",
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    files = s3fs.S3FileSystem(**options)
-    files.mkdir("robots")
-    yield files, options
-    server.stop()
+    with s3_bucket("robots") as found:
+        yield found
 
 
 def test_set_in_a_bucket_is_listed_once_and_read_again_only_when_it_changes(tmp_path, bucket, monkeypatch):
