@@ -131,7 +131,7 @@ class EpisodeStream(Stream):
             order = order.in_storage_order()
         frames = FrameOptions(options.image_size, options.decode)
         order = replace(order, shuffle=options.shuffle, seed=options.seed)
-        order = resolved_order(order, chosen, window, frames)
+        order = resolved_order(order, dataset.episode_length, chosen, window, frames)
         part = DatasetPart(
             dataset=dataset,
             features=chosen,

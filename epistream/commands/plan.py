@@ -79,7 +79,7 @@ def command(source: tuple[str, ...], as_json: bool, **options: Any) -> None:
     features = choose_features(dataset.features, options["features"] or None)
     global_batch = math.prod(options[name] for name in ("batch_size", "num_nodes", "ranks_per_node"))
     window, frames = Window(obs=options["obs"]), FrameOptions(options["image_size"])
-    wanted = resolved_order(_wanted(options, global_batch), features, window, frames)
+    wanted = resolved_order(_wanted(options, global_batch), dataset.episode_length, features, window, frames)
     used_bytes = int((dataset.shard_bytes + dataset.index_bytes)[anchors.per_shard > 0].sum())
     budget = None if options["budget"] is None else parse_size(options["budget"], "--budget", whole=used_bytes)
     part = DatasetPart(dataset, features, window, anchors, Plan.of(anchors, dataset, wanted), frames=frames)

@@ -18,7 +18,7 @@ from epistream.lazy import lazy
 from epistream.loader.frames.frame_decoder import FrameDecoder
 from epistream.loader.frames.frames import FrameOptions
 from epistream.loader.frames.keeping import DecodedStats
-from epistream.loader.order.options import OrderOptions
+from epistream.loader.order.options import FEWEST_STEPS, LANE_BLOCKS, SMALL_GROUP, OrderOptions
 from epistream.loader.order.window import Window
 from epistream.sharding.format.feature_sets import longest_group
 from epistream.sharding.format.features import Feature
@@ -27,6 +27,8 @@ from epistream.units import distinct_sizes
 
 # Raised whenever the bytes of the pool change their meaning: jobs of other releases share the node's cache.
 _VERSION = 1
+# Decoded frames that nearly any machine keeps (`keeping.py`: an eighth of what is available).
+_FEW_BYTES = 1 << 30
 
 Int64 = NDArray[np.int64]
 
@@ -194,13 +196,40 @@ class PoolPlan:
 
 
 def resolved_order(
-    order: OrderOptions, features: Mapping[str, Feature], window: Window, frames: FrameOptions
+    order: OrderOptions, episode_length: Int64, features: Mapping[str, Feature], window: Window, frames: FrameOptions
 ) -> OrderOptions:
-    """The order of a stream, with what its user left open: see `OrderOptions.resolved`."""
-    return order.resolved(
-        longest_group(features.values()),
-        lambda steps: sum(camera.num_bytes for camera in pooled_cameras(features, window, frames, steps)),
-    )
+    """The order of a stream, with what its user left open: see `OrderOptions.resolved`.
+
+    Of a video in groups of two, as LeRobot writes them, a window at random decodes one and a half frames for one, and
+    of the dear half more: three quarters more of AV1. Where all frames are few they are kept instead, so those go by
+    windows; where they are more, by blocks, of one group if windows show one step, which is as mixed as windows are,
+    and as soon there. All blocks are in the pool where they fit it: then nothing is decoded twice.
+
+    Args:
+        order: as the user said it.
+        episode_length: (E,) steps of each episode.
+        features: that are read.
+        window: what is shown of them.
+        frames: how frames are made.
+    """
+    group_steps = longest_group(features.values())
+
+    def block_bytes(steps: int) -> int:
+        return sum(camera.num_bytes for camera in pooled_cameras(features, window, frames, steps))
+
+    is_open = order.shuffle and (order.by, order.block_steps, order.pool_blocks) == (None, None, None)
+    if is_open and group_steps == SMALL_GROUP and frames.decode == "auto":
+        step_bytes = sum(frames.shown(f).step_bytes for f in features.values() if f.kind == "frames")
+        if int(episode_length.sum()) * step_bytes > _FEW_BYTES:
+            shows_one = all(len(camera.offsets) == 1 for camera in pooled_cameras(features, window, frames, 1))
+            steps = group_steps if shows_one else FEWEST_STEPS
+            all_blocks, num_bytes = int((-(-episode_length // steps)).sum()), block_bytes(steps)
+            order = replace(order, by="blocks", block_steps=steps)
+            pool = order.fitting_pool(num_bytes, all_blocks)
+            if pool < all_blocks:  # more would bring nothing
+                pool = order.fitting_pool(num_bytes, LANE_BLOCKS * order.lanes * FEWEST_STEPS // steps)
+            return replace(order, pool_blocks=pool)
+    return order.resolved(group_steps, block_bytes)
 
 
 def pooled_cameras(

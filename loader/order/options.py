@@ -10,12 +10,13 @@ from epistream.options import Count, Range, Size, check
 
 # Blocks of a lane's pool, and steps of a block: at least so many of whole groups of a video, or those without one.
 LANE_BLOCKS = 16
-_FEWEST_STEPS = 8
+FEWEST_STEPS = 8
 _BLOCK_STEPS = 32
 # What the blocks of a pool take on a node where the user names no number: as much as shards may by default.
 _POOL_BYTES = 4 * 2**30
-# Groups of a video up to so many frames are decoded for each window.
+# Groups of a video up to so many frames are decoded for each window; those of two only where all frames are few.
 SMALL_GROUP = 2
+_MOST_BLOCKS = 1 << 24
 
 By = Literal["windows", "blocks"]
 
@@ -40,7 +41,7 @@ class OrderOptions:
         resident_bytes: of the shards on each declared node; K is raised no further. For `global_batch` alone.
         by: what is permuted. ``"windows"``, or ``"blocks"`` of neighbouring steps, whose frames are then decoded once
             for all windows that show them. By blocks if None and cameras are video whose groups are longer than 2, or
-            a number below is given; else by windows.
+            of 2 and more than 1 GiB decoded (see `resolved_order`), or a number below is given; else by windows.
         block_steps: of a block at most; the least multiple of a video's groups from 8 on if None, 32 without video.
         pool_blocks: blocks drawn from at a time, at least 2 x lanes. Over all lanes; 16 x lanes if None, or what 4 GiB
             of each declared node hold of decoded frames, if that is less.
@@ -60,7 +61,7 @@ class OrderOptions:
     resident_bytes: Size = 8 * 2**30
     by: By | None = None
     block_steps: Annotated[Count, Range(le=1 << 16)] | None = None
-    pool_blocks: Annotated[Count, Range(le=1 << 24)] | None = None
+    pool_blocks: Annotated[Count, Range(le=_MOST_BLOCKS)] | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -88,15 +89,24 @@ class OrderOptions:
             return replace(self, by=by)
         steps = self.block_steps
         if steps is None:
-            steps = _BLOCK_STEPS if group_steps is None else -(-_FEWEST_STEPS // group_steps) * group_steps
+            steps = _BLOCK_STEPS if group_steps is None else -(-FEWEST_STEPS // group_steps) * group_steps
             steps = min(steps, 1 << 16)
         pool = self.pool_blocks
         if pool is None and block_bytes is not None:
-            nodes = self.nodes or 1
-            lanes = -(-self.lanes // nodes) * nodes  # as many as an order for these nodes has, unless shards are few
-            fitting = nodes * _POOL_BYTES // max(1, block_bytes(steps))
-            pool = max(2 * lanes, min(LANE_BLOCKS * lanes, fitting))
+            pool = self.fitting_pool(block_bytes(steps))
         return replace(self, by=by, block_steps=steps, pool_blocks=pool)
+
+    def fitting_pool(self, block_bytes: int, num_blocks: int | None = None) -> int:
+        """The blocks of a pool where the user names no number: at least two a lane, else no more than fit.
+
+        Args:
+            block_bytes: of what is kept of a block.
+            num_blocks: that are wanted; `LANE_BLOCKS` a lane if None.
+        """
+        nodes = self.nodes or 1
+        lanes = -(-self.lanes // nodes) * nodes  # as many as an order for these nodes has, unless shards are few
+        wanted = LANE_BLOCKS * lanes if num_blocks is None else num_blocks
+        return max(2 * lanes, min(wanted, nodes * _POOL_BYTES // max(1, block_bytes), _MOST_BLOCKS))
 
     def in_storage_order(self) -> "OrderOptions":
         """The same without shuffling."""
