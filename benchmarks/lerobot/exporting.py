@@ -1,15 +1,17 @@
 """Exporting a LeRobot data set on two processes: encoding beside the bare encoder, copying beside ``cp``.
 
     python benchmarks/lerobot/exporting.py [--data FOLDER] [--episodes 8] [--rounds 3] [--crf 18] [--gop 5]
-    python benchmarks/lerobot/exporting.py --copied ROOT [--times 8] [--rounds 3]
+    python benchmarks/lerobot/exporting.py --copied ROOT [--times 8] [--rounds 3] [--cold]
 
 Encoding: recordings of two cameras are exported as often as it takes to have so many episodes; the bare encoder is that
-of `video_packing.py`, with the same options. Copying: so many times a LeRobot set as one list, to both versions; ``cp``
-copies what was exported. All are measured in turn. `ratio` is of wall time, by round; `cpu` that of seconds of CPU of
-all processes, which other work on the machine changes less. Opening the source and starting processes count.
+of `video_packing.py`, with the same options. Copying: so many times a LeRobot set, or shards, as one list, to both
+versions; ``cp`` copies what was exported, both from the page cache unless they shall be cold. All are measured in turn.
+`ratio` is of wall time, by round; `cpu` that of seconds of CPU of all processes, which other work on the machine
+changes less. Opening the source and starting processes count.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -62,34 +64,48 @@ def encoding(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def copying(arguments: argparse.Namespace, folder: Path) -> None:
-    """MB a second and CPU a GB, of exports and of ``cp`` in turn."""
+    """MB a second and CPU an episode, of exports and of ``cp`` in turn.
+
+    Nothing is removed before the end: ext4 creates files several times slower where many were removed just now.
+    """
     source = [str(arguments.copied)] * arguments.times
     for version in ("3.0", "2.1"):
-        ratios, cpus = [], []
+        ratios = []
         for number in range(arguments.rounds):
-            out, beside = folder / "out", folder / "beside"
+            out, beside = folder / f"{version}-{number}", folder / f"{version}-{number}-beside"
             reports = []
+            if arguments.cold:
+                forget(arguments.copied)
             wall, cpu = measured(
                 lambda out=out, reports=reports, version=version: reports.append(
                     es.export_lerobot(source, out, version=version, workers=NUM_PROCESSES)
                 )
             )
+            if arguments.cold:
+                forget(out)
             plain, plain_cpu = measured(
                 lambda out=out, beside=beside: (
                     subprocess.run(["cp", "-r", out, beside], check=True),
                     subprocess.run(["sync", "-f", beside], check=True),
                 )
             )
-            size = reports[0].num_bytes / MB
+            size, episodes = reports[0].num_bytes / MB, reports[0].num_episodes
             ratios.append(plain / wall)
-            cpus.append(cpu / max(plain_cpu, 1e-3))
             print(
-                f"v{version}, round {number}: {size:.0f} MB, {reports[0].num_episodes} episodes; export "
-                f"{size / wall:.0f} MB/s, {cpu:.2f} s CPU; cp and sync {size / plain:.0f} MB/s, {plain_cpu:.2f} s"
+                f"v{version}, round {number}: {size:.0f} MB, {episodes} episodes; export {wall:.2f} s, "
+                f"{size / wall:.0f} MB/s, {1000 * cpu / episodes:.2f} ms CPU an episode, {1000 * cpu / size:.2f} a MB; "
+                f"cp and sync {plain:.2f} s, {size / plain:.0f} MB/s, {1000 * plain_cpu / episodes:.2f} ms an episode"
             )
-            shutil.rmtree(out)
-            shutil.rmtree(beside)
-        print(f"copying to v{version}: ratio {statistics.median(ratios):.2f}, cpu {statistics.median(cpus):.1f}")
+        print(f"copying to v{version}: {statistics.median(ratios):.2f} of cp's rate")
+
+
+def forget(folder: Path) -> None:
+    """Have files read from the disk again."""
+    subprocess.run(["sync", "-f", folder], check=True)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> None:
@@ -102,6 +118,7 @@ def main() -> None:
     parser.add_argument("--gop", type=int, default=5)
     parser.add_argument("--copied", type=Path, help="a LeRobot data set that is copied instead")
     parser.add_argument("--times", type=int, default=8)
+    parser.add_argument("--cold", action="store_true", help="read what is copied from the disk")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         (copying if arguments.copied else encoding)(arguments, Path(folder))

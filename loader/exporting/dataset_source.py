@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -10,11 +10,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from epistream.cache.node import CacheOptions, NodeCache
 from epistream.lazy import lazy
 from epistream.loader.exporting.lerobot_sets import EpisodeOfSet
 from epistream.loader.exporting.opened_episode import OpenedEpisode
-from epistream.loader.shards.shard_entry import data_version, read_index, shard_entry
+from epistream.loader.exporting.opened_shard import KnownShards
+from epistream.loader.shards.shard_entry import data_version
 from epistream.sharding.files.names import is_episode_url
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
@@ -88,19 +88,22 @@ class DatasetSource:
         """As `Source.episode`."""
         episode = int(self.order[number])
         shard = int(self.dataset.episode_shard[episode])
-        entry = shard_entry(self.dataset, shard)
-        with self._cache.open(entry) as opened:
+        with ExitStack() as held:
             yield OpenedEpisode(
                 dataset=self.dataset,
                 number=episode,
-                tar=opened.blobs[0],
-                index=read_index(opened.blobs[1], entry),
+                shard=self._shards.of(shard),
                 features=self.named,
                 upright=self.upright,
-                no_task=self.tasks.index(self.task) if self.task in self.tasks else len(self.tasks),
-                version=entry.parts[0].version or entry.parts[0].checksum or "",
+                no_task=self._no_task,
                 place=self._place(self.dataset.index_url[shard]),
+                held=held,
             )
+
+    @lazy
+    def _no_task(self) -> int:
+        """The number of the task of episodes that have none."""
+        return self.tasks.index(self.task) if self.task in self.tasks else len(self.tasks)
 
     def _place(self, index_url: str) -> EpisodeOfSet | None:
         if not is_episode_url(index_url):
@@ -114,8 +117,8 @@ class DatasetSource:
         return {}
 
     @lazy
-    def _cache(self) -> NodeCache:
-        return NodeCache(CacheOptions(mode="off"), self.dataset.storage_options)
+    def _shards(self) -> KnownShards:
+        return KnownShards(self.dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         known = {item.name for item in fields(self)}

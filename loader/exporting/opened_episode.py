@@ -1,6 +1,7 @@
 """One episode of any dataset, open to be exported: its values, its pictures, or its videos as they are recorded."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,18 @@ from numpy.typing import NDArray
 
 from epistream.cache.source.blob import Blob
 from epistream.errors import FormatError
+from epistream.lazy import lazy
 from epistream.loader.exporting.lerobot_sets import EpisodeOfSet
+from epistream.loader.exporting.opened_shard import KnownShard
 from epistream.loader.frames.frame_decoder import FrameDecoder
 from epistream.loader.reading.instructions import first_task, nth_task
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.opened_dataset import Dataset
-from epistream.sharding.lerobot_out.model import Frames, Packet, Statistics
+from epistream.sharding.lerobot_meta.episode_statistics import told_by
+from epistream.sharding.lerobot_out.model import FileRange, Frames, Statistics
 from epistream.sharding.pictures.codecs import Png
+from epistream.sharding.pictures.mp4_mux import Packets
 from epistream.sharding.pictures.video import VideoStream
 
 Int64 = NDArray[np.int64]
@@ -24,31 +29,44 @@ Int64 = NDArray[np.int64]
 _READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpenedEpisode:
     """An episode whose shard is open; `epistream.sharding.lerobot_out.model.Episode` says what it gives.
 
     Args:
         dataset: It is of.
         number: `episode_index` in the dataset.
-        tar: Bytes of its shard.
-        index: Of the shard.
+        shard: It is in.
         features: By the name that they are exported by.
         upright: Whether pictures that were recorded upside down are turned.
         no_task: The number of the task of episodes that have none.
-        version: Of what it is read from.
         place: In a LeRobot data set, if it is of one.
+        held: Where packed bytes are held open, once they are wanted.
     """
 
     dataset: Dataset
     number: int
-    tar: Blob
-    index: ShardIndex
+    shard: KnownShard
     features: dict[str, Feature]
     upright: bool
     no_task: int
-    version: str
-    place: EpisodeOfSet | None = None
+    place: EpisodeOfSet | None
+    held: ExitStack
+
+    @property
+    def version(self) -> str:
+        """As `Episode.version`."""
+        return self.shard.version
+
+    @property
+    def index(self) -> ShardIndex:
+        """Of its shard."""
+        return self.shard.index
+
+    @lazy
+    def tar(self) -> Blob:
+        """The packed bytes of its shard."""
+        return self.held.enter_context(self.shard.opened())
 
     def task_index(self) -> Int64:
         """As `Episode.task_index`: that of each step where the source knows it, else the first of the episode's."""
@@ -96,9 +114,9 @@ class OpenedEpisode:
         decoder = FrameDecoder(feature, feature.shape)
         rows = self._rows(steps)
         if not decoder.is_video:
-            picture = np.empty(feature.shape, feature.dtype)
-            for row, step in zip(rows.tolist(), steps, strict=True):
-                decoder.decode(self.tar.read(*self.index.frame_range(feature.name, row)), picture, self.where(step))
+            picture, where = np.empty(feature.shape, feature.dtype), self.where()
+            for step, data in zip(steps, self._stored(feature.name, rows), strict=True):
+                decoder.decode(data, picture, f"{where}, step {step}")
                 yield picture
             return
         for run in self.index.runs(feature.name, rows):
@@ -107,9 +125,26 @@ class OpenedEpisode:
             for _, frame in decoder.pictures(run.stream, packets, wanted, f"{self.where()}.{feature.name}"):
                 yield frame
 
+    def _stored(self, camera: str, rows: Int64) -> Iterator[memoryview]:
+        """The bytes of some pictures, each valid until the next one; a few are read at a time."""
+        offset, size = self.index.frame_offset[camera][rows].astype(np.int64), self.index.frame_size[camera][rows]
+        part = np.cumsum(size, dtype=np.int64) // _READ_BYTES
+        for some in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(part)) + 1):
+            sizes = size[some].tolist()
+            whole = memoryview(bytearray(sum(sizes)))
+            ends = np.cumsum(sizes).tolist()
+            pieces = [whole[end - one : end] for one, end in zip(sizes, ends, strict=True)]
+            self.tar.read_each(offset[some].tolist(), pieces)
+            yield from pieces
+
     def statistics(self, name: str) -> Statistics | None:
-        """As `Episode.statistics`: what a LeRobot data set says."""
-        return self.place.statistics(self.features[name].source_path) if self.place is not None else None
+        """As `Episode.statistics`: what a LeRobot data set says, also one that the shard was packed from."""
+        feature, attributes = self.features[name], self.shard.attributes
+        if self.place is not None:
+            return self.place.statistics(feature.source_path)
+        if attributes is None or feature.kind != "frames":
+            return None
+        return told_by(attributes.of(self._in_shard), feature.source_path)
 
     @property
     def _in_shard(self) -> int:
@@ -124,7 +159,7 @@ class OpenedEpisode:
         return where if step is None else f"{where}, step {step}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CopiedVideo:
     """The packets or PNGs of a camera of an episode, see `epistream.sharding.lerobot_out.model.RecordedVideo`."""
 
@@ -139,47 +174,63 @@ class CopiedVideo:
             return None
         return video.stream(int(self.episode.dataset.episode_in_shard[self.episode.number]))
 
-    @property
-    def num_bytes(self) -> int:
-        """As `RecordedVideo.num_bytes`."""
-        return int(self.episode.index.frame_size[self.feature.name][self._rows()].sum())
-
-    def packets(self) -> Iterable[Packet]:
+    @lazy
+    def packets(self) -> Packets:
         """As `RecordedVideo.packets`."""
-        index, rows = self.episode.index, self._rows()
-        offset, size = index.frame_offset[self.feature.name], index.frame_size[self.feature.name]
+        index, order = self.episode.index, self._order
         video = index.videos.get(self.feature.name)
-        order = rows if video is None else rows[np.argsort(offset[rows], kind="stable")]
-        keys = np.ones(len(rows), bool) if video is None else video.back[order] == 0
-        steps = (order - rows[0]).tolist()
-        data = _in_turn(self.episode.tar, offset[order].astype(np.int64), size[order].astype(np.int64))
-        for step, is_key, packet in zip(steps, keys.tolist(), data, strict=True):
-            if video is None:
-                self._refuse_other(packet, step)
-            yield Packet(step, is_key, packet)
+        keys = np.ones(len(order), np.bool_) if video is None else video.back[order] == 0
+        size = index.frame_size[self.feature.name][order].astype(np.int64)
+        return Packets(order - order.min(), keys, size)
+
+    def data(self) -> Iterable[memoryview]:
+        """As `RecordedVideo.data`; PNGs one by one, each seen to be what a reader will make of it."""
+        if self.stream is None:
+            offset = self._offset
+            for step, size in enumerate(self.packets.size.tolist()):
+                picture = self.episode.tar.read(int(offset[step]), size)
+                self._refuse_other(picture, step)
+                yield picture
+            return
+        for start, size in self._spans():
+            for place in range(start, start + size, _READ_BYTES):
+                yield self.episode.tar.read(place, min(_READ_BYTES, start + size - place))
+
+    def ranges(self) -> list[FileRange] | None:
+        """As `RecordedVideo.ranges`."""
+        if self.stream is None:
+            return None
+        found: list[FileRange] = []
+        for start, size in self._spans():
+            ranges = self.episode.shard.ranges(start, size)
+            if ranges is None:
+                return None
+            found += ranges
+        return found
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """First packed byte and size of those that lie one behind the other."""
+        offset, size = self._offset, self.packets.size
+        firsts = np.flatnonzero(np.append(True, offset[1:] != offset[:-1] + size[:-1]))
+        return zip(offset[firsts].tolist(), np.add.reduceat(size, firsts).tolist(), strict=True)
 
     def _refuse_other(self, data: bytes | memoryview, step: int) -> None:
-        """See that a picture is what a reader will make of it."""
         feature, where = self.feature, self.episode.where(step)
         found = Png.announced(data, where)
         if found != (feature.dtype, feature.shape):
             raise FormatError(f"{where}: a PNG of {found}, wanted {(feature.dtype, feature.shape)}. Pack it again.")
 
-    def _rows(self) -> Int64:
+    @lazy
+    def _order(self) -> Int64:
+        """(T,) rows in the order of decoding: that in which they lie."""
         episode = self.episode
         first = int(episode.index.first_row[int(episode.dataset.episode_in_shard[episode.number])])
-        return first + np.arange(int(episode.dataset.episode_length[episode.number]))
+        rows = first + np.arange(int(episode.dataset.episode_length[episode.number]))
+        if self.feature.name not in episode.index.videos:
+            return rows
+        return rows[np.argsort(episode.index.frame_offset[self.feature.name][rows], kind="stable")]
 
-
-def _in_turn(tar: Blob, offset: Int64, size: Int64) -> Iterator[bytes]:
-    """Pieces of a shard; those that lie one behind the other are read together."""
-    is_apart = np.append(True, offset[1:] != offset[:-1] + size[:-1])
-    part = np.cumsum(size) // _READ_BYTES
-    firsts = np.flatnonzero(is_apart | np.append(True, part[1:] != part[:-1]))
-    starts, ends = offset[firsts].tolist(), np.append(firsts[1:], len(offset)).tolist()
-    for first, stop, start in zip(firsts.tolist(), ends, starts, strict=True):
-        data = tar.read(start, int(size[first:stop].sum()))
-        place = 0
-        for one in size[first:stop].tolist():
-            yield bytes(data[place : place + one])
-            place += one
+    @lazy
+    def _offset(self) -> Int64:
+        """(T,) packed byte at which each begins."""
+        return self.episode.index.frame_offset[self.feature.name][self._order].astype(np.int64)

@@ -15,6 +15,8 @@ from epistream.sharding.lerobot_meta.meta_files import look_at, version_now
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta
 from epistream.sharding.lerobot_meta.statistics import EPISODES_STATS, of_lines, of_tables
 
+# Under which attribute packed episodes have those of their pictures, by LeRobot's key: in ``<key>.meta.json``.
+ATTRIBUTE = "lerobot_statistics"
 # By LeRobot's key and the name of a statistic: (E, D) of D numbers, (E, 3, 1, 1) of pictures; counts (E, 1).
 ByEpisode = Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -65,3 +67,25 @@ def episode_statistics(meta: LeRobotMeta, options: Options) -> ByEpisode:
 def _is_plain(column: Column) -> bool:
     """Whether it is of one number or a row of them, and no place in the plan."""
     return column.dtype in DTYPES and len(column.shape) <= 1 and column.key not in FOLLOWS
+
+
+def told_plainly(statistics: Mapping[str, NDArray[Any]]) -> dict[str, list[float]] | None:
+    """Those of a camera in an episode as JSON can hold them; None if it cannot: they are not all finite."""
+    if not all(np.isfinite(values).all() for values in statistics.values()):
+        return None
+    return {name: values.ravel().tolist() for name, values in statistics.items()}
+
+
+def told_by(attributes: Mapping[str, Any], key: str) -> dict[str, NDArray[Any]] | None:
+    """The inverse: what an episode's attributes say of a camera; None if that is nothing, or no lists of numbers."""
+    said = attributes.get(ATTRIBUTE)
+    said = said.get(key) if isinstance(said, dict) else None
+    if not isinstance(said, dict):
+        return None
+    found = {}
+    for name, values in said.items():
+        is_plain = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not is_plain or not all(abs(value) < 1 << 53 for value in values):
+            return None
+        found[name] = np.array(values, np.int64 if name == "count" else np.float64)
+    return found

@@ -6,7 +6,7 @@ data set takes them up.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,19 +16,25 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError
 from epistream.sharding.lerobot_out.jobs import Job, where_is
-from epistream.sharding.lerobot_out.model import Episode, Frames, OutFeature, Packet, Statistics
+from epistream.sharding.lerobot_out.known_facts import facts_name, num_episodes_at_once, told_packets
+from epistream.sharding.lerobot_out.model import Episode, Frames, OutFeature, Statistics
 from epistream.sharding.lerobot_out.parquet import checked_column, checked_values, derived_columns, writing
-from epistream.sharding.lerobot_out.statistics import QUANTILES, PictureStatistics, array_statistics, sampled_steps
-from epistream.sharding.lerobot_out.work_folder import packed, unpacked
+from epistream.sharding.lerobot_out.statistics import (
+    QUANTILES,
+    PictureStatistics,
+    columns_statistics,
+    known_or_measured,
+    sampled_steps,
+)
+from epistream.sharding.lerobot_out.work_folder import packed
 from epistream.sharding.pictures.codecs import Png
+from epistream.sharding.pictures.mp4_mux import Packets
 from epistream.sharding.pictures.video import VideoStream
 from epistream.sharding.pictures.video_encoder import VideoEncoder
 from epistream.sharding.tasks.pulse import Pulse
 from epistream.units import picture_size
 
-# Episodes of a task that encodes nothing, at most, and tasks that they are for at least, where there are enough.
-_MOST_EPISODES, _FEWEST_TASKS = 64, 32
-_VALUES = "values"
+_PIECE_BYTES = 1 << 20
 _MOST_MM, _MM_PER_M = (1 << 16) - 1, 1000
 
 
@@ -48,7 +54,7 @@ class FactsTask:
 
     def name(self, job: Job) -> str:
         """Under which its facts are kept."""
-        return _facts_name(job, self.camera, self.first)
+        return facts_name(job, self.camera, self.first)
 
 
 def facts_tasks(job: Job) -> Iterator[FactsTask]:
@@ -57,47 +63,9 @@ def facts_tasks(job: Job) -> Iterator[FactsTask]:
     for number in range(job.num_episodes):
         for camera in encoded:
             yield FactsTask(camera.name, number, number + 1)
-    size = _num_episodes(job)
+    size = num_episodes_at_once(job)
     for first in range(0, job.num_episodes, size):
         yield FactsTask("", first, min(first + size, job.num_episodes))
-
-
-def _num_episodes(job: Job) -> int:
-    """Of a task that encodes nothing; whoever goes on with other processes has the same."""
-    return max(1, min(_MOST_EPISODES, job.num_episodes // _FEWEST_TASKS))
-
-
-def _facts_name(job: Job, camera: str, first: int) -> str:
-    position = [one.name for one in job.cameras].index(camera) if camera else _VALUES
-    return f"{position}-{first:08d}"
-
-
-def facts_of(job: Job, camera: str, numbers: Iterable[int]) -> Iterator[Mapping[str, Any]]:
-    """What was kept of a camera, or of everything else, in these episodes.
-
-    Raises:
-        FormatError: If somebody took it away.
-    """
-    is_copied = any(one.name == camera and job.is_copied(one) for one in job.cameras)
-    is_apart = bool(camera) and not is_copied
-    size = 1 if is_apart else _num_episodes(job)
-    name, kept = "", None
-    for number in numbers:
-        wanted = _facts_name(job, camera if is_apart else "", number // size * size)
-        if wanted != name:
-            name, kept = wanted, job.folder.kept(wanted)
-        if kept is None:
-            raise FormatError(
-                f"{job.folder.work}: facts {name} are missing, wanted what was kept a moment ago. Run the same again."
-            )
-        facts = kept[number % size]
-        yield {**facts["copied"][camera], "version": facts["version"]} if is_copied else facts
-
-
-def statistics_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a camera's pictures, or of all else by feature: nobody unpacks them who does not need them."""
-    statistics: dict[str, Any] = unpacked(facts["statistics"])
-    return statistics
 
 
 def make_facts(task: FactsTask, pulse: Pulse) -> None:
@@ -120,10 +88,11 @@ def make_facts(task: FactsTask, pulse: Pulse) -> None:
 
 
 def _of_values(job: Job, episode: Episode, number: int) -> dict[str, Any]:
-    """Statistics of all that is no camera, which tasks there are, and about how large the rows are."""
+    """Values of all that is no camera and their statistics, which tasks there are, and about how large the rows are."""
     length, version = job.length(number), job.options.version
-    tasks = checked_tasks(job, episode, number)
+    tasks = _checked_tasks(job, episode, number)
     statistics: dict[str, Statistics] = {}
+    rows: dict[str, NDArray[Any]] = {}
     num_bytes = 0
     for feature in job.source.features:
         if feature.is_camera:
@@ -131,32 +100,21 @@ def _of_values(job: Job, episode: Episode, number: int) -> dict[str, Any]:
         if feature.is_carried:
             num_bytes += checked_column(feature, episode.column(feature.name), length, where_is(number)).nbytes
             continue
-        values = checked_values(feature, episode.values(feature.name), length, where_is(number))
-        statistics[feature.name] = _as_known(array_statistics(values, version), episode.statistics(feature.name))
+        values = rows[feature.name] = checked_values(feature, episode.values(feature.name), length, where_is(number))
+        statistics[feature.name] = known_or_measured(values, episode.statistics(feature.name), version)
         num_bytes += values.nbytes
-    for name, column in derived_columns(number, job.first_rows[number], tasks, job.source.fps).items():
-        statistics[name] = array_statistics(column, version)
-        num_bytes += column.nbytes
+    derived = derived_columns(number, job.first_rows[number], tasks, job.source.fps)
+    statistics |= columns_statistics(derived, version)
+    num_bytes += sum(column.nbytes for column in derived.values())
     return {
-        "statistics": packed({name: dict(found) for name, found in statistics.items()}),
+        "statistics": packed(statistics),
         "tasks": list(dict.fromkeys(tasks.tolist())),
         "num_bytes": num_bytes,
+        "rows": packed([tasks, rows]),
     }
 
 
-def _as_known(measured: Statistics, known: Statistics | None) -> Statistics:
-    """Those of numbers as the source says, where it has them in this form: versions round them in their own ways."""
-    names = ("min", "max", "mean", "std", "count")
-    if known is None or any(name not in known or known[name].shape != measured[name].shape for name in names):
-        return measured
-    if not (known["count"] == measured["count"]).all():
-        return measured
-    said = {name: known[name].astype(measured[name].dtype) for name in names}
-    more = {name: known[name] for name in QUANTILES if name in measured and name in known}
-    return {**measured, **said, **more}
-
-
-def checked_tasks(job: Job, episode: Episode, number: int) -> NDArray[np.int64]:
+def _checked_tasks(job: Job, episode: Episode, number: int) -> NDArray[np.int64]:
     """(T,) numbers of the tasks of an episode's steps.
 
     Raises:
@@ -181,6 +139,12 @@ def _of_copied(job: Job, episode: Episode, camera: OutFeature, number: int) -> d
             f"{where_is(number, camera.name)}: a video of {found}, wanted {wanted}, since LeRobot shows all of it. "
             "Leave this camera out."
         )
+    packets = video.packets
+    if len(packets) != job.length(number):
+        raise FormatError(
+            f"{where_is(number, camera.name)}: a video of {len(packets)} pictures, wanted {job.length(number)}. "
+            "Check the source with 'epistream verify'."
+        )
     statistics = _known_statistics(episode.statistics(camera.name), 1 if camera.is_depth else 3, job.options.version)
     if statistics is None:
         steps = sampled_steps(job.length(number))
@@ -195,11 +159,13 @@ def _of_copied(job: Job, episode: Episode, camera: OutFeature, number: int) -> d
                 "Check the source with 'epistream verify'."
             )
         statistics = measured.result(job.options.version)
+    ranges = video.ranges()
     return {
         "statistics": packed(statistics),
         "has_quantiles": QUANTILES.keys() <= statistics.keys(),
         "stream": stream and stream.to_dict(),
-        "num_bytes": video.num_bytes,
+        "ranges": None if ranges is None else [list(one) for one in ranges],
+        **told_packets(packets),
     }
 
 
@@ -246,18 +212,16 @@ def _of_encoded(job: Job, episode: Episode, camera: OutFeature, number: int, pul
 
     with writing(path), path.open("wb") as file:
         if camera.dtype == "image":
-            stream, sizes, keys = _staged_pngs(pictures(), camera, file)
+            stream, packets = _staged_pngs(pictures(), camera, file)
         else:
-            stream, sizes, keys = _staged_video(pictures(), camera, job, file)
+            stream, packets = _staged_video(pictures(), camera, job, file)
         file.flush()
         os.fsync(file.fileno())  # what is kept of it must not outlive it when power is cut
     return {
         "statistics": packed(measured.result(job.options.version)),
         "has_quantiles": job.options.version != "2.1",
         "stream": stream and stream.to_dict(),
-        "num_bytes": int(sizes.sum()),
-        "sizes": sizes,
-        "is_key": keys,
+        **told_packets(packets),
     }
 
 
@@ -271,13 +235,13 @@ def _checked_picture(picture: Frames, camera: OutFeature, number: int) -> Frames
     return picture
 
 
-Staged = tuple[VideoStream | None, NDArray[np.uint32], NDArray[np.bool_]]
+Staged = tuple[VideoStream | None, Packets]
 
 
 def _staged_pngs(pictures: Iterable[Frames], camera: OutFeature, file: BinaryIO) -> Staged:
     codec = Png(camera.name, "uint8", camera.shape, None)
-    sizes = np.array([file.write(codec.encode(picture, 0)) for picture in pictures], np.uint32)
-    return None, sizes, np.ones(len(sizes), bool)
+    sizes = np.array([file.write(codec.encode(picture, 0)) for picture in pictures], np.int64)
+    return None, Packets(np.arange(len(sizes)), np.ones(len(sizes), np.bool_), sizes)
 
 
 def _staged_video(pictures: Iterable[Frames], camera: OutFeature, job: Job, file: BinaryIO) -> Staged:
@@ -289,7 +253,7 @@ def _staged_video(pictures: Iterable[Frames], camera: OutFeature, job: Job, file
     whole = memoryview(video.data)
     for offset, size in zip(table.offset.tolist(), table.size.tolist(), strict=True):
         file.write(whole[offset : offset + size])
-    return table.stream, table.size, table.back == 0
+    return table.stream, Packets(np.arange(len(table.size)), table.back == 0, table.size.astype(np.int64))
 
 
 def staged_name(job: Job, camera: OutFeature, number: int) -> str:
@@ -297,15 +261,17 @@ def staged_name(job: Job, camera: OutFeature, number: int) -> str:
     return f"{job.cameras.index(camera)}-{number:08d}"
 
 
-def staged_packets(path: Path, facts: Mapping[str, Any]) -> Iterator[Packet]:
-    """Encoded pictures, one at a time.
+def staged_data(path: Path, packets: Packets) -> Iterator[bytes]:
+    """The bytes of encoded pictures, in pieces.
 
     Raises:
         FormatError: If they are not as they were written.
     """
-    with path.open("rb") as file:
-        for step, (size, is_key) in enumerate(zip(facts["sizes"].tolist(), facts["is_key"].tolist(), strict=True)):
-            data = file.read(size)
-            if len(data) != size:
-                raise FormatError(f"{path}: ends at step {step}, wanted {len(facts['sizes'])}. Begin the export again.")
-            yield Packet(step, is_key, data)
+    left = packets.num_bytes
+    with path.open("rb", buffering=0) as file:
+        while left and (data := file.read(min(left, _PIECE_BYTES))):
+            yield data
+            left -= len(data)
+    if left:
+        step = int(np.searchsorted(np.cumsum(packets.size), packets.num_bytes - left, side="right"))
+        raise FormatError(f"{path}: ends at step {step}, wanted {len(packets)}. Begin the export again.")

@@ -4,7 +4,7 @@ Every task leaves what it found in the folder, so that an export that was killed
 run again gives the same bytes.
 """
 
-import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +16,15 @@ import numpy as np
 import PIL
 
 from epistream.errors import OptionError
+from epistream.sharding.files.arrow import arrow_module as pyarrow
 from epistream.sharding.lerobot_out.episode_facts import facts_tasks, make_facts
-from epistream.sharding.lerobot_out.files import files_tasks, write_files
+from epistream.sharding.lerobot_out.files import files_tasks, give_up_staged, write_files
 from epistream.sharding.lerobot_out.jobs import Job
-from epistream.sharding.lerobot_out.layout import files_of, lay_out
+from epistream.sharding.lerobot_out.known_facts import FACTS_VERSION
+from epistream.sharding.lerobot_out.layout import Layout, OutFile, files_of, lay_out
 from epistream.sharding.lerobot_out.metadata import write_metadata
 from epistream.sharding.lerobot_out.model import OutFeature, Source
 from epistream.sharding.lerobot_out.options import ExportOptions
-from epistream.sharding.lerobot_out.parquet import pyarrow
 from epistream.sharding.lerobot_out.work_folder import WorkFolder
 from epistream.sharding.pictures.video_encoder import library_versions
 from epistream.sharding.tasks.pool import TaskPool
@@ -31,7 +32,9 @@ from epistream.sharding.tasks.pool_process import Words
 from epistream.units import picture_size
 
 _WORDS = Words("an exporting process", "the same export goes on where it was.")
-_log = logging.getLogger(__name__)
+# An idle process takes half a second until its first task. Where all is copied, an episode takes about so long, to be
+# looked at and its rows to be written, and a file, and its bytes.
+_WORTH_PROCESSES_S, _EPISODE_S, _FILE_S, _BYTES_PER_S = 1.5, 0.003, 0.0005, 1e9
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,13 @@ def export_lerobot(
             _export(job, on_progress)
         if concludes:
             folder.conclude()
-    files = [file for top in ("data", "videos") for file in (job.path / top).rglob("*") if file.is_file()]
+        files = folder.files()
     return ExportReport(
         path=job.path,
         num_episodes=job.num_episodes,
         num_steps=int(np.sum(source.lengths)),
         num_files=len(files),
-        num_bytes=sum(file.stat().st_size for file in files),
+        num_bytes=sum(files.values()),
         seconds=time.monotonic() - started,
         is_new=not is_complete,
     )
@@ -121,16 +124,46 @@ def conclude_export(path: Path) -> None:
 
 def _export(job: Job, on_progress: Callable[[ExportProgress], None]) -> None:
     workers = job.options.workers or len(os.sched_getaffinity(0))
+    is_light = _is_light(job)
     with TaskPool(workers, f"{job.path}", {"job": job}, _WORDS) as pool:
         tasks = [task for task in facts_tasks(job) if job.folder.kept(task.name(job)) is None]
-        _run(pool, make_facts, tasks, _Told(on_progress, "episodes", _weight(job, tasks)))
+        fewest = _fewest_to_share(tasks, job.num_episodes * _EPISODE_S if is_light else math.inf)
+        _run(pool, make_facts, tasks, _Told(on_progress, "episodes", _weight(job, tasks)), fewest)
         layout = lay_out(job)
-        files = list(files_of(job, layout))
+        files = _missing(job, layout)
         num_parts = sum(file.stop - file.first for file in files)
-        _run(pool, write_files, list(files_tasks(files)), _Told(on_progress, "files", num_parts))
+        num_bytes = sum(placing.num_bytes for placing in layout.placings.values())
+        seconds = len(files) * _FILE_S + job.num_episodes * _EPISODE_S / 2 + num_bytes / _BYTES_PER_S
+        written = list(files_tasks(job, files))
+        fewest = _fewest_to_share(written, seconds if is_light else math.inf)
+        _run(pool, write_files, written, _Told(on_progress, "files", num_parts), fewest)
     on_progress(ExportProgress("publishing", 0, 1))
     write_metadata(job, layout)
     on_progress(ExportProgress("publishing", 1, 1))
+
+
+def _missing(job: Job, layout: Layout) -> list[OutFile]:
+    """The files that are not complete; of the others nothing stays staged."""
+    there, missing = job.folder.files(), []
+    for file in files_of(job, layout):
+        if file.name not in there:
+            missing.append(file)
+        else:
+            give_up_staged(job, file)
+    return missing
+
+
+def _is_light(job: Job) -> bool:
+    """Whether nothing is encoded, nor decoded for statistics."""
+    if not all(map(job.is_copied, job.cameras)):
+        return False
+    with job.source.episode(0) as episode:
+        return all(episode.statistics(camera.name) is not None for camera in job.cameras)
+
+
+def _fewest_to_share(tasks: Sequence[Any], seconds: float) -> int:
+    """Of how many tasks on processes are started: of so many never, where they would begin when all is done."""
+    return 2 if seconds > _WORTH_PROCESSES_S else len(tasks) + 1
 
 
 @dataclass(frozen=True)
@@ -145,8 +178,8 @@ class _Told:
         self.on_progress(ExportProgress(self.stage, min(num_done, self.num_total), self.num_total))
 
 
-def _run(pool: TaskPool, function: Any, tasks: Sequence[Any], told: _Told) -> None:
-    for _ in pool.map(function, tasks, told):
+def _run(pool: TaskPool, function: Any, tasks: Sequence[Any], told: _Told, fewest: int) -> None:
+    for _ in pool.map(function, tasks, told, fewest):
         pass
 
 
@@ -158,7 +191,8 @@ def _weight(job: Job, tasks: Sequence[Any]) -> int:
 
 def _identity(job: Job) -> dict[str, Any]:
     encodes = any(not job.is_copied(camera) for camera in job.videos)
-    versions = {"pyarrow": pyarrow().__version__, **(library_versions() if job.videos else {})}
+    versions = {"facts": FACTS_VERSION, "pyarrow": pyarrow().__version__}
+    versions |= library_versions() if job.videos else {}
     if any(camera.dtype == "image" and not job.is_copied(camera) for camera in job.cameras):
         versions["pillow"] = PIL.__version__
     return {"source": job.source.identity, "options": job.options.deciding(encodes=encodes), "versions": versions}

@@ -54,6 +54,11 @@ class Job:
         return [camera for camera in self.cameras if camera.dtype == "video"]
 
     @cached_property
+    def numbers(self) -> list[OutFeature]:
+        """Features that are numbers, in their order."""
+        return [feature for feature in self.source.features if not feature.is_camera and not feature.is_carried]
+
+    @cached_property
     def first_rows(self) -> Sequence[int]:
         """(E,) steps of all episodes before each."""
         lengths = np.asarray(self.source.lengths)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from epistream.sharding.lerobot_out.episode_facts import facts_of
 from epistream.sharding.lerobot_out.jobs import Job, check_version
+from epistream.sharding.lerobot_out.known_facts import KnownFacts
 from epistream.sharding.pictures.mp4_mux import can_join
 from epistream.sharding.pictures.video import VideoStream
 
@@ -45,14 +45,27 @@ class Placing:
         first: Episode of each file.
         file: (E,) number of each episode's file.
         step: (E,) steps of the file before each episode.
+        num_bytes: Of all of them, about.
     """
 
     first: list[int] = field(default_factory=list)
     file: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
+    num_bytes: int = 0
 
 
-Layout = dict[str, Placing]
+@dataclass
+class Layout:
+    """Where everything lies.
+
+    Args:
+        placings: By camera, and of `ROWS`.
+        without_quantiles: Cameras that have none in some episode: statistics of a source need not have them, and a
+            column is of all episodes.
+    """
+
+    placings: dict[str, Placing]
+    without_quantiles: set[str] = field(default_factory=set)
 
 
 def lay_out(job: Job) -> Layout:
@@ -67,39 +80,62 @@ def lay_out(job: Job) -> Layout:
         SourceChangedError: If those of an episode are not of the same.
     """
     options = job.options
-    most = {ROWS: options.data_files_size_in_mb * (1 << 20)}
-    most |= {camera.name: options.video_files_size_in_mb * (1 << 20) for camera in job.videos}
-    images = [camera.name for camera in job.cameras if camera.dtype == "image"]
-    versions = [facts["version"] for facts in facts_of(job, ROWS, range(job.num_episodes))]
-    layout = {}
-    for name, limit in most.items():
-        placing = layout[name] = Placing()
-        num_bytes = num_steps = 0
-        stream: VideoStream | None = None
-        beside = [facts_of(job, image, range(job.num_episodes)) for image in images if name == ROWS]
-        for number, facts in enumerate(facts_of(job, name, range(job.num_episodes))):
-            size = facts["num_bytes"]
-            for image in map(next, beside):
-                size += image["num_bytes"]
-                check_version(image["version"], versions[number], number)
-            check_version(facts["version"], versions[number], number)
-            is_new = options.is_one_file_an_episode or num_bytes + size >= limit
-            its_stream = VideoStream.from_dict(facts["stream"]) if name != ROWS else None
-            is_new = is_new or (stream is not None and its_stream is not None and not can_join(stream, its_stream))
-            if not placing.first or is_new:
-                placing.first.append(number)
-                num_bytes = num_steps = 0
-                stream = its_stream
-            placing.file.append(len(placing.first) - 1)
-            placing.step.append(num_steps)
-            num_bytes, num_steps = num_bytes + size, num_steps + job.length(number)
+    filling = {ROWS: _Filling(options.data_files_size_in_mb * (1 << 20), options.is_one_file_an_episode)}
+    most = options.video_files_size_in_mb * (1 << 20)
+    filling |= {camera.name: _Filling(most, options.is_one_file_an_episode) for camera in job.videos}
+    layout = Layout({name: one.placing for name, one in filling.items()})
+    known = KnownFacts(job)
+    for number in range(job.num_episodes):
+        of_rows, length = known.of(number), job.length(number)
+        size = of_rows["num_bytes"]
+        for camera in job.cameras:
+            facts = known.of_camera(camera, number)
+            check_version(facts["version"], of_rows["version"], number)
+            if not facts["has_quantiles"]:
+                layout.without_quantiles.add(camera.name)
+            if camera.dtype == "image":
+                size += facts["num_bytes"]
+            else:
+                filling[camera.name].add(length, facts["num_bytes"], VideoStream.from_dict(facts["stream"]))
+        filling[ROWS].add(length, size)
     return layout
+
+
+@dataclass
+class _Filling:
+    """The file that is being filled with episodes.
+
+    Args:
+        most: Bytes.
+        is_one_each: Whether no file holds two episodes.
+    """
+
+    most: float
+    is_one_each: bool
+    placing: Placing = field(default_factory=Placing)
+    _num_bytes: int = 0
+    _num_steps: int = 0
+    _stream: VideoStream | None = None
+
+    def add(self, length: int, num_bytes: int, stream: VideoStream | None = None) -> None:
+        """Place the next episode."""
+        placing = self.placing
+        is_new = self.is_one_each or self._num_bytes + num_bytes >= self.most
+        is_new = is_new or (self._stream is not None and stream is not None and not can_join(self._stream, stream))
+        if not placing.first or is_new:
+            placing.first.append(len(placing.file))
+            self._num_bytes = self._num_steps = 0
+            self._stream = stream
+        placing.file.append(len(placing.first) - 1)
+        placing.step.append(self._num_steps)
+        placing.num_bytes += num_bytes
+        self._num_bytes, self._num_steps = self._num_bytes + num_bytes, self._num_steps + length
 
 
 def files_of(job: Job, layout: Layout) -> Iterator[OutFile]:
     """All files of rows and videos; the large ones first."""
     for camera in [*(camera.name for camera in job.videos), ROWS]:
-        first: Sequence[int] = layout[camera].first
+        first: Sequence[int] = layout.placings[camera].first
         for file, (start, stop) in enumerate(zip(first, [*first[1:], job.num_episodes], strict=True)):
             patterns = VIDEO_PATHS if camera else DATA_PATHS
             chunk, position = place_of(job, file)

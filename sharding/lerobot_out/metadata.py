@@ -1,20 +1,20 @@
 """What stands in ``meta/``: episodes with their statistics, tasks, and the description of it all."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from epistream.sharding.lerobot_out.episode_facts import facts_of, statistics_of
+from epistream.sharding.files.arrow import arrow_module as pyarrow
 from epistream.sharding.lerobot_out.jobs import Job
+from epistream.sharding.lerobot_out.known_facts import KnownFacts, statistics_of
 from epistream.sharding.lerobot_out.layout import DATA_PATHS, ROWS, VIDEO_PATHS, Layout, place_of
 from epistream.sharding.lerobot_out.model import DERIVED, OutFeature, Statistics
 from epistream.sharding.lerobot_out.parquet import (
     ParquetFile,
     episode_columns,
-    pyarrow,
     tasks_table,
     value_type,
     writing,
@@ -47,50 +47,35 @@ def tasks_of(job: Job) -> list[str]:
     return list(job.source.tasks) or [""]
 
 
-def _statistics(job: Job) -> Iterator[dict[str, Statistics]]:
-    """Of each episode, by feature."""
-    numbers = range(job.num_episodes)
-    cameras = {camera.name: facts_of(job, camera.name, numbers) for camera in job.cameras}
+Told = tuple[int, Mapping[str, Any], dict[str, Statistics]]
+
+
+def _episodes(job: Job, without_quantiles: Collection[str] = ()) -> Iterator[Told]:
+    """Number, facts, and statistics by feature of each episode."""
+    known = KnownFacts(job)
     names = [*(feature.name for feature in job.source.features), *DERIVED]
-    for facts in facts_of(job, ROWS, numbers):
-        found = {**statistics_of(facts), **{name: statistics_of(next(one)) for name, one in cameras.items()}}
-        yield {name: found[name] for name in names if name in found}
-
-
-def _without_quantiles(job: Job) -> set[str]:
-    """Cameras that have none in some episode: statistics of a source need not have them, and a column is of all."""
-    numbers = range(job.num_episodes)
-    return {
-        camera.name
-        for camera in job.cameras
-        if not all(facts["has_quantiles"] for facts in facts_of(job, camera.name, numbers))
-    }
+    for number in range(job.num_episodes):
+        facts = known.of(number)
+        found = statistics_of(facts)
+        found |= {camera.name: statistics_of(known.of_camera(camera, number)) for camera in job.cameras}
+        for name in without_quantiles:
+            found[name] = {key: value for key, value in found[name].items() if key not in QUANTILES}
+        yield number, facts, {name: found[name] for name in names if name in found}
 
 
 def _write_3_0(job: Job, layout: Layout) -> None:
-    without = _without_quantiles(job)
-
-    def statistics() -> Iterator[dict[str, Statistics]]:
-        for found in _statistics(job):
-            yield {
-                name: {key: value for key, value in values.items() if name not in without or key not in QUANTILES}
-                for name, values in found.items()
-            }
-
-    total = merge_all(_write_episodes(job, layout, statistics()))
+    total = merge_all(_write_episodes(job, layout))
     with job.folder.new_file("meta/tasks.parquet") as path, writing(path):
         pyarrow("pyarrow.parquet").write_table(tasks_table(tasks_of(job)), path)
     plain = {name: {key: value.tolist() for key, value in values.items()} for name, values in total.items()}
     job.folder.write("meta/stats.json", _json(plain))
 
 
-def _write_episodes(
-    job: Job, layout: Layout, statistics: Iterator[dict[str, Statistics]]
-) -> Iterator[dict[str, Statistics]]:
+def _write_episodes(job: Job, layout: Layout) -> Iterator[dict[str, Statistics]]:
     """Write `meta/episodes` group by group; gives the statistics on as they come by."""
     tasks = tasks_of(job)
     most = job.options.data_files_size_in_mb * (1 << 20)
-    rest = zip(range(job.num_episodes), facts_of(job, ROWS, range(job.num_episodes)), statistics, strict=True)
+    rest = _episodes(job, layout.without_quantiles)
     file = 0
     group = list(islice(rest, _GROUP))
     while group:
@@ -125,11 +110,11 @@ def _row(
         "tasks": [tasks[task] for task in facts["tasks"]],
         "length": length,
     }
-    row["data/chunk_index"], row["data/file_index"] = place_of(job, layout[ROWS].file[number])
+    row["data/chunk_index"], row["data/file_index"] = place_of(job, layout.placings[ROWS].file[number])
     row["dataset_from_index"] = job.first_rows[number]
     row["dataset_to_index"] = job.first_rows[number] + length
     for camera in job.videos:
-        placing, prefix = layout[camera.name], f"videos/{camera.name}"
+        placing, prefix = layout.placings[camera.name], f"videos/{camera.name}"
         row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"] = place_of(job, placing.file[number])
         row[f"{prefix}/from_timestamp"] = float(placing.step[number] / job.rate)
         row[f"{prefix}/to_timestamp"] = float((placing.step[number] + length) / job.rate)
@@ -141,15 +126,15 @@ def _row(
 
 def _write_2_1(job: Job, layout: Layout) -> None:
     tasks = tasks_of(job)
-    numbers = range(job.num_episodes)
     _write_lines(job, "meta/tasks.jsonl", ({"task_index": number, "task": text} for number, text in enumerate(tasks)))
+    known = KnownFacts(job)
     episodes = (
         {
             "episode_index": number,
-            "tasks": [tasks[task] for task in facts["tasks"]],
+            "tasks": [tasks[task] for task in known.of(number)["tasks"]],
             "length": job.length(number),
         }
-        for number, facts in zip(numbers, facts_of(job, ROWS, numbers), strict=True)
+        for number in range(job.num_episodes)
     )
     _write_lines(job, "meta/episodes.jsonl", episodes)
     statistics = (
@@ -157,7 +142,7 @@ def _write_2_1(job: Job, layout: Layout) -> None:
             "episode_index": number,
             "stats": {name: {key: value.tolist() for key, value in one.items()} for name, one in found.items()},
         }
-        for number, found in zip(numbers, _statistics(job), strict=True)
+        for number, _, found in _episodes(job)
     )
     _write_lines(job, "meta/episodes_stats.jsonl", statistics)
 
@@ -212,7 +197,7 @@ def _described(job: Job, feature: OutFeature) -> dict[str, Any]:
 
 def _video_info(job: Job, camera: OutFeature) -> dict[str, Any]:
     """In LeRobot's words, of the first episode's video."""
-    stream = VideoStream.from_dict(next(facts_of(job, camera.name, [0]))["stream"])
+    stream = VideoStream.from_dict(KnownFacts(job).of_camera(camera, 0)["stream"])
     told = {
         "video.height": stream.height,
         "video.width": stream.width,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError
+from epistream.sharding.pictures.mp4_mux import Packets
 from epistream.sharding.pictures.video import VideoStream
 
 Statistics = Mapping[str, NDArray[Any]]
@@ -94,12 +95,20 @@ def _problems(feature: OutFeature) -> Iterator[str]:
         yield "no type of its column, wanted that of the source. Leave it out"
 
 
-class Packet(NamedTuple):
-    """One picture of a video: its step in the order of presentation, whether it decodes without others, its bytes."""
+class FileRange(NamedTuple):
+    """Bytes of a file of this machine, copied as they are.
 
-    step: int
-    is_key: bool
-    data: bytes
+    Attributes:
+        path: Of the file.
+        version: See `epistream.plain_files.version_of_file`; who copies them sees that it is the same.
+        offset: First byte.
+        size: Bytes.
+    """
+
+    path: str
+    version: str
+    offset: int
+    size: int
 
 
 class RecordedVideo(Protocol):
@@ -110,11 +119,14 @@ class RecordedVideo(Protocol):
         """Of its packets; None of PNGs."""
 
     @property
-    def num_bytes(self) -> int:
-        """Of all packets: where files begin is decided by it, before a packet is read."""
+    def packets(self) -> Packets:
+        """Those of all steps. Where files begin is decided by their sizes, before a byte of them is read."""
 
-    def packets(self) -> Iterable[Packet]:
-        """Those of all steps, in the order of decoding."""
+    def data(self) -> Iterable[bytes | memoryview]:
+        """Their bytes, one behind the other, in pieces of any size; each is valid until the next one."""
+
+    def ranges(self) -> Sequence[FileRange] | None:
+        """Where the same bytes lie, one behind the other; None if they do not, or not on this machine."""
 
 
 class Episode(Protocol):

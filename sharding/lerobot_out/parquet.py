@@ -4,7 +4,6 @@ Readers take types from what the library ``datasets`` put into the schema, and t
 there: both are written here as these libraries read them, in all their versions.
 """
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,28 +13,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import FormatError, OptionError, PackError
+from epistream.errors import FormatError, PackError
+from epistream.sharding.files.arrow import arrow_module as pyarrow
+from epistream.sharding.lerobot_out.arrow_columns import nested, numbers_column, offsets_of, texts_column
 from epistream.sharding.lerobot_out.model import DERIVED, OutFeature
 
 # What the library ``datasets`` writes into schemas is called so.
 _HUGGINGFACE = "huggingface"
 # Of a group of rows. A reader of one episode reads its group: too small ones swell the footer, which everybody reads.
 _GROUP_BYTES, _MOST_GATHERED = 1 << 20, 64
+# Whether a page is full, of 1 MiB, is looked at after so many values, 1,024 by default: of PNG these are 60 to 300 MB,
+# which are held three times over. An export of an episode of 400 steps took 262 MB, so it takes 122.
+_PICTURES_AT_ONCE = 16
 _ARRAYS = {2: "Array2D", 3: "Array3D", 4: "Array4D", 5: "Array5D"}
-
-
-def pyarrow(module: str = "pyarrow") -> Any:
-    """The package ``pyarrow``, or a module of it, imported by whom needs it.
-
-    Raises:
-        OptionError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise OptionError(
-            f"lerobot: {error}, wanted pyarrow, which reads and writes Parquet. Run: pip install 'epistream[lerobot]'."
-        ) from error
 
 
 def columns_of(features: Sequence[OutFeature]) -> list[OutFeature]:
@@ -131,35 +121,6 @@ def checked_column(feature: OutFeature, column: Any, length: int, where: str) ->
     return column
 
 
-def column_of(feature: OutFeature, values: NDArray[Any]) -> Any:
-    """Values that were checked, as an Arrow array."""
-    pa = pyarrow()
-    column = pa.array(np.ascontiguousarray(values).ravel())
-    if feature.shape == (1,):
-        return column
-    if len(feature.shape) == 1:
-        return pa.FixedSizeListArray.from_arrays(column, feature.shape[0])
-    return _nested(column, feature.shape)
-
-
-def _nested(column: Any, shape: Sequence[int]) -> Any:
-    """A flat Arrow array as lists of lists of that shape."""
-    pa = pyarrow()
-    for axis in reversed(shape):
-        offsets = np.arange(0, len(column) + 1, axis, dtype=np.int32)
-        column = pa.ListArray.from_arrays(pa.array(offsets), column)
-    return column
-
-
-def picture_column(pictures: Sequence[bytes]) -> Any:
-    """PNGs as the library ``datasets`` holds pictures."""
-    pa = pyarrow()
-    names = [f"frame-{step:06d}.png" for step in range(len(pictures))]
-    return pa.StructArray.from_arrays(
-        [pa.array(pictures, pa.binary()), pa.array(names, pa.string())], names=["bytes", "path"]
-    )
-
-
 def derived_columns(
     number: int, first_row: int, task_index: NDArray[np.integer[Any]], fps: float
 ) -> dict[str, NDArray[Any]]:
@@ -190,8 +151,13 @@ class ParquetFile:
     def __enter__(self) -> "ParquetFile":
         with writing(self._path):
             self._file = self._path.open("wb")
+            has_pictures = any(pyarrow().types.is_struct(kind) for kind in self._schema.types)
             self._writer = pyarrow("pyarrow.parquet").ParquetWriter(
-                self._file, self._schema, compression="snappy", use_dictionary=True
+                self._file,
+                self._schema,
+                compression="snappy",
+                use_dictionary=True,
+                write_batch_size=_PICTURES_AT_ONCE if has_pictures else None,
             )
         return self
 
@@ -230,7 +196,7 @@ class ParquetFile:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """What the operating system refuses while `path` is written, as an error of ours."""
     try:
         yield
@@ -273,7 +239,7 @@ def tasks_table(tasks: Sequence[str]) -> Any:
         "pandas_version": "2.2.3",
     }
     schema = pa.schema([("task_index", pa.int64()), (index, pa.string())], {"pandas": json.dumps(said)})
-    return pa.Table.from_arrays([pa.array(range(len(tasks)), pa.int64()), pa.array(tasks, pa.string())], schema=schema)
+    return pa.Table.from_arrays([numbers_column(np.arange(len(tasks))), texts_column(tasks)], schema=schema)
 
 
 def value_type(value: Any) -> Any:
@@ -297,11 +263,14 @@ def episode_columns(rows: Sequence[Mapping[str, Any]], schema: Any) -> list[Any]
     for field in schema:
         values = [row[field.name] for row in rows]
         if isinstance(values[0], np.ndarray):
-            flat = pa.array(np.stack(values).ravel())
+            flat = numbers_column(np.stack(values).ravel())
             kind = field.type
             while pa.types.is_list(kind):
                 kind = kind.value_type
-            columns.append(_nested(flat.cast(kind), values[0].shape))
+            columns.append(nested(flat.cast(kind), values[0].shape))
+        elif isinstance(values[0], list):
+            ends = numbers_column(offsets_of(np.array([len(value) for value in values], np.int64)))
+            columns.append(pa.ListArray.from_arrays(ends, texts_column([text for value in values for text in value])))
         else:
-            columns.append(pa.array(values, field.type))
+            columns.append(numbers_column(np.array(values)))
     return columns

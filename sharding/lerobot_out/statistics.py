@@ -10,6 +10,7 @@ Source: lerobot/datasets/compute_stats.py of https://github.com/huggingface/lero
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -54,12 +55,52 @@ def array_statistics(values: NDArray[Any], version: str) -> dict[str, NDArray[An
     with np.errstate(all="ignore"):
         enough = rows.astype(np.float64)
         lowest, highest, mean = rows.min(axis=0), rows.max(axis=0), np.mean(enough, axis=0)
-        if len(rows) < 2:
-            std, quantiles = np.zeros_like(mean), {name: mean.copy() for name in QUANTILES}
-        else:
-            std = np.std(enough, axis=0)
-            quantiles = _quantiles_of(np.sort(rows, axis=0), lowest, highest)
+        std = np.std(enough, axis=0) if len(rows) > 1 else np.zeros_like(mean)
+        quantiles = _quantiles_of(np.sort(rows.T, axis=1), lowest, highest, mean)
     return {"min": lowest, "max": highest, "mean": mean, "std": std, "count": count, **quantiles}
+
+
+def columns_statistics(columns: Mapping[str, NDArray[Any]], version: str) -> dict[str, dict[str, NDArray[Any]]]:
+    """The same of (T,) values each, by name, worked out together."""
+    names, length = list(columns), len(next(iter(columns.values())))
+    whole = np.array(list(columns.values()), np.float64)
+    mean, std, ordered = whole.mean(axis=1), whole.std(axis=1), np.sort(whole, axis=1)
+    found: dict[str, NDArray[Any]] = {"min": ordered[:, 0], "max": ordered[:, -1], "mean": mean, "std": std}
+    if version != "2.1":
+        found |= _quantiles_of(ordered, found["min"], found["max"], mean)
+    by_name = {}
+    for place, name in enumerate(names):
+        mine = {key: values[place : place + 1] for key, values in found.items()}
+        kind = columns[name].dtype
+        extremes = {key: mine.pop(key).astype(kind) for key in ("min", "max")}
+        means = {key: mine.pop(key) for key in ("mean", "std")}
+        by_name[name] = {**extremes, **means, "count": np.array([length]), **mine}
+    return by_name
+
+
+@lru_cache(maxsize=1024)
+def _looks(dtype: str, shape: tuple[int, ...], version: str) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Dtypes and shapes of the statistics of a feature."""
+    measured = array_statistics(np.zeros((2, *shape), dtype), version)
+    return {name: (value.dtype, value.shape) for name, value in measured.items()}
+
+
+def known_or_measured(values: NDArray[Any], known: Statistics | None, version: str) -> dict[str, NDArray[Any]]:
+    """Of one episode's (T, ...) values: as the source says, where it has them in this form, else as they are.
+
+    Versions round them in their own ways.
+    """
+    looks = _looks(values.dtype.name, values.shape[1:], version)
+    plain = [name for name in looks if name not in QUANTILES]
+    if known is None or any(name not in known or known[name].shape != looks[name][1] for name in plain):
+        return array_statistics(values, version)
+    if not (known["count"] == len(values)).all():
+        return array_statistics(values, version)
+    said = {name: known[name].astype(looks[name][0]) for name in plain}
+    said |= {name: known[name] for name in looks if name in QUANTILES and name in known}
+    if len(said) == len(looks):
+        return said
+    return {**array_statistics(values, version), **said}
 
 
 def _squarable(values: NDArray[Any]) -> NDArray[Any]:
@@ -69,15 +110,57 @@ def _squarable(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.float64)
 
 
-def _quantiles_of(rows: NDArray[Any], lowest: NDArray[Any], highest: NDArray[Any]) -> dict[str, Floats]:
-    """Of sorted columns."""
-    found = []
-    for column, least, most in zip(rows.T, lowest, highest, strict=True):
-        edges = _edges(least, most)
+def _quantiles_of(
+    columns: NDArray[Any], lowest: NDArray[Any], highest: NDArray[Any], mean: NDArray[Any]
+) -> dict[str, Floats]:
+    """Of (D, N) sorted columns, all together where they are numbers of usual sizes."""
+    if columns.shape[1] < 2:
+        return {name: mean.copy() for name in QUANTILES}
+    kind = columns.dtype if columns.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    values = columns.astype(kind, copy=False)
+    first, last = lowest.astype(kind) - kind.type(_MARGIN), highest.astype(kind) + kind.type(_MARGIN)
+    found = np.empty((len(columns), len(QUANTILES)))
+    usual = np.isfinite(last - first) if columns.dtype != np.float16 else np.zeros(len(columns), np.bool_)
+    found[usual] = _usual_quantiles(values[usual], first[usual], last[usual])
+    for place in np.flatnonzero(~usual).tolist():
+        column, edges = columns[place], _edges(lowest[place], highest[place])
         # How many values lie below the end of each bin; the last bin has its end as well.
         below = np.append(np.searchsorted(column, edges[1:-1], "left"), np.searchsorted(column, edges[-1], "right"))
-        found.append(_quantiles(edges, below, len(column)))
-    return dict(zip(QUANTILES, np.array(found).T, strict=True))
+        found[place] = _quantiles(edges, below, len(column))
+    return dict(zip(QUANTILES, found.T, strict=True))
+
+
+def _usual_quantiles(columns: NDArray[Any], first: NDArray[Any], last: NDArray[Any]) -> Floats:
+    """As `_quantiles`, of (D, N) sorted columns: only the bins that quantiles lie in are looked at. (D, Q)."""
+    number = columns.shape[1]
+    first, last = first[:, None], last[:, None]
+    bin_width = (last - first) / _NUM_BINS
+
+    def edge(place: NDArray[np.int64]) -> NDArray[Any]:
+        """As `np.linspace` has it."""
+        return np.where(place < _NUM_BINS, place.astype(columns.dtype) * bin_width + first, last)
+
+    target = np.array(list(QUANTILES.values())) * number
+    # So many values lie below the end of the bin: the last of these must.
+    inside = columns[:, np.ceil(target).astype(np.int64) - 1]
+    with np.errstate(all="ignore"):
+        guess = np.nan_to_num((inside - first) / bin_width).clip(1, _NUM_BINS - 2).astype(np.int64)
+    # Mostly it is right, but for rounding; where bins are narrower than numbers can tell, all are searched.
+    is_near = (edge(guess - 1) <= inside) & (edge(guess + 2) > inside)
+    low, high = np.where(is_near, guess - 1, 0), np.where(is_near, guess + 1, _NUM_BINS - 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        is_below = (low == high) | (edge(middle + 1) > inside)
+        low, high = np.where(is_below, low, middle + 1), np.where(is_below, middle, high)
+    lower, upper = edge(low), edge(low + 1)
+    before, below = np.empty(low.shape, np.int64), np.empty(low.shape, np.int64)
+    for place, column in enumerate(columns):
+        before[place] = np.searchsorted(column, lower[place], "left")
+        below[place] = np.searchsorted(column, upper[place], "left")
+    below[low == _NUM_BINS - 1] = number
+    share = (target - before) / (below - before)
+    found: Floats = np.where(low == 0, lower, lower + share * (upper - lower))
+    return found
 
 
 def _edges(least: Any, most: Any) -> Floats:

@@ -22,12 +22,13 @@ from epistream.errors import DatasetExistsError, PackError
 from epistream.sharding.files.locks import locked
 from epistream.sharding.files.storage import write_local
 from epistream.sharding.lerobot_out.parquet import writing
+from epistream.sharding.lerobot_out.settling import Settling, settle
 from epistream.working_folder import absolute
 
 INFO = "meta/info.json"
 _WORK = ".export"
 _JOB = "job.json"
-_LOCK = "lock"
+_LOCK, _NEW = "lock", "new"
 # What an export puts beside its sub-folder.
 _OURS = frozenset({_WORK, "data", "meta", "videos"})
 
@@ -42,6 +43,7 @@ class WorkFolder:
 
     path: Path
     _held: contextlib.ExitStack = field(init=False, default_factory=contextlib.ExitStack)
+    _folders: set[str] = field(init=False, default_factory=set)  # that are there
 
     @property
     def work(self) -> Path:
@@ -127,34 +129,40 @@ class WorkFolder:
         with contextlib.suppress(OSError):  # whoever waits for the lock may have made it again
             self.work.rmdir()
 
-    def is_there(self, name: str) -> bool:
-        """Whether a file of the data set is complete."""
-        return (self.path / name).exists()
+    def files(self) -> dict[str, int]:
+        """The files of rows and videos that are complete, and their bytes."""
+        found = {}
+        folders = [str(self.path / name) for name in ("data", "videos")]
+        while folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    else:
+                        found[os.path.relpath(entry.path, self.path)] = entry.stat().st_size
+        return found
 
     @contextlib.contextmanager
-    def new_file(self, name: str) -> Iterator[Path]:
-        """Where to write a file of the data set; it takes its place when all went well."""
-        final = self.path / name
-        temporary = self._temporary(name)
-        with writing(temporary):
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with writing(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            temporary.replace(final)
+    def new_file(self, name: str, settling: Settling | None = None) -> Iterator[Path]:
+        """Where to write a file of the data set; it takes its place when all went well, by `settling` if that is given.
+
+        Raises:
+            PackError: If it cannot.
+        """
+        final = f"{self.path}/{name}"
+        temporary = f"{self.work}/{_NEW}/{name.replace('/', '+')}"
+        for folder in (os.path.dirname(temporary), os.path.dirname(final)):  # noqa: PTH120, 100,000 of them
+            if folder not in self._folders:
+                with writing(folder):
+                    Path(folder).mkdir(parents=True, exist_ok=True)
+                self._folders.add(folder)
+        yield Path(temporary)
+        (settling.add if settling is not None else settle)(temporary, final)
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small file of the data set in place."""
         with self.new_file(name) as path, writing(path):
             path.write_bytes(data)
-
-    def _temporary(self, name: str) -> Path:
-        return self.work / "new" / name.replace("/", "+")
 
     def staged(self, name: str) -> Path:
         """Where encoded pictures lie until a file takes them up."""

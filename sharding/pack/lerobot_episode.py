@@ -1,6 +1,6 @@
 """Reads an episode of a LeRobot data set for packing: its arrays, and the frames of its cameras, copied or decoded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,12 @@ from epistream.sharding.format.episode_meta import task_steps_of
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex, check
 from epistream.sharding.layouts.base import Field, SourceEpisode
-from epistream.sharding.lerobot.episode import SetSource, index_episodes
-from epistream.sharding.lerobot.files import SourceFile as FileOfSet
-from epistream.sharding.lerobot.index import EpisodeIndex, PictureColumn
+from epistream.sharding.lerobot.episode import SetSource, index_episode
+from epistream.sharding.lerobot.index import EpisodeIndex
 from epistream.sharding.lerobot.kept import are_current
-from epistream.sharding.lerobot.rows import read_pictures
-from epistream.sharding.lerobot.stored_bytes import packed_bytes
-from epistream.sharding.pack.lerobot_sets import chosen_set, episode_of, position_of
+from epistream.sharding.lerobot.stored_bytes import packed_bytes, stored_pictures
+from epistream.sharding.lerobot_meta.episode_statistics import ATTRIBUTE, told_plainly
+from epistream.sharding.pack.lerobot_sets import ChosenSet, chosen_set, episode_of, position_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.plan import PlannedEpisode, SetFile
 from epistream.sharding.pictures.codecs import CODECS
@@ -77,7 +76,7 @@ def read_episode(
     """
     chosen = chosen_set(file.root, file.digest, options, access, pulse)
     source, position = chosen.source, position_of(planned.group)
-    index = _index_of(source, position, pulse)
+    index = index_episode(source, position)
     rows = index.rows
     known = dict(file.files)
     found = {one.name: one.version for one in index.places.files}
@@ -87,18 +86,16 @@ def read_episode(
     check(rows, f"{file.path}: {planned.group}")
     fields = [Field(one, one.source_path, _num_bytes(rows, one)) for one in rows.features.values()]
     [told] = rows.episodes
-    columns = iter(index.places.columns)
     cameras: dict[str, CopiedPackets | StoredPictures] = {}
     for name, feature in rows.features.items():
         if feature.kind == "frames" and CODECS[feature.codec].storage == "video":
             cameras[name] = CopiedPackets(source, index, feature, f"{file.path}: {planned.group}, {name}", pulse)
         elif feature.kind == "frames":
-            cameras[name] = StoredPictures(
-                source, index, feature, next(columns), f"{file.path}: {planned.group}, {name}", pulse
-            )
+            cameras[name] = StoredPictures(source, index, feature, f"{file.path}: {planned.group}, {name}", pulse)
     episode = episode_of(chosen, position, fields)
+    attributes = {**episode.attributes, **_told_statistics(chosen, position, cameras.values())}
     return SetEpisode(
-        replace(episode, tasks=told.tasks),
+        replace(episode, tasks=told.tasks, attributes=attributes),
         task_steps_of(rows.step_task),
         {name: _values(rows, rows.features[name]) for name in rows.values},
         cameras,
@@ -107,15 +104,18 @@ def read_episode(
     )
 
 
-def _index_of(source: SetSource, position: int, pulse: Pulse) -> EpisodeIndex:
-    """That of an episode; those of its neighbours, which come with it, are kept until others come."""
-    kept: dict[tuple[str, int], EpisodeIndex] = pulse.kept.get("indexes", {})
-    found = kept.pop((source.root, position), None)
-    if found is None:
-        indexes = index_episodes(source, position)
-        found = indexes.pop(position)
-        pulse.kept["indexes"] = {(source.root, other): index for other, index in indexes.items()}
-    return found
+def _told_statistics(
+    chosen: ChosenSet, position: int, cameras: Iterable["CopiedPackets | StoredPictures"]
+) -> dict[str, Any]:
+    """What the data set says of an episode's pictures: who exports the shards need not decode them."""
+    said = {}
+    for camera in cameras:
+        key = camera.feature.source_path
+        found = chosen.statistics.of(key, position)
+        told = None if found is None else told_plainly(found)
+        if told is not None:
+            said[key] = told
+    return {ATTRIBUTE: said} if said else {}
 
 
 def _num_bytes(rows: ShardIndex, feature: Feature) -> int:
@@ -182,7 +182,6 @@ class StoredPictures:
     source: SetSource
     index: EpisodeIndex
     feature: Feature
-    column: PictureColumn
     where: str
     pulse: Pulse
     depth: None = field(default=None, init=False)
@@ -191,7 +190,7 @@ class StoredPictures:
         """The bytes of each picture."""
         codec = codec_of(self.feature)
         wanted = (self.feature.dtype, self.feature.shape)
-        for step, data in enumerate(self._pictures()):
+        for step, data in enumerate(stored_pictures(self.source, self.index, self.feature.name)):
             where = f"{self.where}, step {step}"
             found = codec.announced(data, where)
             if found != wanted:
@@ -203,30 +202,6 @@ class StoredPictures:
         """Each decoded."""
         codec = codec_of(self.feature)
         frame = np.empty(codec.shape, codec.dtype)
-        for step, data in enumerate(self._pictures()):
+        for step, data in enumerate(stored_pictures(self.source, self.index, self.feature.name)):
             codec.decode_into(data, frame, f"{self.where}, step {step}")
             yield frame
-
-    def _pictures(self) -> Iterator[bytes]:
-        row, left = self.column.first, self.column.rows
-        for group in self.column.groups:
-            data, cuts = self._group(group)
-            rows = min(left, len(cuts) - 1 - row)
-            for one in range(row, row + rows):
-                yield data[int(cuts[one]) : int(cuts[one + 1])].tobytes()
-            left, row = left - rows, 0
-        if left:
-            raise FormatError(f"{self.where}: {self.column.rows - left} pictures, wanted {self.column.rows}.")
-
-    def _group(self, group: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The pictures of a row group; the last one of each column stays at hand, as its episodes follow each other."""
-        told = self.index.places.files[self.column.file]
-        kept: dict[str, tuple[Any, Any]] = self.pulse.kept.setdefault("pictures", {})
-        key = (self.source.root, told.name, told.version, group)
-        if kept.get(self.column.column, ((),))[0] != key:
-            file = FileOfSet(
-                told.name, join(self.source.root, told.name), told.version, told.num_bytes, self.source.options
-            )
-            kept[self.column.column] = key, read_pictures(file, self.column.column, group)
-        found: tuple[NDArray[np.uint8], NDArray[np.int64]] = kept[self.column.column][1]
-        return found

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from epistream.errors import SourceChangedError
+from epistream.lazy import lazy
 from epistream.sharding.files.storage import Options, join
 from epistream.sharding.files.user_cache import default_folder
 from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.base import Candidate, Field, SourceEpisode
 from epistream.sharding.lerobot.episode import SetSource
 from epistream.sharding.lerobot.looks import keep_looks
+from epistream.sharding.lerobot_meta.episode_statistics import EpisodeStatistics
 from epistream.sharding.lerobot_meta.features import features_of
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta, keep_metadata
 from epistream.sharding.pack.choice import PackChoice
@@ -32,6 +34,11 @@ class ChosenSet:
     source: SetSource
     dropped: tuple[Candidate, ...]
     left_out: tuple[str, ...]
+
+    @lazy
+    def statistics(self) -> EpisodeStatistics:
+        """Of its episodes."""
+        return EpisodeStatistics(self.source.meta, self.source.options)
 
 
 def chosen_set(root: str, digest: str, options: PackOptions, access: Options, pulse: Pulse) -> ChosenSet:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import struct
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,25 +15,48 @@ from epistream.errors import EpistreamError, FormatError, PackError
 from epistream.sharding.pictures.mp4_index import WrittenFrames, head_bytes, index_bytes, ticks_of
 from epistream.sharding.pictures.video import VideoStream
 
-_BUFFER_BYTES = 1 << 20
 # A rate is no stranger than 30000/1001.
 _MOST_DENOMINATOR = 1001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Packets:
+    """The frames of a video in the order of decoding. T frames.
+
+    Args:
+        step: (T,) int64, in the order of presentation.
+        is_key: (T,) bool, whether it decodes without others.
+        size: (T,) int64, bytes.
+    """
+
+    step: NDArray[np.int64]
+    is_key: NDArray[np.bool_]
+    size: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of them."""
+        return int(self.size.sum())
+
+
+@dataclass(frozen=True, eq=False)
 class Clip:
     """One video of a file.
 
     Args:
         stream: What a decoder must know.
         fps: Frames a second.
-        packets: Step in the order of presentation, whether it is a key frame, and bytes, of each frame in the order of
-            decoding. The first one is a key frame, and shown first; each step from 0 on is there once.
+        packets: The first one is a key frame, and shown first; each step from 0 on is there once.
+        data: Their bytes, one behind the other, in pieces of any size. Each is written before the next one is taken.
     """
 
     stream: VideoStream
     fps: Fraction
-    packets: Iterable[tuple[int, bool, bytes]]
+    packets: Packets
+    data: Iterable[bytes | memoryview]
 
 
 def can_join(a: VideoStream, b: VideoStream) -> bool:
@@ -42,14 +64,18 @@ def can_join(a: VideoStream, b: VideoStream) -> bool:
     return a == b
 
 
-def write_mp4(path: str | os.PathLike[str], clips: Sequence[Clip], where: str) -> list[float]:
+def write_mp4(
+    path: str | os.PathLike[str], clips: Sequence[Clip], where: str, *, publishes: bool = True
+) -> list[float]:
     """Write clips one behind the other; under another name until it is whole, and the same bytes for the same clips.
 
     Args:
         path: Of the file, in an existing folder; replaced if it is there.
-        clips: At least one, all of the same rate, and each to be joined with the first. Their packets are taken one at
-            a time.
+        clips: At least one, all of the same rate, and each to be joined with the first. Their bytes are taken a piece
+            at a time.
         where: Names the video in messages.
+        publishes: Whether others look for it at `path`. Else it is written there at once, and it is the caller who
+            waits until it is on the disk.
 
     Returns:
         Seconds at which each clip begins: frame i of it is shown i / fps later.
@@ -60,11 +86,12 @@ def write_mp4(path: str | os.PathLike[str], clips: Sequence[Clip], where: str) -
     """
     target = Path(path)
     _refuse_others(clips, where)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    file = _File(temporary, target)
+    file = _File(target.with_name(f".{target.name}.{os.getpid()}.tmp") if publishes else target, target)
     try:
         starts = _write(file, clips, where)
-        file.publish()
+        if publishes:
+            file.publish()
+        file.close()
     except BaseException:
         file.discard()
         raise
@@ -109,30 +136,29 @@ def _refuse_others(clips: Sequence[Clip], where: str) -> None:
 
 def _write(file: "_File", clips: Sequence[Clip], where: str) -> list[int]:
     """All of the file; gives the steps before each clip."""
-    file.write(head_bytes(clips[0].stream))
-    place = file.num_bytes
-    file.write(struct.pack(">I4sQ", 1, b"mdat", 0))  # with room for its size, which is known at the end
-    steps, sizes, is_key = array("q"), array("q"), bytearray()
-    starts, places = [], []
+    head = head_bytes(clips[0].stream)
+    file.write(head + struct.pack(">I4sQ", 1, b"mdat", 0))  # with room for its size, which is known at the end
+    starts, places, num_frames = [], [], 0
     for number, clip in enumerate(clips):
-        start = len(steps)
-        starts.append(start)
+        named = f"{where}, video {number}"
+        _refuse_packets(clip.packets, named)
+        starts.append(num_frames)
         places.append(file.num_bytes)
-        for step, key, data in clip.packets:
-            steps.append(start + step)
-            sizes.append(len(data))
-            is_key.append(bool(key))  # also one of numpy's
-            file.write(data)
-        _refuse_steps(np.array(steps[start:], np.int64) - start, is_key[start:], f"{where}, video {number}")
-    if not min(sizes):
+        for piece in clip.data:
+            file.write(piece)
+        found, wanted = file.num_bytes - places[-1], clip.packets.num_bytes
+        if found != wanted:
+            raise FormatError(f"{named}: {found:,} bytes, wanted {wanted:,}, which its packets have.")
+        num_frames += len(clip.packets)
+    if not min(clip.packets.size.min() for clip in clips):
         raise FormatError(f"{where}: a frame of no bytes, wanted a picture in each.")
-    file.write_at(place + 8, struct.pack(">Q", file.num_bytes - place))
+    file.write_at(len(head) + 8, struct.pack(">Q", file.num_bytes - len(head)))
     frames = WrittenFrames(
-        np.array(steps, np.int64),
-        np.frombuffer(is_key, np.bool_),
-        np.array(sizes, np.int64),
+        np.concatenate([start + clip.packets.step for start, clip in zip(starts, clips, strict=True)]),
+        np.concatenate([clip.packets.is_key for clip in clips]),
+        np.concatenate([clip.packets.size for clip in clips]),
         np.array(places, np.int64),
-        np.diff(starts, append=len(steps)),
+        np.diff(starts, append=num_frames),
     )
     try:
         file.write(index_bytes(clips[0].stream, clips[0].fps, frames))
@@ -141,14 +167,16 @@ def _write(file: "_File", clips: Sequence[Clip], where: str) -> list[int]:
     return starts
 
 
-def _refuse_steps(steps: NDArray[np.int64], is_key: bytearray, where: str) -> None:
+def _refuse_packets(packets: Packets, where: str) -> None:
+    steps = packets.step
     if not len(steps):
         raise FormatError(f"{where}: no frames, wanted at least one.")
-    if not np.array_equal(np.sort(steps), np.arange(len(steps))):
+    in_order = np.arange(len(steps))
+    if (steps != in_order).any() and not np.array_equal(np.sort(steps), in_order):
         raise FormatError(
             f"{where}: steps from {steps.min()} to {steps.max()} of {len(steps)} frames, wanted each once."
         )
-    if steps[0] != 0 or not is_key[0]:
+    if steps[0] != 0 or not packets.is_key[0]:
         raise FormatError(f"{where}: step {steps[0]} first, which is no key frame or not shown first. Encode it again.")
 
 
@@ -159,34 +187,37 @@ class _File:
         self._temporary, self._target = temporary, target
         self.num_bytes = 0
         try:
-            self._file = temporary.open("wb", buffering=_BUFFER_BYTES)
+            self._file = temporary.open("wb", buffering=0)
         except OSError as error:
             raise self._problem(error) from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """At the end."""
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise self._problem(error) from error
+        self.write_at(self.num_bytes, data)
         self.num_bytes += len(data)
 
-    def write_at(self, place: int, data: bytes) -> None:
+    def write_at(self, place: int, data: bytes | memoryview) -> None:
         """In place of others."""
+        rest = memoryview(data)
         try:
-            self._file.seek(place)
-            self._file.write(data)
-            self._file.seek(self.num_bytes)
+            while rest:
+                written = os.pwrite(self._file.fileno(), rest, place)
+                rest, place = rest[written:], place + written
         except OSError as error:
             raise self._problem(error) from error
 
     def publish(self) -> None:
         """Under its name, once its bytes are on disk."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
             self._temporary.replace(self._target)
+        except OSError as error:
+            raise self._problem(error) from error
+
+    def close(self) -> None:
+        """All of it was written."""
+        try:
+            self._file.close()
         except OSError as error:
             raise self._problem(error) from error
 

@@ -98,6 +98,7 @@ class VideoEncoder:
         self._camera, self._shape = camera, shape
         height, width, _ = shape
         self._padding = ((0, height % 2), (0, width % 2), (0, 0))
+        self._is_odd = bool(height % 2 or width % 2)
         self._target = io.BytesIO()
         self._container = av.open(self._target, "w", format="mp4", options={"fflags": "+bitexact"})
         rate = Fraction(fps or _DEFAULT_FPS).limit_denominator(_MOST) or Fraction(1, _MOST)
@@ -120,7 +121,7 @@ class VideoEncoder:
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise LayoutError(f"{self._camera}: a frame of {frame.dtype} {frame.shape}, wanted uint8 {self._shape}.")
         av = pyav()
-        padded = np.pad(frame, self._padding, mode="edge") if np.any(self._padding) else frame
+        padded = np.pad(frame, self._padding, mode="edge") if self._is_odd else frame
         whole = np.ascontiguousarray(padded)
         picture = av.VideoFrame.from_ndarray(whole, format="rgb24")
         planes = self._converter.reformat(

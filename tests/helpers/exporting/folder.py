@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from epistream.sharding.lerobot_out.model import DERIVED, Frames, OutFeature, Packet, Statistics
+from epistream.sharding.lerobot_out.model import DERIVED, Frames, OutFeature, Statistics
+from epistream.sharding.pictures.mp4_mux import Packets
 from epistream.sharding.pictures.video import VideoStream
 
 
@@ -162,11 +163,15 @@ class FolderVideo:
     found: list[tuple[int, bool, bytes]]
 
     @property
-    def num_bytes(self) -> int:
-        return sum(len(data) for _, _, data in self.found)
+    def packets(self) -> Packets:
+        steps, keys, data = zip(*self.found, strict=True)
+        return Packets(np.array(steps), np.array(keys, np.bool_), np.array([len(one) for one in data], np.int64))
 
-    def packets(self) -> Iterator[Packet]:
-        return (Packet(*one) for one in self.found)
+    def data(self) -> Iterator[bytes]:
+        return (data for _, _, data in self.found)
+
+    def ranges(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from epistream.sharding.lerobot_out.model import Frames, OutFeature, Packet, Statistics
+from epistream.sharding.lerobot_out.model import Frames, OutFeature, Statistics
+from epistream.sharding.pictures.mp4_mux import Packets
 from epistream.sharding.pictures.video import VideoStream
 from epistream.sharding.pictures.video_encoder import EncodedVideo, VideoEncoder, VideoQuality
 
@@ -57,18 +58,27 @@ class MadeVideo:
 
     stream: VideoStream
     sizes: Sequence[int]
-    data: bytes
+    data_of_all: bytes
     keys: Sequence[bool]
 
     @property
-    def num_bytes(self) -> int:
-        return sum(self.sizes)
+    def packets(self) -> Packets:
+        count = len(self.sizes)
+        return Packets(np.arange(count), np.array(self.keys, np.bool_), np.array(self.sizes, np.int64))
 
-    def packets(self) -> Iterator[Packet]:
-        place = 0
-        for step, (size, is_key) in enumerate(zip(self.sizes, self.keys, strict=True)):
-            yield Packet(step, is_key, self.data[place : place + size])
-            place += size
+    def data(self) -> Iterator[bytes]:
+        """In two pieces, of which neither ends where a packet does."""
+        yield self.data_of_all[:7]
+        yield self.data_of_all[7:]
+
+    def ranges(self) -> None:
+        return None
+
+    def in_turn(self) -> list[tuple[int, bool, bytes]]:
+        """Step, whether a key, and bytes of each packet."""
+        ends = np.cumsum(self.sizes).tolist()
+        pieces = (self.data_of_all[end - size : end] for size, end in zip(self.sizes, ends, strict=True))
+        return list(zip(range(len(self.sizes)), self.keys, pieces, strict=True))
 
 
 @dataclass(frozen=True)

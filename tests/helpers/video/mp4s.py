@@ -1,10 +1,12 @@
-"""MP4s for tests of packet tables: read through a function that counts, boxes renamed, packets copied by FFmpeg."""
+"""MP4s for tests of packet tables: read through a function that counts, boxes renamed, packets copied."""
 
 import io
 from fractions import Fraction
 
 import av
+import numpy as np
 
+from epistream.sharding.pictures.mp4_mux import Clip, Packets
 from epistream.sharding.pictures.mp4_table import read_mp4_table, stream_of
 
 
@@ -74,3 +76,10 @@ def cut_places(data, start=0, stop=None, inside=(b"moov", b"trak", b"mdia", b"mi
         if kind in inside:
             yield from cut_places(data, start + (16 if kind == b"stsd" else 8), start + size, inside)
         start += size
+
+
+def clip_of_packets(stream, fps, packets):
+    """A clip of (step, whether a key frame, bytes) of each frame, in the order of decoding."""
+    steps, keys, data = zip(*packets, strict=True) if packets else ((), (), ())
+    sizes = np.array([len(one) for one in data], np.int64)
+    return Clip(stream, fps, Packets(np.array(steps, np.int64), np.array(keys, np.bool_), sizes), data)

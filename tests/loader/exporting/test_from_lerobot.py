@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from robots.lerobot_sets import RobotSet, image
 
 import epistream as es
 from epistream.errors import FormatError, SourceChangedError
+from epistream.loader.exporting import opened_shard
+from epistream.sharding.lerobot import kept
 from epistream.sharding.lerobot_out import episode_facts
 from epistream.sharding.lerobot_out.files import files_tasks
 
@@ -71,6 +74,42 @@ def test_export_of_a_set_streams_the_same_items_and_has_its_packets(tmp_path, mo
                 for kind, value in found.items():
                     if kind in theirs[key] and theirs[key][kind].shape == value.shape:
                         np.testing.assert_allclose(value, theirs[key][kind], 1e-6, 1e-6, err_msg=f"{key} {kind}")
+
+
+@pytest.mark.parametrize("version", ["3.0", "2.1"])
+def test_export_of_a_set_looks_at_each_episode_once_and_keeps_no_index(tmp_path, monkeypatch, version):
+    asked, real = [], opened_shard.find_episode
+    monkeypatch.setattr(
+        opened_shard, "find_episode", lambda source, episode: asked.append(episode) or real(source, episode)
+    )
+    monkeypatch.setattr("epistream.loader.exporting.opened_shard.packed_blob", lambda *_: 1 / 0)
+    es.export_lerobot(SETS / "cameras_v21", tmp_path / "out", version=version, **FAST)
+    assert sorted(asked) == list(range(len(read_folder(tmp_path / "out").episodes)))
+    kept_files = (Path(os.environ["XDG_CACHE_HOME"]) / "epistream" / "indexes").glob("*.index")
+    assert len(list(kept_files)) == 1  # of its metadata
+
+
+def test_export_takes_indexes_that_are_kept_already(tmp_path, monkeypatch):
+    es.export_lerobot(SETS / "cameras_v30", tmp_path / "made", **FAST)
+    streamed(SETS / "cameras_v30")
+    monkeypatch.setattr("epistream.sharding.lerobot.kept.index_episode", lambda *_: 1 / 0)
+    es.export_lerobot(SETS / "cameras_v30", tmp_path / "kept", **FAST)
+    assert files_of(tmp_path / "kept") == files_of(tmp_path / "made")
+
+
+def test_export_of_a_set_that_is_written_to_while_it_is_looked_at_says_so(tmp_path, monkeypatch):
+    root = Path(shutil.copytree(SETS / "cameras_v21", tmp_path / "set"))
+    real = kept.index_episode
+
+    def written_to(source, episode):
+        found = real(source, episode)
+        for path in (root / "data").rglob("*.parquet"):
+            os.utime(path, ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(kept, "index_episode", written_to)
+    with pytest.raises(SourceChangedError, match="episode 0: changed while it was indexed"):
+        es.export_lerobot(root, tmp_path / "out", **FAST)
 
 
 def test_export_of_several_sets_has_their_episodes_and_packets_in_turn(tmp_path):
@@ -225,7 +264,7 @@ def test_export_of_a_set_without_a_column_of_texts_in_a_later_file_says_so(tmp_p
     late = root / "data" / "chunk-000" / "file-001.parquet"
     table = pq.read_table(late)
     pq.write_table(table.drop_columns(["note"]), late)
-    with pytest.raises(FormatError, match="no column 'note', wanted it"):
+    with pytest.raises(FormatError, match=r"wanted 'note', which info\.json names"):
         es.export_lerobot(root, tmp_path / "out", **FAST)
 
 
@@ -238,10 +277,10 @@ def test_export_of_a_set_that_changes_meanwhile_says_so(tmp_path, monkeypatch):
         return files_tasks(*arguments)
 
     monkeypatch.setattr("epistream.sharding.lerobot_out.export.files_tasks", changing)
-    with pytest.raises(SourceChangedError, match="episode 0: replaced or written to since the export began"):
+    with pytest.raises(SourceChangedError, match=r"episode 0, .*\.mp4: replaced or written to since the export"):
         es.export_lerobot(root, tmp_path / "out", **FAST)
     assert not (tmp_path / "out" / "meta" / "info.json").exists()
-    with pytest.raises(SourceChangedError, match="episode 0: replaced"):
+    with pytest.raises(SourceChangedError, match=r"episode 0, .*\.mp4: replaced"):
         es.export_lerobot(root, tmp_path / "out", **FAST)
 
 

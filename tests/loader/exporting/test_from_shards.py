@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from PIL import Image
 
 import epistream as es
 from epistream.errors import OptionError
+from epistream.sharding.lerobot_meta.episode_statistics import ATTRIBUTE, told_by, told_plainly
+from epistream.sharding.lerobot_out import episode_facts
 
+SETS = Path(__file__).parents[2] / "sharding" / "lerobot" / "sets"
 TOP, ANGLE = "observation.images.top", "observation.images.angle"
 LENGTHS = (5, 1, 4)
 QUICK = {"gop": 3, "preset": "ultrafast"}
@@ -131,6 +135,59 @@ def test_export_of_cameras_with_odd_sides_as_video_says_what_works(tmp_path):
     assert not (tmp_path / "out").exists()
     es.export_lerobot(tmp_path / "odd", tmp_path / "out", pictures="image", **FAST)
     assert_same(streamed(tmp_path / "out"), streamed(tmp_path / "odd"))
+
+
+@pytest.mark.parametrize("version", ["3.0", "2.1"])
+@pytest.mark.parametrize("name", ["cameras_v21", "groups_v30"])
+def test_export_of_shards_packed_from_a_set_decodes_nothing_and_has_its_statistics(
+    tmp_path, monkeypatch, name, version
+):
+    monkeypatch.setattr(episode_facts, "_measuring", lambda camera: 1 / 0)
+    es.pack(SETS / name, tmp_path / "shards", workers=1)
+    es.export_lerobot(tmp_path / "shards", tmp_path / "out", version=version, **FAST)
+    assert_same(streamed(tmp_path / "out"), streamed(SETS / name))
+    source, out = read_folder(SETS / name), read_folder(tmp_path / "out")
+    cameras = [key for key, said in source.info["features"].items() if said["dtype"] in ("video", "image")]
+    for found, wanted in zip(out.statistics, source.statistics, strict=True):
+        for camera in cameras:
+            for key in found[camera]:
+                np.testing.assert_array_equal(found[camera][key], wanted[camera][key])
+
+
+def test_export_of_shards_whose_meta_somebody_changed_measures_its_pictures(tmp_path):
+    es.pack(SETS / "cameras_v30", tmp_path / "shards", workers=1)
+    for path in (tmp_path / "shards").glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b'"lerobot_statistics":{', b'"lerobot_statistics":['))
+    es.export_lerobot(tmp_path / "shards", tmp_path / "out", **FAST)
+    means = [one[TOP]["mean"].ravel() for one in read_folder(tmp_path / "out").statistics]
+    wanted = [one[TOP]["mean"].ravel() for one in read_folder(SETS / "cameras_v30").statistics]
+    np.testing.assert_allclose(means, wanted, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        {"a": 1},
+        {"a": {"mean": 1.0}},
+        {"a": {"mean": ["x"]}},
+        {"a": {"mean": [True]}},
+        {"a": {"mean": [float("nan")]}},
+        {"a": {"mean": [1.0], "count": [1e300]}},
+        {"b": {"mean": [1.0]}},
+    ],
+)
+def test_statistics_that_are_no_lists_of_numbers_are_not_believed(said):
+    assert told_by({ATTRIBUTE: said}, "a") is None
+
+
+def test_statistics_come_back_bit_for_bit_as_plain_numbers():
+    found = {"mean": np.array([0.1, 1 / 3, 2e-17]).reshape(3, 1, 1), "count": np.array([7])}
+    back = told_by(json.loads(json.dumps({ATTRIBUTE: {"a": told_plainly(found)}})), "a")
+    assert (back["mean"] == found["mean"].ravel()).all()
+    assert back["count"].tolist() == [7]
+    assert told_plainly({"mean": np.array([np.inf])}) is None
 
 
 def test_export_of_a_list_of_datasets_has_all_of_them(tmp_path, shards, recorded):

@@ -159,8 +159,9 @@ def test_export_copies_videos_packet_by_packet(tmp_path, version):
     found = read_folder(tmp_path / "out")
     for number, length in enumerate((5, 1, 7)):
         path, first_s = found.episodes[number]["videos"][TOP]
-        assert packets(tmp_path / "out" / path, first_s, length, 10) == list(
-            made_video(VIDEO.shape, number, length, 3).packets()
+        assert (
+            packets(tmp_path / "out" / path, first_s, length, 10)
+            == made_video(VIDEO.shape, number, length, 3).in_turn()
         )
 
 
@@ -198,7 +199,7 @@ def test_export_3_0_begins_a_file_where_videos_cannot_be_joined_or_would_be_too_
     for number, episode in enumerate(found.episodes):
         path, first_s = episode["videos"][TOP]
         expected = made_video(VIDEO.shape, number, 5, 2 if number == 3 else 3)
-        assert packets(tmp_path / "out" / path, first_s, 5, 10) == list(expected.packets())
+        assert packets(tmp_path / "out" / path, first_s, 5, 10) == expected.in_turn()
     assert found.rows["index"] == list(range(35))
 
 

@@ -10,6 +10,8 @@ from epistream.sharding.lerobot_out.statistics import (
     QUANTILES,
     PictureStatistics,
     array_statistics,
+    columns_statistics,
+    known_or_measured,
     merge_all,
     merged,
     sampled_steps,
@@ -221,3 +223,89 @@ def test_statistics_of_recorded_values_are_what_lerobot_wrote(shared_data):
 def test_statistics_of_values_that_hardly_differ_are_not_0():
     values = np.array([[1.5], [1.5 + 2**-14]], np.float32)
     assert array_statistics(values, "3.0")["std"].tolist() == [2**-15]
+
+
+def plain_quantiles(column):
+    """Of (N,) values, by all 5,000 bins, as LeRobot does it."""
+    least, most = column.min(), column.max()
+    if column.dtype == np.bool_:
+        least, most = int(least), int(most)
+    edges = np.linspace(least - 1e-10, most + 1e-10, 5001)
+    counts = np.diff(np.searchsorted(np.sort(column), edges[:-1]), append=len(column))
+    counts[0] += np.searchsorted(np.sort(column), edges[0])
+    found, below = [], np.cumsum(counts)
+    for quantile in QUANTILES.values():
+        place = int(np.searchsorted(below, quantile * len(column)))
+        if place == 0:
+            found.append(float(edges[0]))
+        else:
+            share = (quantile * len(column) - below[place - 1]) / counts[place]
+            found.append(float(edges[place] + share * (edges[place + 1] - edges[place])))
+    return found
+
+
+VALUES = {
+    "spread": lambda rng, shape: rng.normal(size=shape),
+    "steps": lambda rng, shape: np.round(rng.normal(size=shape) * 3),
+    "far from 0": lambda rng, shape: rng.normal(size=shape) * 1e-5 + 1000,  # narrower bins than float32 tells
+    "constant": lambda rng, shape: np.full(shape, rng.normal()),
+    "mostly one": lambda rng, shape: np.where(rng.random(shape) < 0.95, 0.0, rng.normal(size=shape)),
+    "huge": lambda rng, shape: rng.normal(size=shape) * 1e30,
+    "tiny": lambda rng, shape: rng.normal(size=shape) * 1e-30,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_quantiles_are_bit_for_bit_those_of_all_bins(dtype, kind):
+    rng = np.random.default_rng(0)
+    for length in (2, 3, 99, 100, 101, 1000):
+        values = VALUES[kind](rng, (length, 3))
+        if np.dtype(dtype).kind in "iu":
+            values = np.abs(values).clip(0, 200)
+        values = values > 0 if dtype == "bool" else values.astype(dtype)
+        found = array_statistics(values, "3.0")
+        np.testing.assert_array_equal(
+            np.stack([found[name] for name in QUANTILES], axis=1), [plain_quantiles(column) for column in values.T]
+        )
+
+
+@pytest.mark.parametrize("version", ["3.0", "2.1"])
+@pytest.mark.parametrize("length", [1, 2, 9, 150, 2500])
+def test_statistics_of_columns_together_are_those_of_each(version, length):
+    steps = np.arange(length)
+    columns = {"time": steps / 50, "step": steps, "episode": np.full(length, 70_001), "index": 10**8 + steps}
+    together = columns_statistics(columns, version)
+    for name, column in columns.items():
+        alone = array_statistics(column, version)
+        assert list(together[name]) == list(alone)
+        for key, value in alone.items():
+            assert together[name][key].dtype == value.dtype
+            np.testing.assert_array_equal(together[name][key], value)
+
+
+def test_statistics_that_the_source_has_are_handed_over_and_nothing_is_worked_out(monkeypatch):
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(6, 2)
+    known = {name: np.array([0.1, 0.2]) for name in ("min", "max", "mean", "std", *QUANTILES)}
+    known["count"] = np.array([6])
+    known_or_measured(values, known, "3.0")  # which learns the shapes
+    monkeypatch.setattr("epistream.sharding.lerobot_out.statistics.array_statistics", lambda *_: 1 / 0)
+    found = known_or_measured(values, known, "3.0")
+    assert list(found) == ["min", "max", "mean", "std", "count", *QUANTILES]
+    assert found["min"].dtype == np.float32
+    np.testing.assert_array_equal(found["min"], np.float32([0.1, 0.2]))
+    assert all((found[name] == known[name]).all() for name in ("mean", "std", *QUANTILES))
+
+
+@pytest.mark.parametrize("change", ["count", "min", "q01", "std"])
+def test_statistics_of_the_source_that_do_not_fit_are_worked_out(change):
+    values = np.linspace(0, 1, 12).reshape(6, 2)
+    known = {name: np.array([0.1, 0.2]) for name in ("min", "max", "mean", "std", *QUANTILES)} | {
+        "count": np.array([6])
+    }
+    changed = {"count": {"count": np.array([7])}, "min": {"min": np.zeros(3)}}.get(change, {})
+    known = {name: value for name, value in (known | changed).items() if name != change or changed}
+    found, measured = known_or_measured(values, known, "3.0"), array_statistics(values, "3.0")
+    kept = set() if change != "q01" else set(known)
+    for name, value in measured.items():
+        np.testing.assert_array_equal(found[name], known[name] if name in kept else value)

@@ -3,16 +3,17 @@
 import hashlib
 import io
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from video.clips import OPTIONS, by_pyav, encoded, groups_of, table_of, with_colours
-from video.mp4s import demuxed, mp4_table_of, rows_of, stream_in
+from video.mp4s import clip_of_packets, demuxed, mp4_table_of, rows_of, stream_in
 
 from epistream.errors import FormatError, PackError, SourceError
-from epistream.sharding.pictures.mp4_mux import Clip, can_join, probe_fps, write_mp4
+from epistream.sharding.pictures.mp4_mux import can_join, probe_fps, write_mp4
 from epistream.sharding.pictures.video import VideoStream
 
 RATES = [
@@ -31,7 +32,7 @@ def clip_of(data, fps=Fraction(30)):
     """A clip of all packets of an MP4."""
     table = table_of(data)
     packets = itertools.chain.from_iterable(groups_of(data, table))
-    return Clip(table.stream, fps, ((row, table.back[row] == 0, packet) for row, packet in packets))
+    return clip_of_packets(table.stream, fps, [(row, table.back[row] == 0, packet) for row, packet in packets])
 
 
 def written(tmp_path, clips):
@@ -42,7 +43,7 @@ def written(tmp_path, clips):
 
 
 def toy(steps=(0, 1, 2), fps=Fraction(30), stream=TOY, keys=(0,)):
-    return Clip(stream, fps, ((step, step in keys, bytes([step + 1]) * (step + 1)) for step in steps))
+    return clip_of_packets(stream, fps, [(step, step in keys, bytes([step + 1]) * (step + 1)) for step in steps])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -123,13 +124,26 @@ def test_a_file_that_is_there_is_replaced_only_by_a_whole_one(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"old")
 
     def torn():
-        yield 0, True, b"packet"
+        yield b"a"
         raise SourceError("a.tar: gone. Copy it again.")
 
     with pytest.raises(SourceError, match=r"a.tar: gone"):
-        write_mp4(tmp_path / "a.mp4", [toy(), Clip(TOY, Fraction(30), torn())], "clip")
+        write_mp4(tmp_path / "a.mp4", [toy(), replace(toy(), data=torn())], "clip")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.mp4", b"old")]
     written(tmp_path, [toy()])
+
+
+def test_bytes_in_pieces_of_any_size_give_the_same_file(tmp_path):
+    whole, _ = written(tmp_path, [toy(), toy((0, 2, 1))])
+    pieces = [memoryview(b"\1\2"), b"", b"\2\3\3\3"]
+    assert written(tmp_path, [replace(toy(), data=pieces), toy((0, 2, 1))])[0] == whole
+
+
+def test_a_file_that_the_caller_publishes_is_not_waited_for(tmp_path, monkeypatch):
+    whole, _ = written(tmp_path, [toy()])
+    monkeypatch.setattr("os.fsync", lambda _: 1 / 0)
+    write_mp4(tmp_path / "a.mp4", [toy()], "clip", publishes=False)
+    assert (tmp_path / "a.mp4").read_bytes() == whole
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -170,7 +184,12 @@ OTHER = VideoStream("h264", b"other", 64, 48, "yuv420p")
             lambda: [toy(fps=Fraction(1, (1 << 31) - 1))],
             "clip: 3 frames of 2,147,483,647 ticks, wanted less than 4,294",
         ),
-        (lambda: [Clip(TOY, Fraction(30), [(0, True, b"")])], "clip: a frame of no bytes, wanted a picture in each"),
+        (
+            lambda: [clip_of_packets(TOY, Fraction(30), [(0, True, b"")])],
+            "clip: a frame of no bytes, wanted a picture in each",
+        ),
+        (lambda: [toy(), replace(toy(), data=[bytes(3)])], "clip, video 1: 3 bytes, wanted 6, which its packets have"),
+        (lambda: [replace(toy(), data=[bytes(5), b"ab"])], "clip, video 0: 7 bytes, wanted 6, which its packets have"),
     ],
 )
 def test_what_is_no_row_of_clips_is_refused_and_leaves_nothing(clips, message, tmp_path):

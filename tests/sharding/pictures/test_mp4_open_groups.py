@@ -6,12 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from video.clips import by_pyav, encoded, number_of, table_of
-from video.mp4s import copied, demuxed, mp4_table_of, rows_of, stream_in
+from video.mp4s import clip_of_packets, copied, demuxed, mp4_table_of, rows_of, stream_in
 
 from epistream.errors import FormatError
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.videos import Videos
-from epistream.sharding.pictures.mp4_mux import Clip, write_mp4
+from epistream.sharding.pictures.mp4_mux import write_mp4
 from epistream.sharding.pictures.video import VideoDecoder
 
 QUIET = "log-level=none:pools=none:frame-threads=1"
@@ -114,7 +114,7 @@ def clip_of(data, order=None):
     packets = [
         (int(order[row]), table.back[row] == 0, data[int(table.offset[row]) :][: table.size[row]]) for row in rows
     ]
-    return Clip(stream_in(data), Fraction(30), packets)
+    return clip_of_packets(stream_in(data), Fraction(30), packets)
 
 
 def test_they_are_joined_by_packet_copy_as_others_are(tmp_path):
