@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from epistream.access import Access, RetryOptions
 from epistream.errors import ChecksumError, FetchError, SourceChangedError, SourceError
@@ -101,10 +101,10 @@ def read_part(
     """
     wanted = stop - start
     if is_http(file_system):
-        ask_part = functools.partial(_part, file_system, path, start, stop, size, version)
+        ask_part = functools.partial(part_of_file, file_system, path, start, stop, size, version)
         data = run(file_system, ask_part, limit_s) if wanted else b""
-    elif version and wanted and _is_s3(file_system):
-        data = run(file_system, functools.partial(_part_of_object, file_system, path, start, stop, version), limit_s)
+    elif version and wanted and is_s3(file_system):
+        data = run(file_system, functools.partial(part_of_object, file_system, path, start, stop, version), limit_s)
     else:
         data = ask(file_system, "cat_file", path, start=start, end=stop, limit_s=limit_s, **options)
         if version and file_system.protocol != "hf":  # of a commit nothing changes
@@ -124,12 +124,16 @@ def read_all(file_system: Any, path: str, most: int, limit_s: float) -> bytes:
         Exception: Whatever the file system raises.
     """
     if is_http(file_system):
-        data: bytes = run(file_system, functools.partial(_all, file_system, path, most), limit_s)
-        return data
+        return read_all_told(file_system, path, most, limit_s).data
     size = ask(file_system, "info", path, limit_s=limit_s).get("size")
     if isinstance(size, int) and size > most:
         raise TooLongError(_too_long(path, size, most))
     return bytes(ask(file_system, "cat_file", path, limit_s=limit_s))
+
+
+def read_all_told(file_system: Any, path: str, most: int, limit_s: float) -> "Told":
+    """As `read_all`, of a web server, with what it says of the file in the same answer."""
+    return run(file_system, functools.partial(_all, file_system, path, most), limit_s)
 
 
 def read_head(file_system: Any, path: str, size: int, limit_s: float) -> bytes:
@@ -143,8 +147,26 @@ def read_head(file_system: Any, path: str, size: int, limit_s: float) -> bytes:
     return bytes(ask(file_system, "cat_file", path, start=0, end=size, limit_s=limit_s)[:size])
 
 
+class Told(NamedTuple):
+    """Bytes of a file of a web server, and what the same answer says of all of it.
+
+    Attributes:
+        data: The bytes.
+        info: As the file system's `info` has it: the size, and what tells one version from another.
+    """
+
+    data: bytes
+    info: dict[str, Any]
+
+
+def facts_of(answer: Any) -> dict[str, Any]:
+    """What an answer of a web server says of the whole file, as fsspec's `info` has it."""
+    return {"size": size_of(answer), "ETag": answer.headers.get("ETag")}
+
+
 @asynccontextmanager
-async def _answer(file_system: Any, url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+async def answered(file_system: Any, url: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+    """What a web server answers to a request with these headers; who leaves before the end of it closes the line."""
     given = dict(file_system.kwargs)
     # Sizes, ranges and checksums are those of the file as it is stored.
     given["headers"] = {**given.get("headers", {}), "Accept-Encoding": "identity", **headers}
@@ -153,13 +175,19 @@ async def _answer(file_system: Any, url: str, headers: Mapping[str, str]) -> Asy
         yield answer
 
 
-def _is_s3(file_system: Any) -> bool:
+def is_s3(file_system: Any) -> bool:
+    """Whether a file system is s3fs's."""
     protocol = getattr(file_system, "protocol", "")
     return "s3" in ((protocol,) if isinstance(protocol, str) else protocol) and hasattr(file_system, "_call_s3")
 
 
-async def _part_of_object(file_system: Any, path: str, start: int, stop: int, version: str) -> bytes:
+async def part_of_object(file_system: Any, path: str, start: int, stop: int, version: str) -> bytes:
     """As s3fs reads a range, which drops what the answer says of the version."""
+    return (await start_of_object(file_system, path, start, stop, version)).data
+
+
+async def start_of_object(file_system: Any, path: str, start: int, stop: int, version: str = "") -> Told:
+    """A range of an object of S3, fewer bytes at its end, and what the same answer says of all of it."""
     bucket, key, number = file_system.split_path(path)
     which = {"VersionId": number} if number else {}
     answer = await file_system._call_s3(
@@ -168,7 +196,9 @@ async def _part_of_object(file_system: Any, path: str, start: int, stop: int, ve
     async with answer["Body"] as body:
         _refuse_other(path, version, {"ETag": answer.get("ETag")})
         data: bytes = await body.read()
-    return data
+    place = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+    size = int(place[3]) if place and int(place[1]) == start and place[3] != "*" else None
+    return Told(data, {"size": size, "ETag": answer.get("ETag"), "LastModified": answer.get("LastModified")})
 
 
 def _refuse_other(url: str, version: str, told: Mapping[str, Any]) -> None:
@@ -183,13 +213,14 @@ def _refuse_other(url: str, version: str, told: Mapping[str, Any]) -> None:
             )
 
 
-async def _part(file_system: Any, url: str, start: int, stop: int, size: int | None, version: str) -> bytes:
-    async with _answer(file_system, url, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+async def part_of_file(file_system: Any, url: str, start: int, stop: int, size: int | None, version: str) -> bytes:
+    """As `read_part`, of a web server, among its requests."""
+    async with answered(file_system, url, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
         if answer.status == 416:
             raise WholeBodyError(_ignored(url, start, stop))
         file_system._raise_not_found_for_status(answer, url)
         _refuse_other(url, version, {"ETag": answer.headers.get("ETag")})
-        found = _size_of(answer)
+        found = size_of(answer)
         if size is not None and found is not None and found != size:
             raise ChecksumError(
                 f"{url}: {found} bytes, wanted {size}. Upload the file again, or re-create the manifest with "
@@ -198,22 +229,22 @@ async def _part(file_system: Any, url: str, start: int, stop: int, size: int | N
         if found is not None and found < stop:
             raise FetchError(f"{url}: ends at byte {found}, wanted bytes {start}-{stop}. Upload the file again.")
         # An answer that does not say which bytes it has may have any.
-        is_other = _range_of(answer) != (start, stop) if answer.status == 206 else start > 0
+        is_other = range_of(answer) != (start, stop) if answer.status == 206 else start > 0
         if is_other or (answer.content_length or 0) > stop - start:
             raise WholeBodyError(_ignored(url, start, stop))
-        data = await _up_to(answer, stop - start)
+        data = await up_to(answer, stop - start)
         if data is None:
             raise WholeBodyError(_ignored(url, start, stop))
         return data
 
 
-def _range_of(answer: Any) -> tuple[int, int] | None:
+def range_of(answer: Any) -> tuple[int, int] | None:
     """The half-open range of bytes that a server says it sends."""
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
     return None if found is None else (int(found[1]), int(found[2]) + 1)
 
 
-def _size_of(answer: Any) -> int | None:
+def size_of(answer: Any) -> int | None:
     """Bytes of the whole file, as a web server tells them."""
     if answer.headers.get("Content-Encoding", "identity") not in ("", "identity"):
         return None
@@ -227,11 +258,11 @@ def _size_of(answer: Any) -> int | None:
 async def _head(file_system: Any, url: str, size: int) -> bytes:
     # Without a range where a server cannot do with one, or sends less, or where there is no first byte.
     for headers in ({"Range": f"bytes=0-{size - 1}"}, {}):
-        async with _answer(file_system, url, headers) as answer:
+        async with answered(file_system, url, headers) as answer:
             if headers and answer.status == 416:
                 continue
             file_system._raise_not_found_for_status(answer, url)
-            if answer.status == 206 and _range_of(answer) not in ((0, size), (0, _size_of(answer))):
+            if answer.status == 206 and range_of(answer) not in ((0, size), (0, size_of(answer))):
                 continue
             data = bytearray()
             while len(data) < size and (piece := await answer.content.read(size - len(data))):
@@ -240,19 +271,19 @@ async def _head(file_system: Any, url: str, size: int) -> bytes:
     raise WholeBodyError(_ignored(url, 0, size))
 
 
-async def _all(file_system: Any, url: str, most: int) -> bytes:
-    async with _answer(file_system, url, {}) as answer:
+async def _all(file_system: Any, url: str, most: int) -> "Told":
+    async with answered(file_system, url, {}) as answer:
         file_system._raise_not_found_for_status(answer, url)
         size = answer.content_length
         if size is not None and size > most:
             raise TooLongError(_too_long(url, size, most))
-        data = await _up_to(answer, most)
+        data = await up_to(answer, most)
         if data is None:
             raise TooLongError(_too_long(url, None, most))
-        return data
+        return Told(data, facts_of(answer))
 
 
-async def _up_to(answer: Any, most: int) -> bytes | None:
+async def up_to(answer: Any, most: int) -> bytes | None:
     """A body, unpacked if it comes packed; None if it is longer."""
     data = bytearray()
     async for piece in answer.content.iter_chunked(_PIECE_BYTES):
@@ -293,7 +324,7 @@ def copy_all(file_system: Any, path: str, fd: int, most: int, limit_s: float, ve
     async def copy() -> None:
         position = 0
         with own:
-            async with _answer(file_system, path, {}) as answer:
+            async with answered(file_system, path, {}) as answer:
                 file_system._raise_not_found_for_status(answer, path)
                 _refuse_other(path, version, {"ETag": answer.headers.get("ETag")})
                 if (answer.content_length or 0) > most:

@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from epistream.access import Access
 from epistream.errors import OptionError, SourceError
@@ -22,6 +22,7 @@ from epistream.working_folder import absolute
 
 if TYPE_CHECKING:  # the layouts read h5py, which shards do without
     from epistream.sharding.layouts.mapping import MappingLayout
+    from epistream.sharding.lerobot_meta.meta_files import MetaFiles
 
 
 def open_dataset(
@@ -55,7 +56,8 @@ def open_dataset(
         allow_outside_files: Let HDF5 files read from others outside of their folders, by external links, virtual
             datasets or external storage; those in the folder or below may be read in any case.
         features: Names and patterns (``observation.images.*``) of what all parts of a list, and all HDF5 files, must
-            have alike; everything if None. Features that are not alike are left aside then.
+            have alike; everything if None. Features that are not alike are left aside then, and so are other cameras of
+            LeRobot data sets, which have files of their own.
         val_fraction: Share of the episodes of HDF5 files and LeRobot data sets for the split ``val``, as ``epistream
             pack`` chooses them; from the files' masks, or as the set says, if None. Not for shards, whose splits were
             settled when they were packed.
@@ -86,9 +88,9 @@ def open_dataset(
                 features=features,
                 division=division,
             )
-        opened = part if isinstance(part, LeRobotSet) else _open(part, options)
-        if isinstance(opened, LeRobotSet):
-            return _open_lerobot(opened.url, options, division)
+        opened = _FoundSet(part.url) if isinstance(part, LeRobotSet) else _open(part, options)
+        if isinstance(opened, _FoundSet):
+            return _open_lerobot(opened, options, division, features)
         if division is not None:
             raise OptionError(_cannot_divide(opened))
         return opened
@@ -162,24 +164,36 @@ def _open_hdf5(
     return replace(dataset, url=part.url)
 
 
-def _open_lerobot(url: str, options: Access, division: Division | None) -> Dataset:
+class _FoundSet(NamedTuple):
+    """A LeRobot data set, and what is known of its files if they were looked at."""
+
+    url: str
+    files: "MetaFiles | None" = None
+
+
+def _open_lerobot(
+    found: _FoundSet, options: Access, division: Division | None, features: Collection[str] | None
+) -> Dataset:
     from epistream.sharding.lerobot.dataset import open_lerobot
     from epistream.sharding.lerobot_meta.hub import pinned
 
-    return open_lerobot(pinned(_absolute(url), options), options, division=division)
+    url = pinned(_absolute(found.url), options)
+    return open_lerobot(url, options, division=division, files=found.files, wanted=features)
 
 
-def _open(part: Folder | Tars, options: Access) -> Dataset | LeRobotSet:
+def _open(part: Folder | Tars, options: Access) -> Dataset | _FoundSet:
     """Shards, or the LeRobot data set that a remote folder turns out to be."""
     url = _absolute(part.url)
     if isinstance(part, Folder):
         found = find_manifest(url, options)
         if found is None and local_path(url) is None:
             from epistream.sharding.lerobot_meta.hub import pinned
+            from epistream.sharding.lerobot_meta.meta_files import look_on_web
 
             fixed = pinned(url, options)  # which says it if a hub shows no such repository
-            if is_there(join(fixed, LEROBOT_INFO), options):
-                return LeRobotSet(fixed)
+            files = look_on_web(fixed, options)
+            if is_there(join(fixed, LEROBOT_INFO), options) if files is None else files.versions:
+                return _FoundSet(fixed, files)
         return dataset_of(found or read_manifest(url, options), url, options)
     twice = [name for name, times in Counter(part.names).items() if times > 1]
     if twice:  # its episodes would be read twice an epoch

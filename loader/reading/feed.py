@@ -65,7 +65,8 @@ class Feed:
         """
         positions, is_repeat = self._schedule.positions_of(batches)
         epoch, first = self._schedule.epoch, int(positions[0])
-        if self._ahead is not None:
+        if self._ahead is not None and not self._is_starting:
+            # Not before the first batch: entries of a data set over a network take requests, those passed as well.
             self._ahead.reach(epoch, first)
         self._arrivals.begin_batch(is_first=self._is_starting and batches[0] == 0)
         try:

@@ -32,7 +32,7 @@ from epistream.loader.order.world import World
 from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.instructions import Instruction, first_task, random_task
 from epistream.loader.reading.reader import BatchWindows, ReaderOptions
-from epistream.loader.shards.shard_entry import entries_at_once, shard_entry
+from epistream.loader.shards.shard_entry import entries_at_once, place_of, shard_entry
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.opened_dataset import Dataset
 
@@ -315,7 +315,7 @@ def _some_entry(part: DatasetPart) -> Entry | None:
     """A shard of a dataset that can be had; of a LeRobot data set the first episodes may be torn."""
     for shard in np.flatnonzero(part.plan.per_shard)[:_MOST_TRIED].tolist():
         with contextlib.suppress(EpistreamError):
-            return shard_entry(part.dataset, shard)
+            return place_of(part.dataset, shard)
     return None
 
 

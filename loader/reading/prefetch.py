@@ -30,7 +30,7 @@ class ShardsAhead:
         self._job = job
         self._at = epoch, position
         self._passing = self._uses()
-        self._oldest = next(self._passing)
+        self._oldest: tuple[int, int, Entry] | None = None
         self._num_passed = 0
         # What is drawn from now, and as much again.
         ahead = 2 * job.num_open_shards
@@ -57,6 +57,7 @@ class ShardsAhead:
 
     def reach(self, epoch: int, position: int) -> None:
         """The reader has come to a position; shards whose use ended before it may be evicted."""
+        self._oldest = self._oldest or next(self._passing)
         while self._oldest[:2] <= (epoch, position):
             self._num_passed += 1
             self._oldest = next(self._passing)

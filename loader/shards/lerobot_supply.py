@@ -4,6 +4,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,22 +18,31 @@ from epistream.file_systems import local_path
 from epistream.loader.shards.picture_columns import ColumnsBlob
 from epistream.sharding.files.names import is_episode_url
 from epistream.sharding.files.storage import join
+from epistream.sharding.files.user_cache import Claim
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.dataset import episode_source
 from epistream.sharding.lerobot.episode import SetSource
 from epistream.sharding.lerobot.index import EpisodeIndex, Places
-from epistream.sharding.lerobot.kept import are_current, keep_episode
-from epistream.sharding.lerobot.seen import look_at_all
+from epistream.sharding.lerobot.kept import are_current, give_up, keep_episode, look_ahead
+from epistream.sharding.lerobot.seen import opening
 
 # What readers of the first batches bring over a network at least: a group of two frames takes 5 to 20 KB.
 _BLOCK_BYTES = 64 << 10
-# Indexes that are made at a time. Each waits for the network most of the time, and leaves memory of its thread behind.
-_AT_ONCE = 16
+# Indexes that are made at a time: of what is at hand, and where each waits for the network most of the time. Threads
+# leave memory behind, and stand in each other's way.
+_AT_ONCE, _AT_ONCE_WAITING = 2, 16
+# Indexes that are claimed at a time: each holds a file open.
+_MOST_CLAIMS = 64
 
 
-def episode_entry(dataset: Dataset, shard: int) -> Entry:
+def episode_entry(dataset: Dataset, shard: int, claimed: Claim | None = None) -> Entry:
     """The cache entry of an episode: the bytes of its pictures, and its index, which is made now if it is not kept.
+
+    Args:
+        dataset: The data set.
+        shard: The episode.
+        claimed: The right to make its index, if somebody has that already.
 
     Raises:
         FormatError, SourceError, FetchError, SourceChangedError, CacheError, DeadlineError: As `keep_episode`.
@@ -40,9 +50,9 @@ def episode_entry(dataset: Dataset, shard: int) -> Entry:
     url = dataset.index_url[shard]
     source, episode = episode_source(url, dataset.storage_options)
     known = _made.get(url)
-    if known is not None and known.options is dataset.storage_options and are_current(source, known.versions):
+    if known is not None and known.options is dataset.storage_options and known.holds(source):
         return known.entry
-    kept = keep_episode(source, episode)
+    kept = keep_episode(source, episode, claimed)
     index = Part(kept.path, kept.num_bytes, kept.checksum, supply=KeptFile(kept.path))
     is_costly = bool(kept.index.places.columns)
     supply = EpisodeSupply(source.root, kept.path, kept.checksum, dataset.storage_options, is_costly)
@@ -57,16 +67,27 @@ def episode_entry(dataset: Dataset, shard: int) -> Entry:
     entry = Entry((packed, index), content="packed bytes of LeRobot")
     if len(_made) >= _MOST_MADE:
         _made.clear()
-    _made[url] = _Made(entry, {one.name: one.version for one in kept.index.places.files}, dataset.storage_options)
+    versions = {one.name: one.version for one in kept.index.places.files}
+    if len(_places) >= _MOST_PLACES:
+        _places.clear()
+    _places[kept.path, kept.checksum] = kept.index.places
+    _made[url] = _Made(entry, versions, dataset.storage_options, opening(source.root))
     return entry
 
 
 class _Made(NamedTuple):
-    """An entry, the versions of its files, and what opens them."""
+    """An entry, the versions of its files, what opens them, and the opening of the data set that it was made after."""
 
     entry: Entry
     versions: dict[str, str]
     options: Mapping[str, Any]
+    opening: int | None
+
+    def holds(self, source: SetSource) -> bool:
+        """Whether it is of the files as they are: of remote ones as they were seen after the set was opened last."""
+        if local_path(source.root) is None:
+            return self.opening == opening(source.root)
+        return are_current(source, self.versions)
 
 
 def episode_entries(
@@ -74,35 +95,50 @@ def episode_entries(
 ) -> dict[int, Entry | EpistreamError]:
     """The entries of those of some shards that are remote episodes and not known yet, made at the same time.
 
-    Making one by itself takes ten requests over the network, each of which waits for the one before.
+    Making one by itself takes several requests over the network, each of which waits for the one before.
 
     Returns:
         By shard, or what it failed of.
     """
     wanted = [shard for shard in shards if is_unknown(dataset, shard)]
-    if len(wanted) < 2:
+    if not wanted:
         return {}
     before_wait()
-    files: dict[int, tuple[SetSource, dict[str, str]]] = {}
-    of_sets: dict[str, tuple[SetSource, dict[str, str]]] = {}  # by root: a list of data sets has shards of several
+    of_sets: dict[str, tuple[SetSource, dict[int, int]]] = {}  # by root: a list of data sets has shards of several
     for shard in wanted:
         source, episode = episode_source(dataset.index_url[shard], dataset.storage_options)
-        files[shard] = source, source.files_of(episode)
-        of_sets.setdefault(source.root, (source, {}))[1].update(files[shard][1])
-    failed = {root: look_at_all(root, names, source.options) for root, (source, names) in of_sets.items()}
+        of_sets.setdefault(source.root, (source, {}))[1][shard] = episode
+    made: dict[int, Entry | EpistreamError] = {}
+    for source, episodes in of_sets.values():
+        numbers = iter(episodes.items())
+        while some := dict(islice(numbers, _MOST_CLAIMS)):
+            made |= _make_some(dataset, source, some)
+    return made
+
+
+def _make_some(dataset: Dataset, source: SetSource, episodes: Mapping[int, int]) -> dict[int, Entry | EpistreamError]:
+    """The entries of some episodes of a data set, given by shard."""
+    ahead = look_ahead(source, list(episodes.values()))
 
     def entry_of(shard: int) -> Entry | EpistreamError:
-        source, names = files[shard]
-        problem = next((failed[source.root][name] for name in names if name in failed[source.root]), None)
-        if problem is not None:
-            return problem  # to ask again may take as long again
+        episode = episodes[shard]
+        if episode in ahead.problems:
+            return ahead.problems[episode]
         try:
-            return episode_entry(dataset, shard)
+            return episode_entry(dataset, shard, ahead.claims.get(episode))
         except EpistreamError as error:
             return error
 
-    with ThreadPoolExecutor(min(len(wanted), _AT_ONCE), "epistream-indexes") as pool:
-        return dict(zip(wanted, pool.map(entry_of, wanted), strict=True))
+    # Others wait for those that were claimed, and may have claimed the rest.
+    mine = [shard for shard in episodes if episodes[shard] in ahead.claims]
+    rest = [shard for shard in episodes if episodes[shard] not in ahead.claims]
+    at_once = min(len(episodes), _AT_ONCE_WAITING if ahead.waits else _AT_ONCE)
+    try:
+        with ThreadPoolExecutor(at_once, "epistream-indexes") as pool:
+            made = dict(zip(mine, pool.map(entry_of, mine), strict=True))
+            return made | dict(zip(rest, pool.map(entry_of, rest), strict=True))
+    finally:
+        give_up(ahead.claims)
 
 
 def is_unknown(dataset: Dataset, shard: int) -> bool:
@@ -115,6 +151,9 @@ def is_unknown(dataset: Dataset, shard: int) -> bool:
 # holds open again and again.
 _made: dict[str, _Made] = {}
 _MOST_MADE = 1024
+# Of indexes that this process has just read, by path and checksum: they are asked for soon, and take a millisecond.
+_places: dict[tuple[str, str], Places] = {}
+_MOST_PLACES = 128
 
 
 @dataclass(frozen=True)
@@ -167,20 +206,20 @@ class EpisodeSupply:
 
     def open(self) -> Blob:
         """As `Supply.open`."""
-        places = self._places()
-        if places.columns:
-            return ColumnsBlob(self.root, places, self.storage_options)
-        return PiecesBlob(self.index_path, self._pieces(places))
+        return packed_blob(self.root, self._places(), self.storage_options, Path(self.index_path).parent)
 
     def pieces(self) -> Pieces | None:
         """As `Supply.pieces`."""
-        return None if self.is_costly else self._pieces(self._places())
+        return None if self.is_costly else pieces_of(self.root, self._places())
 
     def local_ranges(self) -> Iterable[tuple[Path, int, int]]:
         """As `Supply.local_ranges`."""
-        return () if self.is_costly else ranges_of(self._pieces(self._places()))
+        return () if self.is_costly else ranges_of(pieces_of(self.root, self._places()))
 
     def _places(self) -> Places:
+        known = _places.get((self.index_path, self.checksum))
+        if known is not None and local_path(self.root) is None:  # of those every answer is compared with its version
+            return known
         try:
             data = Path(self.index_path).read_bytes()
         except OSError as error:
@@ -195,6 +234,22 @@ class EpisodeSupply:
             )
         return EpisodeIndex.parse(data, self.index_path).places
 
-    def _pieces(self, places: Places) -> Pieces:
-        files = tuple(PieceFile(join(self.root, one.name), one.num_bytes, one.version) for one in places.files)
-        return Pieces(files, places.num_bytes, places.start, places.file, places.place)
+
+def packed_blob(root: str, places: Places, storage_options: Mapping[str, Any], folder: Path) -> Blob:
+    """The packed bytes of an episode of a data set, where no cache brings them: of videos only those on this machine.
+
+    Args:
+        root: Of the data set.
+        places: Of the packed bytes.
+        storage_options: For fsspec.
+        folder: Where row groups are kept that episodes share.
+    """
+    if places.columns:
+        return ColumnsBlob(root, places, storage_options, folder)
+    return PiecesBlob(root, pieces_of(root, places))
+
+
+def pieces_of(root: str, places: Places) -> Pieces:
+    """Where packed bytes lie that are all packets of videos."""
+    files = tuple(PieceFile(join(root, one.name), one.num_bytes, one.version) for one in places.files)
+    return Pieces(files, places.num_bytes, places.start, places.file, places.place)

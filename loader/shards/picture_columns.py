@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from epistream.errors import SourceChangedError
 from epistream.lru import SharedLru
 from epistream.sharding.lerobot.files import SourceFile
 from epistream.sharding.lerobot.index import Places
-from epistream.sharding.lerobot.rows import read_pictures
+from epistream.sharding.lerobot.picture_groups import GroupPictures, group_pictures
 
 Int64 = NDArray[np.int64]
-# Columns of row groups that stay unpacked: of LeRobot's files a group is an episode, or a hundred steps.
+# Columns of row groups that stay at hand: of LeRobot's files a group is an episode, or a hundred steps.
 _MOST_GROUPS = 2
-Group = tuple[NDArray[np.uint8], Int64]
+Group = tuple[GroupPictures, Int64]  # and (n + 1,) where each begins
 
 
 class ColumnsBlob(Blob):
@@ -28,19 +29,22 @@ class ColumnsBlob(Blob):
         root: Of the data set.
         places: Of the packed bytes.
         storage_options: For fsspec.
+        folder: Where row groups are kept unpacked.
 
     Raises:
         SourceError, SourceChangedError, FormatError: Of every read: a file is missing, not that which was indexed, or
             torn.
     """
 
-    def __init__(self, root: str, places: Places, storage_options: Mapping[str, Any]) -> None:
+    def __init__(self, root: str, places: Places, storage_options: Mapping[str, Any], folder: Path) -> None:
         self.size = places.num_bytes
         self.url = root
-        self._root, self._places, self._options = root, places, storage_options
+        self._root, self._places, self._options, self._folder = root, places, storage_options, folder
         self._stop = np.append(places.start[1:], places.num_bytes)
         self._groups: SharedLru[tuple[int, int], Group] = SharedLru(_MOST_GROUPS)
         self._files: dict[int, SourceFile] = {}
+        # By column and row group: rows of the episode, and where their bytes are among those of the group.
+        self._extents: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     def read_into(self, offset: int, out: memoryview | NDArray[np.uint8]) -> None:
         """Fill `out` (contiguous bytes) from `offset`."""
@@ -85,14 +89,19 @@ class ColumnsBlob(Blob):
         done, before, row = 0, 0, column.first
         left = column.rows
         for group in column.groups:
-            data, cuts = self._groups.get((number, group), partial(self._unpack, number, group))
-            rows = min(left, len(cuts) - 1 - row)
-            first, size = int(cuts[row]), int(cuts[row + rows] - cuts[row])
+            if done == len(out):
+                break
+            if (number, group) not in self._extents:  # else those before are not unpacked again to skip them
+                _, cuts = self._groups.get((number, group), partial(self._unpack, number, group))
+                rows = min(left, len(cuts) - 1 - row)
+                self._extents[number, group] = rows, int(cuts[row]), int(cuts[row + rows] - cuts[row])
+            rows, first, size = self._extents[number, group]
             begin = max(0, offset + done - before)
-            if begin < size and done < len(out):
-                piece = data[first + begin : first + min(size, begin + len(out) - done)]
-                out[done : done + len(piece)] = piece.data
-                done += len(piece)
+            if begin < size:
+                pictures, _ = self._groups.get((number, group), partial(self._unpack, number, group))
+                count = min(size - begin, len(out) - done)
+                pictures.read_into(first + begin, out[done : done + count])
+                done += count
             before, left, row = before + size, left - rows, 0
         if done < len(out):
             raise SourceChangedError(
@@ -102,7 +111,8 @@ class ColumnsBlob(Blob):
 
     def _unpack(self, number: int, group: int) -> Group:
         column = self._places.columns[number]
-        return read_pictures(self._file(column.file), column.column, group)
+        pictures = group_pictures(self._file(column.file), column.column, group, self._folder)
+        return pictures, np.append(0, np.cumsum(np.maximum(pictures.size, 0)))
 
     def _file(self, number: int) -> SourceFile:
         """A file of the data set, looked at when it is first needed."""

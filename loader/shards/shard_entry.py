@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part
 from epistream.errors import ChecksumError, EpistreamError
+from epistream.file_systems import local_path
 from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.index import ShardIndex
@@ -35,6 +36,18 @@ def shard_entry(dataset: Dataset, shard: int) -> Entry:
     # The index names the version of the file that it was made of: its checksum stands for both.
     packed = Part(url, int(dataset.shard_bytes[shard]), version=index.checksum, supply=supply)
     return Entry((packed, index), content="packed bytes of HDF5")
+
+
+def place_of(dataset: Dataset, shard: int) -> Entry:
+    """An entry that says where a shard lies, and so which way it goes: the shard's, unless making that takes requests.
+
+    Raises:
+        FormatError, SourceError, SourceChangedError, CacheError, DeadlineError: As `shard_entry`.
+    """
+    url = dataset.shard_url[shard]
+    if is_episode_url(dataset.index_url[shard]) and local_path(url) is None:
+        return Entry((Part(url, 0, version=""),))
+    return shard_entry(dataset, shard)
 
 
 def entries_at_once(

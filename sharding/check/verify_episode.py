@@ -1,8 +1,11 @@
 """Checking one episode of a LeRobot data set: its rows, its frames at their times, every packet by decoding it."""
 
+import shutil
+import tempfile
 import threading
-from collections import defaultdict
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary
 from epistream.sharding.lerobot.dataset import episode_source
-from epistream.sharding.lerobot.episode import SetSource, index_episodes
+from epistream.sharding.lerobot.episode import SetSource, index_episode
 from epistream.sharding.lerobot.index import EpisodeIndex
 from epistream.sharding.lerobot.stored_bytes import packed_bytes, stored_pictures
 from epistream.sharding.pictures.video import VideoDecoder
@@ -22,31 +25,29 @@ from epistream.sharding.tar.shard_statistics import counts_of_values, statistics
 class FreshIndexes:
     """Indexes of episodes as their files are now, whatever is kept of them. Threads may share it.
 
-    Those of neighbours come together, as rows of a file do, and each is given once.
+    What episodes have in common is kept in a folder that goes with this object.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._of_file: defaultdict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
-        self._made: dict[tuple[str, int], EpisodeIndex] = {}
+        self._folder: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where that is."""
+        with self._mutex:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="epistream-verify-"))
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            return self._folder
 
     def take(self, source: SetSource, position: int) -> EpisodeIndex:
         """That of an episode.
 
         Raises:
-            FormatError, SourceError, FetchError: As `index_episodes`.
+            FormatError, SourceError, FetchError: As `index_episode`.
         """
-        root = source.root
-        with self._mutex:
-            lock = self._of_file[root, int(source.meta.data_file_of[position])]
-        with lock:
-            index = self._made.pop((root, position), None)
-            if index is None:
-                made = index_episodes(source, position)
-                index = made.pop(position)
-                # Those before it have been taken, or are bad.
-                self._made.update({(root, other): one for other, one in made.items() if other > position})
-            return index
+        return index_episode(source, position, self.folder)
 
 
 class EpisodeCheck:
@@ -140,7 +141,7 @@ class EpisodeCheck:
             return
         codec, out = codec_of(feature), np.empty(feature.shape, feature.dtype)
         file = index.places.files[0].name
-        for step, data in enumerate(stored_pictures(source, index, feature.name)):
+        for step, data in enumerate(stored_pictures(source, index, feature.name, self._indexes.folder)):
             if step not in steps:
                 continue
             member = f"episode {number}, {feature.source_path}, step {step}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.05
+# What most locks here are held for takes a few milliseconds, and a first batch waits for dozens of them.
+_POLL_S = 0.01
 # What file systems without locks answer: Lustre mounted without them, NFS without its daemon, some of FUSE.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 

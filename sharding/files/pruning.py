@@ -15,7 +15,7 @@ from epistream.sharding.files.locks import locked
 _DAY_S = 86_400.0
 # What is kept, the lock of whoever makes it, and what a killed process leaves of either. Nothing else is touched.
 _OURS = re.compile(
-    r"\.?([0-9a-f]{32})\.(?:(?:\d+\.)?index|statistics-\d+\.(?:json|tables)|(?:packets|footer)\.tables|looks\.json|"
+    r"\.?([0-9a-f]{32})\.(?:(?:\d+\.)?index|rows|pictures|statistics-\d+\.(?:json|tables)|(?:packets|footer|rows)\.tables|looks\.json|"
     r"(?:statistics-\d+\.)?lock)(?:\.\d+\.tmp)?"
 )
 # Its time says when the folder was pruned; its lock, who is about it.
@@ -51,6 +51,12 @@ def mark_used(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
+
+
+def mark_seen(path: Path, time_ns: int) -> None:
+    """Note as a kept file's time of writing when its source was last seen as it was then; no harm if that fails."""
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), time_ns))
 
 
 def prune_daily(folder: Path, limits: Limits | None = None) -> None:
@@ -91,7 +97,7 @@ def prune(folder: Path, limits: Limits) -> list[str]:
 def _remove(folder: Path, names: Sequence[str], used_before: float) -> bool:
     """Remove the files of one source; False if somebody makes or reads them just now."""
     # Sorted: the first part of an index comes first, and where that is missing nobody asks for the others.
-    kept = [name for name in names if name.endswith((".index", ".json", ".tables"))]
+    kept = [name for name in names if name.endswith((".index", ".json", ".tables", ".rows", ".pictures"))]
     with contextlib.ExitStack() as held:
         for name in names:
             if name.endswith(".lock"):

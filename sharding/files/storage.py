@@ -4,11 +4,11 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from epistream.access import Access, placed_link, without_secrets
 from epistream.bodies import copy_all, is_http, persist, read_all, read_head, retries_of
@@ -18,6 +18,8 @@ from epistream.plain_files import not_a_plain_file
 from epistream.whole_files import PartsOfFile
 
 Options = Mapping[str, Any] | None
+# What a file is to hold: all of it, or what writes it bit by bit.
+Content = bytes | Callable[[BinaryIO], None]
 
 # Here a reader can see a file that is half written. Everything else that fsspec offers publishes an object when its
 # upload is complete, and has no rename that is cheaper or safer than that.
@@ -57,7 +59,7 @@ def read_bytes(url: str, options: Options = None, most: int = _MOST_BYTES, size:
         SourceError: If it cannot be read, or is longer.
     """
     path = local_path(url)
-    with _errors_of(url, "wanted to read it.", options):
+    with errors_of(url, "wanted to read it.", options):
         try:
             if path is not None:
                 _refuse_what_is_no_file(url, path)
@@ -76,7 +78,7 @@ def read_start(url: str, size: int, options: Options = None) -> bytes | None:
         OptionError, SourceError: As `read_bytes`.
     """
     path = local_path(url)
-    with _errors_of(url, f"wanted up to {size:,} bytes of it.", options):
+    with errors_of(url, f"wanted up to {size:,} bytes of it.", options):
         try:
             if path is not None:
                 _refuse_what_is_no_file(url, path)
@@ -105,7 +107,7 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
         SourceError: If it cannot be written; nothing is left behind.
     """
     path = local_path(url)
-    with _errors_of(url, f"wanted to write {len(data):,} bytes.", options, "Check room and permissions."):
+    with errors_of(url, f"wanted to write {len(data):,} bytes.", options, "Check room and permissions."):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_local(path, data, sync=True)
@@ -119,15 +121,20 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
             _ask(file_system, "pipe_file", target, data, num_bytes=len(data))
 
 
-def write_local(path: Path, data: bytes, *, sync: bool) -> None:
-    """Put a file in place whole; with `sync`, also for whoever reads it after a power cut."""
+def write_local(path: Path, data: Content, *, sync: bool, time_ns: int | None = None) -> None:
+    """Put a file in place whole; with `sync`, also for whoever reads it after a power cut; with a time of writing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if time_ns is not None:
+            os.utime(temporary, ns=(time.time_ns(), time_ns))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -178,7 +185,7 @@ def read_range(url: str, start: int, size: int, options: Options = None, version
         SourceError, FetchError: If the file is missing, shorter, or cannot be read.
     """
     path = local_path(url)
-    with _errors_of(url, f"wanted {size:,} bytes of it.", options):
+    with errors_of(url, f"wanted {size:,} bytes of it.", options):
         if path is not None:
             _refuse_what_is_no_file(url, path)
             with path.open("rb") as file:
@@ -209,7 +216,7 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
         copy = Path(folder) / parent_and_name(url)[1]
-        with _errors_of(url, "wanted to fetch it.", options):
+        with errors_of(url, "wanted to fetch it.", options):
             try:
                 _fetch(url, copy, options)
             except FileNotFoundError as error:
@@ -242,7 +249,7 @@ def _refuse_what_is_no_file(url: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _errors_of(
+def errors_of(
     url: str, wanted: str, options: Options, otherwise: str = "Check access and storage_options."
 ) -> Iterator[None]:
     """Whatever a file system raises, as an error of ours that names the URL."""

@@ -4,17 +4,18 @@ import gc
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
 from epistream.access import without_secrets
-from epistream.bodies import persist, retries_of
+from epistream.bodies import persist, read_all_told, retries_of
 from epistream.errors import SourceChangedError, SourceError
 from epistream.file_systems import advice_on, ask, local_path, open_file_system, refusal_in, version_facts
 from epistream.lru import Lru
 from epistream.plain_files import refuse_other_than_plain, version_of_file
-from epistream.sharding.files.storage import Options
+from epistream.sharding.files.storage import Options, errors_of
 from epistream.shown_errors import clearly
 from epistream.whole_files import PartsOfFile, WholeFile, whole_file
 
@@ -57,6 +58,21 @@ def version_and_told_bytes(url: str, options: Options) -> tuple[str, int | None]
 
 def _ask_version(file_system: Any, target: str, options: Options) -> tuple[str, int | None]:
     return told_version(persist(retries_of(options), lambda limit_s: ask(file_system, "info", target, limit_s=limit_s)))
+
+
+def read_versioned(url: str, options: Options, most: int = 1 << 30) -> tuple[bytes, str] | None:
+    """All bytes of a small file of a web server, with the version that the same answer tells; None if there is none.
+
+    Raises:
+        OptionError, SourceError: As `storage.read_bytes`.
+    """
+    with errors_of(url, "wanted to read it.", options):
+        try:
+            file_system, target = open_file_system(url, options)
+            found = persist(retries_of(options), partial(read_all_told, file_system, target, most))
+        except FileNotFoundError:
+            return None
+    return found.data, told_version(found.info)[0]
 
 
 def told_version(info: Mapping[str, Any]) -> tuple[str, int | None]:

@@ -226,11 +226,18 @@ def _load_joined(parts: Sequence[MoreStatistics], features: Collection[str]) -> 
 
 
 class StatisticsPart(NamedTuple):
-    """One of several datasets: its URL for messages, its statistics, and what else is known of them."""
+    """One of several datasets: its URL for messages, its statistics, what else is known of them, and whose they are."""
 
     url: str
     statistics: Plain
     more: MoreStatistics
+    is_lerobot: bool = False
+
+    @property
+    def making_sketches(self) -> str:
+        """The command for it."""
+        url = shlex.quote(self.url)
+        return f"epistream pack {url} OUT" if self.is_lerobot else f"epistream index {url} --overwrite"
 
 
 class JoinedStatistics(Mapping[str, Mapping[str, Any]]):
@@ -269,13 +276,13 @@ class JoinedStatistics(Mapping[str, Mapping[str, Any]]):
         for name, values in self.moments.items():
             merged[name] = {**values, **_plain_quantiles(sketches[name], values)} if name in sketches else values
         if self.estimated:
-            lacking = [one.url for one in self._parts if any(name not in one.more.sketches for name in self.estimated)]
+            lacking = [one for one in self._parts if any(name not in one.more.sketches for name in self.estimated)]
             _log.warning(
-                "%s: no sketch of %s beside the manifest, as of earlier releases: q01 and q99 of all datasets together "
-                "are estimates. Make it with '%s'.",
-                ", ".join(lacking),
+                "%s: no sketch of %s beside the manifest, as of earlier releases and LeRobot's data sets: q01 and q99 "
+                "of all datasets together are estimates. Make it with '%s'.",
+                ", ".join(one.url for one in lacking),
                 ", ".join(self.estimated),
-                "' and '".join(f"epistream index {shlex.quote(url)} --overwrite" for url in lacking),
+                "' and '".join(one.making_sketches for one in lacking),
             )
         return merged
 

@@ -12,7 +12,7 @@ import xxhash
 from epistream.access import Access
 from epistream.hints import in_short
 from epistream.lazy import lazy
-from epistream.sharding.files.names import EPISODE_MARK, index_name
+from epistream.sharding.files.names import EPISODE_MARK, index_name, is_episode_url
 from epistream.sharding.files.storage import join
 from epistream.sharding.format.dataset_statistics import (
     NO_MORE,
@@ -154,6 +154,10 @@ def _index_url(url: str, shard_name: str) -> str:
     return join(url, index_name(shard_name))
 
 
+def _is_lerobot(dataset: Dataset) -> bool:
+    return dataset.num_shards > 0 and is_episode_url(dataset.index_url[0])
+
+
 def concatenate(parts: Sequence[Dataset], wanted: Wanted | None = None) -> Dataset:
     """One dataset after the other, with the features that all have. Its fingerprint is XXH3-128 of theirs, in order.
 
@@ -187,7 +191,9 @@ def concatenate(parts: Sequence[Dataset], wanted: Wanted | None = None) -> Datas
         splits=splits,
         tasks=Texts.of(tasks, "tasks"),
         statistics=JoinedStatistics(
-            [StatisticsPart(one.url, one.statistics, one.more) for one in parts], more, features
+            [StatisticsPart(one.url, one.statistics, one.more, _is_lerobot(one)) for one in parts],
+            more,
+            features,
         ),
         fingerprint=xxhash.xxh3_128_hexdigest(" ".join(part.fingerprint for part in parts).encode()),
         storage_options=first.storage_options,

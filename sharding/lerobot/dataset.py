@@ -1,27 +1,33 @@
 """A LeRobot data set as a dataset: every episode a shard, and nothing but its metadata read when it is opened."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import xxhash
 
 from epistream.access import Access
 from epistream.errors import SourceChangedError, SourceError
+from epistream.file_systems import local_path
 from epistream.sharding.files.names import EPISODE_MARK
 from epistream.sharding.files.storage import Options, join
 from epistream.sharding.files.user_cache import default_folder
 from epistream.sharding.format.division import NAMES, Division
+from epistream.sharding.format.feature_sets import Wanted, matching
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, fingerprint
 from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.episode import SetSource, is_video
 from epistream.sharding.lerobot.looks import keep_looks
 from epistream.sharding.lerobot.seen import forget_set
+from epistream.sharding.lerobot_meta.arrow import Imports
 from epistream.sharding.lerobot_meta.features import features_of
 from epistream.sharding.lerobot_meta.info import INFO
+from epistream.sharding.lerobot_meta.meta_files import MetaFiles
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta, keep_metadata, read_kept
 from epistream.sharding.lerobot_meta.splits import splits_of
 from epistream.sharding.lerobot_meta.statistics import statistics_of
@@ -39,6 +45,8 @@ def open_lerobot(
     *,
     folder: Path | None = None,
     division: Division | None = None,
+    files: MetaFiles | None = None,
+    wanted: Wanted | None = None,
 ) -> Dataset:
     """A LeRobot data set, v2.0 to v3.1, as a dataset; what an episode's files hold is looked at when it is read.
 
@@ -47,6 +55,9 @@ def open_lerobot(
         options: For fsspec.
         folder: Where metadata and indexes are kept; see `sharding.files.user_cache`.
         division: Which episodes are for validation, whatever the data set says; as that says if None.
+        files: What is known of its metadata's files, if somebody looked at them just now.
+        wanted: Names and patterns of features: nothing is read of a camera that is not among them. All if None, or if
+            one fits nothing.
 
     Raises:
         SourceError, FetchError: If its metadata are missing or cannot be read.
@@ -56,10 +67,17 @@ def open_lerobot(
     folder = folder or default_folder()
     access = Access.of(options)
     forget_set(url)
-    meta = keep_metadata(url, access, folder)
-    source = _source(url, access, meta, folder)
-    _remember(_name_of(meta), source)  # as it is now: what was seen of its files at an earlier opening may be past
-    dataset = _described(source, division)
+    imports = Imports()
+    try:
+        is_remote = local_path(url) is None
+        meta = keep_metadata(url, access, folder, files=files, on_making=imports.begin if is_remote else None)
+        cameras = _chosen(meta, wanted)
+        source = _source(url, access, meta, folder, cameras)
+    finally:
+        imports.end()
+    name = _name_of(meta, cameras)
+    _remember(name, source)  # as it is now: what was seen of its files at an earlier opening may be past
+    dataset = _described(source, name, division)
     for reason in source.left_out:
         _log.warning("%s: not streamed: %s", url, reason)
     if division is not None:
@@ -80,7 +98,8 @@ def episode_source(index_url: str, options: Options) -> tuple[SetSource, int]:
     name, _, position = index_url.rpartition(EPISODE_MARK)
     source = _sources.get(name)
     if source is None:
-        path, _, digest = name.rpartition("#")
+        before, _, chosen = name.rpartition("#")
+        path, _, digest = before.rpartition("#")
         meta = read_kept(Path(path))
         if meta is None:
             raise SourceError(
@@ -91,7 +110,8 @@ def episode_source(index_url: str, options: Options) -> tuple[SetSource, int]:
             raise SourceChangedError(
                 f"{meta.root}: its metadata were changed since the dataset was opened. Open the dataset again."
             )
-        source = _source(meta.root, options, meta, Path(path).parent, is_opening=False)
+        cameras = None if chosen == _ALL else tuple(map(unquote, chosen.split(",")))
+        source = _source(meta.root, options, meta, Path(path).parent, cameras, is_opening=False)
         _remember(name, source)
     elif source.options is not options:  # of another who opened the same data set in this process
         source = replace(source, options=options)
@@ -99,7 +119,7 @@ def episode_source(index_url: str, options: Options) -> tuple[SetSource, int]:
     return source, int(position)
 
 
-# By `_name_of` their metadata, each as it was opened last. Plain reads and writes, which no fork leaves half done.
+# By `_name_of`, each as it was opened last. Plain reads and writes, which no fork leaves half done.
 _sources: dict[str, SetSource] = {}
 _MOST_SOURCES = 1024
 
@@ -110,20 +130,47 @@ def _remember(name: str, source: SetSource) -> None:
     _sources[name] = source
 
 
-def _name_of(meta: LeRobotMeta) -> str:
-    """The file that metadata are kept in, and what they say: another version of them may be kept there later."""
-    return f"{meta.path}#{meta.digest}"
+# Stands for all cameras in a name; no key looks so there.
+_ALL = "*"
 
 
-def _source(url: str, options: Options, meta: LeRobotMeta, folder: Path, *, is_opening: bool = True) -> SetSource:
-    looks = keep_looks(url, options, meta, folder, is_opening=is_opening)
+def _chosen(meta: LeRobotMeta, wanted: Wanted | None) -> tuple[str, ...] | None:
+    """LeRobot's keys of the cameras that are wanted; None for all."""
+    features, _ = features_of(meta.info)
+    if wanted is None:
+        return None
+    names = set(matching(features, wanted))
+    if not all(matching(features, [one]) for one in ([wanted] if isinstance(wanted, str) else wanted)):
+        return None  # whoever chooses among the features says so, and what there is
+    cameras = {name: one.source_path for name, one in features.items() if one.kind == "frames"}
+    return tuple(cameras[name] for name in cameras if name in names) if set(cameras) - names else None
+
+
+def _name_of(meta: LeRobotMeta, cameras: Sequence[str] | None) -> str:
+    """The file that metadata are kept in, what they say, since others may be kept there later, and the cameras."""
+    chosen = _ALL if cameras is None else ",".join(quote(key, safe="") for key in cameras)
+    return f"{meta.path}#{meta.digest}#{chosen}"
+
+
+def _source(
+    url: str,
+    options: Options,
+    meta: LeRobotMeta,
+    folder: Path,
+    cameras: Sequence[str] | None,
+    *,
+    is_opening: bool = True,
+) -> SetSource:
+    looks = keep_looks(url, options, meta, folder, cameras, is_opening=is_opening)
     codecs = {key: look.codec for key, look in looks.items()}
     features, left_out = features_of(meta.info, {key: look.group_steps for key, look in looks.items()}, codecs)
+    if cameras is not None:
+        features = {name: one for name, one in features.items() if one.kind != "frames" or one.source_path in cameras}
     sizes = {key: look.step_bytes for key, look in looks.items()}
     return SetSource(url, options, meta, features, folder, left_out, sizes)
 
 
-def _described(source: SetSource, division: Division | None) -> Dataset:
+def _described(source: SetSource, name: str, division: Division | None) -> Dataset:
     meta, features = source.meta, source.features
     num_episodes = len(meta.length)
     step_bytes = sum(_bytes_of_a_step(source, one) for one in features.values())
@@ -136,7 +183,7 @@ def _described(source: SetSource, division: Division | None) -> Dataset:
         numbers = np.array([names.index(name) for name in chosen], np.uint8)
     is_train = numbers == (names.index("train") if "train" in names else 0)
     columns = ManifestColumns(
-        names=Mapped(partial(_index_url, _name_of(meta)), range(num_episodes)),
+        names=Mapped(partial(_index_url, name), range(num_episodes)),
         shard_bytes=packed,
         shard_checksums=np.broadcast_to(digest, (num_episodes, 16)),
         index_bytes=np.ones(num_episodes, np.int64),

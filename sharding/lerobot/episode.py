@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import EpistreamError, FormatError
+from epistream.errors import FormatError
 from epistream.file_systems import local_path
 from epistream.lazy import lazy
 from epistream.sharding.files.storage import Options
@@ -20,6 +20,7 @@ from epistream.sharding.format.videos import join_videos
 from epistream.sharding.lerobot.files import SourceFile
 from epistream.sharding.lerobot.index import EpisodeIndex, FileOfSet, PictureColumn, Places
 from epistream.sharding.lerobot.rows import EpisodeRows, PictureRows, read_rows
+from epistream.sharding.lerobot.seen import are_brought
 from epistream.sharding.lerobot.video_tables import PacketTable, kept_packets, read_packets
 from epistream.sharding.lerobot_meta.meta_files import at_once
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta
@@ -68,6 +69,12 @@ class SetSource:
         """LeRobot's key of each camera that is video."""
         return {name: one.source_path for name, one in self.features.items() if is_video(one)}
 
+    def data_file(self, name: str, *, afresh: bool = False) -> SourceFile:
+        """A file of rows; see `SourceFile.at`."""
+        has_pictures = any(column.dtype == "image" for column in self.meta.info.columns.values())
+        file = SourceFile.at(self.root, name, self.options, ROWS, afresh=afresh)
+        return replace(file, is_numbers=not has_pictures)
+
     def files_of(self, episode: int) -> dict[str, str]:
         """The files that an episode (by its position) is read from, and what each is: of its rows, then of videos."""
         meta = self.meta
@@ -87,31 +94,25 @@ def is_video(feature: Feature) -> bool:
     return feature.kind == "frames" and CODECS[feature.codec].storage == "video"
 
 
-def index_episodes(source: SetSource, episode: int) -> dict[int, EpisodeIndex]:
-    """The index of an episode, and of those whose rows had to be read with it, by their positions.
+def index_episode(source: SetSource, episode: int, folder: Path | None = None) -> EpisodeIndex:
+    """The index of an episode.
 
     Args:
         source: The data set.
         episode: Position among its episodes.
+        folder: Where rows are kept that had to be read with its own; that of the data set unless given.
 
     Raises:
-        FormatError: If its files are not what the metadata say. Neighbours that are so are left out.
+        FormatError: If its files are not what the metadata say.
         SourceError, FetchError: If one is missing or cannot be read.
+        SourceChangedError: If one changes meanwhile.
+        CacheError, DeadlineError: As `make_once`.
     """
-    meta = source.meta
-    data = SourceFile.at(source.root, next(iter(source.files_of(episode))), source.options, ROWS, afresh=False)
+    data = source.data_file(next(iter(source.files_of(episode))))
     in_file = {name: one for name, one in source.features.items() if not is_video(one)}
-    found = read_rows(data, int(meta.number[episode]), in_file, source.folder if source.has_long_files else None)
-    indexes = {episode: _index(source, episode, data, found.pop(int(meta.number[episode])))}
-    for number, rows in found.items():
-        other = int(np.searchsorted(meta.number, number))
-        is_known = other < len(meta.number) and meta.number[other] == number
-        if is_known and meta.data_file_of[other] == meta.data_file_of[episode]:
-            try:
-                indexes[other] = _index(source, other, data, rows)
-            except EpistreamError:
-                continue  # it is told when somebody wants that episode
-    return indexes
+    number = int(source.meta.number[episode])
+    rows = read_rows(data, number, in_file, folder or source.folder, holds_one=not source.has_long_files)
+    return _index(source, episode, data, rows)
 
 
 def _index(source: SetSource, episode: int, data: SourceFile, rows: EpisodeRows) -> EpisodeIndex:
@@ -163,7 +164,7 @@ def _index(source: SetSource, episode: int, data: SourceFile, rows: EpisodeRows)
 
 def _tables(source: SetSource, episode: int) -> dict[str, tuple[SourceFile, PacketTable]]:
     """The video of each camera; over a network all are brought at the same time."""
-    meta = source.meta
+    meta, files = source.meta, list(source.files_of(episode))
 
     def table_of(key: str) -> tuple[SourceFile, PacketTable]:
         path = meta.video_files[key][int(meta.video_file_of[key][episode])]
@@ -172,7 +173,9 @@ def _tables(source: SetSource, episode: int) -> dict[str, tuple[SourceFile, Pack
         return file, kept_packets(file, source.folder, depth) if source.has_long_files else read_packets(file, depth)
 
     keys = list(source.videos.values())
-    found = at_once(table_of, keys) if local_path(source.root) is None else map(table_of, keys)
+    # Of files of many episodes the tables are most likely at hand, and so are the first bytes of others.
+    is_slow = local_path(source.root) is None and not (source.has_long_files or are_brought(source.root, files[1:]))
+    found = at_once(table_of, keys) if is_slow else map(table_of, keys)
     return dict(zip(source.videos, found, strict=True))
 
 

@@ -16,8 +16,9 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import make_once
 from epistream.sharding.lerobot.episode import video_of
 from epistream.sharding.lerobot.files import SourceFile
-from epistream.sharding.lerobot.rows import first_pictures
-from epistream.sharding.lerobot.video_tables import kept_packets
+from epistream.sharding.lerobot.picture_groups import first_pictures
+from epistream.sharding.lerobot.seen import bring_starts
+from epistream.sharding.lerobot.video_tables import START_WITH_PICTURE, kept_packets
 from epistream.sharding.lerobot_meta.hub import is_pinned
 from epistream.sharding.lerobot_meta.info import leads_out
 from epistream.sharding.lerobot_meta.meta_files import at_once
@@ -49,7 +50,15 @@ class Look(NamedTuple):
 Looks = Mapping[str, Look]  # by LeRobot's key
 
 
-def keep_looks(root: str, options: Options, meta: LeRobotMeta, folder: Path, *, is_opening: bool = True) -> Looks:
+def keep_looks(
+    root: str,
+    options: Options,
+    meta: LeRobotMeta,
+    folder: Path,
+    cameras: Sequence[str] | None = None,
+    *,
+    is_opening: bool = True,
+) -> Looks:
     """What one video of each camera looks like, or one picture; nothing of a camera of which none can be read.
 
     Which order a stream has by itself follows from the groups, so it is kept: every process must see the same.
@@ -59,12 +68,15 @@ def keep_looks(root: str, options: Options, meta: LeRobotMeta, folder: Path, *, 
         options: For fsspec.
         meta: What it says of itself.
         folder: Where it is kept.
+        cameras: LeRobot's keys of those that are looked at; all if None.
         is_opening: Whether to look again if a file that was looked at is another one now; else what is kept holds.
     """
-    keys = [key for key, column in meta.info.columns.items() if column.is_picture]
+    pictures = [key for key, column in meta.info.columns.items() if column.is_picture]
+    keys = [key for key in pictures if cameras is None or key in cameras]
     if not keys:
         return {}
-    name = xxhash.xxh3_128_hexdigest(f"looks\0{_RECIPE}\0{root}\0{meta.digest}".encode())
+    told = ["looks", str(_RECIPE), root, meta.digest, *(keys if cameras is not None else ())]
+    name = xxhash.xxh3_128_hexdigest("\0".join(told).encode())
     kept = f"{name}.looks.json"
     seen: dict[str, str] = {}
 
@@ -118,6 +130,8 @@ def _look(
         return None
 
     videos = [key for key in meta.info.video_keys if key in keys]
+    if local_path(root) is None:
+        bring_starts(root, {name: START_WITH_PICTURE for key in videos for name in meta.video_files[key][:1]}, options)
     seen = at_once(look_at, videos) if local_path(root) is None else map(look_at, videos)
     found = {key: look for key, look in zip(videos, seen, strict=True) if look is not None}
     in_rows = [key for key in keys if key not in meta.info.video_keys]
@@ -137,7 +151,7 @@ def _look(
 def _first_files(root: str, options: Options, names: Sequence[str], what: str) -> Iterator[SourceFile]:
     for name in names[:_MOST_TRIED]:
         try:
-            yield SourceFile.at(root, name, options, what)
+            yield SourceFile.at(root, name, options, what, afresh=False)
         except EpistreamError as error:
             _log.info("not looked at: %s", error)
 

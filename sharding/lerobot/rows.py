@@ -1,8 +1,7 @@
 """Rows of episodes in LeRobot's Parquet files: low-dimensional columns as arrays, pictures as places in row groups."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,12 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.sharding.format.features import Feature
 from epistream.sharding.lerobot.files import SourceFile, open_parquet
+from epistream.sharding.lerobot.picture_groups import group_pictures, refuse_lacking
+from epistream.sharding.lerobot.row_groups import AGAIN, NUMBER, Keeping, bounds_of, runs_of, shared_runs
 from epistream.sharding.lerobot_meta.arrow import arrow_module, numbers_of
 
 Int64 = NDArray[np.int64]
-# Episodes of one row group that are read together: those whose indexes are made at once.
-MOST_AT_ONCE = 64
-_BUFFER_BYTES = 1 << 20
-_AGAIN = "Download the file again, or finalise the recording with LeRobot."
+_FOLLOW = (NUMBER, "frame_index", "timestamp", "task_index")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,152 +52,159 @@ class EpisodeRows:
 
 
 def read_rows(
-    file: SourceFile, number: int, features: Mapping[str, Feature], folder: Path | None
-) -> dict[int, EpisodeRows]:
-    """An episode's rows, and those of its neighbours that had to be read with them.
+    file: SourceFile, number: int, features: Mapping[str, Feature], folder: Path, *, holds_one: bool
+) -> EpisodeRows:
+    """An episode's rows.
 
     Args:
         file: A data file.
         number: LeRobot's episode_index.
         features: Arrays, and cameras whose pictures are in the file; `source_path` is the column.
-        folder: Where to keep its footer, of a file of many episodes; None for one of this episode alone.
-
-    Returns:
-        By number; `number` is among them.
+        folder: Where row groups are kept that the episode shares with others, and the footers of remote files.
+        holds_one: Whether the file is of this episode alone; it need not say so then.
 
     Raises:
         FormatError: If the file is torn, lacks a column, or holds something else than the features say.
-        SourceError, FetchError: If it cannot be read.
+        SourceError, FetchError, SourceChangedError: If it cannot be read, or changes meanwhile.
+        CacheError, DeadlineError: As `make_once`.
     """
-    holds_one = folder is None
-    with open_parquet(file, folder) as opened:
-        parquet = opened.file
-        groups = list(range(parquet.metadata.num_row_groups)) if holds_one else groups_of(parquet, number)
-        there = set(parquet.schema_arrow.names)
-        _refuse_lacking(file, there, [feature.source_path for feature in features.values()])
-        told = [name for name in ("episode_index", "frame_index", "timestamp", "task_index") if name in there]
-        columns = list(dict.fromkeys([*told, *(one.source_path for one in features.values())]))
-        table = opened.read(groups, columns)
-        sizes = [parquet.metadata.row_group(group).num_rows for group in groups]
-    numbers = episode_numbers(table, file, number, holds_one=holds_one)
-    found: dict[int, EpisodeRows] = {}
-    for one, start, stop in _episodes_in(numbers, number, file):
-        where = f"{file.url}: episode {one}"
-        try:
-            rows = _rows_of(table.slice(start, stop - start), features, where)
-        except FormatError:
-            if one == number:
-                raise
-            continue  # it is told when somebody wants that episode
-        places = {name: _place_of(size, groups, sizes, start) for name, size in rows.picture_size.items()}
-        found[one] = EpisodeRows(rows.values, rows.timestamp, rows.task_index, places)
-    if number not in found:
-        raise FormatError(f"{file.url}: no rows of episode {number}, wanted them, as the metadata say. {_AGAIN}")
-    return found
+    arrays = {name: one for name, one in features.items() if one.kind != "frames"}
+    columns = [one.source_path for one in arrays.values()]
+    keep = Keeping(folder, 8 * len(_FOLLOW) + sum(one.step_bytes for one in arrays.values()))
+    cameras = {name: one for name, one in features.items() if one.kind == "frames"}
+    pieces = episode_pieces(
+        file, number, columns, keep, holds_one=holds_one, also=[one.source_path for one in cameras.values()]
+    )
+    where = f"{file.url}: episode {number}"
+    table = arrow_module("pyarrow").concat_tables([piece.table for piece in pieces])
+    timestamp = _timestamps(table, where)
+    task_index = _integers(table, "task_index", where) if "task_index" in table.column_names else None
+    values = {name: _values(table, one, where) for name, one in arrays.items()}
+    pictures = {name: _pictures(file, one.source_path, pieces, folder, where) for name, one in cameras.items()}
+    return EpisodeRows(values, timestamp, task_index, pictures)
 
 
-class _Rows(NamedTuple):
-    values: dict[str, NDArray[Any]]
-    timestamp: NDArray[np.float64]
-    task_index: Int64 | None
-    picture_size: dict[str, Int64]
+class Piece(NamedTuple):
+    """Rows of an episode in one row group.
+
+    Attributes:
+        group: Its number.
+        start: The first row there.
+        table: A `pyarrow.Table` of the rows.
+    """
+
+    group: int
+    start: int
+    table: Any
 
 
-def _rows_of(piece: Any, features: Mapping[str, Feature], where: str) -> _Rows:
-    """What the rows of one episode say."""
-    timestamp = _timestamps(piece, where)
-    task_index = _integers(piece, "task_index", where) if "task_index" in piece.column_names else None
-    values, picture_size = {}, {}
-    for name, feature in features.items():
-        if feature.kind == "frames":
-            picture_size[name] = _picture_sizes(piece, feature, where)
-        else:
-            values[name] = _values(piece, feature, where)
-    return _Rows(values, timestamp, task_index, picture_size)
+def episode_pieces(
+    file: SourceFile,
+    number: int,
+    columns: Sequence[str],
+    keep: Keeping,
+    *,
+    holds_one: bool,
+    also: Sequence[str] = (),
+) -> list[Piece]:
+    """Some columns of an episode's rows, by row group, with those that tell its number, times and tasks.
 
-
-def read_pictures(file: SourceFile, column: str, group: int) -> tuple[NDArray[np.uint8], Int64]:
-    """All pictures of a row group, one after the other, and where each begins: (n + 1,) bytes."""
-    with open_parquet(file) as opened:
-        return _packed(_bytes_column(opened.read([group], [column]), column, file.url))
-
-
-def first_pictures(file: SourceFile, columns: Sequence[str], folder: Path | None = None) -> dict[str, bytes]:
-    """The picture of the first row in each of some columns; little more than them is read.
+    Args:
+        file: A data file.
+        number: LeRobot's episode_index.
+        columns: Their names.
+        keep: How row groups are kept that it shares with others.
+        holds_one: Whether the file is of this episode alone.
+        also: Other columns that must be there, and are read afterwards.
 
     Raises:
-        FormatError: If the file is torn, or lacks a column.
-        SourceError, FetchError: If it cannot be read.
+        FormatError: If the file is torn, lacks a column, or has no rows of the episode or has them in several places.
+        SourceError, FetchError, SourceChangedError, CacheError, DeadlineError: As `read_rows`.
     """
-    found: dict[str, bytes] = {}
-    with open_parquet(file, folder, buffer_bytes=_BUFFER_BYTES) as opened:
-        _refuse_lacking(file, opened.file.schema_arrow.names, columns)
-        for column in columns:
-            for batch in opened.file.iter_batches(1, columns=[column], use_threads=False):
-                table = arrow_module("pyarrow").Table.from_batches([batch])
-                found[column] = _packed(_bytes_column(table, column, file.url))[0].tobytes()
-                break
+    # Of a file that is opened once its footer is not worth keeping.
+    with open_parquet(file, None if holds_one and not also else keep.folder) as opened:
+        there = opened.file.schema_arrow.names
+        _refuse_lacking(file, set(there), [*columns, *also])
+        read = list(dict.fromkeys([*(one for one in _FOLLOW if one in there), *columns]))
+        chosen = _groups(opened.file, number, holds_one=holds_one)
+        before = _rows_before(opened.file, [group for group, _ in chosen])
+        own = {group: opened.read([group], read) for group, is_of_others in chosen if not is_of_others}
+    found: list[Piece] = []
+    end = None  # of the last row that was found, among those of the file
+    for group, _ in chosen:
+        if group in own:
+            numbers = _episode_numbers(own[group], file, number, holds_one=holds_one)
+            runs = [(start, own[group].slice(start, stop - start)) for start, stop in runs_of(numbers, number)]
+        else:
+            runs = [(run.start, run.table) for run in shared_runs(file, group, read, number, keep)]
+        for start, table in runs:
+            if end not in (None, before[group] + start):
+                raise FormatError(
+                    f"{file.url}: rows of episode {number} in several places, wanted them one after the other. {AGAIN}"
+                )
+            end = before[group] + start + table.num_rows
+            found.append(Piece(group, start, table))
+    if not found:
+        raise FormatError(f"{file.url}: no rows of episode {number}, wanted them, as the metadata say. {AGAIN}")
     return found
 
 
-def groups_of(parquet: Any, number: int) -> list[int]:
-    """The row groups that may hold an episode: those whose smallest and largest number do not rule it out."""
-    position = parquet.schema_arrow.get_field_index("episode_index")
-    if position < 0:
-        return list(range(parquet.metadata.num_row_groups))
-    leaf = next(i for i in range(parquet.metadata.num_columns) if parquet.schema.column(i).path == "episode_index")
-    wanted = []
-    for group in range(parquet.metadata.num_row_groups):
-        told = parquet.metadata.row_group(group).column(leaf).statistics
-        if told is None or not told.has_min_max or told.min <= number <= told.max:
-            wanted.append(group)
-    return wanted
+def _groups(parquet: Any, number: int, *, holds_one: bool) -> list[tuple[int, bool]]:
+    """The row groups that may hold an episode, and whether others may be there too."""
+    groups = range(parquet.metadata.num_row_groups)
+    bounds = [(number, number) for _ in groups] if holds_one else bounds_of(parquet, groups)
+    chosen = [(group, told) for group, told in enumerate(bounds) if told is None or told[0] <= number <= told[1]]
+    is_empty = {group: not parquet.metadata.row_group(group).num_rows for group, _ in chosen}
+    return [(group, told is None or told[0] != told[1]) for group, told in chosen if not is_empty[group]]
+
+
+def _rows_before(parquet: Any, groups: Sequence[int]) -> dict[int, int]:
+    """How many rows there are before some row groups, from the first of these on."""
+    every = range(groups[0], groups[-1]) if groups else ()
+    counts = [parquet.metadata.row_group(group).num_rows for group in every]
+    ends = dict(zip(every, np.cumsum(counts).tolist(), strict=True))
+    return {group: ends.get(group - 1, 0) for group in groups}
+
+
+def _pictures(file: SourceFile, column: str, pieces: Sequence[Piece], folder: Path, where: str) -> PictureRows:
+    """Where the pictures of an episode are."""
+    sizes: list[Int64] = []
+    for piece in pieces:
+        size = group_pictures(file, column, piece.group, folder).size[piece.start : piece.start + piece.table.num_rows]
+        if (size < 1).any():
+            row = int(np.argmax(size < 1))
+            place = f"{where}, step {sum(len(one) for one in sizes) + row}"
+            if size[row] < 0:
+                refuse_lacking(file, column, piece.group, piece.start + row, place)
+            raise FormatError(f"{place}: an empty picture of {column!r}, wanted one. {AGAIN}")
+        sizes.append(size)
+    return PictureRows(np.concatenate(sizes), tuple(piece.group for piece in pieces), pieces[0].start)
 
 
 def _refuse_lacking(file: SourceFile, there: Collection[str], wanted: Sequence[str]) -> None:
     lacking = next((name for name in wanted if name not in there), None)
     if lacking is not None:
         found = ", ".join(sorted(there))
-        raise FormatError(f"{file.url}: columns {found:.300}, wanted {lacking!r}, which info.json names. {_AGAIN}")
+        raise FormatError(f"{file.url}: columns {found:.300}, wanted {lacking!r}, which info.json names. {AGAIN}")
 
 
-def episode_numbers(table: Any, file: SourceFile, number: int, *, holds_one: bool) -> Int64:
+def _episode_numbers(table: Any, file: SourceFile, number: int, *, holds_one: bool) -> Int64:
     """The episode of each row that was read; all are of `number` in a file that holds one and does not say it.
 
     Raises:
         FormatError: If they are not told.
     """
-    if "episode_index" not in table.column_names:
+    if NUMBER not in table.column_names:
         if holds_one:
             return np.full(table.num_rows, number, np.int64)
-        raise FormatError(f"{file.url}: no column episode_index, wanted it. {_AGAIN}")
-    return _integers(table, "episode_index", file.url)
-
-
-def _episodes_in(numbers: Int64, wanted: int, file: SourceFile) -> Iterator[tuple[int, int, int]]:
-    """Number and half-open rows of each episode, the wanted one first.
-
-    Those at the borders of what was read may go on elsewhere, and are left out unless they are wanted.
-    """
-    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    pieces = [(int(numbers[a]), a, b) for a, b in pairwise(cuts) if a < b]
-    mine = [piece for piece in pieces if piece[0] == wanted]
-    if len(mine) > 1:
-        raise FormatError(
-            f"{file.url}: rows of episode {wanted} in {len(mine)} places, wanted them one after the other. {_AGAIN}"
-        )
-    yield from mine
-    if mine:
-        here = pieces.index(mine[0])
-        near = pieces[max(1, here - MOST_AT_ONCE // 2) : min(len(pieces) - 1, here + MOST_AT_ONCE // 2)]
-        counts = [one[0] for one in pieces]
-        yield from (piece for piece in near if piece is not mine[0] and counts.count(piece[0]) == 1)
+        raise FormatError(f"{file.url}: no column {NUMBER}, wanted it. {AGAIN}")
+    return _integers(table, NUMBER, file.url)
 
 
 def _integers(table: Any, name: str, where: str) -> Int64:
     values = _flat(table.column(name), where, name)
     if values.dtype.kind not in "iu" or len(values) != table.num_rows:
-        raise FormatError(f"{where}: {name} as {table.column(name).type}, wanted a whole number a step. {_AGAIN}")
+        raise FormatError(f"{where}: {name} as {table.column(name).type}, wanted a whole number a step. {AGAIN}")
     return values.astype(np.int64)
 
 
@@ -208,13 +213,13 @@ def _timestamps(table: Any, where: str) -> NDArray[np.float64]:
         frames = _integers(table, "frame_index", where)
         if (frames != np.arange(len(frames))).any():
             step = int(np.argmax(frames != np.arange(len(frames))))
-            raise FormatError(f"{where}, step {step}: frame_index {frames[step]}, wanted {step}. {_AGAIN}")
+            raise FormatError(f"{where}, step {step}: frame_index {frames[step]}, wanted {step}. {AGAIN}")
     if "timestamp" not in table.column_names:
-        raise FormatError(f"{where}: no column timestamp, wanted it. {_AGAIN}")
+        raise FormatError(f"{where}: no column timestamp, wanted it. {AGAIN}")
     times = _flat(table.column("timestamp"), where, "timestamp")
     if times.dtype.kind not in "iuf" or len(times) != table.num_rows or not np.isfinite(times).all():
         kind = table.column("timestamp").type
-        raise FormatError(f"{where}: timestamp as {kind}, not all of them numbers, wanted finite seconds. {_AGAIN}")
+        raise FormatError(f"{where}: timestamp as {kind}, not all of them numbers, wanted finite seconds. {AGAIN}")
     return times.astype(np.float64)
 
 
@@ -225,10 +230,10 @@ def _values(table: Any, feature: Feature, where: str) -> NDArray[Any]:
     wanted = (table.num_rows, *feature.shape)
     if values.dtype.kind not in "biuf":
         kind = table.column(column).type
-        raise FormatError(f"{where}: {column!r} as {kind}, wanted {feature.dtype}. {_AGAIN}")
+        raise FormatError(f"{where}: {column!r} as {kind}, wanted {feature.dtype}. {AGAIN}")
     if values.size != np.prod(wanted, dtype=np.int64):
         each = values.size / max(1, table.num_rows)
-        raise FormatError(f"{where}: {each:g} values a step of {column!r}, wanted {feature.shape}. {_AGAIN}")
+        raise FormatError(f"{where}: {each:g} values a step of {column!r}, wanted {feature.shape}. {AGAIN}")
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.astype(feature.dtype)
     changed = _changed(values, cast)
@@ -261,14 +266,14 @@ def _flat(column: Any, where: str, name: str) -> NDArray[Any]:
         if isinstance(array, arrow.ExtensionArray):
             array = array.storage
         if array.null_count:
-            raise FormatError(f"{where}: {array.null_count} missing values of {name!r}, wanted one a step. {_AGAIN}")
+            raise FormatError(f"{where}: {array.null_count} missing values of {name!r}, wanted one a step. {AGAIN}")
         if arrow.types.is_fixed_size_list(array.type):
             array = array.flatten()
         elif arrow.types.is_list(array.type) or arrow.types.is_large_list(array.type):
             lengths: NDArray[Any] = np.diff(_numbers_of(array.offsets))
             if len(lengths) and (lengths != lengths[0]).any():
                 raise FormatError(
-                    f"{where}: {lengths.min()} to {lengths.max()} values of {name!r}, wanted as many each. {_AGAIN}"
+                    f"{where}: {lengths.min()} to {lengths.max()} values of {name!r}, wanted as many each. {AGAIN}"
                 )
             array = array.flatten()
         else:
@@ -284,46 +289,3 @@ def _numbers_of(array: Any) -> NDArray[Any]:
     """The numbers of an array without gaps; objects where it holds none."""
     values = numbers_of(array)
     return np.empty(len(array), np.object_) if values is None else values
-
-
-def _picture_sizes(table: Any, feature: Feature, where: str) -> Int64:
-    _, cuts = _packed(_bytes_column(table, feature.source_path, where))
-    sizes: Int64 = np.diff(cuts)
-    if len(sizes) and sizes.min() < 1:
-        step = int(np.argmin(sizes))
-        raise FormatError(f"{where}, step {step}: an empty picture of {feature.source_path!r}, wanted one. {_AGAIN}")
-    return sizes
-
-
-def _bytes_column(table: Any, column: str, where: str) -> Any:
-    """The binary array of a column of pictures: a struct of their bytes and a path."""
-    arrow = arrow_module("pyarrow")
-    array = table.column(column)
-    array = arrow.concat_arrays(array.chunks) if array.num_chunks != 1 else array.chunk(0)
-    if isinstance(array, arrow.ExtensionArray):
-        array = array.storage
-    if arrow.types.is_struct(array.type):
-        array = array.field("bytes") if array.type.get_field_index("bytes") >= 0 else array
-    if not (arrow.types.is_binary(array.type) or arrow.types.is_large_binary(array.type)) or array.null_count:
-        state = f"{array.null_count} without bytes" if array.null_count else f"as {array.type}"
-        raise FormatError(
-            f"{where}: pictures of {column!r} {state}, wanted the bytes of each. Write the data set with pictures "
-            "inside its Parquet files, as LeRobot's embed_images() does."
-        )
-    return array.cast(arrow.large_binary())
-
-
-def _packed(array: Any) -> tuple[NDArray[np.uint8], Int64]:
-    _, offsets, data = array.buffers()
-    cuts = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8)
-    held = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    return held[int(cuts[0]) : int(cuts[-1])], cuts - cuts[0]
-
-
-def _place_of(size: Int64, groups: Sequence[int], group_rows: Sequence[int], start: int) -> PictureRows:
-    """Where rows from `start` of some row groups lie among these."""
-    ends = np.cumsum(group_rows)
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, start + len(size) - 1, side="right"))
-    before = int(ends[first - 1]) if first else 0
-    return PictureRows(size, tuple(groups[first : last + 1]), start - before)

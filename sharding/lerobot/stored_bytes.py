@@ -1,6 +1,7 @@
 """The pictures of one episode as they are stored, read from its files: for looking at them, not for training."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from epistream.sharding.files.storage import join
 from epistream.sharding.lerobot.episode import SetSource
 from epistream.sharding.lerobot.files import SourceFile
 from epistream.sharding.lerobot.index import EpisodeIndex, FileOfSet
-from epistream.sharding.lerobot.rows import read_pictures
+from epistream.sharding.lerobot.picture_groups import group_pictures
 
 
 def packed_bytes(source: SetSource, index: EpisodeIndex, start: int, stop: int) -> bytes:
@@ -33,22 +34,31 @@ def packed_bytes(source: SetSource, index: EpisodeIndex, start: int, stop: int) 
     return b"".join(parts)
 
 
-def stored_pictures(source: SetSource, index: EpisodeIndex, name: str) -> Iterator[memoryview]:
+def stored_pictures(source: SetSource, index: EpisodeIndex, name: str, folder: Path | None = None) -> Iterator[bytes]:
     """The bytes of each picture of a camera whose pictures are in the rows, step by step.
+
+    Args:
+        source: The data set.
+        index: Of the episode.
+        name: Of the camera.
+        folder: Where pictures are kept that had to be read with its own; that of the data set unless given.
 
     Raises:
         FormatError: If the file holds something else than was indexed.
-        SourceError, FetchError: If it cannot be read.
+        SourceError, FetchError, SourceChangedError: If it cannot be read.
+        CacheError, DeadlineError: As `make_once`.
     """
     key = source.features[name].source_path
     column = next(one for one in index.places.columns if one.column == key)
     file = _file(source, index.places.files[column.file])
     row, left = column.first, column.rows
     for group in column.groups:
-        data, cuts = read_pictures(file, key, group)
-        view = memoryview(data.data)
-        for number in range(row, min(row + left, len(cuts) - 1)):
-            yield view[int(cuts[number]) : int(cuts[number + 1])]
+        pictures = group_pictures(file, key, group, folder or source.folder)
+        cuts = np.append(0, np.cumsum(np.maximum(pictures.size, 0)))
+        for number in range(row, min(row + left, len(pictures.size))):
+            data = bytearray(int(cuts[number + 1] - cuts[number]))
+            pictures.read_into(int(cuts[number]), memoryview(data))
+            yield bytes(data)
             left -= 1
         row = 0
     if left:

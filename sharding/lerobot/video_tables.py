@@ -15,6 +15,7 @@ from epistream.sharding.files.user_cache import make_once
 from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.lerobot.files import SourceFile
 from epistream.sharding.pictures.depth import Depth
+from epistream.sharding.pictures.mp4_boxes import next_part
 from epistream.sharding.pictures.mp4_table import Mp4Table, read_mp4_table, stream_of
 from epistream.sharding.pictures.video import VideoStream
 
@@ -43,6 +44,12 @@ class PacketTable:
     offset: NDArray[np.uint64]
     size: NDArray[np.uint32]
     back: NDArray[np.uint32]
+
+
+# How videos are seen by their first bytes, and what is brought then: their index, if it does not lie in front.
+START = 4 << 10, next_part
+# The same of those whose first picture is looked at, which most likely lies in front of their index.
+START_WITH_PICTURE = 16 << 10, next_part
 
 
 def read_packets(file: SourceFile, depth: Depth | None = None) -> PacketTable:

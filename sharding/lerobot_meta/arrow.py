@@ -1,14 +1,18 @@
-"""pyarrow, imported by whom needs it, and what goes wrong in a Parquet file told as an error of ours."""
+"""What goes wrong in a Parquet file told as an error of ours, and the numbers in Arrow arrays."""
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.errors import EpistreamError, FormatError, OptionError
+from epistream.errors import EpistreamError, FormatError
+from epistream.sharding.files.arrow import arrow_module
+
+__all__ = ["NOT_WHOLE", "arrow_errors", "arrow_module", "numbers_of"]
 
 NOT_WHOLE = (
     "A recording that was not finalised has no footer, and neither has half a download: finalize() it with LeRobot, or "
@@ -16,19 +20,29 @@ NOT_WHOLE = (
 )
 
 
-def arrow_module(name: str) -> Any:
-    """``pyarrow`` or one of its modules.
+class Imports:
+    """What rows and videos are read with, imported while others wait for a network: 0.15 s, which forks then have.
 
-    Raises:
-        OptionError: If it is not installed.
+    What cannot be imported is told by whoever needs it.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise OptionError(
-            f"LeRobot data sets: {error}, wanted pyarrow, which reads their tables. Run: pip install "
-            "'epistream[lerobot]'."
-        ) from error
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Begin to import, once it is known that something must be read."""
+        self._thread = threading.Thread(target=self._load, name="epistream-imports", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Wait until all is there, if it was begun: a fork before would leave modules half imported for ever."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _load(self) -> None:
+        for name in ("pyarrow.parquet", "pyarrow.compute", "av"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 @contextlib.contextmanager

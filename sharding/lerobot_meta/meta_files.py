@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from epistream.bodies import is_http, persist, retries_of
 from epistream.errors import EpistreamError, SourceError
 from epistream.file_systems import advice_on, ask, local_path, open_file_system, protocol_of
 from epistream.sharding.files.storage import Options, join, read_bytes
-from epistream.sharding.files.versioned_files import told_version, version_and_told_bytes
+from epistream.sharding.files.versioned_files import read_versioned, told_version, version_and_told_bytes
 from epistream.sharding.lerobot_meta.info import INFO, LeRobotInfo
 
 S = TypeVar("S")
@@ -34,9 +34,12 @@ class MetaFiles:
         root: The data set's folder or URL.
         options: For fsspec.
         versions: Of the files that the plan follows from, by relative path. Of a web server, which lists nothing,
-            ``info.json`` alone.
+            ``info.json`` alone, whose bytes come with it.
         sizes: Of the same files, in bytes, where they are told.
         is_listed: Whether these are all that there are.
+        tells: Whether the bytes of a file come with its version, as those of web servers do.
+        told: By relative path, versions that came so.
+        held: By relative path, bytes that were brought before they are asked for; None of what is not there.
     """
 
     root: str
@@ -44,6 +47,9 @@ class MetaFiles:
     versions: Mapping[str, str]
     sizes: Mapping[str, int]
     is_listed: bool
+    tells: bool = False
+    told: dict[str, str] = field(default_factory=dict)
+    held: dict[str, bytes | None] = field(default_factory=dict)
 
     def url(self, name: str) -> str:
         """Where a file is."""
@@ -57,7 +63,21 @@ class MetaFiles:
         """
         if self.is_listed and name not in self.versions and _OF_PLAN.fullmatch(name):
             return None
-        return read_bytes(self.url(name), self.options, size=self.sizes.get(name))
+        if name in self.held:
+            return self.held.pop(name)
+        if not self.tells:
+            return read_bytes(self.url(name), self.options, size=self.sizes.get(name))
+        found = read_versioned(self.url(name), self.options)
+        if found is None:
+            return None
+        data, self.told[name] = found
+        return data
+
+    def hold(self, names: Sequence[str]) -> None:
+        """Bring some files at the same time, for who reads them next; nothing where versions do not come with bytes."""
+        if self.tells:
+            found = at_once(self.read, names)
+            self.held.update(zip(names, found, strict=True))
 
     def episode_files(self) -> list[str]:
         """The listed Parquet files of episodes, in the order in which LeRobot reads them."""
@@ -90,28 +110,53 @@ def at_once(do: Callable[[S], T], things: Sequence[S], *, is_local: bool = False
         return list(pool.map(do, things))
 
 
+def look_on_web(root: str, options: Options) -> MetaFiles | None:
+    """As `look_at`, of a web server; without any version where there is no ``meta/info.json``; None of others.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    if not is_http(open_file_system(root, options)[0]):
+        return None
+    found = read_versioned(join(root, INFO), options)
+    if found is None:
+        return MetaFiles(root, options, {}, {}, is_listed=False, tells=True)
+    data, version = found
+    return MetaFiles(root, options, {INFO: version}, {}, is_listed=False, tells=True, held={INFO: data})
+
+
+def are_now(root: str, options: Options, versions: Mapping[str, str]) -> bool:
+    """Whether files of the plan still have these versions, and there are no others where that can be known.
+
+    Raises:
+        SourceError: If one cannot be asked for its version.
+    """
+    if local_path(root) is not None or not is_http(open_file_system(root, options)[0]):
+        return look_at(root, options).are_still(versions)
+    found = at_once(lambda name: version_now(join(root, name), options)[0], list(versions))
+    return found == list(versions.values())
+
+
 def look_at(root: str, options: Options) -> MetaFiles:
     """Which files of the plan there are, and their versions.
 
-    Local folders are walked, remote ones listed with one request, and web servers asked for ``info.json``.
+    Local folders are walked, remote ones listed with one request, and of web servers ``info.json`` is read.
 
     Raises:
         SourceError: If there is no ``meta/info.json``, or the folder cannot be looked at.
     """
     path = local_path(root)
-    found = _local(path) if path is not None else _remote(root, options)
-    if INFO not in found:
+    files = look_on_web(root, options) if path is None else None
+    if files is None:
+        found = _local(path) if path is not None else _remote(root, options)
+        versions = {name: version for name, (version, _) in found.items()}
+        sizes = {name: size for name, (_, size) in found.items() if size is not None}
+        files = MetaFiles(root, options, versions, sizes, is_listed=True)
+    if INFO not in files.versions:
         raise SourceError(
             f"{join(root, INFO)}: no such file, wanted it in the folder of a LeRobot data set. Check the path."
         )
-    is_listed = path is not None or not is_http(open_file_system(root, options)[0])
-    return MetaFiles(
-        root,
-        options,
-        {name: version for name, (version, _) in found.items()},
-        {name: size for name, (_, size) in found.items() if size is not None},
-        is_listed,
-    )
+    return files
 
 
 def version_now(url: str, options: Options) -> tuple[str | None, int | None]:
@@ -156,9 +201,6 @@ def _remote(root: str, options: Options) -> dict[str, tuple[str, int | None]]:
     url = join(root, INFO)
     try:
         file_system, target = open_file_system(join(root, "meta"), options)
-        if is_http(file_system):
-            version, size = version_now(url, options)
-            return {} if version is None else {INFO: (version, size)}
         if protocol_of(root) != "hf":  # there revisions are commits by now, and what was listed of these stays
             file_system.invalidate_cache()
         listed = persist(

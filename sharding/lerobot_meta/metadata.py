@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,15 @@ from epistream.sharding.lerobot_meta.checks import first_problem
 from epistream.sharding.lerobot_meta.episodes import EpisodeRows, Float64, read_episodes
 from epistream.sharding.lerobot_meta.hub import is_pinned
 from epistream.sharding.lerobot_meta.info import INFO, LeRobotInfo, parse_info
-from epistream.sharding.lerobot_meta.meta_files import MetaFiles, look_at
+from epistream.sharding.lerobot_meta.meta_files import (
+    EPISODES_V2,
+    TASKS_V2,
+    TASKS_V3,
+    MetaFiles,
+    are_now,
+    look_at,
+    numbered,
+)
 from epistream.sharding.lerobot_meta.tasks import read_tasks, with_only_task
 
 _log = logging.getLogger(__name__)
@@ -82,7 +90,14 @@ class LeRobotMeta:
         return len(self.number)
 
 
-def keep_metadata(root: str, options: Options, folder: Path | None = None) -> LeRobotMeta:
+def keep_metadata(
+    root: str,
+    options: Options,
+    folder: Path | None = None,
+    *,
+    files: MetaFiles | None = None,
+    on_making: Callable[[], None] | None = None,
+) -> LeRobotMeta:
     """The metadata of a data set; read now if this version of its files is not kept.
 
     Args:
@@ -90,6 +105,8 @@ def keep_metadata(root: str, options: Options, folder: Path | None = None) -> Le
         options: For fsspec.
         folder: Where it is kept; ``$XDG_CACHE_HOME/epistream/indexes`` unless given. Where that cannot be used, it is
             in one for temporary files.
+        files: What is known of its files, if somebody looked at them just now.
+        on_making: Called if they have to be read.
 
     Raises:
         SourceError: If a file is missing or cannot be read.
@@ -101,7 +118,7 @@ def keep_metadata(root: str, options: Options, folder: Path | None = None) -> Le
     """
     folder = folder or default_folder()
     is_fixed = is_pinned(root)  # of a commit nothing changes: where it is kept, nobody is asked anything
-    files = None if is_fixed else look_at(root, options)
+    files = None if is_fixed else files or look_at(root, options)
     version = files.versions[INFO] if files else ""
     name = xxhash.xxh3_128_hexdigest(f"lerobot\0{RECIPE}\0{root}\0{version}".encode())
     kept_name = f"{name}.index"
@@ -109,16 +126,18 @@ def keep_metadata(root: str, options: Options, folder: Path | None = None) -> Le
 
     def make() -> list[tuple[str, bytes]]:
         _log.info("reading the metadata of %s", root)
+        if on_making is not None:
+            on_making()
         data, versions = _make(files or look_at(root, options), root)
         made.update(versions)
         return [(kept_name, data)]
 
     return make_once(
         folder / f"{name}.lock",
-        lambda place: _read(place / kept_name, files),
+        lambda place: _read(place / kept_name, files, made),
         make,
         root,
-        is_unchanged=lambda: is_fixed or look_at(root, options).are_still(made),
+        is_unchanged=lambda: is_fixed or are_now(root, options, made),
     )
 
 
@@ -128,6 +147,10 @@ def _make(files: MetaFiles, root: str) -> tuple[bytes, dict[str, str]]:
     if said is None:
         raise FormatError(f"{files.url(INFO)}: removed while the data set was opened. Open it again.")
     info = parse_info(said, files.url(INFO))
+    if info.version[0] == 2:
+        files.hold([EPISODES_V2, TASKS_V2])
+    else:
+        files.hold([*numbered(info, 0, 1), TASKS_V3])
     rows = read_episodes(info, files)
     tasks, task_numbers, task_ids = read_tasks(info, files, rows)
     named = with_only_task(rows, tasks)
@@ -140,15 +163,14 @@ def _make(files: MetaFiles, root: str) -> tuple[bytes, dict[str, str]]:
     versions = dict(files.versions)
     if not files.is_listed:
         others = [*rows.files, _tasks_name(info)]
-        found = files.versions_of(others)
-        versions |= {name: version for name, version in zip(others, found, strict=True) if version is not None}
+        versions |= {name: files.told[name] for name in others if name in files.told}
     arrays["info"] = np.frombuffer(said, np.uint8)
     arrays["versions"] = np.frombuffer(json.dumps(versions).encode(), np.uint8)
     return write_tables(KIND, {"recipe": RECIPE, "root": root}, arrays), versions
 
 
 def _tasks_name(info: LeRobotInfo) -> str:
-    return "meta/tasks.jsonl" if info.version[0] == 2 else "meta/tasks.parquet"
+    return TASKS_V2 if info.version[0] == 2 else TASKS_V3
 
 
 def _arrays(
@@ -193,12 +215,16 @@ def read_kept(path: Path) -> LeRobotMeta | None:
         return None
 
 
-def _read(path: Path, files: MetaFiles | None) -> LeRobotMeta | None:
-    """What is kept, if it is whole and of the files as they are, unless these are None; anything else is made again."""
+def _read(path: Path, files: MetaFiles | None, made: Mapping[str, str]) -> LeRobotMeta | None:
+    """What is kept, if it is whole and of the files as they are, unless these are None; anything else is made again.
+
+    Files of the versions that it was `made` of just now need not be asked for theirs.
+    """
     try:
         tables = parse_tables(path.read_bytes(), KIND, str(path), _REMEDY)
         versions = json.loads(tables.arrays["versions"].tobytes())
-        if tables.meta.get("recipe") != RECIPE or (files is not None and not files.are_still(versions)):
+        is_current = files is None or versions == made or files.are_still(versions)
+        if tables.meta.get("recipe") != RECIPE or not is_current:
             return None
         meta = _meta_of(tables, str(path))
         mark_used(path)

@@ -1,10 +1,12 @@
 """Parts of a remote Parquet file as a file object: the footer, and the columns and row groups that are wanted."""
 
 import io
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
-from epistream.errors import FormatError
+from epistream.errors import EpistreamError, FormatError
 from epistream.sharding.files.foreign import stand_in
 from epistream.sharding.files.storage import Options, read_range
 from epistream.sharding.lerobot_meta.arrow import NOT_WHOLE
@@ -13,6 +15,12 @@ from epistream.sharding.lerobot_meta.meta_files import at_once
 _TAIL_BYTES = 1 << 20
 # Ranges with less between them are fetched as one.
 _GAP_BYTES = 1 << 18
+# What goes to a file comes in pieces of this size, so that few of them are in memory.
+_PIECE_BYTES = 4 << 20
+
+
+class SpoolError(EpistreamError, OSError):
+    """A file that fetched bytes go to cannot be written."""
 
 
 def ranges_of(
@@ -44,6 +52,7 @@ class RangesOfFile(io.RawIOBase):
         footer: `footer` of the same file, where it is known.
         tail_bytes: Brought of its end at first.
         version: That of the file, where it is known; others are refused.
+        parts: Bytes of it that are at hand, by where they begin.
 
     Attributes:
         head: Its first bytes; none where `footer` was given.
@@ -63,21 +72,25 @@ class RangesOfFile(io.RawIOBase):
         footer: bytes | None = None,
         tail_bytes: int | None = None,
         version: str = "",
+        parts: Iterable[tuple[int, bytes]] = (),
     ) -> None:
         super().__init__()
         self._url, self._options, self._version = url, options, version
         self._size, self._position = num_bytes, 0
-        self._parts: dict[int, bytes] = {}
+        self._parts: dict[int, bytes] = dict(parts)
+        self._spool: BinaryIO | None = None
+        self._spooled: list[tuple[int, int]] = []
         self.head = b""
         self.footer = self._read_footer(tail_bytes or _TAIL_BYTES) if footer is None else footer
         self._parts[self._size - len(self.footer)] = self.footer
 
     def _read_footer(self, tail_bytes: int) -> bytes:
         start = max(0, self._size - tail_bytes)
-        self._bring([(0, 512), (start, self._size)] if start > 512 else [(0, self._size)])
         start = start if start > 512 else 0
-        self.head = self._parts[0][:512]
-        tail = self._parts[start]
+        wanted = [(0, 512), (start, self._size)] if start else [(0, self._size)]
+        self._bring([one for one in wanted if not self._has(*one)])
+        self.head = self._taken(0, min(512, self._size))
+        tail = self._taken(start, self._size)
         footer = int.from_bytes(tail[-8:-4], "little") + 8
         if tail[-4:] != b"PAR1" or footer > self._size:
             foreign = stand_in(self.head)
@@ -85,12 +98,44 @@ class RangesOfFile(io.RawIOBase):
                 raise FormatError(f"{self._url}: {foreign.what}, wanted a Parquet file. {foreign.advice}")
             raise FormatError(f"{self._url}: no footer of Parquet at its end, wanted one. {NOT_WHOLE}")
         if footer > len(tail):
-            self._bring([(self._size - footer, self._size)])
-            tail = self._parts[self._size - footer]
+            start = self._size - footer
+            self._bring([] if self._has(start, self._size) else [(start, self._size)])
+            tail = self._taken(start, self._size)
         return tail
 
     def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Bring some ranges, together where they are close."""
+        self._bring(self._joined(ranges))
+
+    @contextmanager
+    def spooled(self, ranges: Sequence[tuple[int, int]], spool: BinaryIO) -> Iterator[None]:
+        """Have some ranges at hand in a file, and next to nothing of them in memory.
+
+        Raises:
+            SpoolError: If it cannot be written.
+        """
+        joined = self._joined(ranges)
+        cuts = [(at, min(stop, at + _PIECE_BYTES)) for start, stop in joined for at in range(start, stop, _PIECE_BYTES)]
+
+        def bring(piece: tuple[int, int]) -> None:
+            data = memoryview(self._read_range(*piece))
+            at = piece[0]
+            try:
+                while data:
+                    done = os.pwrite(spool.fileno(), data, at)
+                    data, at = data[done:], at + done
+            except OSError as error:
+                raise SpoolError(error.errno, error.strerror) from error
+
+        at_once(bring, cuts)
+        self._spool, self._spooled = spool, joined
+        try:
+            yield
+        finally:
+            self._spool, self._spooled = None, []
+
+    def _joined(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those that are not there yet, as few as can be."""
         joined: list[tuple[int, int]] = []
         for start, stop in sorted(one for one in ranges if not self._has(*one)):
             if not 0 <= start <= stop <= self._size:
@@ -101,10 +146,15 @@ class RangesOfFile(io.RawIOBase):
                 joined[-1] = joined[-1][0], max(stop, joined[-1][1])
             else:
                 joined.append((start, stop))
-        self._bring(joined)
+        return joined
 
     def _has(self, start: int, stop: int) -> bool:
         return any(at <= start and stop <= at + len(part) for at, part in self._parts.items())
+
+    def _taken(self, start: int, stop: int) -> bytes:
+        """Bytes that are there."""
+        at, part = next((at, part) for at, part in self._parts.items() if at <= start and stop <= at + len(part))
+        return part[start - at : stop - at]
 
     def _bring(self, ranges: Sequence[tuple[int, int]]) -> None:
         parts = at_once(lambda one: self._read_range(*one), ranges)
@@ -136,9 +186,10 @@ class RangesOfFile(io.RawIOBase):
         start = self._position
         stop = self._size if size < 0 else min(self._size, start + size)
         self._position = max(start, stop)
-        for at, part in self._parts.items():
-            if at <= start and stop <= at + len(part):
-                return part[start - at : stop - at]
+        if self._has(start, stop):
+            return self._taken(start, stop)
+        if self._spool is not None and any(at <= start and stop <= end for at, end in self._spooled):
+            return os.pread(self._spool.fileno(), stop - start, start)
         return self._read_range(start, stop) if stop > start else b""
 
     def _read_range(self, start: int, stop: int) -> bytes:

@@ -1,5 +1,6 @@
 """Boxes of an MP4: its index (moov) found with few reads, boxes and tables of numbers taken apart with bounds."""
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,9 +63,29 @@ def read_moov(read: Read, file_bytes: int, where: str) -> memoryview:
                     f"{where}: an index (moov) of {size_text(size)}, wanted at most {size_text(_MOST_BYTES)}. "
                     "Split the video."
                 )
-            return memoryview(window.take(at + header, size - header))
+            return memoryview(window.take(at + header, size - header, more=False))
         at += size
     raise FormatError(f"{where}: no index (moov), wanted a whole MP4. Its recording did not end: record it again.")
+
+
+def next_part(first: bytes, file_bytes: int) -> tuple[int, int] | None:
+    """The half-open range that `read_moov` reads once it has the first bytes of a file; None if it reads no more.
+
+    Args:
+        first: 4 KiB of them, or all of a shorter file.
+        file_bytes: Of the whole file.
+    """
+    lacking: list[tuple[int, int]] = []
+
+    def read(offset: int, size: int) -> bytes:
+        if offset + size > len(first):
+            lacking.append((offset, offset + size))
+            raise FormatError("bytes that are not at hand")
+        return first[offset : offset + size]
+
+    with contextlib.suppress(FormatError):  # what else is wrong is told by whoever reads it
+        read_moov(read, file_bytes, "")
+    return lacking[0] if lacking else None
 
 
 class _Window:
@@ -75,8 +96,8 @@ class _Window:
         self._start, self._data = 0, b""
         self._num_reads = 0
 
-    def take(self, start: int, size: int) -> bytes:
-        """Bytes that must lie in the file; more than these are read, for what comes behind."""
+    def take(self, start: int, size: int, *, more: bool = True) -> bytes:
+        """Bytes that must lie in the file; `more` than these are read, for what comes behind."""
         stop = start + size
         if not self._start <= start <= stop <= self._start + len(self._data):
             self._num_reads += 1
@@ -85,8 +106,8 @@ class _Window:
             kept = (
                 b"" if not self._start <= start < self._start + len(self._data) else self._data[start - self._start :]
             )
-            more = _NEXT_BYTES if self._num_reads > 1 else _FIRST_BYTES
-            missing = min(max(size, more), self._file_bytes - start) - len(kept)
+            ahead = (_NEXT_BYTES if self._num_reads > 1 else _FIRST_BYTES) if more else 0
+            missing = min(max(size, ahead), self._file_bytes - start) - len(kept)
             found = self._read(start + len(kept), missing)
             if len(found) != missing:
                 raise FormatError(

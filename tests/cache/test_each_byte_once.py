@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from cache_actors import DEADLINE_S, context
-from partial_actors import block_sums, read_blocks, run_cold_epochs
+from cache_actors import DEADLINE_S
+from partial_actors import block_sums, cold_epochs_of, read_blocks
 from web.faulty_server import FaultyServer, asked_bytes, serve
 
 from epistream.cache.admin import clear, look
@@ -60,18 +60,7 @@ def read_whole(cache: NodeCache, server: FaultyServer, number: int) -> bool:
 @pytest.mark.parametrize("num_processes", [1, 8])
 def test_processes_of_a_node_fetch_each_byte_once_and_no_byte_in_a_second_epoch(server, cache_path, num_processes):
     entries = [entry_of(server, number) for number in range(3)]
-    pipes = [context().Pipe() for _ in range(num_processes)]
-    processes = [
-        context().Process(target=run_cold_epochs, args=(str(cache_path), entries, DATAS, seed, theirs), daemon=True)
-        for seed, (_, theirs) in enumerate(pipes)
-    ]
-    for process in processes:
-        process.start()
-    answers = []
-    for ours, _ in pipes:
-        assert ours.poll(2 * DEADLINE_S)
-        answers.append(ours.recv())
-    wrong, fetched, by_ranges = (sum(column) for column in zip(*answers, strict=True))
+    wrong, fetched, by_ranges = cold_epochs_of(num_processes, cache_path, entries, DATAS)
     assert wrong == 0
     assert asked_bytes(server) == TOTAL
     assert fetched + by_ranges == TOTAL

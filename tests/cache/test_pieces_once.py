@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 from cache_actors import DEADLINE_S, context
-from partial_actors import read_blocks, run_cold_epochs, run_killed
+from partial_actors import cold_epochs_of, read_blocks, run_killed
 from scattered.pieces import PiecesSupply, scatter
 from web.faulty_server import FaultyServer, asked_bytes, serve
 
@@ -64,18 +64,7 @@ def is_right(cache: NodeCache, entry: Entry, number: int = 0) -> bool:
 @pytest.mark.parametrize("num_processes", [1, 6])
 def test_processes_of_a_node_fetch_each_byte_of_the_pieces_once(server, tmp_path, cache_path, num_processes):
     entries = [entry_of(server, tmp_path, number) for number in range(2)]
-    pipes = [context().Pipe() for _ in range(num_processes)]
-    processes = [
-        context().Process(target=run_cold_epochs, args=(str(cache_path), entries, DATAS, seed, theirs), daemon=True)
-        for seed, (_, theirs) in enumerate(pipes)
-    ]
-    for process in processes:
-        process.start()
-    answers = []
-    for ours, _ in pipes:
-        assert ours.poll(2 * DEADLINE_S)
-        answers.append(ours.recv())
-    wrong, fetched, by_ranges = (sum(column) for column in zip(*answers, strict=True))
+    wrong, fetched, by_ranges = cold_epochs_of(num_processes, cache_path, entries, DATAS)
     assert wrong == 0
     total = sum(map(len, DATAS))
     assert asked_bytes(server) == total

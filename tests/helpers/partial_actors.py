@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from cache_actors import DEADLINE_S, PAGE, KillAt, content, key_of, open_test_store
+from cache_actors import DEADLINE_S, PAGE, KillAt, content, context, key_of, open_test_store
 
 from epistream.cache.store.directory import Observer
 from epistream.cache.store.lease import Lease
@@ -104,6 +104,19 @@ class FreezeAt:
             self.step = ""
             self.pipe.send(os.getpid())
             os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def cold_epochs_of(count: int, path: Path, entries: list, datas: list[bytes]) -> list[int]:
+    """`run_cold_epochs` in so many processes of a node at once: the sums of what they tell."""
+    pipes = [context().Pipe() for _ in range(count)]
+    for seed, (_, theirs) in enumerate(pipes):
+        arguments = (str(path), entries, datas, seed, theirs)
+        context().Process(target=run_cold_epochs, args=arguments, daemon=True).start()
+    answers = []
+    for ours, _ in pipes:
+        assert ours.poll(2 * DEADLINE_S)
+        answers.append(ours.recv())
+    return [sum(column) for column in zip(*answers, strict=True)]
 
 
 def run_cold_epochs(path: str, entries: list, datas: list[bytes], seed: int, results: Connection) -> None:

@@ -25,12 +25,12 @@ def refuse_writes(monkeypatch, below, code, after=0):
     """Every write below a folder fails, but the first `after` of them."""
     real, left = user_cache.write_local, [after]
 
-    def write(path, data, *, sync):
+    def write(path, data, **how):
         if path.is_relative_to(below):
             if not left[0]:
                 raise OSError(code, os.strerror(code), str(path))
             left[0] -= 1
-        real(path, data, sync=sync)
+        real(path, data, **how)
 
     monkeypatch.setattr(user_cache, "write_local", write)
 

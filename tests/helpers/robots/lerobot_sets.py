@@ -49,6 +49,7 @@ class RobotSet(MadeSet):
         video_file_episodes: Likewise by camera.
         rows_in_group: Of a row group of the files of rows; of each episode its own if None, as LeRobot writes them.
         picture: ``PNG`` or ``JPEG``, of pictures in the rows.
+        noise: Of pictures before they are encoded, up to 40, so that nothing makes them smaller.
         picture_paths: Whether pictures lie in files, and rows have but their paths.
         time_dtype: Of timestamps.
         video_seconds: What is added to the times of frames.
@@ -67,6 +68,7 @@ class RobotSet(MadeSet):
     video_file_episodes: dict[str, Sequence[int]] = field(default_factory=dict)
     rows_in_group: int | None = None
     picture: str = "PNG"
+    noise: int = 0
     picture_paths: bool = False
     time_dtype: str = "float32"
     video_seconds: float = 0.0
@@ -179,7 +181,11 @@ class RobotSet(MadeSet):
         """(H, W, C) picture before it is encoded."""
         height, width, channels = self.features[key]["shape"]
         number = shown(self.cameras.index(key), episode, step)
-        return counted(number, height, width)[:, :, :channels]
+        frame = counted(number, height, width)[:, :, :channels]
+        if not self.noise:
+            return frame
+        noise = np.random.default_rng([number, *key.encode()]).integers(0, self.noise, frame.shape, np.uint8)
+        return np.where(frame < 128, frame + noise, frame - noise)
 
     def picture_bytes(self, key: str, episode: int, step: int) -> bytes:
         """As it lies in the rows."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
+import numpy as np
+from numpy.typing import NDArray
 from web.serving import LoopbackServer, running
 
 # Given (path, number of this request to that path from 0), the fault to show, or None.
@@ -20,11 +22,13 @@ class FaultyServer:
     files: dict[str, bytes] = field(default_factory=dict)
     plan: FaultPlan = lambda path, number: None
     ranges: bool = True
+    etags: bool = True
     retry_after: str = ""
     latency_s: float = 0.0
     bytes_per_s: float = 0.0
     url: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     num_bytes: int = 0
     mutex: threading.Lock = field(default_factory=threading.Lock)
     release: threading.Event = field(default_factory=threading.Event)
@@ -45,6 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         data = self.state.files.get(self.path)
+        with self.state.mutex:
+            self.state.heads.append(self.path)
         if data is None:
             self.send_error(404)
             return
@@ -52,7 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         if self.state.ranges:
             self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{hash(data)}"')
+        if self.state.etags:
+            self.send_header("ETag", f'"{hash(data)}"')
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -64,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self.send_error(404)
             return
-        status, body, extra = 200, data, {"ETag": f'"{hash(data)}"'}
+        status, body, extra = 200, data, {"ETag": f'"{hash(data)}"'} if state.etags else {}
         if asked and state.ranges:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
@@ -128,6 +135,15 @@ def asked_bytes(server: FaultyServer) -> int:
         first, _, last = asked.removeprefix("bytes=").partition("-")
         total += int(last) + 1 - int(first) if asked else len(server.files[path])
     return total
+
+
+def times_asked(server: FaultyServer, path: str) -> NDArray[np.int64]:
+    """(bytes of a file,) how often each was asked for."""
+    count = np.zeros(len(server.files[path]), np.int64)
+    for asked in [asked for each, asked in list(server.requests) if each == path]:
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        count[int(first or 0) : int(last) + 1 if last else None] += 1
+    return count
 
 
 @contextmanager

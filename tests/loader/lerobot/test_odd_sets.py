@@ -12,6 +12,7 @@ from epistream.errors import FormatError
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 VERSIONS = ("v2.1", "v3.0")
 PICTURES = {"observation.state": numbers(6), "front": image(), "grey": image(channels=1), TOP: video()}
+PICTURE = "images/front/episode_000000/frame_000000.png"
 KINDS = {
     "a.float64": numbers(3, "float64"),
     "a.float16": numbers(3, "float16"),
@@ -131,7 +132,7 @@ def test_features_that_cannot_be_streamed_are_left_out_with_the_reason(tmp_path,
     ("how", "words"),
     [
         ({"picture": "TIFF", "features": PICTURES}, "no PNG, wanted a PNG picture"),
-        ({"picture_paths": True, "features": PICTURES}, "without bytes, wanted the bytes of each"),
+        ({"picture_paths": True, "features": PICTURES}, f"episode 0, step 0: nothing but the path '{PICTURE}' for the"),
         ({"key_frames": False, "group_steps": 4}, "begins 1 frames after a key frame"),
         ({"encoder": "mpeg4", "features": {TOP: video()}}, "a video as 'mp4v', wanted h264, hevc, av1"),
         ({"video_seconds": 0.02, "lengths": (3,)}, "no frame at 0.000000 s"),

@@ -45,6 +45,8 @@ def test_what_is_kept_of_a_lerobot_data_set_goes_likewise(tmp_path, monkeypatch)
     assert len(next(iter(stream))["action"]) == 10
     here = tmp_path / "epistream" / "indexes"
     (here / f"{1:032x}.footer.tables").write_bytes(b"of a remote one")
+    (here / f"{2:032x}.rows").write_bytes(b"of a row group of many episodes")
+    (here / f".{3:032x}.pictures.7.tmp").write_bytes(b"of one that was killed")
     assert {name.partition(".")[2] for name in names(here)} >= {"index", "looks.json", "packets.tables"}
     for path in here.iterdir():
         os.utime(path, (1, 1))

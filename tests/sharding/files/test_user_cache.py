@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from epistream.errors import CacheError, DeadlineError, SourceChangedError
 from epistream.sharding.files.locks import locked
-from epistream.sharding.files.user_cache import make_once
+from epistream.sharding.files.user_cache import claim, make_once
 
 DEADLINE_S = 30
 HOLDER = """
@@ -23,11 +24,11 @@ with locked(pathlib.Path(sys.argv[1]), 0.0):
 """
 
 
-def keep(folder, data=b"made", **options):
+def keep(folder, data=b"made", claimed=None, **options):
     """Keep `data` as folder/value, and give what is there."""
     path = folder / "value"
     return make_once(
-        folder / "value.lock",
+        claimed or folder / "value.lock",
         lambda place: path.read_bytes() if path.exists() else None,
         lambda: [(path.name, data)],
         "a.tar",
@@ -99,3 +100,44 @@ def test_wait_for_another_process_ends_at_its_deadline(tmp_path):
 def test_what_cannot_be_read_back_is_an_error(tmp_path):
     with pytest.raises(CacheError, match=r"cannot be read back.*an index of a\.tar in one of these"):
         make_once(tmp_path / "lock", lambda place: None, lambda: [("value", b"made")], "a.tar")
+
+
+def test_files_have_the_time_that_they_are_as_of(tmp_path):
+    seen_ns = 1_700_000_000_123_456_000
+    assert keep(tmp_path, as_of_ns=lambda: seen_ns) == b"made"
+    assert (tmp_path / "value").stat().st_mtime_ns == seen_ns
+
+
+def test_who_claims_makes_and_others_wait_for_him(tmp_path):
+    claimed = claim(tmp_path / "value.lock")
+    assert claimed is not None
+    assert claim(tmp_path / "value.lock") is None
+    with pytest.raises(DeadlineError, match="held by another process"):
+        keep(tmp_path, b"others", deadline_s=0.1)
+    assert keep(tmp_path, b"mine", claimed=claimed) == b"mine"
+    assert keep(tmp_path, b"others", deadline_s=0.1) == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pruned", "value"]
+
+
+def test_claim_that_is_given_up_is_another_s(tmp_path):
+    claimed = claim(tmp_path / "value.lock")
+    claimed.held.close()
+    claimed.held.close()
+    assert list(tmp_path.iterdir()) == []
+    again = claim(tmp_path / "value.lock")
+    assert again is not None
+    again.held.close()
+
+
+def test_claim_is_given_up_where_making_fails(tmp_path):
+    claimed = claim(tmp_path / "value.lock")
+    with pytest.raises(SourceChangedError):
+        keep(tmp_path, claimed=claimed, is_unchanged=lambda: False)
+    assert keep(tmp_path, deadline_s=0.1) == b"made"
+
+
+def test_claim_in_a_folder_that_cannot_be_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    assert claim(tmp_path / "file" / "value.lock") is None
+    monkeypatch.chdir(tmp_path)
+    assert claim(Path("value.lock")) is None

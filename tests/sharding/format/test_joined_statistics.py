@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hdf5_files import contents, manifest, robomimic, tables
+from robots.lerobot_meta import MadeSet, numbers
 from web.faulty_server import serve
 
 import epistream as es
@@ -296,3 +297,23 @@ def test_hdf5_statistics_of_an_earlier_release_get_their_sketch_when_somebody_as
         assert dataset.statistics["action"]["count"] == STEPS["b"] + STEPS["c"]
         assert not dataset.statistics.estimated
         assert path.read_bytes() == before
+
+
+def test_parts_of_lerobot_are_told_to_be_packed(parts, tmp_path, caplog, monkeypatch):
+    """They have no index of ours that could be made again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, _ = parts
+    features = {"action": numbers(7, "float64")}
+    for name in ("c", "d e"):
+        MadeSet("v3.0", (5, 3), features, fps=20).write(tmp_path / name)
+    shutil.copytree(folder / "b", tmp_path / "b")
+    sketch_of(tmp_path / "b").unlink()
+    dataset = es.open_dataset([tmp_path / "c", tmp_path / "b", tmp_path / "d e"], features=["action"])
+    with caplog.at_level(logging.WARNING, LOGGER):
+        assert "q01" in dataset.statistics["action"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    assert said.startswith(f"{tmp_path}/c, {tmp_path}/b, {tmp_path}/d e: no sketch of action beside the manifest")
+    assert said.endswith(
+        f"Make it with 'epistream pack {tmp_path}/c OUT' and 'epistream index {tmp_path}/b --overwrite' and "
+        f"'epistream pack '{tmp_path}/d e' OUT'."
+    )

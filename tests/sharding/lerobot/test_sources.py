@@ -167,12 +167,13 @@ def test_web_server_is_asked_for_few_files_and_the_second_time_only_whether_they
         "v3.0": [*(f"episodes/chunk-000/file-00{n}.parquet" for n in range(3)), "tasks.parquet"],
     }[version]
     assert keep_metadata(f"{url}/set", None, tmp_path / "kept").length.tolist() == [5] * 25
-    assert sorted(one for one in asked if one.startswith("GET")) == sorted(
-        f"GET /set/meta/{name}" for name in ["info.json", *names]
+    # Each is read once, with its version, and all are looked at once when that is done.
+    assert sorted(asked) == sorted(
+        f"{how} /set/meta/{name}" for name in ["info.json", *names] for how in ("GET", "HEAD")
     )
     asked.clear()
     assert keep_metadata(f"{url}/set", None, tmp_path / "kept").length.tolist() == [5] * 25
-    assert sorted(asked) == sorted(f"HEAD /set/meta/{name}" for name in ["info.json", *names])
+    assert sorted(asked) == sorted(["GET /set/meta/info.json", *(f"HEAD /set/meta/{name}" for name in names)])
     (tmp_path / "www" / "set" / "meta" / names[0]).unlink()
     with pytest.raises((SourceError, FormatError)):
         keep_metadata(f"{url}/set", None, tmp_path / "kept")

@@ -22,6 +22,7 @@ from video.clips import (
 from video.mp4s import Reading, copied, demuxed, mp4_table_of, rows_of, stream_in
 
 from epistream.errors import FormatError
+from epistream.sharding.pictures.mp4_boxes import next_part
 from epistream.sharding.pictures.mp4_table import read_mp4_table, stream_of
 
 CLIP = Path(__file__).parent / "clips" / "lerobot_av1.mp4"
@@ -325,3 +326,26 @@ def test_a_first_picture_that_does_not_decode_is_refused(plain):
 def test_reads_that_end_early_are_refused(plain):
     with pytest.raises(FormatError, match=r"clip: 100 bytes at byte 0, wanted .* The file changed while it was read"):
         read_mp4_table(lambda offset, size: plain[offset : offset + min(size, 100)], len(plain), "clip")
+
+
+@pytest.fixture(scope="module")
+def long():
+    return encoded(num_frames=600)
+
+
+@pytest.mark.parametrize("in_front", [False, True])
+@pytest.mark.parametrize("first_bytes", [1 << 12, 1 << 15])
+def test_part_that_is_read_after_the_first_bytes_is_told_beforehand(long, in_front, first_bytes, tmp_path):
+    data = copied([long], tmp_path / "a.mp4", **({"movflags": "faststart"} if in_front else {}))
+    reading = Reading(data)
+    read_mp4_table(reading, len(data), "clip.mp4")
+    told = next_part(data[:first_bytes], len(data))
+    beyond = [(start, start + size) for start, size in reading.parts if start + size > first_bytes]
+    assert beyond == ([] if told is None else [told])
+    if in_front and told is not None:
+        assert told[1] - told[0] < 1 << 15, "no frames behind an index whose end is known"
+
+
+@pytest.mark.parametrize("data", [b"", b"ftyp", bytes(5000), b"\x00\x00\x00\x08wide" * 600])
+def test_no_part_is_told_of_what_is_no_mp4(data):
+    assert next_part(data[:4096], len(data)) is None
