@@ -255,4 +255,8 @@ class TestPlanCommand:
         assert (figures()["by"], figures()["block_steps"]) == ("blocks", 30)
         assert figures("--by", "windows")["by"] == "windows"
         sixty_shards.features = {TOP: replace(video, group_steps=2)}
+        assert (figures()["by"], figures()["block_steps"]) == ("blocks", 2)
+        sixty_shards.features = {TOP: replace(video, group_steps=2, shape=(24, 32, 3))}  # few enough to be kept
+        assert figures()["by"] == "windows"
+        sixty_shards.features = {TOP: replace(video, group_steps=1)}
         assert figures()["by"] == "windows"
