@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -185,7 +185,9 @@ class PoolPlan:
             return None
         allowed, wanted, beside = distinct_sizes(budget_bytes, self.num_bytes, self.source_bytes)
         fitting = self.fitting(budget_bytes - self.source_bytes)
-        next_step = f"Use pool_blocks={fitting}" if fitting else "Use fewer lanes, a smaller image_size or block_steps"
+        fewer = "fewer lanes, " if self.lanes[0] > 1 else ""
+        cure = f"{fewer}by='windows' or a smaller image_size"
+        next_step = f"Use pool_blocks={fitting}" if fitting else f"Use {cure}"
         shards = f" beside {beside} of open shards" if self.source_bytes else ""
         return f"the cache's budget is {allowed}, and the pool of decoded blocks takes {wanted}{shards}. {next_step}"
 
@@ -217,19 +219,29 @@ def resolved_order(
     def block_bytes(steps: int) -> int:
         return sum(camera.num_bytes for camera in pooled_cameras(features, window, frames, steps))
 
-    is_open = order.shuffle and (order.by, order.block_steps, order.pool_blocks) == (None, None, None)
-    if is_open and group_steps == SMALL_GROUP and frames.decode == "auto":
+    if order.shuffle and order.by != "windows" and group_steps == SMALL_GROUP:
         step_bytes = sum(frames.shown(f).step_bytes for f in features.values() if f.kind == "frames")
-        if int(episode_length.sum()) * step_bytes > _FEW_BYTES:
-            shows_one = all(len(camera.offsets) == 1 for camera in pooled_cameras(features, window, frames, 1))
-            steps = group_steps if shows_one else FEWEST_STEPS
-            all_blocks, num_bytes = int((-(-episode_length // steps)).sum()), block_bytes(steps)
-            order = replace(order, by="blocks", block_steps=steps)
-            pool = order.fitting_pool(num_bytes, all_blocks)
-            if pool < all_blocks:  # more would bring nothing
-                pool = order.fitting_pool(num_bytes, LANE_BLOCKS * order.lanes * FEWEST_STEPS // steps)
-            return replace(order, pool_blocks=pool)
+        is_many = int(episode_length.sum()) * step_bytes > _FEW_BYTES
+        if is_many or (order.by, order.block_steps, order.pool_blocks) != (None, None, None):
+            return _by_groups_of_two(order, episode_length, block_bytes, pooled_cameras(features, window, frames, 1))
     return order.resolved(group_steps, block_bytes)
+
+
+def _by_groups_of_two(
+    order: OrderOptions, episode_length: Int64, block_bytes: Callable[[int], int], cameras: Sequence[PooledCamera]
+) -> OrderOptions:
+    shows_one = all(len(camera.offsets) == 1 for camera in cameras)
+    steps = order.block_steps or (SMALL_GROUP if shows_one else FEWEST_STEPS)
+    order = replace(order, by="blocks", block_steps=steps)
+    if order.pool_blocks is not None:
+        return order
+    all_blocks, num_bytes = int((-(-episode_length // steps)).sum()), block_bytes(steps)
+    pool = order.fitting_pool(num_bytes, all_blocks)
+    if pool < all_blocks:  # more would bring nothing
+        pool = order.fitting_pool(
+            num_bytes, max(LANE_BLOCKS * order.lanes, LANE_BLOCKS * order.lanes * FEWEST_STEPS // steps)
+        )
+    return replace(order, pool_blocks=pool)
 
 
 def pooled_cameras(

@@ -42,9 +42,10 @@ class OrderOptions:
         by: what is permuted. ``"windows"``, or ``"blocks"`` of neighbouring steps, whose frames are then decoded once
             for all windows that show them. By blocks if None and cameras are video whose groups are longer than 2, or
             of 2 and more than 1 GiB decoded (see `resolved_order`), or a number below is given; else by windows.
-        block_steps: of a block at most; the least multiple of a video's groups from 8 on if None, 32 without video.
+        block_steps: of a block at most; the least multiple of a video's groups from 8 on if None, 32 without video, 2
+            of groups of 2 whose windows show one step.
         pool_blocks: blocks drawn from at a time, at least 2 x lanes. Over all lanes; 16 x lanes if None, or what 4 GiB
-            of each declared node hold of decoded frames, if that is less.
+            of each declared node hold of decoded frames, if that is less; of groups of 2 all blocks, if 4 GiB hold all.
 
     Raises:
         OptionError: a number outside its range, fewer resident shards or blocks than the lanes need, or blocks in an

@@ -33,8 +33,7 @@ def resolved(order, lengths, group_steps=2, obs=(0,), **frames):
         (HUGE, {}, ("blocks", 2, 512)),  # as many steps as 128 blocks of eight
         (HUGE, {"obs": (-1, 0)}, ("blocks", 8, 128)),  # a group of a window of two steps would be decoded twice
         (HUGE, {"image_size": (48, 64)}, ("windows", None, None)),
-        (HUGE, {"decode": "per_read"}, ("windows", None, None)),
-        (HUGE, {"decode": "once"}, ("windows", None, None)),
+        (HUGE, {"decode": "per_read"}, ("blocks", 2, 512)),  # states do not depend on it
         (HUGE, {"group_steps": 1}, ("windows", None, None)),
         (FEW, {"group_steps": 30}, ("blocks", 30, 128)),
     ],
@@ -47,9 +46,10 @@ def test_order_that_is_left_open_follows_from_how_much_there_is_to_decode(length
     ("order", "expected"),
     [
         (es.OrderOptions(by="windows"), ("windows", None, None)),
-        (es.OrderOptions(by="blocks"), ("blocks", 8, 128)),
-        (es.OrderOptions(block_steps=4), ("blocks", 4, 128)),
-        (es.OrderOptions(pool_blocks=64), ("blocks", 8, 64)),
+        (es.OrderOptions(by="blocks"), ("blocks", 2, 512)),
+        (es.OrderOptions(block_steps=4), ("blocks", 4, 256)),
+        (es.OrderOptions(block_steps=32), ("blocks", 32, 128)),
+        (es.OrderOptions(pool_blocks=64), ("blocks", 2, 64)),
         (es.OrderOptions(shuffle=False), ("windows", None, None)),
         (es.OrderOptions(lanes=4), ("blocks", 2, 256)),
     ],
