@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError
+from epistream.file_systems import local_path
 from epistream.lru import SharedLru
 from epistream.sharding.lerobot.files import SourceFile
 from epistream.sharding.lerobot.index import Places
@@ -82,6 +83,7 @@ class ColumnsBlob(Blob):
             self._read_column(-1 - number, place, out)
         else:
             out[:] = self._file(number).read(place, len(out))
+            self._refuse_changed(number)
 
     def _read_column(self, number: int, offset: int, out: memoryview) -> None:
         """Bytes of the pictures of a column of the episode, from a byte of the first on."""
@@ -112,6 +114,7 @@ class ColumnsBlob(Blob):
     def _unpack(self, number: int, group: int) -> Group:
         column = self._places.columns[number]
         pictures = group_pictures(self._file(column.file), column.column, group, self._folder)
+        self._refuse_changed(column.file)
         return pictures, np.append(0, np.cumsum(np.maximum(pictures.size, 0)))
 
     def _file(self, number: int) -> SourceFile:
@@ -119,6 +122,11 @@ class ColumnsBlob(Blob):
         if number not in self._files:
             self._files[number] = self._look_at(number)
         return self._files[number]
+
+    def _refuse_changed(self, number: int) -> None:
+        """See that a local file still is the one that was indexed, after a read; of others each answer tells."""
+        if local_path(self._root) is not None:
+            self._look_at(number)
 
     def _look_at(self, number: int) -> SourceFile:
         """A file of the data set, once it is sure that it is the one that was indexed."""

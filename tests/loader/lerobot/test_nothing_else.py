@@ -194,6 +194,21 @@ def _numbers_seen(stream):
             yield place, number_of(np.asarray(batch[TOP][row])[0])
 
 
+@pytest.mark.parametrize("is_video", [False, True])
+def test_a_file_that_is_replaced_while_an_episode_is_read_gives_none_of_its_pictures(is_video, tmp_path):
+    facts = {"lengths": (20,), "features": {"front": image(), TOP: video(codec="h264")}, "rows_in_group": 4}
+    first, second = RobotSet(**facts), Anew(**facts)
+    root, other = first.write(tmp_path / "set"), second.write(tmp_path / "other")
+    blob = shard_entry(es.open_dataset(root), 0).parts[0].supply.open()
+    sizes = [len(first.picture_bytes("front", 0, step)) for step in range(20)]
+    begun, later = (blob.size - 200, blob.size - 100) if is_video else (0, sum(sizes[:4]))
+    blob.read(begun, 100)
+    for file in (first.data_path(0), first.video_path(TOP, 0)):
+        replace_file(root / file, (other / file).read_bytes())
+    with pytest.raises(SourceChangedError, match="it was replaced or written to since it was indexed"):
+        blob.read(later, 100)
+
+
 @pytest.mark.parametrize(("camera", "changes"), [(image(), {"picture": "JPEG"}), (video(), {"group_steps": 30})])
 def test_pictures_of_another_kind_beside_the_same_metadata_are_looked_at_anew(camera, changes, tmp_path):
     spec = RobotSet(lengths=(40, 3), features={**NUMBERS, TOP: camera})
