@@ -71,6 +71,11 @@ def enter(parent: Path) -> Path:
     raise TimeoutError(f"{folder}: locked by another process for {_TRIES * _PAUSE_S:g} s")
 
 
+def entered() -> list[Path]:
+    """The folders that this process is in already, since it could not keep something elsewhere."""
+    return [folder for folder, held in list(_entered.items()) if _is_at(held, folder)]
+
+
 def is_first_to_say(folder: Path, what: str) -> bool:
     """Whether nobody of this tree has said `what` yet."""
     mark = folder / f".said-{xxhash.xxh3_64_hexdigest(what.encode())}"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, SourceChangedError
 from epistream.file_systems import local_path
+from epistream.sharding.files.spare_folder import entered
 from epistream.sharding.files.user_cache import make_once
 from epistream.sharding.files.versioned_files import version_and_bytes
 from epistream.sharding.lerobot.chunked_file import ChunkedFile, ChunkWriter, TornError, unless_torn
@@ -131,6 +132,10 @@ def keep_chunks(
         _remove_what_killed_ones_left(Path(target.name), kept)
         write(target)
 
+    for spare in entered():  # what had no room in its folder is not begun there again for each episode
+        found = read(spare)
+        if found is not None:
+            return found
     return make_once(folder / f"{name}.lock", read, lambda: [(kept, write_alone)], file.url)
 
 

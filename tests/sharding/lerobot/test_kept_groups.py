@@ -207,6 +207,25 @@ def test_full_disk_makes_room_elsewhere_and_leaves_nothing_half_written(tmp_path
     assert not [path for path in folder.rglob("*") if path.suffix in (".rows", ".pictures", ".tmp")]
 
 
+@pytest.mark.parametrize("name", ["action", "front"])
+@pytest.mark.usefixtures("small_chunks")
+def test_group_that_a_full_disk_has_no_room_for_is_decoded_twice_at_most(tmp_path, monkeypatch, name):
+    _, file = written(tmp_path, 1 << 20, (4, 1, 9, 3), front=image())
+    folder, real, begun = tmp_path / "kept", ChunkWriter.add, []
+
+    def add(self, data):
+        if not self._target.tell():
+            begun.append(self._target.name)
+        elif self._target.name.startswith(str(folder)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, data)
+
+    monkeypatch.setattr(ChunkWriter, "add", add)
+    for number in range(4):
+        read(file, number, folder, (ACTION, FRONT) if name == "front" else (ACTION,))
+    assert len(begun) == len(set(begun)) == (4 if name == "front" else 2)
+
+
 def test_a_group_is_kept_with_little_of_it_in_memory(tmp_path, monkeypatch):
     count, width = 400_000, 28
     values = np.random.default_rng(0).random(count * width, np.float32)
