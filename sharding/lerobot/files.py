@@ -65,8 +65,9 @@ class SourceFile:
         Raises:
             SourceError: If it is not there.
         """
-        parts = () if afresh else take_parts(root, name)
-        return cls(name, join(root, name), *look(root, name, options, what, afresh=afresh), options, parts)
+        version, num_bytes = look(root, name, options, what, afresh=afresh)
+        parts = () if afresh else take_parts(root, name, version)
+        return cls(name, join(root, name), version, num_bytes, options, parts)
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size), fewer at the end of the file.

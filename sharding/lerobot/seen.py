@@ -37,8 +37,8 @@ Parts = tuple[tuple[int, bytes], ...]
 # version, so that what was seen long ago does no harm.
 _seen: dict[str, Seen] = {}
 _MOST_SEEN = 1 << 14
-# First bytes of files by URL, until somebody takes them.
-_brought: dict[str, Parts] = {}
+# First bytes of files by URL, of which version, until somebody takes them.
+_brought: dict[str, tuple[str, Parts]] = {}
 _MOST_BROUGHT = 1 << 10
 # When data sets were opened last, by root. Workers that are forked have it of their parent.
 _opened_ns: dict[str, int] = {}
@@ -98,12 +98,13 @@ def bring_starts(root: str, wanted: Wanted, options: Options) -> None:
         _brought.clear()
     for url, start in found.items():
         _remember(url, Seen(start.version, start.num_bytes, began_ns))
-        _brought[url] = start.parts
+        _brought[url] = start.version, start.parts
 
 
-def take_parts(root: str, name: str) -> Parts:
-    """What was brought of a file beforehand, of the version that was seen: bytes by where they begin. Once."""
-    return _brought.pop(join(root, name), ())
+def take_parts(root: str, name: str, version: str) -> Parts:
+    """What was brought of this version of a file beforehand: bytes by where they begin. Once."""
+    of, parts = _brought.pop(join(root, name), ("", ()))
+    return parts if of == version else ()
 
 
 def are_brought(root: str, names: Iterable[str]) -> bool:

@@ -244,3 +244,18 @@ def test_server_that_answers_otherwise_gives_each_step_all_the_same(tmp_path, ve
         }
         cache = es.CacheOptions(mode="off", attempts=2, fetch_timeout_s=5.0)
         assert steps_seen(stream_of(f"{server.url}/set", cache=cache), spec) == all_steps(spec)
+
+
+def test_first_bytes_of_a_file_that_is_replaced_before_it_is_looked_at_again_are_not_taken_for_the_new_ones(
+    server, monkeypatch
+):
+    """What was seen of thousands of files is forgotten now and then, also between a look and its use."""
+    root = f"{server.url}/set"
+    server.files |= {"/set/a": b"one" * 1000, "/set/b": b"", "/set/c": b""}
+    monkeypatch.setattr(seen, "_MOST_SEEN", 2)
+    seen.bring_starts(root, {"a": (512, None)}, None)
+    server.files["/set/a"] = b"two" * 1000
+    for name in "bc":
+        seen.look(root, name, None, "a file")
+    file = files_of_sets.SourceFile.at(root, "a", None, "a file", afresh=False)
+    assert file.read(0, 6) == b"twotwo"
