@@ -74,6 +74,19 @@ def version_facts(info: Mapping[str, Any]) -> list[str]:
     return [f"{name}={info[name]}" for name in _VERSION_NAMES if info.get(name)]
 
 
+def is_same_version(found: str | None, wanted: str | None) -> bool:
+    """Whether two versions of a file, facts with ";" between, differ in nothing that both tell.
+
+    Servers tell more of a file when they send it than when they are asked about it, or the other way round. A weak tag
+    stands for the same bytes where these come as they are stored.
+    """
+    if found is None or wanted is None or not all("bytes=" in one for one in (found, wanted)):
+        return found == wanted  # no facts
+    told = dict(fact.partition("=")[::2] for fact in found.replace("=W/", "=").split(";"))
+    asked = (fact.partition("=")[::2] for fact in wanted.replace("=W/", "=").split(";"))
+    return all(told.get(name, value) == value for name, value in asked)
+
+
 def open_file_system(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the URL's path in it.
 

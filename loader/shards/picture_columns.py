@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.rows import as_bytes, check_range, check_starts
 from epistream.errors import SourceChangedError
-from epistream.file_systems import local_path
+from epistream.file_systems import is_same_version, local_path
 from epistream.lru import SharedLru
 from epistream.sharding.lerobot.files import SourceFile
 from epistream.sharding.lerobot.index import Places
@@ -132,7 +132,7 @@ class ColumnsBlob(Blob):
         """A file of the data set, once it is sure that it is the one that was indexed."""
         told = self._places.files[number]
         file = SourceFile.at(self._root, told.name, self._options, "a file of a LeRobot data set")
-        if file.version != told.version:
+        if not is_same_version(file.version, told.version):
             raise SourceChangedError(
                 f"{file.url}: {file.version}, wanted {told.version}: it was replaced or written to since it was "
                 "indexed. Open the dataset again to index it as it is now."

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import xxhash
 
 from epistream.errors import EpistreamError, FormatError, SourceChangedError, SourceError
-from epistream.file_systems import local_path
+from epistream.file_systems import is_same_version, local_path
 from epistream.sharding.files.pruning import mark_seen, mark_used
 from epistream.sharding.files.starts import Then
 from epistream.sharding.files.storage import join
@@ -256,7 +256,7 @@ def are_current(source: SetSource, versions: Mapping[str, str], *, afresh: bool 
             found, _ = look(source.root, name, source.options, "a file of a LeRobot data set", afresh=afresh)
         except SourceError:
             return False  # whoever makes the index says so
-        return found == versions[name]
+        return is_same_version(found, versions[name])
 
     if afresh and local_path(source.root) is None:
         return all(at_once(is_current, list(versions)))

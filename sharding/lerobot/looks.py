@@ -10,7 +10,7 @@ from typing import NamedTuple
 import xxhash
 
 from epistream.errors import EpistreamError
-from epistream.file_systems import local_path
+from epistream.file_systems import is_same_version, local_path
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import make_once
@@ -103,13 +103,13 @@ def keep_looks(
 def _are_still(root: str, options: Options, versions: Mapping[str, str]) -> bool:
     """Whether files have these versions, asked for together."""
 
-    def version(name: str) -> str:
+    def version(name: str) -> str | None:
         try:
             return SourceFile.at(root, name, options, "a file of a LeRobot data set").version
         except EpistreamError:
-            return ""
+            return None
 
-    return at_once(version, list(versions)) == list(versions.values())
+    return all(map(is_same_version, at_once(version, list(versions)), versions.values()))
 
 
 def _look(

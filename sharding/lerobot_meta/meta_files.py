@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from epistream.bodies import is_http, persist, retries_of
 from epistream.errors import EpistreamError, SourceError
-from epistream.file_systems import advice_on, ask, local_path, open_file_system, protocol_of
+from epistream.file_systems import advice_on, ask, is_same_version, local_path, open_file_system, protocol_of
 from epistream.sharding.files.storage import Options, join, read_bytes
 from epistream.sharding.files.versioned_files import read_versioned, told_version, version_and_told_bytes
 from epistream.sharding.lerobot_meta.info import INFO, LeRobotInfo
@@ -92,8 +92,9 @@ class MetaFiles:
         if self.is_listed:
             return dict(self.versions) == dict(versions)
         others = [name for name in versions if name not in self.versions]
-        return all(versions.get(name) == version for name, version in self.versions.items()) and all(
-            version == versions[name] for name, version in zip(others, self.versions_of(others), strict=True)
+        return all(is_same_version(versions.get(name), version) for name, version in self.versions.items()) and all(
+            is_same_version(version, versions[name])
+            for name, version in zip(others, self.versions_of(others), strict=True)
         )
 
     def versions_of(self, names: Sequence[str]) -> list[str | None]:
@@ -134,7 +135,7 @@ def are_now(root: str, options: Options, versions: Mapping[str, str]) -> bool:
     if local_path(root) is not None or not is_http(open_file_system(root, options)[0]):
         return look_at(root, options).are_still(versions)
     found = at_once(lambda name: version_now(join(root, name), options)[0], list(versions))
-    return found == list(versions.values())
+    return all(map(is_same_version, found, versions.values()))
 
 
 def look_at(root: str, options: Options) -> MetaFiles:

@@ -23,6 +23,7 @@ class FaultyServer:
     plan: FaultPlan = lambda path, number: None
     ranges: bool = True
     etags: bool = True
+    head_etag: str = "{}"
     retry_after: str = ""
     latency_s: float = 0.0
     bytes_per_s: float = 0.0
@@ -58,8 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         if self.state.ranges:
             self.send_header("Accept-Ranges", "bytes")
-        if self.state.etags:
-            self.send_header("ETag", f'"{hash(data)}"')
+        if self.state.etags and (tag := self.state.head_etag.format(f'"{hash(data)}"')):
+            self.send_header("ETag", tag)
         self.end_headers()
 
     def do_GET(self) -> None:

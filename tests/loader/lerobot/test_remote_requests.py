@@ -259,3 +259,26 @@ def test_first_bytes_of_a_file_that_is_replaced_before_it_is_looked_at_again_are
         seen.look(root, name, None, "a file")
     file = files_of_sets.SourceFile.at(root, "a", None, "a file", afresh=False)
     assert file.read(0, 6) == b"twotwo"
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("head_etag", ["", "W/{}"])
+def test_servers_that_tell_more_of_a_file_when_they_send_it_are_read(server, tmp_path, version, head_etag):
+    spec, url = put(server, tmp_path, version, lengths=(5, 3))
+    server.head_etag = head_etag
+    for _ in range(2):
+        assert steps_seen(stream_of(url), spec) == all_steps(spec)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_files_of_servers_that_tell_no_version_but_with_bytes_are_refused_once_they_are_replaced(
+    server, tmp_path, version
+):
+    spec, url = put(server, tmp_path, version, lengths=(5, 3))
+    server.head_etag = ""
+    assert steps_seen(stream_of(url, cache="off"), spec) == all_steps(spec)
+    stream = stream_of(url, cache="off")
+    path = next(path for path in server.files if is_video(path))
+    server.files[path] = server.files[path][:-8] + bytes(8)
+    with pytest.raises(SourceChangedError, match="replaced or written to while it was read"):
+        list(stream)
