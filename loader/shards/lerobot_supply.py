@@ -84,7 +84,12 @@ class _Made(NamedTuple):
     opening: int | None
 
     def holds(self, source: SetSource) -> bool:
-        """Whether it is of the files as they are: of remote ones as they were seen after the set was opened last."""
+        """Whether it is of the files as they are: of remote ones as they were seen after the set was opened last.
+
+        And whether its index still is where it was kept.
+        """
+        if not Path(self.entry.parts[1].url).exists():
+            return False
         if local_path(source.root) is None:
             return self.opening == opening(source.root)
         return are_current(source, self.versions)

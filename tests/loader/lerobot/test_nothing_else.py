@@ -17,6 +17,7 @@ from video.clips import counted, number_of
 import epistream as es
 from epistream.errors import FormatError, SourceChangedError
 from epistream.loader.shards.shard_entry import shard_entry
+from epistream.sharding.files.user_cache import default_folder
 from epistream.sharding.lerobot.dataset import episode_source
 
 TOP = "observation.images.top"
@@ -148,6 +149,18 @@ def test_an_index_that_was_made_again_gives_no_bytes_under_the_key_of_the_first(
     assert shard_entry(dataset, 0).key != entry.key
     with pytest.raises(SourceChangedError, match="the index of other files"):
         entry.parts[0].supply.open()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_indexes_that_are_removed_between_epochs_are_made_again(num_workers, tmp_path):
+    """By hand, or by another process that keeps the folder small."""
+    spec = RobotSet("v3.0", (5, 3, 4), BOTH)
+    stream = stream_of(spec.write(tmp_path / "set"), cache="off")
+    with es.StreamingLoader(stream, num_workers=num_workers) as loader:
+        for _ in range(2):
+            assert steps_seen(loader, spec) == all_steps(spec)
+            for path in default_folder().glob("*.index"):
+                path.unlink()
 
 
 def test_files_are_opened_with_what_the_last_to_open_the_set_gave(tmp_path):
