@@ -17,9 +17,9 @@ import PIL
 
 from epistream.errors import OptionError
 from epistream.sharding.files.arrow import arrow_module as pyarrow
-from epistream.sharding.lerobot_out.episode_facts import facts_tasks, make_facts
+from epistream.sharding.lerobot_out.episode_facts import FactsTask, facts_tasks, make_facts
 from epistream.sharding.lerobot_out.files import files_tasks, give_up_staged, write_files
-from epistream.sharding.lerobot_out.jobs import Job
+from epistream.sharding.lerobot_out.jobs import Job, check_version
 from epistream.sharding.lerobot_out.known_facts import FACTS_VERSION
 from epistream.sharding.lerobot_out.layout import Layout, OutFile, files_of, lay_out
 from epistream.sharding.lerobot_out.metadata import write_metadata
@@ -126,7 +126,12 @@ def _export(job: Job, on_progress: Callable[[ExportProgress], None]) -> None:
     workers = job.options.workers or len(os.sched_getaffinity(0))
     is_light = _is_light(job)
     with TaskPool(workers, f"{job.path}", {"job": job}, _WORDS) as pool:
-        tasks = [task for task in facts_tasks(job) if job.folder.kept(task.name(job)) is None]
+        tasks: list[FactsTask] = []
+        known: list[FactsTask] = []
+        for task in facts_tasks(job):
+            (tasks if job.folder.kept(task.name(job)) is None else known).append(task)
+        if tasks:  # whose facts would be put beside those of another run
+            _refuse_changed(job, known)
         fewest = _fewest_to_share(tasks, job.num_episodes * _EPISODE_S if is_light else math.inf)
         _run(pool, make_facts, tasks, _Told(on_progress, "episodes", _weight(job, tasks)), fewest)
         layout = lay_out(job)
@@ -140,6 +145,18 @@ def _export(job: Job, on_progress: Callable[[ExportProgress], None]) -> None:
     on_progress(ExportProgress("publishing", 0, 1))
     write_metadata(job, layout)
     on_progress(ExportProgress("publishing", 1, 1))
+
+
+def _refuse_changed(job: Job, known: Sequence[FactsTask]) -> None:
+    """See that episodes still are what their facts were taken of: rows are written from these.
+
+    Raises:
+        SourceChangedError: If one is not.
+    """
+    for task in known:
+        for number, facts in enumerate(job.folder.kept(task.name(job)), task.first):
+            with job.source.episode(number) as episode:
+                check_version(episode.version, facts["version"], number)
 
 
 def _missing(job: Job, layout: Layout) -> list[OutFile]:

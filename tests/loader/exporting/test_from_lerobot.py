@@ -16,12 +16,13 @@ from exporting.folder import packets, read_folder
 from exporting.streamed import FAST, assert_same, files_of, streamed, tasks_of
 from robots.lerobot_meta import numbers
 from robots.lerobot_sets import RobotSet, image
+from robots.reading import replace_file
 
 import epistream as es
 from epistream.errors import FormatError, SourceChangedError
 from epistream.loader.exporting import opened_shard
 from epistream.sharding.lerobot import kept
-from epistream.sharding.lerobot_out import episode_facts
+from epistream.sharding.lerobot_out import episode_facts, export
 from epistream.sharding.lerobot_out.files import files_tasks
 
 SETS = Path(__file__).parents[2] / "sharding" / "lerobot" / "sets"
@@ -266,6 +267,31 @@ def test_export_of_a_set_without_a_column_of_texts_in_a_later_file_says_so(tmp_p
     pq.write_table(table.drop_columns(["note"]), late)
     with pytest.raises(FormatError, match=r"wanted 'note', which info\.json names"):
         es.export_lerobot(root, tmp_path / "out", **FAST)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_export_goes_on_with_rows_of_the_same_file_alone(tmp_path, monkeypatch, is_replaced):
+    spec = RobotSet(lengths=(3,) * 40, features={"action": numbers(2)})
+    root = spec.write(tmp_path / "set")
+    real, left = export.make_facts, [20]
+
+    def interrupted(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(export, "make_facts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        es.export_lerobot(root, tmp_path / "out", **{**FAST, "workers": 1})
+    monkeypatch.setattr(export, "make_facts", real)
+    if is_replaced:
+        replace_file(root / spec.data_path(0), (root / spec.data_path(0)).read_bytes())
+        with pytest.raises(SourceChangedError, match="episode 0: replaced or written to since the export began"):
+            es.export_lerobot(root, tmp_path / "out", **{**FAST, "workers": 1})
+        return
+    es.export_lerobot(root, tmp_path / "out", **{**FAST, "workers": 1})
+    assert_same(streamed(tmp_path / "out"), streamed(root))
 
 
 def test_export_of_a_set_that_changes_meanwhile_says_so(tmp_path, monkeypatch):
