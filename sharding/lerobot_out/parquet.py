@@ -44,12 +44,6 @@ def row_schema(features: Sequence[OutFeature]) -> Any:
     return pa.schema(fields, {_HUGGINGFACE: json.dumps({"info": {"features": said}})})
 
 
-def stored_column(schema: Any, name: str) -> bytes:
-    """What `OutFeature.stored` has of a column, by the schema of the file that it is in."""
-    pa = pyarrow()
-    return bytes(pa.schema([schema.field(name)], schema.metadata).serialize())
-
-
 def _stored(feature: OutFeature) -> Any:
     pa = pyarrow()
     return pa.ipc.read_schema(pa.py_buffer(feature.stored))

@@ -6,9 +6,8 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 
-from web.serving import LoopbackServer, running
+from web.serving import Answering, LoopbackServer, running
 
 COMMIT = "c" * 40
 
@@ -25,20 +24,8 @@ class FakeStore:
     url: str = ""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     store: FakeStore
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def answer_json(self, found: object) -> None:
         status = 404 if found is None else 200

@@ -41,6 +41,13 @@ class FaultyServer:
             return number
 
 
+def put_folder(server, root, name: str = "set", only: str = "") -> str:
+    """Put the files of a folder on a server, those whose path has `only` in it; the folder's URL."""
+    paths = {f"/{file.relative_to(root).as_posix()}": file for file in root.rglob("*") if file.is_file()}
+    server.files |= {f"/{name}{path}": file.read_bytes() for path, file in paths.items() if only in path}
+    return f"{server.url}/{name}"
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: FaultyServer

@@ -10,10 +10,9 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from web.serving import LoopbackServer, running
+from web.serving import Answering, LoopbackServer, running
 
 _API = re.compile(
     r"/api/datasets/(?P<id>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
@@ -55,12 +54,8 @@ class Hub:
         return {"hf": {"endpoint": self.url, "token": self.token or False}}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     hub: Hub
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -89,14 +84,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer_tree(sha, urllib.parse.unquote(found["path"] or ""), recursive=recursive)
             else:
                 self.answer_json({"id": self.hub.repo, "sha": sha, "siblings": [], "private": False, "tags": []})
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def answer_json(self, found: object) -> None:
         self.answer(200, json.dumps(found).encode(), Content_Type="application/json")

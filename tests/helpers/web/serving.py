@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class LoopbackServer(ThreadingHTTPServer):
@@ -14,6 +14,23 @@ class LoopbackServer(ThreadingHTTPServer):
 
     def __init__(self, handler) -> None:
         super().__init__(("127.0.0.1", 0), handler)
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Says nothing of its own; gives whole answers, of which a HEAD is the part before the bytes."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 @contextmanager

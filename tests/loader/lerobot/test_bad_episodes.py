@@ -10,7 +10,7 @@ import pytest
 from robots.lerobot_meta import numbers, video
 from robots.lerobot_sets import RobotSet
 from robots.reading import all_steps, change_info, of_episode, replace_file, rewrite, steps_seen, stream_of
-from web.faulty_server import serve
+from web.faulty_server import put_folder, serve
 
 import epistream as es
 from epistream.errors import EpistreamError, FormatError, SourceChangedError, SourceError
@@ -273,10 +273,7 @@ def test_over_http_a_bad_episode_is_named_or_left_out_likewise(name, cache, tmp_
     root = spec.write(tmp_path / "set")
     harm(root, spec)
     with serve() as server:
-        server.files |= {
-            f"/{path.relative_to(tmp_path)}": path.read_bytes() for path in root.rglob("*") if path.is_file()
-        }
-        url = f"{server.url}/set"
+        url = put_folder(server, root)
         with pytest.raises(error) as caught:
             list(stream_of(url, cache=cache))
         assert words in str(caught.value)

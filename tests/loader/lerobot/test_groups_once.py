@@ -9,7 +9,7 @@ import pytest
 from robots.lerobot_meta import numbers
 from robots.lerobot_sets import RobotSet, image
 from robots.reading import all_steps, steps_seen, stream_of
-from web.faulty_server import serve, times_asked
+from web.faulty_server import put_folder, serve, times_asked
 
 import epistream as es
 from epistream.loader.shards import picture_columns
@@ -30,10 +30,7 @@ def server():
 
 def put(server, root):
     """Its URL; it was opened before, and a first picture of each camera looked at."""
-    server.files |= {
-        f"/set/{file.relative_to(root).as_posix()}": file.read_bytes() for file in root.rglob("*") if file.is_file()
-    }
-    url = f"{server.url}/set"
+    url = put_folder(server, root)
     es.open_dataset(url)
     server.requests.clear()
     return url

@@ -8,7 +8,7 @@ from robots.lerobot_meta import numbers, video
 from robots.lerobot_sets import RobotSet, image, shown
 from robots.reading import all_steps, steps_seen, stream_of
 from video.clips import number_of
-from web.faulty_server import serve, times_asked
+from web.faulty_server import put_folder, serve, times_asked
 
 import epistream as es
 from epistream.errors import OptionError
@@ -24,13 +24,6 @@ def server():
         yield state
 
 
-def put(server, root):
-    server.files |= {
-        f"/set/{file.relative_to(root).as_posix()}": file.read_bytes() for file in root.rglob("*") if file.is_file()
-    }
-    return f"{server.url}/set"
-
-
 def cache_of(tmp_path):
     return es.CacheOptions(mode="shm", directory=f"/dev/shm/{tmp_path.parent.name}-{tmp_path.name}")
 
@@ -39,7 +32,7 @@ def cache_of(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_stream_of_one_camera_asks_for_no_video_of_the_other(server, tmp_path, version, num_workers):
     spec = RobotSet(version=version, lengths=(6, 3, 9), features=VIDEOS)
-    url = put(server, spec.write(tmp_path / "set"))
+    url = put_folder(server, spec.write(tmp_path / "set"))
     stream = stream_of(url, features=["action", TOP], cache=cache_of(tmp_path))
     with es.StreamingLoader(stream, num_workers=num_workers, start_method="spawn" if num_workers else "fork") as loader:
         assert steps_seen(loader, spec) == all_steps(spec)
@@ -53,7 +46,7 @@ def test_a_stream_of_one_camera_asks_for_no_video_of_the_other(server, tmp_path,
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_stream_without_cameras_asks_for_no_video(server, tmp_path, version):
     spec = RobotSet(version=version, lengths=(6, 3), features=VIDEOS)
-    url = put(server, spec.write(tmp_path / "set"))
+    url = put_folder(server, spec.write(tmp_path / "set"))
     assert steps_seen(stream_of(url, features="act*", cache=cache_of(tmp_path)), spec) == all_steps(spec)
     assert not any(path.endswith(".mp4") for path, _ in server.requests)
 
@@ -61,7 +54,7 @@ def test_a_stream_without_cameras_asks_for_no_video(server, tmp_path, version):
 def test_pictures_in_rows_of_another_camera_are_not_fetched(server, tmp_path):
     spec = RobotSet(noise=40, lengths=(20, 30), features={"front": image(96, 128), "side": image(96, 128)})
     root = spec.write(tmp_path / "set")
-    url = put(server, root)
+    url = put_folder(server, root)
     es.open_dataset(url, features=["side"])
     server.requests.clear()
     assert steps_seen(stream_of(url, features=["side"], cache=cache_of(tmp_path)), spec) == all_steps(spec)

@@ -10,7 +10,7 @@ from robots.lerobot_meta import numbers, video
 from robots.lerobot_sets import RobotSet, image, shown
 from robots.reading import all_steps, steps_seen, stream_of
 from video.clips import number_of
-from web.faulty_server import serve
+from web.faulty_server import put_folder, serve
 
 import epistream as es
 from epistream.errors import EpistreamError, FetchError, FormatError, SourceChangedError, SourceError
@@ -28,14 +28,6 @@ def server():
         yield state
 
 
-def put(server, root, name="set"):
-    """A folder's files on a server, and its URL."""
-    server.files |= {
-        f"/{name}/{file.relative_to(root).as_posix()}": file.read_bytes() for file in root.rglob("*") if file.is_file()
-    }
-    return f"{server.url}/{name}"
-
-
 def written(tmp_path, version="v2.1", features=VIDEOS, lengths=LENGTHS, **more):
     spec = RobotSet(version=version, lengths=lengths, features=features, **more)
     return spec, spec.write(tmp_path / "set")
@@ -49,14 +41,14 @@ def is_data(path):
 @pytest.mark.parametrize("features", [VIDEOS, PICTURES])
 def test_set_over_http_gives_each_step_once_as_its_folder_does(server, tmp_path, version, features):
     spec, root = written(tmp_path, version, features)
-    url = put(server, root)
+    url = put_folder(server, root)
     assert steps_seen(stream_of(url), spec) == all_steps(spec)
     assert steps_seen(stream_of(url), spec) == all_steps(spec), "from what is kept"
 
 
 def test_indexes_of_a_batch_are_made_at_the_same_time(server, tmp_path):
     _, root = written(tmp_path)
-    url = put(server, root)
+    url = put_folder(server, root)
     stream = es.EpisodeStream(url, batch_size=sum(LENGTHS), shuffle=False, cache="off")
     opened = {path for path, _ in server.requests}
     rows = [path for path in server.files if path.endswith(".parquet") and path not in opened]
@@ -76,7 +68,7 @@ def test_batches_of_several_sets_look_for_the_files_of_each_in_its_own_folder(se
     urls = []
     for name, lengths in (("one", (3, 2, 4, 2)), ("two", (2, 3))):
         spec = RobotSet(version="v2.1", lengths=lengths, features={"observation.state": numbers(6), TOP: video()})
-        urls.append(put(server, spec.write(tmp_path / name), name))
+        urls.append(put_folder(server, spec.write(tmp_path / name), name))
     stream = es.EpisodeStream(urls, batch_size=8, shuffle=False, cache="off")
     batches = [(batch["episode_index"].tolist(), batch["step_index"].tolist()) for batch in stream]
     found = [step for episodes, steps in batches for step in zip(episodes, steps, strict=True)]
@@ -85,7 +77,7 @@ def test_batches_of_several_sets_look_for_the_files_of_each_in_its_own_folder(se
 
 def test_nothing_of_a_video_but_its_index_is_read_before_its_frames_are_wanted(server, tmp_path):
     _, root = written(tmp_path, "v3.0", features={TOP: video()}, lengths=(60,) * 8)
-    url = put(server, root)
+    url = put_folder(server, root)
     stream = es.EpisodeStream(url, batch_size=4, shuffle=False, features=[TOP], cache="off")
     assert len(next(iter(stream))["episode_index"]) == 4
     of_videos = [asked for path, asked in server.requests if path.endswith(".mp4")]
@@ -99,7 +91,7 @@ FAULTS = ["503", "429", "drop", "cut", "short", "trickle"]
 @pytest.mark.parametrize("fault", FAULTS)
 def test_passing_faults_change_nothing(server, tmp_path, fault):
     spec, root = written(tmp_path, lengths=(6, 3, 5))
-    url = put(server, root)
+    url = put_folder(server, root)
     server.plan = lambda path, number: fault if number == 0 and is_data(path) else None
     assert steps_seen(stream_of(url), spec) == all_steps(spec)
 
@@ -107,14 +99,14 @@ def test_passing_faults_change_nothing(server, tmp_path, fault):
 def test_server_without_ranges_gives_each_step_once(server, tmp_path):
     spec, root = written(tmp_path, lengths=(6, 3, 5))
     server.ranges = False
-    assert steps_seen(stream_of(put(server, root)), spec) == all_steps(spec)
+    assert steps_seen(stream_of(put_folder(server, root)), spec) == all_steps(spec)
 
 
 @pytest.mark.parametrize("fault", ["503", "404", "drop", "stall"])
 @pytest.mark.parametrize("kind", ["observation.images.top/episode_000001.mp4", "data/chunk-000/episode_000001.parquet"])
 def test_lasting_fault_of_a_file_is_an_error_that_names_it_within_its_time(server, tmp_path, fault, kind):
     _, root = written(tmp_path, lengths=(6, 3, 5))
-    url = put(server, root)
+    url = put_folder(server, root)
     server.plan = lambda path, number: fault if path.endswith(kind) else None
     cache = es.CacheOptions(mode="off", fetch_timeout_s=1.0, request_timeout_s=0.4, attempts=2)
     with pytest.raises((SourceError, FetchError), match=kind.split("/")[-1]):
@@ -128,7 +120,7 @@ def test_lasting_fault_of_a_file_is_an_error_that_names_it_within_its_time(serve
 @pytest.mark.parametrize("mode", ["off", "shm"])
 def test_set_that_is_replaced_during_a_run_is_an_error_never_other_frames(server, tmp_path, version, mode):
     spec, root = written(tmp_path, version, lengths=(40, 40))
-    url = put(server, root)
+    url = put_folder(server, root)
     cache = es.CacheOptions(mode=mode, directory=f"/dev/shm/{tmp_path.parent.name}-{tmp_path.name}")
     stream = es.EpisodeStream(url, batch_size=4, shuffle=False, cache=cache)
     batches = iter(stream)
@@ -157,16 +149,16 @@ def test_set_that_is_replaced_during_a_run_is_an_error_never_other_frames(server
 @pytest.mark.parametrize("version", VERSIONS)
 def test_set_that_was_replaced_is_read_as_it_is_now_when_it_is_opened_again(server, tmp_path, version):
     first, root = written(tmp_path / "a", version, lengths=(6, 3))
-    url = put(server, root)
+    url = put_folder(server, root)
     assert steps_seen(stream_of(url), first) == all_steps(first)
     second, root = written(tmp_path / "b", version, lengths=(6, 3), group_steps=6)
-    put(server, root)
+    put_folder(server, root)
     assert steps_seen(stream_of(url), second) == all_steps(second)
 
 
 def test_video_that_is_cut_off_after_it_was_looked_at_is_an_error(server, tmp_path):
     _, root = written(tmp_path, lengths=(40, 40))
-    url = put(server, root)
+    url = put_folder(server, root)
     batches = iter(es.EpisodeStream(url, batch_size=4, shuffle=False, cache="off"))
     next(batches)
     for path, data in list(server.files.items()):

@@ -6,7 +6,7 @@ import pytest
 from robots.lerobot_meta import numbers, video
 from robots.lerobot_sets import RobotSet
 from robots.reading import all_steps, steps_seen, stream_of
-from web.faulty_server import serve
+from web.faulty_server import put_folder, serve
 from web.odd_ranges import serve_oddly
 
 import epistream as es
@@ -50,10 +50,7 @@ def put(server, tmp_path, version, name="set", lengths=LENGTHS, **more):
     """A new data set on a server: what it is, and its URL."""
     spec = RobotSet(version=version, lengths=lengths, features=FEATURES, **more)
     root = spec.write(tmp_path / f"{name} {len(server.files)}")
-    server.files |= {
-        f"/{name}/{file.relative_to(root).as_posix()}": file.read_bytes() for file in root.rglob("*") if file.is_file()
-    }
-    return spec, f"{server.url}/{name}"
+    return spec, put_folder(server, root, name)
 
 
 def asked(server, *, clear=True):
@@ -180,11 +177,7 @@ def test_set_whose_files_changed_since_it_was_indexed_is_read_as_it_is_when_it_i
         make=(lambda key, episode, length: first.values(key, episode) + 1) if kind == "/data/" else None,
     )
     root = changed.write(others)
-    server.files |= {
-        f"/set/{file.relative_to(root).as_posix()}": file.read_bytes()
-        for file in root.rglob("*")
-        if file.is_file() and kind in f"/{file.relative_to(root).as_posix()}"
-    }
+    put_folder(server, root, only=kind)
     assert steps_seen(stream_of(url, cache="off"), changed) == all_steps(changed)
 
 
@@ -239,11 +232,9 @@ def test_server_that_answers_otherwise_gives_each_step_all_the_same(tmp_path, ve
     with serve_oddly(kind) as server:
         spec = RobotSet(version=version, lengths=(6, 3), features=FEATURES)
         root = spec.write(tmp_path / "set")
-        server.files |= {
-            f"/set/{file.relative_to(root).as_posix()}": file.read_bytes() for file in root.rglob("*") if file.is_file()
-        }
+        url = put_folder(server, root)
         cache = es.CacheOptions(mode="off", attempts=2, fetch_timeout_s=5.0)
-        assert steps_seen(stream_of(f"{server.url}/set", cache=cache), spec) == all_steps(spec)
+        assert steps_seen(stream_of(url, cache=cache), spec) == all_steps(spec)
 
 
 def test_first_bytes_of_a_file_that_is_replaced_before_it_is_looked_at_again_are_not_taken_for_the_new_ones(
