@@ -113,7 +113,7 @@ def delta_statistics(stream: Iterable[dict[str, Any]], action: str = "action") -
         action: the feature.
 
     Returns:
-        ``{action: {count, mean, std, min, max, q01, q99}}`` over all entries of the windows that are not padded.
+        ``{action: {count, mean, std, min, max, quantiles}}`` over all entries of the windows that are not padded.
 
     Raises:
         OptionError: the stream gave no batch.

@@ -22,7 +22,7 @@ from epistream.loader.samples.normalize import Mode, Normalizer, normalizer_for
 from epistream.options import Range, check
 from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 Batch = dict[str, Any]
 KeptDtype = Literal["float32", "float64"]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epistream.errors import OptionError
-from epistream.sharding.format.dataset_statistics import moments_of
 from epistream.sharding.format.features import Feature
+from epistream.sharding.manifest.dataset_statistics import moments_of
 
 Mode = Literal["mean_std", "min_max", "quantiles"]
 Statistics = Mapping[str, Mapping[str, Any]]

@@ -1,1 +1,1 @@
-"""What is on disk: features, codecs, index, manifest, statistics."""
+"""What a shard is: features, codecs, its index, its episodes; values as tables and texts; statistics of values."""

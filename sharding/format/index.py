@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from epistream.sharding.pictures.codecs import CODECS
 KIND = "epistream.shard-index"
 _MAX_BLOCK_BYTES = 1 << 30
 
+T = TypeVar("T")
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
@@ -69,6 +70,7 @@ class ShardIndex:
     steps: dict[str, Any] | None = None
     videos: dict[str, Videos] = field(default_factory=dict)
     step_task: NDArray[np.uint32] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
     first_row: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +89,28 @@ class ShardIndex:
     def frame_range(self, camera: str, row: int) -> tuple[int, int]:
         """Offset in the tar and size of the bytes that a frame is decoded from, of a video together with others."""
         return int(self.frame_offset[camera][row]), int(self.frame_size[camera][row])
+
+    def called(self, names: Mapping[str, str]) -> "ShardIndex":
+        """The same shard, whose features are called as a dataset does: by its names, those in the tar that differ."""
+        if not names:
+            return self
+        taken = {*names, *names.values()}
+        stored = {name: name for name in self.features if name not in taken} | dict(names)
+        known = {name: was for name, was in stored.items() if was in self.features}
+
+        def of(tables: Mapping[str, T]) -> dict[str, T]:
+            return {name: tables[was] for name, was in known.items() if was in tables}
+
+        return replace(
+            self,
+            features={name: replace(self.features[was], name=name) for name, was in known.items()},
+            array_offset=of(self.array_offset),
+            frame_offset=of(self.frame_offset),
+            frame_size=of(self.frame_size),
+            values=of(self.values),
+            videos=of(self.videos),
+            renamed=dict(names),
+        )
 
     def runs(self, camera: str, rows: Int64) -> Iterator[Run]:
         """Of a camera that is stored as video: what to decode for some rows (n,), each group once."""

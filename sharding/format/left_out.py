@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+# What the reason says of what is whole, and has other features.
+UNLIKE = "wanted the features that most episodes have"
 # Of one reason to leave paths out, as many are named.
 _MOST_PATHS = 6
 # What says that a file is bad, and not that it was asked for wrongly.
@@ -117,4 +119,4 @@ def usual_features(votes: Iterable[tuple[Mapping[str, Feature], int]]) -> Mappin
 def oddity(mine: Mapping[str, Feature], usual: Mapping[str, Feature]) -> str | None:
     """How the features of an episode differ from the usual ones, or None."""
     difference = describe_difference(mine, usual)
-    return difference and f"{difference}, wanted the features that most episodes have"
+    return difference and f"{difference}, {UNLIKE}"

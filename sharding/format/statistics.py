@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from epistream.units import count_text
 
 Float = NDArray[np.float64]
 
-QUANTILES = {"q01": 0.01, "q99": 0.99}
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 # A summary keeps this many evenly spaced order statistics of each dimension; its quantiles are exact up to this
 # many steps, and within half of 1/2,048 of the rank for each time that it was thinned.
 MAX_POINTS = 2048
 # Point clouds and the like get no quantiles: nobody normalises by them, and 2,048 points a dimension cost too much.
-_MAX_QUANTILE_DIMS = 1024
+MAX_QUANTILE_DIMS = 1024
 
 # The points that a summary keeps; see `Summary.levels`.
 Sketch = tuple[Float, ...]
@@ -56,7 +57,7 @@ def summarize(values: NDArray[Any]) -> Summary:
 
 
 def _summarize(values: NDArray[Any]) -> Summary:
-    flat = np.asarray(values, np.float64).reshape(len(values), -1)
+    flat = flattened(values)
     finite = np.isfinite(flat)
     count = finite.sum(axis=0)
     safe = np.where(finite, flat, 0.0)
@@ -66,7 +67,7 @@ def _summarize(values: NDArray[Any]) -> Summary:
     mean = origin + np.where(finite, safe - origin, 0.0).sum(axis=0) / divisor
     squares = np.where(finite, (safe - mean) ** 2, 0.0).sum(axis=0)
     levels: Sketch = ()
-    if flat.shape[1] <= _MAX_QUANTILE_DIMS:
+    if flat.shape[1] <= MAX_QUANTILE_DIMS:
         levels = _thin((np.where(finite, flat, np.nan),))
     return Summary(
         shape=values.shape[1:],
@@ -78,6 +79,11 @@ def _summarize(values: NDArray[Any]) -> Summary:
         maximum=np.where(finite, flat, -np.inf).max(axis=0, initial=-np.inf),
         levels=levels,
     )
+
+
+def flattened(values: NDArray[Any]) -> Float:
+    """(T, ...) values as (T, D) float64, also those of no step."""
+    return np.asarray(values, np.float64).reshape(len(values), prod(values.shape[1:]))
 
 
 def merge(left: Summary, right: Summary) -> Summary:
@@ -130,6 +136,11 @@ def to_plain(summary: Summary) -> dict[str, Any]:
     for name, value in values.items():
         plain[name] = plain_numbers(value, known).reshape(summary.shape).tolist()
     return plain
+
+
+def plain_statistics(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
+    """`to_plain` by feature, of those that have any step: an episode may have no valid range."""
+    return {name: to_plain(summary) for name, summary in summaries.items() if summary.num_steps}
 
 
 def plain_numbers(values: Float, known: bool | NDArray[np.bool_] = True) -> NDArray[np.object_]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError
+from epistream.sharding.format.ragged import Int64, offsets_of, positions_of
 
 
 class Texts(Sequence[str]):
@@ -34,12 +35,13 @@ class Texts(Sequence[str]):
             raise FormatError(f"{where}: offsets of texts that do not rise, wanted 0 to {len(data)}. {remedy}")
 
     @classmethod
-    def of(cls, texts: Iterable[str], where: str) -> "Texts":
+    def of(cls, texts: Iterable[str], where: str, remedy: str = "") -> "Texts":
         """The texts that there are already.
 
         Args:
             texts: These.
             where: What messages begin with.
+            remedy: The next step that works.
 
         Raises:
             FormatError: If one has no UTF-8, such as a file name in another encoding.
@@ -52,7 +54,19 @@ class Texts(Sequence[str]):
             ) from error
         offsets = np.zeros(len(parts) + 1, np.int64)
         np.cumsum([len(part) for part in parts], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(parts), np.uint8), offsets, where, "")
+        return cls(np.frombuffer(b"".join(parts), np.uint8), offsets, where, remedy)
+
+    @classmethod
+    def join(cls, parts: "Sequence[Texts]") -> "Texts":
+        """One after the other; at least one."""
+        data = np.concatenate([part._data for part in parts])
+        counts = np.concatenate([np.diff(part._offsets) for part in parts])
+        return cls(data, offsets_of(counts), parts[0]._where, parts[0]._remedy)
+
+    def select(self, numbers: Int64) -> "Texts":
+        """Some of them (n,), in that order."""
+        data = self._data[positions_of(self._offsets, numbers)]
+        return Texts(data, offsets_of(np.diff(self._offsets)[numbers]), self._where, self._remedy)
 
     @property
     def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

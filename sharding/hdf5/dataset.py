@@ -14,20 +14,20 @@ from epistream.errors import SourceError
 from epistream.sharding.files.hdf5_sources import given_twice
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder
-from epistream.sharding.format.dataset_statistics import MoreStatistics
-from epistream.sharding.format.division import NAMES, Division
+from epistream.sharding.format.division import NAMES, Division, identity_of
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.feature_sets import Wanted, agreed, matching
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.left_out import oddity, open_good, sentence, tell_left_out, usual_features
-from epistream.sharding.format.manifest_builder import ShardSummary, join_shards, splits_of
-from epistream.sharding.format.manifest_columns import fingerprint
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.hdf5.kept import KeptIndex, keep_indexes
 from epistream.sharding.hdf5.scan import NothingWantedError
 from epistream.sharding.hdf5.statistics import ChangedError, IndexedShard, more_statistics, statistics_of, sum_up_shard
 from epistream.sharding.layouts.mapping import MappingLayout
 from epistream.sharding.layouts.names import made_names
+from epistream.sharding.manifest.dataset_statistics import MoreStatistics
+from epistream.sharding.manifest.manifest_builder import ShardSummary, join_shards, splits_of
+from epistream.sharding.manifest.manifest_columns import fingerprint
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +144,7 @@ def _describe(
     """All files as one dataset without statistics, and its shards; what a layout file leaves out is noted."""
     shards: list[IndexedShard] = []
     features: dict[str, Feature] = {}
+    identities: dict[int, str] = {}
     num_episodes = 0
     for url in urls:
         try:
@@ -157,6 +158,9 @@ def _describe(
         for one in kept:
             summary = ShardSummary.of(one.index.rows, one.data)
             summary = replace(summary, numbers=num_episodes + summary.numbers)
+            for number, meta in zip(summary.numbers.tolist(), summary.episodes, strict=True):
+                file_bytes = one.index.extents.file_bytes
+                identities[number] = identity_of(url, meta.source_path, meta.length, file_bytes)
             shards.append(
                 IndexedShard(
                     url=url,
@@ -195,16 +199,18 @@ def _describe(
         statistics={},
         fingerprint=fingerprint(features, splits, columns),
     )
-    return dataset if division is None else _divided(dataset, division), shards
+    if division is not None:
+        dataset = _divided(dataset, division, [identities[number] for number in sorted(identities)])
+    return dataset, shards
 
 
-def _divided(dataset: Dataset, division: Division) -> Dataset:
+def _divided(dataset: Dataset, division: Division, identities: Sequence[str]) -> Dataset:
     """The dataset with other splits. Its fingerprint knows them: statistics are of the training episodes."""
-    names = division.names(dataset.num_episodes)
+    names = division.names(identities)
     splits = tuple(name for name in NAMES if name in names)
     numbers = np.array([splits.index(name) for name in names], np.uint8)
     known = xxhash.xxh3_128_hexdigest(dataset.fingerprint.encode() + numbers.tobytes())
-    return replace(dataset, splits=splits, divided=numbers, fingerprint=known)
+    return replace(dataset, splits=splits, columns=replace(dataset.columns, episode_split=numbers), fingerprint=known)
 
 
 def _say_what_is_missing(dataset: Dataset, shards: Sequence[IndexedShard]) -> None:

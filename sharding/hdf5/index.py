@@ -14,7 +14,7 @@ feature of episode after episode, without padding or gaps, little endian. An ext
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ from epistream.sharding.opening.other_files import OtherFile
 RECIPE = 2
 ZEROS = UNWRITTEN
 FIRST_MADE = -2
+
+_ATTRIBUTES = "hdf5:attributes"
 
 _REMEDY = "Remove this file; it is made again when the HDF5 file is opened."
 
@@ -140,6 +142,7 @@ class Hdf5Index:
         knows_others: Whether its other files were looked for: not by earlier releases, nor in a remote file.
         excluded: Groups that the layout file does not want, each with the reason.
         made_by: The package whose layout described the file, with its version; empty for ours.
+        attributes: What each episode says of itself, as selections know it; empty by earlier releases.
     """
 
     rows: ShardIndex
@@ -149,6 +152,7 @@ class Hdf5Index:
     knows_others: bool = False
     excluded: tuple[str, ...] = ()
     made_by: str = ""
+    attributes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def needs_h5py(self) -> list[str]:
@@ -176,6 +180,9 @@ class Hdf5Index:
         meta["hdf5"] |= {name: value for name, value in more.items() if value}
         if self.needs_h5py and self.knows_others:  # all that is in other files is read so
             meta["hdf5"]["others"] = [list(vars(other).values()) for other in extents.others]
+        if self.attributes:
+            said = json.dumps([dict(one) for one in self.attributes])
+            arrays[_ATTRIBUTES] = np.frombuffer(said.encode(), np.uint8)
         described = json.dumps([_describe(rows) for rows in extents.made])
         tables = [rows.stored.table.reshape(-1) for rows in extents.made if rows.stored]
         arrays |= {
@@ -199,8 +206,29 @@ class Hdf5Index:
             rows, said = build_index(tables, where), tables.meta["hdf5"]
             num_shards, left_out = int(said["num_shards"]), tuple(map(str, said.get("left_out", ())))
             excluded, made_by = tuple(map(str, said.get("excluded", ()))), str(said.get("made_by", ""))
+            attributes = _attributes(tables) or ()
         check(rows, where)
-        return cls(rows, extents, num_shards, left_out, "others" in said, excluded=excluded, made_by=made_by)
+        return cls(rows, extents, num_shards, left_out, "others" in said, excluded, made_by, attributes)
+
+
+def attributes_in(buffer: bytes, where: str) -> list[Mapping[str, Any]] | None:
+    """What the episodes of an index say of themselves; None of an index of earlier releases, which does not have it.
+
+    Args:
+        buffer: The whole file, whose checksum is known to be right.
+        where: Its name, for messages.
+
+    Raises:
+        FormatError: If `buffer` is torn, or says anything that cannot be.
+    """
+    tables = parse_tables(buffer, KIND, where, _REMEDY, verify_body=False)
+    with _nothing_lacking(where):
+        return _attributes(tables)
+
+
+def _attributes(tables: Tables) -> list[Mapping[str, Any]] | None:
+    found = tables.arrays.get(_ATTRIBUTES)
+    return None if found is None else [dict(one) for one in json.loads(found.tobytes())]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from epistream.sharding.layouts.registry import described, episodes_of, excluded
 from epistream.sharding.layouts.values import dataset
 from epistream.sharding.opening.other_files import OtherFile, check_unchanged, other_files
 from epistream.sharding.pictures.codecs import CODECS
+from epistream.sharding.selecting.columns import flat_attributes
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class _Episode:
     rows: dict[str, _Rows]
     digest: bytes
     left_out: tuple[str, ...]
+    attributes: dict[str, Any]
 
 
 def index_hdf5(
@@ -165,7 +167,7 @@ def _episode(file: h5py.File, raw: BinaryIO, source: SourceEpisode, number: int,
     )
     # Texts are told of by packing; many recordings have some.
     refused = tuple(f"/{one.path} ({one.reason})" for one in source.refused if not one.reason.startswith("texts"))
-    return _Episode(meta, features, rows, hasher.digest(), refused)
+    return _Episode(meta, features, rows, hasher.digest(), refused, flat_attributes(source.attributes))
 
 
 def _values(file: h5py.File, field: Field, length: int) -> Iterator[NDArray[Any]]:
@@ -246,7 +248,14 @@ def _shard(
         others=others or (),
     )
     by_path = {one.split(" (")[0]: one for episode in reversed(episodes) for one in episode.left_out}
-    return Hdf5Index(rows_index, packed, file[2], tuple(sorted(by_path.values())), others is not None)
+    return Hdf5Index(
+        rows_index,
+        packed,
+        file[2],
+        tuple(sorted(by_path.values())),
+        others is not None,
+        attributes=[episode.attributes for episode in episodes],
+    )
 
 
 def _merge(start: Int64, place: Int64, size: Int64) -> tuple[Int64, Int64]:

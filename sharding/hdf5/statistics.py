@@ -16,7 +16,22 @@ from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import make_once
 from epistream.sharding.files.versioned_files import version_and_bytes
-from epistream.sharding.format.dataset_statistics import (
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.left_out import BAD_FILE
+from epistream.sharding.format.statistics import (
+    NotFinite,
+    Summary,
+    add_counts,
+    count_not_finite,
+    merge_all,
+    plain_statistics,
+    summarize,
+)
+from epistream.sharding.hdf5.file import read_hdf5
+from epistream.sharding.layouts.mapping import MappingLayout
+from epistream.sharding.layouts.reading import read_array
+from epistream.sharding.layouts.registry import described, layout_of
+from epistream.sharding.manifest.dataset_statistics import (
     Loaded,
     Plain,
     pack_sketches,
@@ -24,27 +39,13 @@ from epistream.sharding.format.dataset_statistics import (
     sketch_key,
     statistics_problem,
 )
-from epistream.sharding.format.features import Feature
-from epistream.sharding.format.left_out import BAD_FILE
-from epistream.sharding.format.manifest_builder import ShardSummary
-from epistream.sharding.format.opened_dataset import Dataset
-from epistream.sharding.format.statistics import (
-    NotFinite,
-    Summary,
-    add_counts,
-    count_not_finite,
-    merge_all,
-    summarize,
-    to_plain,
-)
-from epistream.sharding.hdf5.file import read_hdf5
-from epistream.sharding.layouts.mapping import MappingLayout
-from epistream.sharding.layouts.reading import read_array
-from epistream.sharding.layouts.registry import described, layout_of
+from epistream.sharding.manifest.manifest_builder import ShardSummary
+from epistream.sharding.manifest.opened_dataset import Dataset
+from epistream.sharding.manifest.record_making import valid_steps
 from epistream.sharding.opening.other_files import OtherFile, check_unchanged
 
 # Raised when the same files would give other statistics.
-_RECIPE = 1
+_RECIPE = 2
 Sums = tuple[dict[str, Summary], dict[str, NotFinite]]
 SumUp = Callable[["IndexedShard", NDArray[np.bool_]], Sums]
 
@@ -84,7 +85,7 @@ def statistics_of(
 
     def make() -> list[tuple[str, bytes]]:
         summaries, not_finite = _sums(dataset, shards, sum_up)
-        result = {name: to_plain(summaries[name]) for name in dataset.features if name in summaries}
+        result = plain_statistics({name: summaries[name] for name in dataset.features if name in summaries})
         sketches = _pack_sketches(dataset.fingerprint, result, summaries, not_finite)
         return [(_sketch_name(name), sketches), (name, json.dumps(result).encode())]
 
@@ -192,7 +193,7 @@ def sum_up_shard(
         for meta, is_summed in zip(shard.summary.episodes, is_wanted.tolist(), strict=True):
             episode = described(found, file, meta.source_path)
             arrays = {
-                field.feature.name: read_array(file, field, episode.length)
+                field.feature.name: valid_steps(read_array(file, field, episode.length), meta.valid_ranges)
                 for field in episode.fields
                 if field.feature.kind == "array" and field.feature.name in features
             }

@@ -16,11 +16,9 @@ from epistream.file_systems import local_path
 from epistream.sharding.files.names import EPISODE_MARK
 from epistream.sharding.files.storage import Options, join
 from epistream.sharding.files.user_cache import default_folder
-from epistream.sharding.format.division import NAMES, Division
+from epistream.sharding.format.division import NAMES, Division, lerobot_identity
 from epistream.sharding.format.feature_sets import Wanted, matching
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, fingerprint
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.episode import SetSource, is_video
 from epistream.sharding.lerobot.looks import keep_looks
 from epistream.sharding.lerobot.seen import forget_set
@@ -31,6 +29,8 @@ from epistream.sharding.lerobot_meta.meta_files import MetaFiles
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta, keep_metadata, read_kept
 from epistream.sharding.lerobot_meta.splits import splits_of
 from epistream.sharding.lerobot_meta.statistics import statistics_of
+from epistream.sharding.manifest.manifest_columns import ManifestColumns, Mapped, fingerprint
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +178,8 @@ def _described(source: SetSource, name: str, division: Division | None) -> Datas
     digest = np.frombuffer(bytes.fromhex(meta.digest), np.uint8)
     names, numbers = splits_of(meta.info, join(source.root, INFO))
     if division is not None:
-        chosen = division.names(num_episodes)
+        lengths = enumerate(meta.length.tolist())
+        chosen = division.names([lerobot_identity(number, length) for number, length in lengths])
         names = tuple(name for name in NAMES if name in chosen)
         numbers = np.array([names.index(name) for name in chosen], np.uint8)
     is_train = numbers == (names.index("train") if "train" in names else 0)
@@ -204,13 +205,12 @@ def _described(source: SetSource, name: str, division: Division | None) -> Datas
         features=dict(features),
         shard_url=Mapped(partial(join, source.root), Mapped(meta.data_files.__getitem__, meta.data_file_of)),
         index_url=columns.names,
-        columns=columns,
+        columns=replace(columns, episode_split=numbers) if len(names) > 1 else columns,
         splits=names,
         tasks=meta.tasks,
         statistics=statistics_of(meta, source.options, features, None if is_train.all() else is_train, source.folder),
         fingerprint=known,
         storage_options=Access.of(source.options),
-        divided=numbers if len(names) > 1 else None,
     )
 
 

@@ -18,7 +18,6 @@ from epistream.lazy import lazy
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder, make_once
-from epistream.sharding.format.dataset_statistics import statistics_problem
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.statistics import QUANTILES, plain_numbers
 from epistream.sharding.lerobot_meta.arrow import arrow_errors, numbers_of
@@ -26,6 +25,7 @@ from epistream.sharding.lerobot_meta.info import Column, LeRobotInfo
 from epistream.sharding.lerobot_meta.meta_files import MetaFiles, at_once, look_at, version_now
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta
 from epistream.sharding.lerobot_meta.parquet import read_table
+from epistream.sharding.manifest.dataset_statistics import statistics_problem
 
 _log = logging.getLogger(__name__)
 

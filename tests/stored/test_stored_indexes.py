@@ -1,5 +1,6 @@
 """Indexes that an earlier release kept for a user: found under the same names, believed, and made again to the byte."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,13 +10,17 @@ import pytest
 import xxhash
 
 import epistream as es
+from epistream.sharding.format.index import KIND
+from epistream.sharding.format.tables import parse_tables, write_tables
 
 KEPT_HDF5 = {
     "87e320637b82178b938d1b69d3952172.0.index",
     "87e320637b82178b938d1b69d3952172.1.index",
-    "e1db1a4964ff15a631b909b2b84c9bf3.statistics-1.json",
+    "e1db1a4964ff15a631b909b2b84c9bf3.statistics-2.json",
 }
-SKETCHES = "e1db1a4964ff15a631b909b2b84c9bf3.statistics-1.tables"  # later releases keep them too
+# Statistics had q01 and q99 alone; later releases make those of now.
+STORED_STATISTICS = "e1db1a4964ff15a631b909b2b84c9bf3.statistics-1.json"
+SKETCHES = "e1db1a4964ff15a631b909b2b84c9bf3.statistics-2.tables"
 PRUNED = ".pruned"  # when the folder was looked through
 MARK_NS = 10**18
 
@@ -43,8 +48,8 @@ def test_stored_indexes_of_an_hdf5_file_are_those_that_opening_it_uses(
         put(kept_for_user, path)
     monkeypatch.setattr("epistream.sharding.hdf5.kept.index_hdf5", refuse)
     dataset = es.open_dataset(remote_demos)
-    assert names(kept_for_user) == KEPT_HDF5
-    assert {path.stat().st_mtime_ns for path in kept_for_user.iterdir()} == {MARK_NS}
+    assert names(kept_for_user) == KEPT_HDF5 | {STORED_STATISTICS, PRUNED, SKETCHES}
+    assert {path.stat().st_mtime_ns for path in kept_for_user.glob("*.index")} == {MARK_NS}
     assert list(dataset.index_url) == sorted(str(path) for path in kept_for_user.glob("*.index"))
     assert dataset.fingerprint == "e1db1a4964ff15a631b909b2b84c9bf3"
 
@@ -52,8 +57,24 @@ def test_stored_indexes_of_an_hdf5_file_are_those_that_opening_it_uses(
 def test_indexes_of_an_hdf5_file_made_now_are_the_stored_ones_to_the_byte(stored, remote_demos, kept_for_user):
     es.open_dataset(remote_demos)
     assert names(kept_for_user) == KEPT_HDF5 | {PRUNED, SKETCHES}
-    for path in (stored / "kept_hdf5").iterdir():
-        assert (kept_for_user / path.name).read_bytes() == path.read_bytes(), path.name
+    attributes = []
+    for path in sorted((stored / "kept_hdf5").glob("*.index")):  # sketches have had more quantiles since
+        made, wanted = (kept_for_user / path.name).read_bytes(), path.read_bytes()
+        attributes += json.loads(parsed(made).arrays["hdf5:attributes"].tobytes())
+        assert without_attributes(made) == wanted, path.name
+    # Later releases put them beside; earlier ones look at no table that they do not know.
+    assert [one["num_samples"] for one in attributes] == [9, 6, 5, 8, 7]
+    assert [one["ep_meta"] for one in attributes][3] == '{"lang": ["task 2", "lift the cube"]}'
+
+
+def parsed(data):
+    return parse_tables(data, KIND, "index", "")
+
+
+def without_attributes(data):
+    tables = parsed(data)
+    arrays = {name: array for name, array in tables.arrays.items() if name != "hdf5:attributes"}
+    return write_tables(KIND, tables.meta, arrays)
 
 
 def name_of(url, version):

@@ -13,7 +13,7 @@ from epistream.loader.samples.formats.base import Batch, FormatContext, Padding,
 from epistream.loader.samples.formats.chunk import ChunkFormat
 from epistream.loader.samples.formats.pictures import stacked_scaled
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 # Steps on either side of one that a base's smoothed value is the mean of.
 _REACH = 2

@@ -15,7 +15,7 @@ from epistream.loader.order.window import Pad, Window
 from epistream.loader.samples.formats.recycler import Recycler
 from epistream.options import check
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.units import picture_size
 
 Batch = dict[str, Any]

@@ -12,7 +12,7 @@ from epistream.loader.order.window import Window
 from epistream.loader.samples.formats.base import Batch, FormatContext, Padding, SampleFormat
 from epistream.loader.samples.formats.pictures import scaled
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from epistream.loader.order.window import Window
 from epistream.loader.samples.formats.base import Batch, FormatContext, Padding, as_tuple, one_step
 from epistream.loader.samples.formats.chunk import ChunkFormat
 from epistream.loader.samples.formats.pictures import stacked
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 
 @dataclass(frozen=True)

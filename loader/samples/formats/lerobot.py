@@ -12,7 +12,7 @@ from epistream.loader.samples.formats.base import Batch, FormatContext, Padding,
 from epistream.loader.samples.formats.pictures import channels_first, scaled
 from epistream.options import check
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 # float64 comes as float32 already, but where a stream was told to keep it.
 _WIDER = {torch.float16: torch.float32}

@@ -66,6 +66,9 @@ def test_values_that_are_not_finite_are_left_out_and_unknown_is_none():
         "min": [1.0, 5.0, None],
         "max": [3.0, 5.0, None],
         "q01": [pytest.approx(1.02), 5.0, None],
+        "q10": [pytest.approx(1.2), 5.0, None],
+        "q50": [2.0, 5.0, None],
+        "q90": [pytest.approx(2.8), 5.0, None],
         "q99": [pytest.approx(2.98), 5.0, None],
     }
 

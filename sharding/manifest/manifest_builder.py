@@ -9,15 +9,17 @@ import numpy as np
 
 from epistream.errors import FormatError
 from epistream.sharding.format.checksums import checksum
-from epistream.sharding.format.dataset_statistics import NO_MORE, MoreStatistics
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.feature_sets import describe_difference, with_longest_groups
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import Int64, ManifestColumns, hex_rows, offsets_of
-from epistream.sharding.format.sources import Source, Sources
 from epistream.sharding.format.texts import Texts
+from epistream.sharding.manifest.dataset_statistics import NO_MORE, MoreStatistics
+from epistream.sharding.manifest.episode_records import EpisodeRecords
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_columns import Int64, ManifestColumns, hex_rows, offsets_of
+from epistream.sharding.manifest.sources import Source, Sources
+from epistream.sharding.manifest.stored_records import NO_RECORDS, Records
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class ShardSummary:
         index_checksum: XXH3-128 of the index, hexadecimal.
         episodes: Their descriptions.
         numbers: (E,) where they stand in the dataset, but for gaps.
+        records: (E,) what is known of each; None if nothing is.
     """
 
     name: str
@@ -43,9 +46,10 @@ class ShardSummary:
     index_checksum: str
     episodes: tuple[EpisodeMeta, ...]
     numbers: Int64
+    records: EpisodeRecords | None = None
 
     @staticmethod
-    def of(index: ShardIndex, index_data: bytes) -> "ShardSummary":
+    def of(index: ShardIndex, index_data: bytes, records: EpisodeRecords | None = None) -> "ShardSummary":
         """The summary of an index and its file."""
         return ShardSummary(
             name=index.shard_name,
@@ -56,7 +60,17 @@ class ShardSummary:
             index_checksum=checksum(index_data),
             episodes=tuple(index.episodes),
             numbers=np.array([meta.episode_index for meta in index.episodes], np.int64),
+            records=records,
         )
+
+
+def join_records(shards: Sequence[ShardSummary]) -> Records:
+    """Those of all episodes, in the order of the dataset; none if any shard has none."""
+    parts = [shard.records for shard in shards if shard.records is not None]
+    if len(parts) < len(shards):
+        return NO_RECORDS
+    order = np.argsort(np.concatenate([shard.numbers for shard in shards]), kind="stable")
+    return Records.of(EpisodeRecords.join(parts).select(order))
 
 
 def splits_of(shards: Sequence[ShardSummary]) -> tuple[str, ...]:
@@ -123,29 +137,37 @@ class ManifestBuilder:
         self._features, self._splits = dict(features or {}), None if splits is None else tuple(splits)
         self._shards: dict[str, ShardSummary] = {}
 
-    def add_shard(self, index: ShardIndex, index_data: bytes) -> None:
+    def add_shard(self, index: ShardIndex, index_data: bytes, records: EpisodeRecords | None = None) -> None:
         """Take a shard that is complete. Keeps nothing of the index but its episodes' descriptions.
 
         Args:
             index: Its index.
             index_data: The same as written to disk.
+            records: Of its episodes, in its order.
 
         Raises:
             FormatError: If its features are not the dataset's, its split is unknown, or its name was added before.
         """
-        self._features = with_longest_groups(self._features or index.features, index.features)
-        difference = describe_difference(index.features, self._features)
+        self.add(ShardSummary.of(index, index_data, records), index.features)
+
+    def add(self, shard: ShardSummary, features: Mapping[str, Feature]) -> None:
+        """Take a shard of which no more is at hand than a summary, and its features.
+
+        Raises:
+            FormatError: As `add_shard`.
+        """
+        self._features = with_longest_groups(self._features or dict(features), features)
+        difference = describe_difference(features, self._features)
         if difference:
             raise FormatError(
-                f"{index.shard_name}: {difference}, wanted the features of the shards before it. Pack all with "
+                f"{shard.name}: {difference}, wanted the features of the shards before it. Pack all with "
                 "the same options."
             )
-        split = index.episodes[0].split
-        if self._splits is not None and split not in self._splits:
-            raise FormatError(f"{index.shard_name}: split {split!r}, wanted one of {', '.join(self._splits)}.")
-        if index.shard_name in self._shards:
-            raise FormatError(f"{index.shard_name}: added twice, wanted each shard once.")
-        self._shards[index.shard_name] = ShardSummary.of(index, index_data)
+        if self._splits is not None and shard.split not in self._splits:
+            raise FormatError(f"{shard.name}: split {shard.split!r}, wanted one of {', '.join(self._splits)}.")
+        if shard.name in self._shards:
+            raise FormatError(f"{shard.name}: added twice, wanted each shard once.")
+        self._shards[shard.name] = shard
 
     def build(
         self,
@@ -190,6 +212,7 @@ class ManifestBuilder:
             statistics_split=statistics_split,
             more=more,
             sources=Sources.of(sources, episode_source),
+            records=join_records(shards),
             provenance=dict(provenance or {}),
         )
         manifest.check("manifest")

@@ -64,7 +64,7 @@ def statistics_problem(
             return f"statistics of {name!r:.80}, wanted array features only"
     for name, values in statistics.items():
         if not isinstance(values, Mapping) or not {"count", *_REQUIRED} <= set(values) <= _KNOWN:
-            return f"statistics of {name}: {list(values)!r:.200}, wanted count, mean, std, min, max, q01, q99"
+            return f"statistics of {name}: {list(values)!r:.200}, wanted count, mean, std, min, max and quantiles"
         if type(values["count"]) is not int or not 1 <= values["count"] < 1 << 63:
             return f"statistics of {name}: count {values['count']!r:.40}, wanted at least 1 and below 2**63"
         for key in set(values) - {"count"}:
@@ -278,8 +278,8 @@ class JoinedStatistics(Mapping[str, Mapping[str, Any]]):
         if self.estimated:
             lacking = [one for one in self._parts if any(name not in one.more.sketches for name in self.estimated)]
             _log.warning(
-                "%s: no sketch of %s beside the manifest, as of earlier releases and LeRobot's data sets: q01 and q99 "
-                "of all datasets together are estimates. Make it with '%s'.",
+                "%s: no sketch of %s beside the manifest, as of earlier releases and LeRobot's data sets: quantiles of "
+                "all datasets together are estimates. Make it with '%s'.",
                 ", ".join(one.url for one in lacking),
                 ", ".join(self.estimated),
                 "' and '".join(one.making_sketches for one in lacking),

@@ -19,13 +19,14 @@ import epistream as es
 from epistream.errors import FormatError
 from epistream.sharding.check.verify import verify
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format import manifest_file
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import ManifestColumns
-from epistream.sharding.format.manifest_file import read_manifest, write_manifest
-from epistream.sharding.format.sources import NO_SOURCES, Source, Sources, SourceTable
 from epistream.sharding.format.tables import parse_tables
+from epistream.sharding.manifest import manifest_file, manifest_writing
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_columns import ManifestColumns
+from epistream.sharding.manifest.manifest_file import read_manifest
+from epistream.sharding.manifest.manifest_writing import write_manifest
+from epistream.sharding.manifest.sources import NO_SOURCES, Source, Sources, SourceTable
 
 FEATURES = {"action": Feature("action", "array", "float32", (2,), "npy", fps=20.0)}
 CHECKSUM = "0123456789abcdef" * 2
@@ -119,7 +120,7 @@ def test_sources_lie_in_a_file_as_the_specification_says(tmp_path):
     data = written(tmp_path).read_bytes()
     about = json.loads((tmp_path / "dataset.json").read_text())["sources"]
     digest = xxhash.xxh3_128_hexdigest(data)
-    assert about == {"file": f"sources-{digest[:8]}.tables", "bytes": len(data), "checksum": digest, "count": 2}
+    assert about == {"file": f"sources-{digest[:16]}.tables", "bytes": len(data), "checksum": digest, "count": 2}
     tables = parse_tables(data, "epistream.dataset-sources", "x", "")
     assert tables.meta == {"num_sources": 2, "num_episodes": 4}
     arrays = tables.arrays
@@ -234,7 +235,7 @@ def forge(folder, arrays, **about):
     document = json.loads((folder / "dataset.json").read_text())
     data = write_tables("epistream.dataset-sources", {}, arrays)
     digest = xxhash.xxh3_128_hexdigest(data)
-    name = f"sources-{digest[:8]}.tables"
+    name = f"sources-{digest[:16]}.tables"
     (folder / name).write_bytes(data)
     document["sources"] |= {"file": name, "bytes": len(data), "checksum": digest, **about}
     (folder / "dataset.json").write_text(json.dumps(document))
@@ -263,7 +264,7 @@ def test_sources_that_cannot_be_are_refused_by_name(tmp_path, change, message):
     arrays |= {name: getattr(table, name) for name in ("num_bytes", "checksums", "episode_source")}
     forge(tmp_path, {name: array for name, array in (arrays | change).items() if array is not None})
     manifest = read_manifest(str(tmp_path))
-    with pytest.raises(FormatError, match=rf"sources-[0-9a-f]{{8}}\.tables: {message}"):
+    with pytest.raises(FormatError, match=rf"sources-[0-9a-f]{{16}}\.tables: {message}"):
         list(manifest.sources)
 
 
@@ -286,14 +287,14 @@ def test_source_with_a_checksum_that_is_none_is_refused(checksum):
 @pytest.mark.parametrize("dies_at", ["dataset-", "sources-", "dataset.json"])
 def test_writer_that_dies_at_any_file_leaves_the_old_dataset_with_its_sources(tmp_path, monkeypatch, dies_at):
     written(tmp_path)
-    real = manifest_file.write_atomic
+    real = manifest_writing.write_atomic
 
     def dies(url, data, options=None):
         if url.rpartition("/")[2].startswith(dies_at):
             raise KeyboardInterrupt
         real(url, data, options)
 
-    monkeypatch.setattr(manifest_file, "write_atomic", dies)
+    monkeypatch.setattr(manifest_writing, "write_atomic", dies)
     with pytest.raises(KeyboardInterrupt):
         write_manifest(manifest_of([Source("c.h5")], [0, 0]), str(tmp_path))
     monkeypatch.undo()

@@ -13,21 +13,32 @@ from epistream.access import Access
 from epistream.hints import in_short
 from epistream.lazy import lazy
 from epistream.sharding.files.names import EPISODE_MARK, index_name, is_episode_url
-from epistream.sharding.files.storage import join
-from epistream.sharding.format.dataset_statistics import (
+from epistream.sharding.files.storage import join, parent_and_name
+from epistream.sharding.format.episode_meta import NO_SPLIT
+from epistream.sharding.format.feature_sets import Wanted, agreed
+from epistream.sharding.format.features import Feature
+from epistream.sharding.format.statistics import NotFinite
+from epistream.sharding.format.texts import Texts
+from epistream.sharding.manifest.dataset_statistics import (
     NO_MORE,
     JoinedStatistics,
     MoreStatistics,
     StatisticsPart,
     joined_more,
 )
-from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.feature_sets import Wanted, agreed
-from epistream.sharding.format.features import Feature
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_columns import ManifestColumns, Mapped, UInt8, join_columns, row_hex
-from epistream.sharding.format.statistics import NotFinite
-from epistream.sharding.format.texts import Texts
+from epistream.sharding.manifest.episode_records import EpisodeRecords
+from epistream.sharding.manifest.groups import ONE_GROUP, ShardGroup
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_columns import (
+    Int64,
+    ManifestColumns,
+    Mapped,
+    UInt8,
+    join_columns,
+    row_hex,
+    without_records,
+)
+from epistream.sharding.manifest.stored_records import NO_RECORDS, Records
 from epistream.shown_urls import shown
 from epistream.units import count_text
 
@@ -57,13 +68,14 @@ class Dataset:
         columns: What is known of each shard and episode. Read-only where they are views of a manifest's file.
         splits: Names; ("all",) when there is no split.
         tasks: Every instruction once; each is made when somebody looks.
-        statistics: By array feature: count, mean, std, min, max, q01, q99 of the finite values, and `finite`, how many
-            there are of each dimension, where that is not `count`.
+        statistics: By array feature: count, mean, std, min, max, q01, q10, q50, q90, q99 of the finite values, and
+            `finite`, how many there are of each dimension, where that is not `count`.
         fingerprint: Of all that decides which bytes an epoch reads.
         storage_options: For fsspec, by protocol; and what opens the URLs. Its `repr` shows neither.
         skipped: Why each file or folder was left out, by its path; see `open_dataset`.
         more: What else is known of the values, read when somebody looks.
-        divided: (E,) uint8 position in `splits`, where it is not that of the episode's shard.
+        records: What is known of each episode by itself, read when somebody looks; see `episode_records`.
+        groups: Of shards, what they call features otherwise; see `ManifestColumns.shard_group`.
 
     Pickles, so that workers need not read again.
     """
@@ -80,7 +92,8 @@ class Dataset:
     storage_options: Access = field(default_factory=Access)
     skipped: dict[str, str] = field(default_factory=dict)
     more: MoreStatistics = field(default=NO_MORE, repr=False)
-    divided: UInt8 | None = field(default=None, repr=False)
+    records: Records = field(default=NO_RECORDS, repr=False)
+    groups: tuple[ShardGroup, ...] = ONE_GROUP
 
     num_shards = _column(lambda columns: columns.num_shards, "Shards, S.")
     num_episodes = _column(lambda columns: columns.num_episodes, "Episodes, E.")
@@ -120,10 +133,28 @@ class Dataset:
         mark, number = self.index_url[shard].rpartition(EPISODE_MARK)[1:]
         return f"{self.shard_url[shard]}{mark}{number}" if mark else self.shard_url[shard]
 
+    def group_of(self, shard: int) -> ShardGroup:
+        """The group of a shard."""
+        groups = self.columns.shard_group
+        return self.groups[0 if groups is None else int(groups[shard])]
+
+    def names_in(self, shard: int) -> Mapping[str, str]:
+        """Name of a feature -> its name in a shard, of those that differ; what `ShardIndex.called` takes."""
+        return self.group_of(shard).renamed
+
+    @lazy
+    def episode_records(self) -> EpisodeRecords | None:
+        """(E,) what is known of each episode; None if of some it is not, as in what earlier releases packed.
+
+        Raises:
+            FormatError: If a file of records is missing or damaged.
+        """
+        return self.records.of_episodes(self.columns.record_of)
+
     @lazy
     def episode_split(self) -> UInt8:
         """(E,) uint8 position in `splits`."""
-        return self.columns.shard_split[self.columns.episode_shard] if self.divided is None else self.divided
+        return self.columns.split_of
 
 
 def dataset_of(manifest: Manifest, url: str, options: Access, index_url: Sequence[str] | None = None) -> Dataset:
@@ -138,8 +169,8 @@ def dataset_of(manifest: Manifest, url: str, options: Access, index_url: Sequenc
     return Dataset(
         url=url,
         features=manifest.features,
-        shard_url=Mapped(partial(join, url), manifest.columns.names),
-        index_url=index_url or Mapped(partial(_index_url, url), manifest.columns.names),
+        shard_url=_in_folders(manifest, url),
+        index_url=index_url or Mapped(_index_url, _in_folders(manifest, url)),
         columns=manifest.columns,
         splits=manifest.splits,
         tasks=manifest.tasks,
@@ -147,11 +178,38 @@ def dataset_of(manifest: Manifest, url: str, options: Access, index_url: Sequenc
         fingerprint=manifest.fingerprint,
         storage_options=options,
         more=manifest.more,
+        records=manifest.records,
+        groups=manifest.groups,
     )
 
 
-def _index_url(url: str, shard_name: str) -> str:
-    return join(url, index_name(shard_name))
+def valid_in(dataset: Dataset, shard: int, split: int | None = None) -> dict[int, tuple[tuple[int, int], ...]]:
+    """The valid ranges of the episodes that a dataset has of a shard, or of those of one split, by their position."""
+    is_here = dataset.episode_shard == shard
+    if split is not None:
+        is_here = is_here & (dataset.episode_split == split)
+    rows = np.flatnonzero(is_here)
+    rows = rows[np.argsort(dataset.episode_in_shard[rows])]
+    ranges = [dataset.columns.ranges_of(row).tolist() for row in rows.tolist()]
+    places = dataset.episode_in_shard[rows].tolist()
+    return {place: tuple((start, stop) for start, stop in one) for place, one in zip(places, ranges, strict=True)}
+
+
+def _in_folders(manifest: Manifest, url: str) -> Sequence[str]:
+    """The URL of each shard."""
+    columns, folders = manifest.columns, [group.folder(url) for group in manifest.groups]
+    if columns.shard_group is None:
+        return Mapped(partial(join, folders[0]), columns.names)
+    return Mapped(partial(_url_in, folders, columns.names, columns.shard_group), np.arange(columns.num_shards))
+
+
+def _url_in(folders: Sequence[str], names: Sequence[str], groups: Int64, shard: int) -> str:
+    return join(folders[int(groups[shard])], names[shard])
+
+
+def _index_url(shard_url: str) -> str:
+    folder, name = parent_and_name(shard_url)
+    return join(folder, index_name(name))
 
 
 def _is_lerobot(dataset: Dataset) -> bool:
@@ -177,6 +235,9 @@ def concatenate(parts: Sequence[Dataset], wanted: Wanted | None = None) -> Datas
     named = [("train",) if has_train and part.splits == (NO_SPLIT,) else part.splits for part in parts]
     splits = tuple(dict.fromkeys(itertools.chain.from_iterable(named)))
     tasks = {task: number for number, task in enumerate(dict.fromkeys(t for p in parts for t in p.tasks))}
+    groups = tuple(itertools.chain.from_iterable(part.groups for part in parts))
+    is_plain = not any(group.renamed or group.dropped for group in groups)
+    records = [part.records for part in parts]
     more = joined_more([part.more for part in parts], features)
     return Dataset(
         url=", ".join(part.url for part in parts),
@@ -184,9 +245,11 @@ def concatenate(parts: Sequence[Dataset], wanted: Wanted | None = None) -> Datas
         shard_url=tuple(itertools.chain.from_iterable(part.shard_url for part in parts)),
         index_url=tuple(itertools.chain.from_iterable(part.index_url for part in parts)),
         columns=join_columns(
-            [part.columns for part in parts],
+            [part.columns if part.records else without_records(part.columns) for part in parts],
             [np.array([splits.index(name) for name in names], np.uint8) for names in named],
             [np.array([tasks[task] for task in part.tasks], np.int64) for part in parts],
+            None if is_plain else np.cumsum([0] + [len(part.groups) for part in parts])[:-1].tolist(),
+            np.cumsum([0] + [len(part.records) for part in parts])[:-1].tolist() if any(records) else None,
         ),
         splits=splits,
         tasks=Texts.of(tasks, "tasks"),
@@ -199,4 +262,6 @@ def concatenate(parts: Sequence[Dataset], wanted: Wanted | None = None) -> Datas
         storage_options=first.storage_options,
         skipped={url: reason for part in parts for url, reason in part.skipped.items()},
         more=more,
+        records=Records.join(records),
+        groups=ONE_GROUP if is_plain else groups,
     )

@@ -17,13 +17,14 @@ from web.faulty_server import serve
 import epistream as es
 from epistream.commands import cli
 from epistream.errors import FormatError, SourceError
-from epistream.sharding.format import dataset_statistics, manifest_file
-from epistream.sharding.format.dataset_statistics import pack_sketches, sketch_key
 from epistream.sharding.format.statistics import merge_sketches, quantiles_of, summarize
 from epistream.sharding.format.tables import parse_tables, write_tables
+from epistream.sharding.manifest import dataset_statistics, manifest_writing
+from epistream.sharding.manifest.dataset_statistics import pack_sketches, sketch_key
 
 STEPS = {"a": 9000, "b": 2500, "c": 300}
-LOGGER = "epistream.sharding.format.dataset_statistics"
+RANKS = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+LOGGER = "epistream.sharding.manifest.dataset_statistics"
 
 
 def rank_error(values, found, rank):
@@ -90,7 +91,7 @@ def test_merged_sketches_hold_their_error_in_any_grouping(seed):
     everything = np.concatenate(pieces)
     assert sum(len(level) << number for number, level in enumerate(merged)) == len(everything)
     for name, found in quantiles_of(merged).items():
-        assert rank_error(everything, found, {"q01": 0.01, "q99": 0.99}[name]).max() <= (len(merged) - 1) / 4096
+        assert rank_error(everything, found, RANKS[name]).max() <= (len(merged) - 1) / 4096
 
 
 def test_normalize_of_a_list_uses_the_quantiles_of_all_values(parts):
@@ -131,7 +132,7 @@ def test_part_without_a_sketch_makes_estimates_that_say_so(parts, tmp_path, capl
     assert said.startswith(f"{tmp_path / 'b'}: no sketch of ")
     assert "action" in said
     done = CliRunner().invoke(cli, ["inspect", str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "q01 and q99 are estimates" in done.output
+    assert "quantiles are estimates" in done.output
     facts = json.loads(
         CliRunner().invoke(cli, ["inspect", *map(str, (tmp_path / "a", tmp_path / "b")), "--json"]).stdout
     )
@@ -173,7 +174,8 @@ def test_index_and_packing_again_write_the_same_sketches(parts, tmp_path, comman
     source = [str(folder / "b.hdf5")] if command == ["pack"] else []
     done = CliRunner().invoke(cli, [*command, *source, str(tmp_path / "b"), "--overwrite"])
     assert done.exit_code == 0, done.output
-    named = {manifest(tmp_path / "b")[what]["file"] for what in ("tables", "sources")}
+    said = manifest(tmp_path / "b")
+    named = {one["file"] for one in (said["tables"], said["sources"], *said["episodes"])}
     assert {path.name for path in (tmp_path / "b").glob("*.tables")} == named | {path.name}
     assert sketch_of(tmp_path / "b").read_bytes() == before
 
@@ -182,14 +184,14 @@ def test_overwriting_that_dies_between_sketch_and_manifest_leaves_the_old_pair(p
     folder, _ = parts
     shutil.copytree(folder / "b", tmp_path / "out")
     old = sketch_of(tmp_path / "out").name
-    real = manifest_file.write_atomic
+    real = manifest_writing.write_atomic
 
     def dies(url, data, options=None):
         if url.endswith("dataset.json"):
             raise KeyboardInterrupt
         real(url, data, options)
 
-    monkeypatch.setattr(manifest_file, "write_atomic", dies)
+    monkeypatch.setattr(manifest_writing, "write_atomic", dies)
     monkeypatch.setattr("epistream.sharding.pack.workspace.Workspace.abandon", lambda *_, **__: None)  # as a kill
     with pytest.raises(KeyboardInterrupt):
         es.pack(folder / "c.hdf5", tmp_path / "out", overwrite=True)

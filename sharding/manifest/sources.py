@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from epistream.errors import FormatError
 from epistream.lazy import lazy
 from epistream.sharding.format.episode_meta import parse_json
-from epistream.sharding.format.manifest_columns import Int64, UInt8, out_of_range
 from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.format.texts import Texts
+from epistream.sharding.manifest.column_checks import out_of_range
+from epistream.sharding.manifest.manifest_columns import Int64, UInt8
 
 KIND = "epistream.dataset-sources"
 REMEDY = "Nothing that is streamed needs it. Copy it again, or make it anew with 'epistream index URL --overwrite'."
@@ -148,6 +149,18 @@ class Sources(Sequence[Source]):
             return replace(self.table, episode_source=links[kept] if len(links) else links)
 
         return Sources(load, self.file_name)
+
+    def with_episodes(self) -> "Sources":
+        """Those files that any episode came from."""
+        table = self.table
+        rows = np.unique(table.episode_source[table.episode_source >= 0])
+        if not len(rows) or len(rows) == len(table.num_bytes):
+            return self
+        number = np.full(len(table.num_bytes), -1, np.int64)
+        number[rows] = np.arange(len(rows))
+        links = np.where(table.episode_source < 0, -1, number[table.episode_source])
+        kept = SourceTable(table.paths.select(rows), table.num_bytes[rows], table.checksums[rows], links)
+        return Sources(lambda: kept, self.file_name)
 
     def __len__(self) -> int:
         return len(self.table.num_bytes)

@@ -1,29 +1,29 @@
 """The long lists of a manifest as arrays: what is known of each shard and of each episode, and their fingerprint."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from epistream.sharding.files.names import shard_name_problem
 from epistream.sharding.format.features import Feature
 
 T = TypeVar("T")
 Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
-# Limits that keep every sum below within 64 bits.
-_MAX_EPISODES = 1 << 28
-_MAX_LENGTH = 1 << 34
-_MAX_SHARD_BYTES = 1 << 40
-
 # The columns by what they are of: shards; episodes; and lists of each episode, offsets beside their flat values.
 OF_SHARDS = ("shard_bytes", "shard_checksums", "index_bytes", "index_checksums", "shard_split")
 OF_EPISODES = ("episode_shard", "episode_in_shard", "episode_length")
 LISTS = (("range_offsets", "ranges"), ("task_offsets", "task_ids"))
+# Those that only some datasets have: edited ones, and files that are divided where they are.
+MORE_OF_SHARDS = ("shard_num_episodes", "shard_group")
+MORE_OF_EPISODES = ("episode_split", "episode_edits", "episode_record")
+
+# What of an episode is not as its shard says: bits of `ManifestColumns.episode_edits`.
+TASKS_EDITED, RANGES_EDITED, SPLIT_EDITED = 1, 2, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,11 @@ class ManifestColumns:
         range_offsets: (E + 1,) where the valid ranges of an episode begin and end in `ranges`; None, and `ranges` too,
             where every step of every episode is valid.
         ranges: (R, 2) half-open step ranges.
+        episode_split: (E,) uint8, position in the dataset's splits; None where it is that of the episode's shard.
+        episode_edits: (E,) uint8, what was edited of the episode: `TASKS_EDITED` and the like; None for nothing.
+        episode_record: (E,) row of the episode among the dataset's records; None where row e is of episode e.
+        shard_num_episodes: (S,) episodes in the shard's index; None where the dataset has all of them.
+        shard_group: (S,) position in the dataset's groups of shards; None where all are of the first.
     """
 
     names: Sequence[str]
@@ -60,6 +65,11 @@ class ManifestColumns:
     task_ids: Int64
     range_offsets: Int64 | None = None
     ranges: Int64 | None = None
+    episode_split: UInt8 | None = None
+    episode_edits: UInt8 | None = None
+    episode_record: Int64 | None = None
+    shard_num_episodes: Int64 | None = None
+    shard_group: Int64 | None = None
 
     @property
     def num_shards(self) -> int:
@@ -83,26 +93,71 @@ class ManifestColumns:
             return default_ranges(self.episode_length)
         return self.range_offsets, self.ranges
 
+    @property
+    def split_of(self) -> UInt8:
+        """(E,) uint8, position of each episode's split."""
+        return self.shard_split[self.episode_shard] if self.episode_split is None else self.episode_split
+
+    @property
+    def edits(self) -> UInt8:
+        """`episode_edits`, written out where it is None."""
+        return np.zeros(self.num_episodes, np.uint8) if self.episode_edits is None else self.episode_edits
+
+    @property
+    def record_of(self) -> Int64:
+        """`episode_record`, written out where it is None."""
+        return np.arange(self.num_episodes) if self.episode_record is None else self.episode_record
+
+    @property
+    def group_of(self) -> Int64:
+        """`shard_group`, written out where it is None."""
+        return np.zeros(self.num_shards, np.int64) if self.shard_group is None else self.shard_group
+
+    @property
+    def num_in_shard(self) -> Int64:
+        """(S,) episodes in the index of each shard."""
+        if self.shard_num_episodes is not None:
+            return self.shard_num_episodes
+        return np.bincount(self.episode_shard, minlength=self.num_shards)
+
     def ranges_of(self, episode: int) -> Int64:
         """(n, 2) valid ranges of one episode."""
         if self.range_offsets is None or self.ranges is None:
             return np.array([[0, self.episode_length[episode]]])
         return self.ranges[self.range_offsets[episode] : self.range_offsets[episode + 1]]
 
+    def tasks_of(self, episode: int) -> list[int]:
+        """The positions of one episode's instructions in the manifest's."""
+        found: list[int] = self.task_ids[self.task_offsets[episode] : self.task_offsets[episode + 1]].tolist()
+        return found
+
     def select(self, shards: Sequence[int]) -> "ManifestColumns":
         """The columns of some shards, in the order given, and of their episodes, in the order of the dataset."""
         chosen = np.asarray(shards, np.int64)
+        return self._select(chosen, np.flatnonzero(np.isin(self.episode_shard, chosen)))
+
+    def keep(self, episodes: NDArray[np.bool_]) -> "ManifestColumns":
+        """The columns of some episodes, (E,) whether each is kept, and of the shards that have any of them."""
+        keep = np.flatnonzero(episodes)
+        whole = self if self.shard_num_episodes is not None else replace(self, shard_num_episodes=self.num_in_shard)
+        kept = whole._select(np.unique(self.episode_shard[keep]), keep)
+        is_whole = np.bincount(kept.episode_shard, minlength=kept.num_shards) == kept.num_in_shard
+        return replace(kept, shard_num_episodes=None) if is_whole.all() else kept
+
+    def _select(self, shards: Int64, episodes: Int64) -> "ManifestColumns":
+        """Some shards, in this order, and the episodes (n,), all of which are of these shards."""
         new_index = np.full(self.num_shards, -1, np.int64)
-        new_index[chosen] = np.arange(len(chosen))
-        keep = np.flatnonzero(new_index[self.episode_shard] >= 0)
-        values = {name: getattr(self, name)[chosen] for name in OF_SHARDS}
-        values |= {name: getattr(self, name)[keep] for name in OF_EPISODES}
+        new_index[shards] = np.arange(len(shards))
+        values: dict[str, NDArray[Any]] = {"episode_record": self.record_of[episodes]}
+        for names, rows in (((*OF_SHARDS, *MORE_OF_SHARDS), shards), ((*OF_EPISODES, *MORE_OF_EPISODES), episodes)):
+            there = [name for name in names if getattr(self, name) is not None]
+            values = {name: getattr(self, name)[rows] for name in there} | values
         values["episode_shard"] = new_index[values["episode_shard"]]
         for offsets, flat in LISTS:
             if getattr(self, offsets) is not None:
-                values[offsets], rows = _select_lists(getattr(self, offsets), keep)
-                values[flat] = getattr(self, flat)[rows]
-        return ManifestColumns(names=tuple(self.names[shard] for shard in chosen), **values)
+                values[offsets], taken = _select_lists(getattr(self, offsets), episodes)
+                values[flat] = getattr(self, flat)[taken]
+        return ManifestColumns(names=tuple(self.names[shard] for shard in shards), **values)
 
 
 def _select_lists(offsets: Int64, keep: Int64) -> tuple[Int64, Int64]:
@@ -119,7 +174,11 @@ def offsets_of(counts: Sequence[int] | Int64) -> Int64:
 
 
 def join_columns(
-    parts: Sequence[ManifestColumns], split_numbers: Sequence[UInt8], task_numbers: Sequence[Int64]
+    parts: Sequence[ManifestColumns],
+    split_numbers: Sequence[UInt8],
+    task_numbers: Sequence[Int64],
+    first_group: Sequence[int] | None = None,
+    first_record: Sequence[int] | None = None,
 ) -> ManifestColumns:
     """The columns of one dataset after the other.
 
@@ -127,6 +186,8 @@ def join_columns(
         parts: Theirs.
         split_numbers: For each part, the new number of each of its splits.
         task_numbers: For each part, the new number of each of its tasks.
+        first_group: For each part, the new number of its first group of shards; None where all is one group.
+        first_record: For each part, the new number of its first record; None where nobody has records.
     """
     first_shard = np.cumsum([0] + [part.num_shards for part in parts])[:-1]
     # One column after the other: those of millions of episodes are large, and so are their parts.
@@ -139,9 +200,25 @@ def join_columns(
     if any(part.ranges is not None for part in parts):
         values["range_offsets"] = _join_offsets([part.valid_ranges[0] for part in parts])
         values["ranges"] = np.concatenate([part.valid_ranges[1] for part in parts])
+    if any(part.episode_split is not None for part in parts):
+        values["episode_split"] = np.concatenate([n[p.split_of] for p, n in zip(parts, split_numbers, strict=True)])
+    if any(part.episode_edits is not None for part in parts):
+        values["episode_edits"] = np.concatenate([part.edits for part in parts])
+    if any(part.shard_num_episodes is not None for part in parts):
+        values["shard_num_episodes"] = np.concatenate([part.num_in_shard for part in parts])
+    if first_group is not None:
+        values["shard_group"] = np.concatenate([p.group_of + n for p, n in zip(parts, first_group, strict=True)])
+    if first_record is not None:
+        records = [np.where(p.record_of < 0, -1, p.record_of + n) for p, n in zip(parts, first_record, strict=True)]
+        values["episode_record"] = np.concatenate(records)
     for name in {*OF_SHARDS, *OF_EPISODES} - values.keys():
         values[name] = np.concatenate([getattr(part, name) for part in parts])
     return ManifestColumns(names=tuple(name for part in parts for name in part.names), **values)
+
+
+def without_records(columns: ManifestColumns) -> ManifestColumns:
+    """The same where nothing is known of single episodes."""
+    return replace(columns, episode_record=np.full(columns.num_episodes, -1, np.int64))
 
 
 def _join_offsets(parts: Sequence[Int64]) -> Int64:
@@ -158,7 +235,9 @@ def default_ranges(length: Int64) -> tuple[Int64, Int64]:
     return np.arange(len(length) + 1, dtype=np.int64), ranges
 
 
-def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns: ManifestColumns) -> str:
+def fingerprint(
+    features: Mapping[str, Feature], splits: Sequence[str], columns: ManifestColumns, edited: Sequence[bytes] = ()
+) -> str:
     """XXH3-128, hexadecimal, of what decides which bytes an epoch reads.
 
     What goes in, in this order:
@@ -167,6 +246,7 @@ def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns:
     2. For each shard its size, checksum and split.
     3. For each episode its shard, its position there and its length.
     4. The valid ranges of every episode, written out where they are the default.
+    5. Of edited datasets what is edited: the split of every episode where it is not the shard's, and `edited`.
 
     Numbers go in as little-endian int64 (checksums and splits as bytes), each list after its own size in bytes.
     Names of shards, tasks, statistics, sources and versions of libraries stay out: a dataset that is moved,
@@ -187,95 +267,15 @@ def fingerprint(features: Mapping[str, Feature], splits: Sequence[str], columns:
         columns.episode_length,
         *columns.valid_ranges,
     ]
+    if columns.episode_split is not None:
+        lists.append(columns.episode_split)
+    lists += [np.frombuffer(text, np.uint8) for text in edited]
     hasher = xxhash.xxh3_128(b"epistream fingerprint 1\n")
     for values in lists:
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
         hasher.update(data.nbytes.to_bytes(8, "little"))
         hasher.update(data.data)
     return hasher.hexdigest()
-
-
-def column_problems(columns: ManifestColumns, num_splits: int, num_tasks: int) -> Iterator[str]:
-    """Everything in `columns` that cannot be, vectorised; later checks rely on the earlier ones."""
-    num_shards, num_episodes = columns.num_shards, columns.num_episodes
-    if not num_shards or not num_episodes or num_episodes > _MAX_EPISODES:
-        yield f"{num_shards} shards and {num_episodes} episodes, wanted 1 or more of each"
-    for name in ("shard_checksums", "index_checksums"):
-        if getattr(columns, name).shape != (num_shards, 16):
-            yield f"{name} of shape {getattr(columns, name).shape}, wanted {(num_shards, 16)}"
-    for name in ("index_bytes", "shard_split", "names"):
-        if len(getattr(columns, name)) != num_shards:
-            yield f"{len(getattr(columns, name))} {name}, wanted {num_shards}"
-    for name in ("episode_shard", "episode_in_shard"):
-        if len(getattr(columns, name)) != num_episodes:
-            yield f"{len(getattr(columns, name))} of {name}, wanted {num_episodes}"
-    yield from out_of_range("shard_bytes", columns.shard_bytes, 1, _MAX_SHARD_BYTES)
-    yield from out_of_range("index_bytes", columns.index_bytes, 1, _MAX_SHARD_BYTES)
-    yield from out_of_range("shard_split", columns.shard_split, 0, num_splits - 1)
-    yield from out_of_range("episode_length", columns.episode_length, 1, _MAX_LENGTH)
-    yield from out_of_range("episode_shard", columns.episode_shard, 0, num_shards - 1)
-    yield from filter(None, map(shard_name_problem, columns.names))
-    if len(set(columns.names)) != num_shards:
-        yield f"{len(set(columns.names))} different shard names, wanted {num_shards}"
-    yield from _position_problems(columns)
-    yield from _ragged_problems("tasks", columns.task_offsets, len(columns.task_ids), num_episodes)
-    yield from out_of_range("task_ids", columns.task_ids, 0, num_tasks - 1)
-    if columns.range_offsets is not None and columns.ranges is not None:
-        yield from _ragged_problems("valid ranges", columns.range_offsets, len(columns.ranges), num_episodes)
-        yield from _range_problems(columns.range_offsets, columns.ranges, columns.episode_length)
-
-
-def out_of_range(name: str, values: NDArray[Any], low: int, high: int) -> Iterator[str]:
-    """The first of `values` that is not from `low` to `high`, as a sentence."""
-    if len(values) and (int(values.min()) < low or int(values.max()) > high):
-        position = int(np.argmax((values < low) | (values > high)))
-        yield f"{name}[{position}] is {values[position]}, wanted {low} to {high}"
-
-
-def _position_problems(columns: ManifestColumns) -> Iterator[str]:
-    """Every place in every shard must be taken by exactly one episode."""
-    counts = np.bincount(columns.episode_shard, minlength=columns.num_shards)
-    if int(counts.min()) == 0:
-        yield f"shard {columns.names[int(np.argmin(counts))]} without episodes, wanted at least one"
-    position = columns.episode_in_shard
-    bad = (position < 0) | (position >= counts[columns.episode_shard])
-    if bad.any():
-        episode = int(np.argmax(bad))
-        yield f"episode {episode} at position {position[episode]} of its shard, which has fewer episodes"
-        return
-    place = (np.cumsum(counts) - counts)[columns.episode_shard]
-    place += position
-    taken = np.zeros(columns.num_episodes, np.bool_)
-    taken[place] = True
-    if not taken.all():
-        yield "two episodes at one position of a shard, wanted each position once"
-
-
-def _ragged_problems(name: str, offsets: Int64, num_rows: int, num_episodes: int) -> Iterator[str]:
-    if (
-        len(offsets) != num_episodes + 1
-        or int(offsets[0]) != 0
-        or int(offsets[-1]) != num_rows
-        or (offsets[1:] < offsets[:-1]).any()
-    ):
-        yield f"offsets of {name} that do not rise from 0 to {num_rows} in {num_episodes + 1} entries"
-
-
-def _range_problems(offsets: Int64, ranges: Int64, length: Int64) -> Iterator[str]:
-    if ranges.ndim != 2 or ranges.shape[1] != 2:
-        yield f"valid ranges of shape {ranges.shape}, wanted (R, 2)"
-        return
-    episode = np.repeat(np.arange(len(length)), np.diff(offsets))
-    start, stop = ranges[:, 0], ranges[:, 1]
-    bad = (start < 0) | (stop <= start) | (stop > length[episode])
-    same = episode[1:] == episode[:-1]
-    bad[1:] |= same & (start[1:] < stop[:-1])
-    if bad.any():
-        row = int(np.argmax(bad))
-        yield (
-            f"episode {episode[row]}: valid range [{start[row]}, {stop[row]}), wanted ascending ranges within "
-            f"its {length[episode[row]]} steps"
-        )
 
 
 class Mapped(Sequence[T]):
