@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, create_model
 
 from epistream.cache.options import CacheOptions
+from epistream.errors import FormatError, OptionError
 from epistream.loader.frames.frames import Side
 from epistream.loader.loader import Number, StreamingLoader
 from epistream.loader.monitoring.monitor import MonitorOptions
@@ -24,6 +25,7 @@ from epistream.loader.samples.normalize import Mode as Normalize
 from epistream.options import OneOf, options_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.options import Side as PackedSide
+from epistream.sharding.selecting.selection import parse_selection
 from epistream.shown_urls import shown
 
 _MOST_STEPS = 1_000_000  # of a window
@@ -124,6 +126,14 @@ def _pair(kind: Any) -> Any:
     return Annotated[_List[kind], Field(min_length=2, max_length=2)] | None
 
 
+def _selecting(episodes: Any) -> Any:
+    try:
+        parse_selection(episodes)
+    except (OptionError, FormatError) as error:
+        raise ValueError(str(error).removeprefix("episodes: ")) from error
+    return episodes
+
+
 _WORDS = {"None": "null", "True": "true", "False": "false"}
 _Names = Annotated[_List[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 _NUM_WORKERS = "worker processes of each rank; auto is this machine's cores over its ranks, at most 16"
@@ -143,6 +153,7 @@ StreamSection = _section(
     dtypes=dict[str, KeptDtype] | None,
     normalize=Normalize | dict[str, Normalize] | None,
     layout=str | None,
+    episodes=Annotated[str | int | _List[int], AfterValidator(_selecting)] | None,
     storage_options=(dict[str, Any], Field({}, description=_STORAGE, repr=False)),
     # Sections of their own, one number for each episode, and a function.
     **dict.fromkeys(("order", "cache", "repetitions", "transform")),

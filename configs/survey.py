@@ -35,8 +35,8 @@ from epistream.loader.workers.cores import num_usable_cores
 from epistream.plain_files import not_a_plain_file
 from epistream.sharding.files.names import EPISODE_MARK, is_episode_url
 from epistream.sharding.format.feature_sets import longest_group
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.dataset import episode_source
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 # Measured on a part of the dataset: enough shards to be typical, not so many that a remote one costs minutes.
 _SAMPLE_BYTES = 192 << 20

@@ -19,7 +19,8 @@ from epistream.loader.samples.transforms import Transform
 from epistream.options import Count, Range
 from epistream.sharding.format.division import Share, SplitSeed
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
+from epistream.sharding.selecting.selection import Episodes, parse_selection
 
 _MOST_CHARACTERS = 200  # of one option in a repr
 BatchSize = Annotated[Count, "an integer of at least 1", Range(le=1 << 20)]
@@ -80,6 +81,9 @@ class StreamOptions(SampleOptions):
         allow_outside_files: let HDF5 files read from others outside of their folders. By external links, virtual
             datasets or external storage; what lies in a file's own folder or below may be read in any case. Only for
             files that you trust. Not for shards.
+        episodes: of the split, the ones of a selection such as ``"0:100"``, ``"success and length < 500"`` or
+            ``"@FILE"``; all if None. Or numbers of episodes, or a truth value for each; see ``docs/selecting.md``. An
+            ``episode_index`` stays the position in the dataset, and statistics are the dataset's.
         repetitions: how often the windows of each episode stand in an epoch, one number per episode of the
             dataset, 0 to leave it out: a curriculum.
         order: the finer points of the order. Its `shuffle` and `seed` are replaced by those here.
@@ -99,6 +103,7 @@ class StreamOptions(SampleOptions):
     shuffle: bool = True
     seed: Seed = 0
     remainder: Remainder = "drop"
+    episodes: Episodes | None = None
     repetitions: Collection[int] | None = None
     order: OrderOptions | None = None
     cache: CacheMode | CacheOptions = "auto"
@@ -111,6 +116,8 @@ class StreamOptions(SampleOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.episodes is not None:
+            parse_selection(self.episodes)  # what is no selection is told before any data is touched
         if self.channels_first and self.sample_format is not None:
             raise OptionError("channels_first: the sample_format decides the shapes itself. Leave channels_first out.")
         if self.validation and self.remainder == "uneven":

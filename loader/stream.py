@@ -29,6 +29,8 @@ from epistream.loader.samples.transforms import ChannelsFirst, InOrder
 from epistream.loader.stream_base import Stream
 from epistream.options import changed
 from epistream.sharding.dataset import open_dataset
+from epistream.sharding.dataset_facts import facts_of
+from epistream.sharding.selecting.selection import parse_selection
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,11 @@ class EpisodeStream(Stream):
                 )
             options = replace(options, shuffle=False, remainder="pad")
         times = None if options.repetitions is None else np.asarray(options.repetitions, dtype=np.int64)
-        anchors = Anchors(dataset, options.split_of(dataset), *window.anchor_rule(chosen), times)
+        selected = None
+        if options.episodes is not None:
+            facts = facts_of(dataset, layout=options.layout, allow_outside_files=options.allow_outside_files)
+            selected = parse_selection(options.episodes).rows(facts)
+        anchors = Anchors(dataset, options.split_of(dataset), *window.anchor_rule(chosen), times, selected)
         order = options.order or OrderOptions()
         if options.validation:
             order = order.in_storage_order()

@@ -19,12 +19,15 @@ from epistream.loader.exporting.lerobot_sets import (
     sets_of,
 )
 from epistream.options import Range, check
+from epistream.sharding.dataset_facts import facts_of
 from epistream.sharding.format.feature_sets import choose_features
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.episode import is_video
 from epistream.sharding.lerobot_out.model import OutFeature
 from epistream.sharding.lerobot_out.options import Version
+from epistream.sharding.manifest.opened_dataset import Dataset
+from epistream.sharding.selecting.facts import EpisodeFacts
+from epistream.sharding.selecting.selection import Episodes, parse_selection
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ class Choice:
     Args:
         features: names and patterns of what is exported; everything if None.
         split: the episodes of this split only; all if None.
+        episodes: of these, the ones of a selection such as ``0:100``, ``success and length < 500`` or ``@FILE``; all if
+            None. See ``docs/selecting.md``.
         fps: steps a second, where the source does not say it.
         task: instruction of episodes that have none; LeRobot's policies take an empty one otherwise.
         pictures: all cameras as videos, or as PNG in Parquet files; as they are if None: pictures of a LeRobot data set
@@ -53,6 +58,7 @@ class Choice:
 
     features: tuple[str, ...] | None = None
     split: str | None = None
+    episodes: Episodes | None = None
     fps: Annotated[float, Range(gt=0, lt=1e6)] | None = None
     task: str = ""
     pictures: Pictures | None = None
@@ -61,18 +67,24 @@ class Choice:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.episodes is not None:
+            parse_selection(self.episodes)
 
 
-def source_of(dataset: Dataset, choice: Choice, version: Version = "3.0") -> DatasetSource:
+def source_of(
+    dataset: Dataset, choice: Choice, version: Version = "3.0", facts: EpisodeFacts | None = None
+) -> DatasetSource:
     """What to export of a dataset.
 
     Args:
         dataset: The dataset.
         choice: Of it.
         version: Of LeRobot's format; 2.1 has neither depth nor what is said at a step.
+        facts: What is known of its episodes; what is known of any dataset unless given.
 
     Raises:
         OptionError: If the rate is not known, there is no such split, or nothing is left to export.
+        SourceError, FormatError: If what the chosen episodes are told by cannot be read.
     """
     sets = sets_of(dataset)
     said = described(dataset, sets)
@@ -103,7 +115,7 @@ def source_of(dataset: Dataset, choice: Choice, version: Version = "3.0") -> Dat
         raise OptionError(f"{dataset.url}: no feature to export, wanted at least one. Choose others with features.")
     return DatasetSource(
         dataset=dataset,
-        order=_order(dataset, choice.split),
+        order=_order(dataset, choice, facts or facts_of(dataset)),
         named=named,
         features=[*exported, *texts],
         copied=frozenset(copied),
@@ -157,17 +169,19 @@ def _rate(dataset: Dataset, features: Collection[Feature], fps: float | None) ->
     return float(fps or known or 0.0)
 
 
-def _order(dataset: Dataset, split: str | None) -> NDArray[np.int64]:
+def _order(dataset: Dataset, choice: Choice, facts: EpisodeFacts) -> NDArray[np.int64]:
     """Episodes in the order of the dataset, one split after the other: LeRobot's splits are slices."""
-    numbers = dataset.episode_split
-    if split is not None:
-        if split not in dataset.splits:
-            raise OptionError(
-                f"{dataset.url}: no split {split!r}, it has {', '.join(dataset.splits)}. Name one of these."
-            )
-        chosen = np.flatnonzero(numbers == dataset.splits.index(split))
-    else:
-        chosen = np.argsort(numbers, kind="stable")
+    numbers, split = dataset.episode_split, choice.split
+    if split is not None and split not in dataset.splits:
+        raise OptionError(f"{dataset.url}: no split {split!r}, it has {', '.join(dataset.splits)}. Name one of these.")
+    order = np.argsort(numbers, kind="stable")
+    wanted = np.ones(dataset.num_episodes, np.bool_) if split is None else numbers == dataset.splits.index(split)
+    if choice.episodes is not None:
+        wanted = wanted & parse_selection(choice.episodes).rows(facts)
+    chosen: NDArray[np.int64] = order[wanted[order]].astype(np.int64)
     if not len(chosen):
-        raise OptionError(f"{dataset.url}: no episode in split {split!r}, wanted at least one. Name another split.")
-    return chosen.astype(np.int64)
+        which = "of those selected " if choice.episodes is not None else ""
+        raise OptionError(
+            f"{dataset.url}: no episode {which}in split {split!r}, wanted at least one. Name another split."
+        )
+    return chosen

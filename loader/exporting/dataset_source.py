@@ -17,10 +17,10 @@ from epistream.loader.exporting.opened_shard import KnownShards
 from epistream.loader.shards.shard_entry import data_version
 from epistream.sharding.files.names import is_episode_url
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.dataset import episode_source
 from epistream.sharding.lerobot_meta.episode_statistics import EpisodeStatistics
 from epistream.sharding.lerobot_out.model import OutFeature
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 _log = logging.getLogger(__name__)
 

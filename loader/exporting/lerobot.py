@@ -10,6 +10,7 @@ from epistream.file_systems import local_path
 from epistream.loader.exporting.choice import Choice, source_of
 from epistream.options import changed, options_of
 from epistream.sharding.dataset import open_dataset
+from epistream.sharding.dataset_facts import facts_of
 from epistream.sharding.files.sources import AnySource
 from epistream.sharding.files.user_cache import default_folder
 from epistream.sharding.lerobot_out.export import ExportProgress, ExportReport, conclude_export
@@ -78,7 +79,8 @@ def export_lerobot(
         allow_outside_files=allow_outside_files,
         features=choice.features,
     )
-    found, path = source_of(dataset, choice, written.version), _folder(name, place, folder)
+    facts = facts_of(dataset, layout=layout, allow_outside_files=allow_outside_files)
+    found, path = source_of(dataset, choice, written.version, facts), _folder(name, place, folder)
     report = write_set(found, path, written, progress, concludes=place is None)
     if place is not None:
         progress(ExportProgress("uploading", 0, 1))

@@ -8,13 +8,13 @@ from typing import Any
 from epistream.errors import SourceError
 from epistream.sharding.files.names import EPISODE_MARK, is_episode_url
 from epistream.sharding.files.storage import join, read_bytes
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.carried import carried_schemas, read_carried
 from epistream.sharding.lerobot.dataset import episode_source
 from epistream.sharding.lerobot.episode import SetSource
 from epistream.sharding.lerobot_meta.episode_statistics import EpisodeStatistics
 from epistream.sharding.lerobot_out.model import OutFeature
 from epistream.sharding.lerobot_out.options import Version
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 _log = logging.getLogger(__name__)
 

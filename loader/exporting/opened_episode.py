@@ -17,9 +17,10 @@ from epistream.loader.frames.frame_decoder import FrameDecoder
 from epistream.loader.reading.instructions import first_task, nth_task
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot_meta.episode_statistics import told_by
 from epistream.sharding.lerobot_out.model import FileRange, Frames, Statistics
+from epistream.sharding.manifest.manifest_columns import TASKS_EDITED
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.sharding.pictures.codecs import Png
 from epistream.sharding.pictures.mp4_mux import Packets
 from epistream.sharding.pictures.video import VideoStream
@@ -72,7 +73,9 @@ class OpenedEpisode:
         """As `Episode.task_index`: that of each step where the source knows it, else the first of the episode's."""
         length = int(self.dataset.episode_length[self.number])
         episodes = np.full(length, self.number)
-        if self.index.step_task is not None:
+        edits = self.dataset.columns.episode_edits
+        is_edited = edits is not None and edits[self.number] & TASKS_EDITED  # new instructions are of all steps
+        if self.index.step_task is not None and not is_edited:
             return nth_task(self.dataset, episodes, self.index.step_task[self._rows(range(length))])
         tasks = first_task(self.dataset, episodes)
         tasks[tasks < 0] = self.no_task

@@ -17,10 +17,10 @@ from epistream.lru import SharedLru
 from epistream.plain_files import version_of_file
 from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.dataset import episode_source
 from epistream.sharding.lerobot.kept import find_episode
 from epistream.sharding.lerobot_out.model import FileRange
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 _LEROBOT = "LeRobot"  # what layouts of such episodes are called
 # Shards whose indexes stay at hand: of 100 episodes one takes a few MB.
@@ -87,7 +87,9 @@ class KnownShards:
             return self._open_episode(shard)
         entry = shard_entry(self.dataset, shard)
         with self._cache.open(entry) as whole:
-            index = read_index(whole.blobs[1], entry)  # the bytes that it views stay with it
+            index = read_index(
+                whole.blobs[1], entry, self.dataset.names_in(shard)
+            )  # the bytes that it views stay with it
         packed, path = entry.parts[0], local_path(entry.parts[0].url)
         file = attributes = None
         if path is not None and is_tar(packed.url):

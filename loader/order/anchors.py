@@ -12,7 +12,7 @@ from epistream.loader.order.lanes import Pieces
 from epistream.loader.order.spread import cut_to, number_groups
 
 if TYPE_CHECKING:
-    from epistream.sharding.format.opened_dataset import Dataset
+    from epistream.sharding.manifest.opened_dataset import Dataset
 
 
 class Anchors:
@@ -27,6 +27,7 @@ class Anchors:
         reach: lowest and highest step offset of the window about its anchor.
         drop_incomplete: leave out anchors whose window would leave the episode.
         repetitions: (E,) how often each episode's anchors stand in an epoch, 0 for not at all; once if left out.
+        selected: (E,) bool, whether each episode is wanted; all of the split if left out.
 
     Attributes:
         per_shard: (S,) int64, anchors of each shard; 0 where the shard is of another split.
@@ -45,9 +46,12 @@ class Anchors:
         reach: tuple[int, int],
         drop_incomplete: bool,
         repetitions: NDArray[np.int64] | None = None,
+        selected: NDArray[np.bool_] | None = None,
     ) -> None:
         self._dataset, self._reach, self._drop_incomplete = dataset, reach, drop_incomplete
         wanted = _in_split(dataset, split)
+        if selected is not None:
+            wanted = selected if wanted is None else _of_both(dataset, split, wanted, selected)
         if repetitions is not None:
             repetitions = _checked_repetitions(repetitions, len(dataset.episode_length))
         episode, start, stop = _sorted_ranges(dataset)
@@ -225,6 +229,20 @@ def _in_split(dataset: "Dataset", split: str | None) -> NDArray[np.bool_] | None
             "Use one of these, or split=None for all episodes."
         )
     return np.asarray(dataset.episode_split == dataset.splits.index(split))
+
+
+def _of_both(
+    dataset: "Dataset", split: str | None, wanted: NDArray[np.bool_], selected: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    both = wanted & selected
+    if not both.any():
+        counts = np.bincount(dataset.episode_split[selected], minlength=len(dataset.splits))
+        found = ", ".join(f"{name} {count}" for name, count in zip(dataset.splits, counts, strict=True) if count)
+        raise OptionError(
+            f"{dataset.url}, split {split}: none of the selected episodes is of it. They are of {found}. Use one of "
+            "these, or split=None."
+        )
+    return np.asarray(both)
 
 
 def _sorted_ranges(dataset: "Dataset") -> tuple[NDArray[np.int64] | None, NDArray[np.int64], NDArray[np.int64]]:

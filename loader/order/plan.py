@@ -24,7 +24,7 @@ from epistream.units import parse_size
 
 if TYPE_CHECKING:
     from epistream.loader.order.anchors import Anchors
-    from epistream.sharding.format.opened_dataset import Dataset
+    from epistream.sharding.manifest.opened_dataset import Dataset
 
 # Raised whenever the same inputs would give another order: saved states of other versions are refused.
 ORDER_VERSION = 1

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from epistream.sharding.format.manifest_columns import Int64, out_of_range
 from epistream.sharding.lerobot_meta.episodes import EpisodeRows
 from epistream.sharding.lerobot_meta.info import LeRobotInfo
+from epistream.sharding.manifest.column_checks import out_of_range
+from epistream.sharding.manifest.manifest_columns import Int64
 
 _MOST_STEPS = 1 << 34
 _MOST_CHUNKS = (1 << 31) - 1

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from epistream.errors import FormatError, SourceError
 from epistream.file_systems import local_path
-from epistream.sharding.format.manifest_columns import Int64, offsets_of
 from epistream.sharding.lerobot_meta.info import LeRobotInfo
 from epistream.sharding.lerobot_meta.meta_files import EPISODES_V2, MetaFiles, at_once, numbered
 from epistream.sharding.lerobot_meta.parquet import ColumnsOfFile, read_columns
+from epistream.sharding.manifest.manifest_columns import Int64, offsets_of
 
 Float64 = NDArray[np.float64]
 Array = NDArray[Any]

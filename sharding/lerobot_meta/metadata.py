@@ -16,7 +16,6 @@ from epistream.errors import FormatError
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.storage import Options
 from epistream.sharding.files.user_cache import default_folder, make_once
-from epistream.sharding.format.manifest_columns import Int64, Mapped, offsets_of
 from epistream.sharding.format.tables import Tables, parse_tables, write_tables
 from epistream.sharding.format.texts import Texts
 from epistream.sharding.lerobot_meta.checks import first_problem
@@ -33,6 +32,7 @@ from epistream.sharding.lerobot_meta.meta_files import (
     numbered,
 )
 from epistream.sharding.lerobot_meta.tasks import read_tasks, with_only_task
+from epistream.sharding.manifest.manifest_columns import Int64, Mapped, offsets_of
 
 _log = logging.getLogger(__name__)
 

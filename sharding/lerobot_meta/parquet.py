@@ -1,7 +1,7 @@
 """A few columns of a Parquet file as numpy arrays; of a large remote one no more than their bytes is fetched."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from epistream.errors import FormatError, SourceError
 from epistream.file_systems import local_path
 from epistream.plain_files import not_a_plain_file
 from epistream.sharding.files.foreign import stand_in
-from epistream.sharding.format.manifest_columns import Int64
 from epistream.sharding.lerobot_meta.arrow import arrow_errors, arrow_module, numbers_of
 from epistream.sharding.lerobot_meta.meta_files import MetaFiles
 from epistream.sharding.lerobot_meta.parquet_ranges import RangesOfFile, ranges_of
+from epistream.sharding.manifest.manifest_columns import Int64
 
 # A remote file of this size is fetched whole: at 100 MB/s that takes as long as a few more requests.
 _WHOLE_BYTES = 8 << 20
@@ -57,8 +57,10 @@ def read_columns(files: MetaFiles, name: str, wanted: Sequence[str]) -> ColumnsO
         return ColumnsOfFile(numbers, *_texts(table.column("tasks"), where))
 
 
-def read_table(files: MetaFiles, name: str, wanted: Sequence[str] | None) -> Any:
+def read_table(files: MetaFiles, name: str, wanted: Sequence[str] | Callable[[Any], Sequence[str]] | None) -> Any:
     """A `pyarrow.Table` of the wanted columns that there are, all if None; None if there is no such file.
+
+    Which are wanted can be told when the `pyarrow.Schema` is known.
 
     Raises:
         SourceError, FormatError: As `read_columns`.
@@ -89,7 +91,8 @@ def read_table(files: MetaFiles, name: str, wanted: Sequence[str] | None) -> Any
         raise FormatError(f"{url}: {foreign.what}, wanted a Parquet file. {foreign.advice}")
     with arrow_errors(url), parquet.ParquetFile(source) as opened:
         there = set(opened.schema_arrow.names)
-        chosen = None if wanted is None else [one for one in wanted if one in there]
+        asked = wanted(opened.schema_arrow) if callable(wanted) else wanted
+        chosen = None if asked is None else [one for one in asked if one in there]
         if isinstance(source, RangesOfFile):
             source.fetch(ranges_of(opened.metadata, None if chosen is None else set(chosen)))
         # Files are read beside each other: threads for the columns of one would only stand in each other's way.

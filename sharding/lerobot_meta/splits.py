@@ -7,8 +7,8 @@ import numpy as np
 
 from epistream.errors import FormatError
 from epistream.sharding.format.episode_meta import NO_SPLIT
-from epistream.sharding.format.manifest_columns import UInt8
 from epistream.sharding.lerobot_meta.info import LeRobotInfo
+from epistream.sharding.manifest.manifest_columns import UInt8
 
 _log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from epistream.errors import FormatError
-from epistream.sharding.format.manifest_columns import Int64
 from epistream.sharding.lerobot_meta.arrow import arrow_errors
 from epistream.sharding.lerobot_meta.episodes import EpisodeRows, parse_lines
 from epistream.sharding.lerobot_meta.info import LeRobotInfo
 from epistream.sharding.lerobot_meta.meta_files import TASKS_V2, TASKS_V3, MetaFiles
 from epistream.sharding.lerobot_meta.parquet import read_table
+from epistream.sharding.manifest.manifest_columns import Int64
 
 
 def read_tasks(info: LeRobotInfo, files: MetaFiles, rows: EpisodeRows) -> tuple[list[str], Int64, Int64]:

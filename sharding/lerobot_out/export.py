@@ -5,7 +5,6 @@ run again gives the same bytes.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from epistream.sharding.lerobot_out.model import OutFeature, Source
 from epistream.sharding.lerobot_out.options import ExportOptions
 from epistream.sharding.lerobot_out.work_folder import WorkFolder
 from epistream.sharding.pictures.video_encoder import library_versions
-from epistream.sharding.tasks.pool import TaskPool
+from epistream.sharding.tasks.engine import Engine, make_engine
 from epistream.sharding.tasks.pool_process import Words
 from epistream.units import picture_size
 
@@ -123,9 +122,8 @@ def conclude_export(path: Path) -> None:
 
 
 def _export(job: Job, on_progress: Callable[[ExportProgress], None]) -> None:
-    workers = job.options.workers or len(os.sched_getaffinity(0))
     is_light = _is_light(job)
-    with TaskPool(workers, f"{job.path}", {"job": job}, _WORDS) as pool:
+    with make_engine(job.options.engine_options, f"{job.path}", {"job": job}, _WORDS) as engine:
         tasks: list[FactsTask] = []
         known: list[FactsTask] = []
         for task in facts_tasks(job):
@@ -133,7 +131,7 @@ def _export(job: Job, on_progress: Callable[[ExportProgress], None]) -> None:
         if tasks:  # whose facts would be put beside those of another run
             _refuse_changed(job, known)
         fewest = _fewest_to_share(tasks, job.num_episodes * _EPISODE_S if is_light else math.inf)
-        _run(pool, make_facts, tasks, _Told(on_progress, "episodes", _weight(job, tasks)), fewest)
+        _run(engine, make_facts, tasks, _Told(on_progress, "episodes", _weight(job, tasks)), fewest)
         layout = lay_out(job)
         files = _missing(job, layout)
         num_parts = sum(file.stop - file.first for file in files)
@@ -141,7 +139,7 @@ def _export(job: Job, on_progress: Callable[[ExportProgress], None]) -> None:
         seconds = len(files) * _FILE_S + job.num_episodes * _EPISODE_S / 2 + num_bytes / _BYTES_PER_S
         written = list(files_tasks(job, files))
         fewest = _fewest_to_share(written, seconds if is_light else math.inf)
-        _run(pool, write_files, written, _Told(on_progress, "files", num_parts), fewest)
+        _run(engine, write_files, written, _Told(on_progress, "files", num_parts), fewest)
     on_progress(ExportProgress("publishing", 0, 1))
     write_metadata(job, layout)
     on_progress(ExportProgress("publishing", 1, 1))
@@ -195,8 +193,8 @@ class _Told:
         self.on_progress(ExportProgress(self.stage, min(num_done, self.num_total), self.num_total))
 
 
-def _run(pool: TaskPool, function: Any, tasks: Sequence[Any], told: _Told, fewest: int) -> None:
-    for _ in pool.map(function, tasks, told, fewest):
+def _run(engine: Engine, function: Any, tasks: Sequence[Any], told: _Told, fewest: int) -> None:
+    for _ in engine.map(function, tasks, told, fewest):
         pass
 
 

@@ -51,7 +51,10 @@ def write_files(task: FilesTask, pulse: Pulse) -> None:
     job = Job.of(pulse)
     with _Writer(job, pulse) as writer:
         for file in task.files:
-            writer.write(file)
+            if (job.folder.path / file.name).is_file():  # by an attempt that died before it could say so
+                pulse.add(file.stop - file.first)
+            else:
+                writer.write(file)
     for file in task.files:
         give_up_staged(job, file)
 

@@ -20,6 +20,7 @@ import xxhash
 
 from epistream.errors import DatasetExistsError, PackError
 from epistream.sharding.files.locks import locked
+from epistream.sharding.files.names import temporary_name
 from epistream.sharding.files.storage import write_local
 from epistream.sharding.lerobot_out.parquet import writing
 from epistream.sharding.lerobot_out.settling import Settling, settle
@@ -150,7 +151,7 @@ class WorkFolder:
             PackError: If it cannot.
         """
         final = f"{self.path}/{name}"
-        temporary = f"{self.work}/{_NEW}/{name.replace('/', '+')}"
+        temporary = f"{self.work}/{_NEW}/{temporary_name(name.replace('/', '+'))}"
         for folder in (os.path.dirname(temporary), os.path.dirname(final)):  # noqa: PTH120, 100,000 of them
             if folder not in self._folders:
                 with writing(folder):

@@ -25,6 +25,7 @@ VALUES = {
     "stream.dtypes": ("{action: float64}", {"action": "float64"}),
     "stream.features": ("[action]", ["action"]),
     "stream.split": ("val", "val"),
+    "stream.episodes": ("length < 100", "length < 100"),
     "stream.validation": ("true", True),
     "stream.val_fraction": ("0.25", 0.25),
     "stream.split_seed": ("3", 3),
