@@ -29,6 +29,7 @@ def command() -> None:
 @option(ExportOptions, "version")
 @click.option("--feature", "features", multiple=True, metavar="FEATURE", help=FEATURE_HELP)
 @option(Choice, "split")
+@option(Choice, "episodes", metavar="WHICH")
 @option(Choice, "fps")
 @option(Choice, "task")
 @option(Choice, "pictures")
@@ -42,6 +43,8 @@ def command() -> None:
 @option(ExportOptions, "video_files_size_in_mb")
 @option(ExportOptions, "chunks_size")
 @option(ExportOptions, "workers", default=None, show_default="one a core")
+@option(ExportOptions, "engine")
+@option(ExportOptions, "address")
 @layout_options
 @reach_option
 def lerobot(sources: tuple[str, ...], out: str, features: tuple[str, ...], **options: Any) -> None:

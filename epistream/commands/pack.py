@@ -44,9 +44,15 @@ _TOLD_BY_THE_REPORT = ("epistream.sharding.pack.pack", "epistream.sharding.forma
 @option(PackOptions, "force_color_order")
 @option(PackOptions, "image_size", metavar="WxH")
 @option(PackOptions, "fps")
+@option(PackOptions, "episodes", metavar="WHICH")
 @option(PackOptions, "val_fraction")
 @option(PackOptions, "split_seed")
 @option(PackOptions, "workers", default=None, show_default="one a core")
+@option(PackOptions, "engine")
+@option(PackOptions, "address")
+@option(PackOptions, "task_index")
+@option(PackOptions, "num_tasks")
+@option(PackOptions, "publish")
 @option(PackOptions, "resume")
 @option(PackOptions, "overwrite")
 @option(PackOptions, "skip_bad")
@@ -63,11 +69,12 @@ def command(sources: tuple[str, ...], out: str, workers: int | None, **options: 
     if list(sources) == sorted(sources):
         # As a shell expands a glob: episode_10 before episode_2.
         sources = tuple(natsort.natsorted(sources, alg=natsort.ns.PATH))
-    num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers is None and options["engine"] == "local":
+        workers = len(os.sched_getaffinity(0))
     display = _Display()
     try:
         with display, quiet(*_TOLD_BY_THE_REPORT):
-            report = pack(sources, out, storage_options=access, progress=display.show, workers=num_workers, **options)
+            report = pack(sources, out, storage_options=access, progress=display.show, workers=workers, **options)
     except KeyboardInterrupt:
         click.echo(f"interrupted: nothing was published; complete shards stay in {shown(out)} for --resume", err=True)
         # What a shell reports of a program ended by Ctrl-C.
@@ -115,23 +122,16 @@ class _Display(StageBar):
 
 def _print(report: PackReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    speed = size_text(report.source_bytes / max(report.seconds, 1e-9))
-    how = f" in {report.seconds:.1f} s ({speed}/s)"
-    if not report.is_new:
-        how = ", complete already: nothing was packed"
-    elif report.num_resumed:  # it did not read all of these bytes
-        how = f" in {report.seconds:.1f} s, {count_text(report.num_resumed, 'shard')} resumed"
+    how = _how(report)
     layouts = " and ".join(count_text(count, f"{name} file") for name, count in report.layouts.items())
     splits = ", ".join(f"{name} {count:,}" for name, count in report.splits.items())
     console.print(
         f"{count_text(report.num_episodes, 'episode')}, {count_text(report.num_steps, 'step')} from {layouts}",
         markup=False,
     )
-    console.print(
-        f"{count_text(report.num_shards, 'shard')}, {size_text(report.num_bytes)} from "
-        f"{size_text(report.source_bytes)}{how}"
-    )
-    console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
+    console.print(f"{count_text(report.num_shards, 'shard')}, {size_text(report.num_bytes)}{how}")
+    if report.is_published:
+        console.print(f"splits: {splits}" if set(report.splits) != {"all"} else "no split")
     for note in report.notes:
         console.print(note, style="yellow", markup=False)
     cameras = [feature for feature in report.features.values() if feature.kind == "frames"]
@@ -152,7 +152,21 @@ def _print(report: PackReport) -> None:
         console.print(f"left out: {fault}", style="yellow", markup=False)
     if len(faults) > _MAX_FAULTS_SHOWN:
         console.print(f"... and {len(faults) - _MAX_FAULTS_SHOWN:,} more of other kinds", style="yellow")
-    console.print(f"{report.url}  fingerprint {report.fingerprint}", markup=False)
+    published = f"fingerprint {report.fingerprint}" if report.is_published else "not published yet: --publish does that"
+    console.print(f"{report.url}  {published}", markup=False)
+
+
+def _how(report: PackReport) -> str:
+    """From what the shards were made, and how fast."""
+    seconds, resumed = f"{report.seconds:.1f} s", count_text(report.num_resumed, "shard")
+    if not report.is_published:
+        return f" by this task in {seconds}, {resumed} there before"
+    source = f" from {size_text(report.source_bytes)}"
+    if not report.is_new:
+        return f"{source}, complete already: nothing was packed"
+    if report.num_resumed:  # it did not read all of these bytes
+        return f"{source} in {seconds}, {resumed} resumed"
+    return f"{source} in {seconds} ({size_text(report.source_bytes / max(report.seconds, 1e-9))}/s)"
 
 
 def _describe(feature: Feature, report: PackReport) -> str:

@@ -2,15 +2,19 @@
 
 import sys
 from itertools import groupby
+from typing import Any
 
 import click
 from rich.progress import BarColumn, DownloadColumn, TextColumn
 
+from epistream.commands.parameters import option
 from epistream.commands.sources import open_source, reach_option
 from epistream.commands.tables import progress_bar
 from epistream.hints import grouped
+from epistream.sharding.check.faults import Fault
 from epistream.sharding.check.verify import Report, refuse_hdf5, verify
-from epistream.sharding.check.verify_shard import Fault, VerifyOptions
+from epistream.sharding.check.verify_shard import VerifyOptions
+from epistream.sharding.tasks.engine import EngineOptions
 from epistream.units import count_text, size_text
 
 
@@ -19,10 +23,10 @@ from epistream.units import count_text, size_text
 @click.option("--sample", type=click.IntRange(0), metavar="N", help="Decode N frames a camera and shard, not all.")
 @click.option("--statistics", is_flag=True, help="Also compare the statistics that are told with the values.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Shards checked at once.")
+@option(EngineOptions, "engine")
+@option(EngineOptions, "address")
 @reach_option
-def command(
-    source: tuple[str, ...], sample: int | None, statistics: bool, threads: int, options_json: str | None
-) -> None:
+def command(source: tuple[str, ...], threads: int, options_json: str | None, **options: Any) -> None:
     """Check checksums, indexes against tars, and that frames decode.
 
     SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, or a LeRobot data set: of this every episode's
@@ -43,7 +47,7 @@ def command(
 
             report = verify(
                 dataset,
-                VerifyOptions(sample=sample, statistics=statistics, num_threads=threads),
+                VerifyOptions(num_threads=threads, **options),
                 advance=lambda num_bytes: bar.advance(task, num_bytes),
                 report_fault=note,
             )

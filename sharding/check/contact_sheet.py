@@ -14,7 +14,7 @@ from epistream.sharding.check.texts import FAINT, INK, PAPER, fitted, folded, fo
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.feature_sets import Wanted, choose_features, matching
 from epistream.sharding.format.features import IMAGES, Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.units import count_text
 
 # Reads rows of one feature of the episode: (n, *shape) at n steps.

@@ -3,6 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.files.storage import read_bytes, read_range
 from epistream.sharding.format.checksums import checksum
+from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.manifest_columns import RANGES_EDITED, SPLIT_EDITED, TASKS_EDITED
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.sharding.pictures.video import VideoDecoder
 
 
@@ -72,6 +75,16 @@ def _tasks(dataset: Dataset) -> list[dict[str, Any]]:
     return [{"task": dataset.tasks[task], "num_episodes": count} for task, count in counts.most_common()]
 
 
+def edited_meta(dataset: Dataset, episode: int, meta: EpisodeMeta) -> EpisodeMeta:
+    """What is known of an episode, from what its shard says and what was edited since."""
+    columns, edits = dataset.columns, int(dataset.columns.edits[episode])
+    if edits & TASKS_EDITED:
+        meta = replace(meta, tasks=tuple(dataset.tasks[task] for task in columns.tasks_of(episode)), task_steps=None)
+    if edits & RANGES_EDITED:
+        meta = replace(meta, valid_ranges=tuple((start, stop) for start, stop in columns.ranges_of(episode).tolist()))
+    return replace(meta, split=dataset.splits[int(dataset.episode_split[episode])]) if edits & SPLIT_EDITED else meta
+
+
 class EpisodeFrames:
     """Single frames of one episode, read one by one: for looking at, not for training.
 
@@ -99,7 +112,7 @@ class EpisodeFrames:
         self._index = self._read_index(dataset.index_url[self._shard])
         position = int(dataset.episode_in_shard[episode])
         self.key = self._index.keys[position]
-        self.meta = self._index.episodes[position]
+        self.meta = edited_meta(dataset, episode, self._index.episodes[position])
         self.length = int(self._index.length[position])
         self._first_row = int(self._index.first_row[position])
 
@@ -117,7 +130,7 @@ class EpisodeFrames:
             raise SourceError(f"{url}: no such file. {self._remedy()}")
         if checksum(data) != wanted:
             raise FormatError(f"{url}: checksum {checksum(data)}, the manifest says {wanted}. {self._remedy()}")
-        return ShardIndex.parse(data, url)
+        return ShardIndex.parse(data, url).called(self._dataset.names_in(self._shard))
 
     def _remedy(self) -> str:
         shard = self._dataset.shard_url[self._shard]

@@ -5,26 +5,22 @@ Of a LeRobot data set that is read in place: every episode's rows, and every fra
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, OptionError
-from epistream.sharding.check.verify_shard import Fault, ShardCheck, VerifyOptions, fault_of
+from epistream.sharding.check.faults import Fault, fault_of
+from epistream.sharding.check.verify_shard import VerifyOptions
+from epistream.sharding.check.verify_tasks import checked
 from epistream.sharding.files.names import EPISODE_MARK, is_episode_url, is_tar
 from epistream.sharding.files.sources import AnySource, Hdf5Files, resolve
 from epistream.sharding.files.storage import list_names
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_file import FILE_NAME, KEPT_NAME, read_manifest
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.sharding.pictures.video import pyav
-
-if TYPE_CHECKING:
-    from epistream.sharding.check.verify_episode import EpisodeCheck
 
 # Sums in another order differ in the last digits; a wrong split or a stale manifest differs in the first.
 _RELATIVE = 1e-4
@@ -77,44 +73,31 @@ def verify(
 
     manifest = _whole_manifest(dataset)
     statistics: dict[str, Summary] = {}
-    split, splits = _statistics_split(dataset, manifest)
-    check_of = _checks(dataset, options, advance)
-    with ThreadPoolExecutor(options.num_threads, "verify") as pool:
-        for shard, check in enumerate(pool.map(lambda shard: check_of(shard).run(), range(dataset.num_shards))):
-            report.num_shards += 1
-            report.num_bytes += check.num_bytes
-            report.num_frames += check.num_frames
-            report.not_finite = add_counts((report.not_finite, check.not_finite))
-            if check.faults and is_episode_url(dataset.index_url[shard]):
-                report.bad_episodes += np.flatnonzero(dataset.episode_shard == shard).tolist()
-            take(check.faults)
-            if split is not None and splits[shard] == split:
-                statistics = merge_all((statistics, check.statistics))
+    split = _statistics_split(dataset, manifest)
+    for shard, check in enumerate(checked(dataset, options, advance, split)):
+        report.num_shards += 1
+        report.num_bytes += check.num_bytes
+        report.num_frames += check.num_frames
+        report.not_finite = add_counts((report.not_finite, check.not_finite))
+        if check.faults and is_episode_url(dataset.index_url[shard]):
+            report.bad_episodes += np.flatnonzero(dataset.episode_shard == shard).tolist()
+        take(check.faults)
+        if split is not None and (is_tar(dataset.shard_url[shard]) or dataset.episode_split[shard] == split):
+            statistics = merge_all((statistics, check.statistics))
     if manifest:
         take(_source_faults(manifest))
         take(_strangers(dataset, manifest))
     if options.statistics and split is not None and (manifest or not report.bad_episodes):
-        num_steps = int(dataset.episode_length[dataset.episode_split == split].sum())
+        num_steps = _num_valid(dataset, split)
         take(_statistics_faults(FILE_NAME if manifest else "meta", dataset, num_steps, statistics))
     return report
 
 
-def _checks(
-    dataset: Dataset, options: VerifyOptions, advance: Callable[[int], None]
-) -> "Callable[[int], ShardCheck | EpisodeCheck]":
-    """Makes the check of a shard."""
-    if not any(map(is_episode_url, dataset.index_url)):
-        return lambda shard: ShardCheck(dataset, shard, options, advance)
-    from epistream.sharding.check.verify_episode import EpisodeCheck, FreshIndexes
-
-    indexes = FreshIndexes()
-
-    def check_of(shard: int) -> "ShardCheck | EpisodeCheck":
-        if is_episode_url(dataset.index_url[shard]):
-            return EpisodeCheck(dataset, shard, options, advance, indexes)
-        return ShardCheck(dataset, shard, options, advance)
-
-    return check_of
+def _num_valid(dataset: Dataset, split: int) -> int:
+    """Steps in the valid ranges of the episodes of a split, which statistics are of."""
+    offsets, ranges = dataset.valid_ranges
+    of_split = np.repeat(dataset.episode_split == split, np.diff(offsets))
+    return int((ranges[of_split, 1] - ranges[of_split, 0]).sum())
 
 
 def refuse_hdf5(source: AnySource | Sequence[AnySource]) -> None:
@@ -139,6 +122,8 @@ def _whole_manifest(dataset: Dataset) -> Manifest | None:
     """The manifest that `dataset` is all of; None for a part, a list, or tars without one."""
     try:
         manifest = read_manifest(dataset.url, dataset.storage_options)
+        if manifest.fingerprint != dataset.fingerprint and len(manifest.history):  # as it was before an edit
+            manifest = read_manifest(dataset.url, dataset.storage_options, dataset.fingerprint)
     except EpistreamError:
         return None
     return manifest if manifest.fingerprint == dataset.fingerprint else None
@@ -154,29 +139,34 @@ def _source_faults(manifest: Manifest) -> Iterator[Fault]:
 
 
 def _strangers(dataset: Dataset, manifest: Manifest) -> Iterator[Fault]:
-    """Tars in a dataset's folder that its manifest does not name: a brace pattern would read them."""
+    """Tars in a dataset's folder that its manifest does not name: a brace pattern would read them.
+
+    Of a dataset that was edited, manifests that are kept name others.
+    """
+    names = list_names(dataset.url, dataset.storage_options) or ()
+    if len(manifest.history) or any(map(KEPT_NAME.fullmatch, names)):
+        return
     steps = manifest.provenance.get("steps")
     copied = steps.get("copied", ()) if isinstance(steps, dict) else ()  # of these nothing is read
     known = {*manifest.columns.names, *copied}
-    for name in list_names(dataset.url, dataset.storage_options) or ():
+    for name in names:
         if name.endswith(".tar") and name not in known:
             yield Fault(name, "", "a tar that the manifest does not name", "no other tars in the dataset's folder")
 
 
-def _statistics_split(dataset: Dataset, manifest: Manifest | None) -> tuple[int | None, NDArray[np.uint8]]:
-    """The split whose statistics can be compared, if there are any, and that of each shard.
+def _statistics_split(dataset: Dataset, manifest: Manifest | None) -> int | None:
+    """The split whose statistics can be compared, if there are any.
 
     Only for all of a manifest or LeRobot data set: the statistics of a part are those of the whole, and those of a list
     are merged.
     """
-    splits = dataset.columns.shard_split
     if manifest is not None:
         wanted = manifest.statistics_split
-        return None if wanted is None else manifest.splits.index(wanted), splits
+        return None if wanted is None else manifest.splits.index(wanted)
     sets = {url.rpartition(EPISODE_MARK)[0] for url in dataset.index_url}
     if len(sets) != 1 or "" in sets:
-        return None, splits
-    return dataset.splits.index("train") if "train" in dataset.splits else 0, dataset.episode_split
+        return None
+    return dataset.splits.index("train") if "train" in dataset.splits else 0
 
 
 def _statistics_faults(file: str, dataset: Dataset, num_steps: int, statistics: dict[str, Summary]) -> Iterator[Fault]:

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from epistream.errors import EpistreamError, FormatError
-from epistream.sharding.check.verify_shard import MAX_FAULTS_A_SHARD, Fault, VerifyOptions
+from epistream.sharding.check.faults import Fault
+from epistream.sharding.check.verify_shard import MAX_FAULTS_A_SHARD, VerifyOptions
+from epistream.sharding.episodes.shard_statistics import counts_of_values, statistics_of_values
 from epistream.sharding.format.features import Feature, codec_of
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary
 from epistream.sharding.lerobot.dataset import episode_source
 from epistream.sharding.lerobot.episode import SetSource, index_episode
 from epistream.sharding.lerobot.index import EpisodeIndex
 from epistream.sharding.lerobot.stored_bytes import packed_bytes, stored_pictures
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.sharding.pictures.video import VideoDecoder
-from epistream.sharding.tar.shard_statistics import counts_of_values, statistics_of_values
 
 
 class FreshIndexes:

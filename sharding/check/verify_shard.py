@@ -1,7 +1,7 @@
 """Checking one shard: its checksums, its index against manifest and tar, its frames by decoding them."""
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,39 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, OptionError
+from epistream.sharding.check.faults import Fault, fault_of
+from epistream.sharding.episodes.shard_statistics import not_finite_in, statistics_of
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import local_copy, parent_and_name, read_bytes
 from epistream.sharding.format.checksums import CHECKSUM_BLOCK_BYTES, ShardHasher, checksum, hash_file
 from epistream.sharding.format.feature_sets import describe_difference
 from epistream.sharding.format.features import Feature, codec_of
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite, Summary
+from epistream.sharding.manifest.manifest_columns import RANGES_EDITED, TASKS_EDITED
+from epistream.sharding.manifest.opened_dataset import Dataset, valid_in
 from epistream.sharding.pictures.codecs import CODECS, REMEDY
 from epistream.sharding.pictures.video import VideoDecoder
 from epistream.sharding.tar.index_tar import index_tar
-from epistream.sharding.tar.shard_statistics import not_finite_in, statistics_of
 from epistream.sharding.tar.step_mapping import mapping_of_index
 from epistream.sharding.tar.step_tars import cast_values, choose_episodes
 from epistream.sharding.tar.steps import index_steps
+from epistream.sharding.tasks.engine import EngineName, EngineOptions
 
 Int64 = NDArray[np.int64]
 
 # One shard can be wrong in every frame; the first few say as much as all of them.
 MAX_FAULTS_A_SHARD = 50
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is not as it should be: where, what was found, what was wanted."""
-
-    file: str
-    member: str
-    found: str
-    wanted: str
-
-    def __str__(self) -> str:
-        return f"{self.file}{', ' if self.member else ''}{self.member}: {self.found}, wanted {self.wanted}"
 
 
 @dataclass(frozen=True)
@@ -52,25 +42,39 @@ class VerifyOptions:
         sample: Decode at most this many frames a camera and shard, evenly spread; None for all, 0 for none.
         statistics: Compare the manifest's extremes and means with those of the values.
         num_threads: Shards checked at once. Decoding and hashing run in parallel, Python does not.
+        engine: What checks them, ``local`` or ``ray``. Threads of this process, or a Ray cluster, which must see the
+            dataset by the same path or URL; then `num_threads` does not count.
+        address: Of Ray's cluster. ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; None starts one here.
     """
 
     sample: int | None = None
     statistics: bool = False
     num_threads: int = 2
+    engine: EngineName = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if (self.sample is not None and self.sample < 0) or self.num_threads < 1:
             raise OptionError(f"verify: sample {self.sample} and {self.num_threads} threads, wanted >= 0 and >= 1.")
+        EngineOptions(self.engine, self.address)  # it refuses what cannot work
 
 
 class ShardCheck:
     """Everything about one shard: its faults, how many of its frames were decoded, and its statistics if asked for.
 
-    `advance` is called with all its bytes, piece by piece.
+    `advance` is called with all its bytes, piece by piece; statistics are those of `split`, or of all if None.
     """
 
-    def __init__(self, dataset: Dataset, shard: int, options: VerifyOptions, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        shard: int,
+        options: VerifyOptions,
+        advance: Callable[[int], None],
+        split: int | None = None,
+    ) -> None:
         self._dataset, self._shard, self._options, self._advance = dataset, shard, options, advance
+        self._split = split
         self._name = parent_and_name(dataset.shard_url[shard])[1]
         self.num_bytes = self._bytes_left = int(dataset.shard_bytes[shard])
         self.faults: list[Fault] = []
@@ -140,18 +144,36 @@ class ShardCheck:
 
     def _content_faults(self, path: Path, index: ShardIndex) -> Iterator[Fault]:
         """Decode frames, and sum up arrays."""
-        self.not_finite = not_finite_in(path, index)
+        called = self._called(index)
+        self.not_finite = not_finite_in(path, called, valid_in(self._dataset, self._shard))
         if self._options.statistics:
-            self.statistics = statistics_of(path, index)
-        rows, sample = np.arange(index.num_rows), self._options.sample
+            self.statistics = statistics_of(path, called, valid_in(self._dataset, self._shard, self._split))
+        rows, sample = self._rows(index), self._options.sample
         if sample is not None and sample < len(rows):
-            rows = np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)
+            rows = rows[np.linspace(0, len(rows) - 1, sample).round().astype(np.int64)]
         with path.open("rb") as file:  # read, not mapped: a file that shrinks meanwhile is a fault, not a SIGBUS
             for feature in index.features.values():
+                if feature.name in self._dataset.group_of(self._shard).dropped:
+                    continue
                 if feature.name in index.videos:
                     yield from self._video_faults(file, index, feature, rows)
                 elif feature.kind == "frames":
                     yield from self._frame_faults(file, index, feature, rows.tolist())
+
+    def _called(self, index: ShardIndex) -> ShardIndex:
+        """The index with the features that the dataset has, as it calls them."""
+        called, group = index.called(self._dataset.names_in(self._shard)), self._dataset.group_of(self._shard)
+        if not group.dropped:
+            return called
+        return replace(called, features={name: called.features[name] for name in self._dataset.features})
+
+    def _rows(self, index: ShardIndex) -> Int64:
+        """The steps of the episodes that the dataset has of the shard: what was removed may be as bad as it is."""
+        episodes = np.sort(self._dataset.episode_in_shard[self._dataset.episode_shard == self._shard])
+        if len(episodes) == index.num_episodes:
+            return np.arange(index.num_rows)
+        parts = [np.arange(index.length[one]) + index.first_row[one] for one in episodes if one < index.num_episodes]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def _frame_faults(self, file: BinaryIO, index: ShardIndex, feature: Feature, rows: list[int]) -> Iterator[Fault]:
         codec, out = codec_of(feature), np.empty(feature.shape, feature.dtype)
@@ -196,34 +218,27 @@ def _packets(file: BinaryIO, index: ShardIndex, feature: Feature, rows: Int64) -
         yield file.read(size)
 
 
-def fault_of(file: str, error: EpistreamError) -> Fault:
-    """An error of ours as a fault: its text says found and wanted itself."""
-    text = str(error)
-    found, _, wanted = text.partition(", wanted ")
-    head, _, rest = found.rpartition("/")
-    found = rest if head and rest.startswith(file) else found
-    return Fault(file, "", found.removeprefix(file).lstrip(":, ").rstrip("."), (wanted or "it to be whole").rstrip("."))
-
-
 def _manifest_faults(dataset: Dataset, shard: int, index: ShardIndex, name: str) -> Iterator[Fault]:
     promised = (int(dataset.shard_bytes[shard]), dataset.shard_checksum[shard])
     if (index.shard_bytes, index.shard_checksum) != promised:
         yield Fault(name, "", f"index of a tar of {index.shard_bytes} bytes, {index.shard_checksum}", f"{promised}")
-    difference = describe_difference(index.features, dataset.features)
+    group = dataset.group_of(shard)
+    found = {name: one for name, one in index.features.items() if name not in group.dropped}
+    difference = describe_difference(replace(index, features=found).called(group.renamed).features, dataset.features)
     if difference:
         yield Fault(name, "", difference, "the features of the manifest")
-    rows = np.flatnonzero(dataset.episode_shard == shard)
-    rows = rows[np.argsort(dataset.episode_in_shard[rows])]
-    if len(rows) != index.num_episodes:
-        yield Fault(name, "", f"{index.num_episodes} episodes", f"{len(rows)} as in the manifest")
+    num_episodes = int(dataset.columns.num_in_shard[shard])
+    if num_episodes != index.num_episodes:
+        yield Fault(name, "", f"{index.num_episodes} episodes", f"{num_episodes} as in the manifest")
         return
-    for episode, row in enumerate(rows.tolist()):
-        meta = index.episodes[episode]
+    rows = np.flatnonzero(dataset.episode_shard == shard)
+    for row, episode in zip(rows.tolist(), dataset.episode_in_shard[rows].tolist(), strict=True):
+        meta, edits = index.episodes[episode], int(dataset.columns.edits[row])
         ranges, tasks = _of_episode(dataset, row)
         own_ranges = ((0, meta.length),) if meta.valid_ranges is None else meta.valid_ranges
-        said = (meta.length, own_ranges)
+        said = (meta.length, ranges if edits & RANGES_EDITED else own_ranges)
         wanted = (int(dataset.episode_length[row]), ranges)
-        if said != wanted or meta.tasks != tasks:
+        if said != wanted or (meta.tasks != tasks and not edits & TASKS_EDITED):
             yield Fault(
                 name, index.keys[episode], f"length, valid ranges {said} and tasks {meta.tasks}", f"{wanted}, {tasks}"
             )

@@ -59,10 +59,7 @@ def names_below_root(paths: Sequence[Path]) -> list[str]:
 def _expand(source: str) -> list[Path]:
     path = local_path(source)
     if path is None:
-        raise SourceError(
-            f"{source}: a URL{_which_is(source)}, wanted files on a disk. Packing reads local files: copy them first, "
-            "or stream HDF5 files from where they are."
-        )
+        raise SourceError(f"{source}: a URL{which_is(source)}, wanted files on a disk. Copy them first.")
     absolute(path)  # where that cannot be told, nothing is found either
     if path.is_dir():
         files = [
@@ -86,7 +83,8 @@ def _expand(source: str) -> list[Path]:
     return [path for path in map(Path, matches(source)) if path.is_file()]
 
 
-def _which_is(url: str) -> str:
+def which_is(url: str) -> str:
+    """What a folder is known as that holds no HDF5 files, for a message about it."""
     found = foreign_folder(url)
     return f" (found {found.what})" if found else ""
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,3 +45,37 @@ def locked(path: Path, deadline_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of `path` beside others that share it; who holds it by `locked` has it alone.
+
+    Raises:
+        TimeoutError: If somebody has it alone.
+        OSError: If the file cannot be made.
+    """
+    fd = _open_shared(path)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_shared(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return fd  # else who had it alone has removed it meanwhile
+        except BlockingIOError as error:
+            os.close(fd)
+            raise TimeoutError(f"{path}: somebody has it alone") from error
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                _log.warning("%s: this file system has no locks; see to it that no other process writes there", path)
+                return fd
+            os.close(fd)
+            raise
+        os.close(fd)

@@ -1,6 +1,8 @@
 """Which file names a dataset may use: what a hostile manifest must not be able to do is leave its folder."""
 
+import os
 import re
+import secrets
 
 from epistream.access import placed_link
 
@@ -26,6 +28,14 @@ def shard_name_problem(name: str) -> str | None:
 def index_name(shard_name: str) -> str:
     """``shard-000012.tar`` -> ``shard-000012.index``."""
     return shard_name.removesuffix(".tar") + ".index"
+
+
+def temporary_name(name: str) -> str:
+    """What a file is called until it is whole: no reader takes it for anything, and no two writers have the same.
+
+    Processes of several machines, and two attempts of one task, can write the same file at once.
+    """
+    return f".{name}.{os.getpid()}{secrets.randbelow(1_000_000):06d}.tmp"
 
 
 def is_tar(url: str) -> bool:

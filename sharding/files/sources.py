@@ -34,15 +34,22 @@ _MANIFEST = "dataset.json"
 _BESIDE = (".index", ".tables")
 
 
+# A dataset as it was before an edit. On a hub ``owner/name@revision`` is another thing.
+_AT_FINGERPRINT = re.compile(r"(?P<url>(?!hf://(?:datasets/)?[^/]+/[^/]+$).+[^/@]/?)@(?P<fingerprint>[0-9a-f]{8,32})/?")
+
 # By far enough of a meta/info.json to find the first key in.
 _HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that should hold a ``dataset.json``; a remote one without it may turn out to be a LeRobot data set."""
+    """A folder that should hold a ``dataset.json``; a remote one without it may turn out to be a LeRobot data set.
+
+    `fingerprint` is that of the dataset as it was before an edit, or begins it; empty for that of now.
+    """
 
     url: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,9 +172,16 @@ def _part(url: str) -> Part:
     if path is not None and not (path / _MANIFEST).exists() and (path / LEROBOT_INFO).exists():
         return LeRobotSet(url)  # torn, or a pointer to it: who opens it says so
     if not is_tar(url):
-        return Folder(url.removesuffix(f"/{_MANIFEST}"))
+        return folder_of(url)
     folder, name = parent_and_name(url)
     return Tars(folder, (name,))
+
+
+def folder_of(url: str) -> Folder:
+    """The folder of a dataset that is named by its own name, by its ``dataset.json``, or as it was, with ``@``."""
+    folder, path = url.removesuffix(f"/{_MANIFEST}"), local_path(url)
+    match = None if path is not None and path.exists() else _AT_FINGERPRINT.fullmatch(folder)
+    return Folder(match["url"], match["fingerprint"]) if match else Folder(folder)
 
 
 def _join(parts: list[Part]) -> list[Part]:

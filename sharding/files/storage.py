@@ -15,6 +15,7 @@ from epistream.bodies import copy_all, is_http, persist, read_all, read_head, re
 from epistream.errors import EpistreamError, SourceError
 from epistream.file_systems import advice_on, ask, limit_of, local_path, may_pass, open_file_system, protocol_of, retry
 from epistream.plain_files import not_a_plain_file
+from epistream.sharding.files.names import temporary_name
 from epistream.whole_files import PartsOfFile
 
 Options = Mapping[str, Any] | None
@@ -114,7 +115,8 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
             return
         file_system, target = open_file_system(url, options)
         if protocol_of(url) in _NEEDS_RENAME:
-            temporary = f"{target}.{os.getpid()}.tmp"
+            folder, slash, name = target.rpartition("/")
+            temporary = f"{folder}{slash}{temporary_name(name)}"
             ask(file_system, "pipe_file", temporary, data, limit_s=limit_of(len(data)))
             ask(file_system, "mv", temporary, target)
         else:
@@ -123,7 +125,7 @@ def write_atomic(url: str, data: bytes, options: Options = None) -> None:
 
 def write_local(path: Path, data: Content, *, sync: bool, time_ns: int | None = None) -> None:
     """Put a file in place whole; with `sync`, also for whoever reads it after a power cut; with a time of writing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with temporary.open("wb") as file:
             if callable(data):
@@ -167,6 +169,16 @@ def remove_quietly(url: str, options: Options = None) -> None:
     with contextlib.suppress(Exception):
         file_system, target = open_file_system(url, options)
         ask(file_system, "rm_file", target)
+
+
+def remove_folder(url: str, options: Options = None) -> None:
+    """Remove a folder of files that nothing refers to, with those; failing to is harmless."""
+    for name in list_names(url, options) or ():
+        remove_quietly(join(url, name), options)
+    path = local_path(url)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def read_range(url: str, start: int, size: int, options: Options = None, version: str = "") -> bytes:
@@ -216,12 +228,22 @@ def local_copy(url: str, options: Options = None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="epistream-") as folder:
         copy = Path(folder) / parent_and_name(url)[1]
-        with errors_of(url, "wanted to fetch it.", options):
-            try:
-                _fetch(url, copy, options)
-            except FileNotFoundError as error:
-                raise SourceError(f"{url}: no such file.") from error
+        fetch_into(url, copy, options)
         yield copy
+
+
+def fetch_into(url: str, copy: Path, options: Options = None) -> None:
+    """Copy a remote file into a local one.
+
+    Raises:
+        SourceError: If there is no such file, or it cannot be fetched.
+        OptionError: As `read_bytes`.
+    """
+    with errors_of(url, "wanted to fetch it.", options):
+        try:
+            _fetch(url, copy, options)
+        except FileNotFoundError as error:
+            raise SourceError(f"{url}: no such file.") from error
 
 
 def _fetch(url: str, copy: Path, options: Options) -> None:

@@ -1,6 +1,6 @@
 """Every known layout, in the order in which they are tried, and the scan of one source file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -163,32 +163,40 @@ def scan_source(
         allow_outside: Whether it may read from files outside of its folder.
     """
     path = Path(path)
-    others: tuple[OtherFile, ...] = ()
-    episodes: list[SourceEpisode] = []
-    faults: list[str] = []
-    found = ""
-    excluded: tuple[str, ...] = ()
-    num_bytes = mtime_ns = inode = 0
+    scan = SourceScan(str(path), "", 0, 0, 0, (), ())
     try:
         with open_source(path, allow_outside=allow_outside) as file:
             others = other_files(file, path, str(path), allow_outside=allow_outside)
             status = path.stat()
             num_bytes, mtime_ns, inode = status.st_size, status.st_mtime_ns, status.st_ino
-            layout, groups = episodes_of(file, layout_name)
-            found = layout.name
-            excluded = excluded_by(layout, file)
-            for group in groups:
-                try:
-                    episodes.append(described(layout, file, group, choice))
-                except (LayoutError, FormatError) as error:
-                    faults.append(f"{path}: {sentence(error)}")
+            scan = replace(scan, num_bytes=num_bytes, mtime_ns=mtime_ns, inode=inode, others=others)
+            scan = scan_open(file, scan, layout_name, choice)
     except OptionError:
         raise
     except EpistreamError as error:
-        faults.append(sentence(error))
-    texts = tuple(map(whole_text, faults))
-    return SourceScan(
-        str(path), found, num_bytes, mtime_ns, inode, tuple(episodes), texts, others=others, excluded=excluded
+        scan = replace(scan, faults=(*scan.faults, whole_text(sentence(error))))
+    return scan
+
+
+def scan_open(
+    file: h5py.File, scan: SourceScan, layout_name: str | MappingLayout | None = None, choice: Choice | None = None
+) -> SourceScan:
+    """What `scan` knows of an open file, with its layout, episodes and their faults.
+
+    Raises:
+        EpistreamError: If it is of no layout.
+    """
+    episodes: list[SourceEpisode] = []
+    faults: list[str] = []
+    layout, groups = episodes_of(file, layout_name)
+    excluded = excluded_by(layout, file)
+    for group in groups:
+        try:
+            episodes.append(described(layout, file, group, choice))
+        except (LayoutError, FormatError) as error:
+            faults.append(whole_text(f"{scan.path}: {sentence(error)}"))
+    return replace(
+        scan, layout=layout.name, episodes=tuple(episodes), faults=(*scan.faults, *faults), excluded=excluded
     )
 
 

@@ -19,7 +19,7 @@ from epistream.sharding.lerobot_meta.splits import splits_of
 from epistream.sharding.pack.lerobot_sets import ChosenSet, choose, chosen_set, episode_of, fault_of, group_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import applied_options, outputs_of
-from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SetFile
+from epistream.sharding.pack.plan import ScannedEpisode, ScannedFile, SetFile, ToldOfEpisode
 from epistream.sharding.pictures.mp4_table import Mp4Table, read_mp4_table
 from epistream.sharding.tasks.pulse import Pulse
 
@@ -154,6 +154,7 @@ class _Scan:
                     source_bytes=sum(one.source.num_bytes for one in outputs),
                     estimated_bytes=sum(one.estimated_bytes for one in outputs),
                     features=tuple(one.feature for one in outputs),
+                    told=ToldOfEpisode.of(episode, self._options),
                 )
             )
         return ScannedFile(self._found(data), tuple(episodes), tuple(faults), self._file.left_out, applied)

@@ -1,7 +1,8 @@
 """LeRobot data sets as a packing job sees them: with the features that it wants, opened once in each process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from epistream.errors import SourceChangedError
 from epistream.lazy import lazy
@@ -11,6 +12,7 @@ from epistream.sharding.format.left_out import sentence
 from epistream.sharding.layouts.base import Candidate, Field, SourceEpisode
 from epistream.sharding.lerobot.episode import SetSource
 from epistream.sharding.lerobot.looks import keep_looks
+from epistream.sharding.lerobot_meta.attributes import lerobot_attributes
 from epistream.sharding.lerobot_meta.episode_statistics import EpisodeStatistics
 from epistream.sharding.lerobot_meta.features import features_of
 from epistream.sharding.lerobot_meta.metadata import LeRobotMeta, keep_metadata
@@ -39,6 +41,11 @@ class ChosenSet:
     def statistics(self) -> EpisodeStatistics:
         """Of its episodes."""
         return EpisodeStatistics(self.source.meta, self.source.options)
+
+    @lazy
+    def attributes(self) -> Sequence[Mapping[str, Any]]:
+        """Of its episodes, by position."""
+        return lerobot_attributes(self.source.meta, self.source.options)
 
 
 def chosen_set(root: str, digest: str, options: PackOptions, access: Options, pulse: Pulse) -> ChosenSet:
@@ -84,13 +91,12 @@ def episode_of(chosen: ChosenSet, position: int, fields: Sequence[Field]) -> Sou
     """An episode as the packing of HDF5 files sees one, of some fields."""
     meta = chosen.source.meta
     ids = meta.task_ids[int(meta.task_offsets[position]) : int(meta.task_offsets[position + 1])]
-    robot = meta.info.robot_type
     return SourceEpisode(
         group=group_of(int(meta.number[position])),
         length=int(meta.length[position]),
         fields=tuple(fields),
         tasks=tuple(meta.tasks[one] for one in ids.tolist()),
-        attributes={"robot_type": robot} if robot else {},
+        attributes=chosen.attributes[position],
         dropped=chosen.dropped,
     )
 

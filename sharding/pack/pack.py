@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -12,18 +12,19 @@ from epistream._version import __version__
 from epistream.errors import DatasetExistsError, PackError
 from epistream.options import changed
 from epistream.sharding.files.hdf5_sources import AnyPath
-from epistream.sharding.files.names import index_name
 from epistream.sharding.files.storage import Options
-from epistream.sharding.format.dataset_statistics import MoreStatistics
-from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.left_out import tell_left_out
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_builder import ManifestBuilder
-from epistream.sharding.format.manifest_file import read_manifest, write_manifest
-from epistream.sharding.format.sources import Source
-from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all, to_plain
-from epistream.sharding.pack.kept_results import keep_statistics, kept_statistics, key_if_kept, pack_and_keep, read_kept
+from epistream.sharding.format.statistics import plain_statistics
+from epistream.sharding.layouts.layout_file import chosen_layout
+from epistream.sharding.manifest.dataset_statistics import MoreStatistics
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_builder import ManifestBuilder
+from epistream.sharding.manifest.manifest_file import read_manifest
+from epistream.sharding.manifest.manifest_writing import write_manifest
+from epistream.sharding.manifest.record_making import RecordRules
+from epistream.sharding.manifest.sources import Source
 from epistream.sharding.pack.kept_scans import if_unchanged, keep_scans, kept_scans
+from epistream.sharding.pack.making import Making, Results, share_of
 from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.plan import (
     PackPlan,
@@ -36,14 +37,15 @@ from epistream.sharding.pack.plan import (
     outside_files,
 )
 from epistream.sharding.pack.report import Listener, PackProgress, PackReport, names_of, rename_source, report_of
-from epistream.sharding.pack.shard_task import ShardResult, ShardTask, pack_shard
+from epistream.sharding.pack.scan import chosen_episodes
+from epistream.sharding.pack.shard_task import ShardTask
 from epistream.sharding.pack.source_reader import hash_source
 from epistream.sharding.pack.sources import Sources, find_files, look_into
 from epistream.sharding.pack.workspace import Workspace, can_be_resumed
 from epistream.sharding.pictures.codecs import CODECS
-from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.sharding.pictures.video_encoder import library_versions
-from epistream.sharding.tasks.pool import TaskPool
+from epistream.sharding.tasks.ahead import ahead
+from epistream.sharding.tasks.engine import Engine, make_engine
 
 _log = logging.getLogger(__name__)
 
@@ -90,41 +92,13 @@ def pack(
     taken for a dataset, and ``resume`` goes on from it without reading again what is done; other errors leave nothing.
     """
     options = changed(options or PackOptions(), changes, "pack")
+    options = replace(options, layout=chosen_layout(options.layout))
     found = find_files(sources, str(out), options, storage_options)
-    with (place := Workspace.at(str(out), options, found.access)), TaskPool(options.workers, place.url) as pool:
-        return _Job(found, place, pool, options, progress).run()
-
-
-@dataclass
-class _Results:
-    """What came of the tasks so far, added up in the order of the plan: shards, and the statistics of one split.
-
-    `checksums` are those of source files, by their position among the scans.
-    """
-
-    statistics_split: str = ""
-    shard_names: list[str] = field(default_factory=list)
-    splits: set[str] = field(default_factory=set)
-    num_resumed: int = 0
-    checksums: dict[int, str] = field(default_factory=dict)
-    statistics: dict[str, Summary] = field(default_factory=dict)
-    not_finite: dict[str, NotFinite] = field(default_factory=dict)
-    fidelity: dict[str, Fidelity] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def take(self, task: ShardTask, result: ShardResult, *, is_summed: bool) -> None:
-        """Add the next result in the order of the plan, whose statistics may be in it already."""
-        self.checksums |= result.checksums
-        if not result.is_packed:
-            return
-        split = task.episodes[0].split
-        self.shard_names.append(task.name)
-        self.splits.add(split)
-        if split == self.statistics_split and not is_summed:
-            self.statistics = merge_all((self.statistics, result.statistics))
-        self.not_finite = add_counts((self.not_finite, result.not_finite))
-        for name, measured in result.fidelity.items():
-            self.fidelity.setdefault(name, Fidelity()).add(measured)
+    with (
+        (place := Workspace.at(str(out), options, found.access)),
+        make_engine(options.engine_options, place.url) as engine,
+    ):
+        return _Job(found, place, engine, options, progress).run()
 
 
 class _Job:
@@ -134,12 +108,12 @@ class _Job:
         self,
         sources: Sources,
         workspace: Workspace,
-        pool: TaskPool,
+        engine: Engine,
         options: PackOptions,
         progress: Listener | None,
     ) -> None:
         self._started = time.monotonic()
-        self._sources, self._workspace, self._pool = sources, workspace, pool
+        self._sources, self._workspace, self._engine = sources, workspace, engine
         self._options, self._tell = options, progress or (lambda now: None)
         self._faults: list[str] = []
 
@@ -151,41 +125,55 @@ class _Job:
         if self._options.is_video or self._sources.are_decoded(self._options):
             versions |= library_versions()
         about = identity((), self._options, versions)
-        scans = self._scan(about)
+        found = self._scan(about)
+        scans = chosen_episodes(found, self._options)
         plan = make_plan(scans, self._options)
         self._note_faults(plan.faults)
         self._stop_at_faults(any_good=True)
         job = identity(scans, self._options, versions)
-        if self._options.resume and (done := self._already_done(scans, versions)):
-            if self._workspace.has_job:
+        is_array = self._options.num_tasks is not None
+        goes_on = self._options.resume or self._options.publish or is_array
+        if goes_on and (done := self._already_done(scans, versions)):
+            if self._workspace.has_job and not is_array:
                 self._workspace.conclude(done.columns.names)
             of_features = left_out_of(scans, with_reason=True)  # listed behind what was left out of the episodes
             self._faults = [one for one in done.provenance.get("left_out", ()) if one not in of_features]
             return self._report(done, scans)
         is_resumed = self._workspace.begin(job)
         try:
-            if not self._workspace.is_remote:
-                keep_scans(self._workspace.folder, about, scans)
+            if not is_array:
+                keep_scans(self._workspace.store, about, found)
             results = self._pack(plan, scans, is_resumed)
-            self._stop_at_faults(any_good=bool(results.shard_names))
+            self._stop_at_faults(any_good=bool(results.shards) or is_array)
+            if is_array:
+                return self._report_share(plan, scans, results)
             self._hash_others(scans, results)
             manifest = self._publish(plan, scans, results, versions)
         except BaseException as error:
-            self._pool.stop()
-            self._workspace.abandon(keep_complete=self._options.resume or can_be_resumed(error))
+            self._engine.stop()
+            self._workspace.abandon(keep_complete=goes_on or can_be_resumed(error))
             raise
         self._workspace.conclude(manifest.columns.names)
         return self._report(manifest, scans, results)
 
     def _scan(self, about: Mapping[str, str]) -> list[ScannedFile]:
         """Look into every file, in the order given; a resumed job only into those that changed since."""
-        workspace, num_faults = self._workspace, 0
-        kept = kept_scans(workspace.folder, about) if self._options.resume and workspace.has_job else {}
+        with self._workspace.scanning() as may_be_kept:
+            kept = kept_scans(self._workspace.store, about) if may_be_kept else {}
+            scans = self._look_into_what_is_new(kept)
+            if self._options.num_tasks is not None and not self._workspace.was_complete:  # the next one waits for them
+                keep_scans(self._workspace.store, about, scans)
+        return scans
+
+    def _look_into_what_is_new(self, kept: Mapping[str, ScannedFile]) -> list[ScannedFile]:
+        num_faults = 0
         files, access = self._sources.files, self._sources.access
-        found = [if_unchanged(kept.get(file.path), file.name) for file in files]
+        found = list(ahead(lambda file: if_unchanged(kept.get(file.path), file.name, access), files))
         missing = [number for number, scan in enumerate(found) if scan is None]
-        tasks = [(files[number], self._options, access) for number in missing]
-        scanned = self._pool.map(look_into, tasks, min_parallel=_MIN_PARALLEL_SCANS)
+        # Processes choose nothing, and a list of episodes may be long.
+        options = self._options if self._options.asks_of_episodes else replace(self._options, episodes=None)
+        tasks = [(files[number], options, access) for number in missing]
+        scanned = self._engine.map(look_into, tasks, min_parallel=_MIN_PARALLEL_SCANS)
         for number_done, (number, scan) in enumerate(zip(missing, scanned, strict=True), 1):
             found[number] = scan
             num_faults += len(scan.faults)
@@ -215,6 +203,8 @@ class _Job:
         about = manifest.provenance
         if there == wanted and about.get("options") == self._options.deciding() and about.get("versions") == versions:
             return manifest
+        if self._options.overwrite:
+            return None
         raise DatasetExistsError(
             f"{self._workspace.url}: holds a complete dataset of other sources or options, nothing to resume. "
             "Choose another folder, or replace it with --overwrite."
@@ -222,92 +212,58 @@ class _Job:
 
     def _tasks(self, plan: PackPlan, scans: Sequence[ScannedFile]) -> Iterator[ShardTask]:
         hashed: set[int] = set()
+        options = replace(self._options, episodes=None)  # they are chosen; a list of them may be long
+        rules = RecordRules.of(plan.features, plan.num_episodes)
         for number, episodes in enumerate(plan.shards):
             used = {episode.source_index for episode in episodes}
             yield ShardTask(
                 name=self._workspace.shard_name(number),
-                folder=str(self._workspace.folder),
                 url=self._workspace.url,
                 episodes=episodes,
                 sources={index: scans[index].source for index in used},
                 unhashed=frozenset(used - hashed),
                 features=plan.features,
-                options=self._options,
+                options=options,
+                rules=rules,
                 storage_options=self._workspace.storage_options,
                 source_options=self._sources.access,
+                must_keep=self._options.num_tasks is not None,
             )
             hashed |= used
 
-    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> _Results:
-        """Make every shard that is not complete."""
+    def _pack(self, plan: PackPlan, scans: Sequence[ScannedFile], is_resumed: bool) -> Results:
+        """Make every shard that is not complete; of an array, those of this task."""
         tasks = list(self._tasks(plan, scans))
-        keys = [key_if_kept(task) if is_resumed else "" for task in tasks]
-        done = [episode for task, key in zip(tasks, keys, strict=True) if key for episode in task.episodes]
-        done_bytes = sum(episode.source_bytes for episode in done)
-
-        results = _Results("train" if "train" in plan.splits else plan.splits[0])
-
-        def tick(num_episodes: int, num_bytes: int) -> None:
-            self._tell(
-                PackProgress(
-                    "packing",
-                    len(done) + num_episodes,
-                    plan.num_episodes,
-                    done_bytes + num_bytes,
-                    plan.source_bytes,
-                    len(self._faults) + len(results.faults),
-                )
-            )
-
-        folder, is_kept = self._workspace.folder, not self._workspace.is_remote
-        function = pack_and_keep if is_kept else pack_shard
-        made = self._pool.map(function, [task for task, key in zip(tasks, keys, strict=True) if not key], tick)
-        num_summed, results.statistics = kept_statistics(folder, keys)
-        # Summaries are merged in the order of the plan, for the same bits with any number of workers, and at once,
-        # because those of 100,000 shards do not fit into memory.
-        for number, task in enumerate(tasks):
-            is_summed = number < num_summed
-            result = read_kept(task, with_statistics=not is_summed) if keys[number] else None
-            results.num_resumed += result is not None
-            if result is None:  # a kept one can turn out to be torn
-                result = next(self._pool.map(function, [task])) if keys[number] else next(made)
-            keys[number] = result.key
-            results.faults += result.faults
-            results.take(task, result, is_summed=is_summed)
-            if (
-                is_kept
-                and not is_summed
-                and (number + 1) % -(-len(tasks) // _NUM_SUMS) == 0
-                and all(keys[: number + 1])
-            ):
-                keep_statistics(folder, keys[: number + 1], results.statistics)
-        next(made, None)  # it tells how far it is once more at its end
+        if self._options.num_tasks is not None and self._options.task_index is not None:
+            share = share_of(self._options.task_index, self._options.num_tasks, len(tasks))
+            tasks = tasks[share.start : share.stop]
+        results = Results("train" if "train" in plan.splits else plan.splits[0])
+        making = Making(self._engine, self._workspace.store, self._options, self._tell)
+        making.run(tasks, results, len(self._faults), is_resumed=is_resumed)
         self._note_faults(results.faults)
         return results
 
-    def _hash_others(self, scans: Sequence[ScannedFile], results: _Results) -> None:
+    def _hash_others(self, scans: Sequence[ScannedFile], results: Results) -> None:
         """Checksums of the files that no task read: none of their episodes is packed."""
         numbers = [number for number, scan in enumerate(scans) if scan.episodes and number not in results.checksums]
-        made = self._pool.map(hash_source, [scans[number].source for number in numbers])
+        made = self._engine.map(hash_source, [scans[number].source for number in numbers])
         for num_done, (number, checksum) in enumerate(zip(numbers, made, strict=True), 1):
             results.checksums[number] = checksum
             self._tell(PackProgress("hashing", num_done, len(numbers)))
 
     def _publish(
-        self, plan: PackPlan, scans: Sequence[ScannedFile], results: _Results, versions: Mapping[str, str]
+        self, plan: PackPlan, scans: Sequence[ScannedFile], results: Results, versions: Mapping[str, str]
     ) -> Manifest:
         """Write the manifest: from now on there is a dataset."""
         self._tell(PackProgress("publishing", 0, 1))
-        splits = tuple(name for name in plan.splits if name in results.splits)
-        builder = ManifestBuilder(plan.features, splits)
-        for name in results.shard_names:
-            path = self._workspace.folder / index_name(name)
-            data = path.read_bytes()
-            builder.add_shard(ShardIndex.parse(data, path.name), data)
+        found = {shard.split for shard in results.shards}
+        builder = ManifestBuilder(plan.features, tuple(name for name in plan.splits if name in found))
+        for shard in results.shards:
+            builder.add(shard, plan.features)
         sources = _usable(scans)
         names = names_of(scans)
         manifest = builder.build(
-            statistics={name: to_plain(summary) for name, summary in results.statistics.items()},
+            statistics=plain_statistics(results.statistics),
             # Empty if every episode of that split was bad.
             statistics_split=results.statistics_split if results.statistics else None,
             more=MoreStatistics.of(results.statistics, results.not_finite),
@@ -328,7 +284,30 @@ class _Job:
         write_manifest(manifest, self._workspace.url, self._workspace.storage_options)
         return manifest
 
-    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: _Results | None = None) -> PackReport:
+    def _report_share(self, plan: PackPlan, scans: Sequence[ScannedFile], results: Results) -> PackReport:
+        """Of one task of an array."""
+        episodes = [meta for shard in results.shards for meta in shard.episodes]
+        return PackReport(
+            url=self._workspace.url,
+            fingerprint="",
+            layouts=dict(Counter(scan.source.layout for scan in scans if scan.episodes)),
+            features=plan.features,
+            splits=dict(Counter(meta.split for meta in episodes)),
+            num_episodes=len(episodes),
+            num_steps=sum(meta.length for meta in episodes),
+            num_shards=len(results.shards),
+            num_resumed=results.num_resumed,
+            num_bytes=sum(shard.num_bytes for shard in results.shards),
+            seconds=time.monotonic() - self._started,
+            faults=tuple(self._faults),
+            left_out=left_out_of(scans),
+            fidelity=results.fidelity,
+            outside_files=outside_files(scans),
+            not_finite=results.not_finite,
+            is_published=False,
+        )
+
+    def _report(self, manifest: Manifest, scans: Sequence[ScannedFile], results: Results | None = None) -> PackReport:
         """Of this job; without results, of one that had been done before."""
         report = report_of(manifest, scans, self._workspace.url, self._options.division)
         for note in report.notes:

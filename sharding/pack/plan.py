@@ -5,25 +5,26 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
-from epistream.errors import LayoutError, OptionError, PackError
+from epistream.errors import OptionError, PackError
 from epistream.hints import grouped
+from epistream.sharding.format.division import identity_of
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.feature_sets import with_longest_groups
 from epistream.sharding.format.features import IMAGES, Feature
 from epistream.sharding.format.fill_shards import fill_shards
-from epistream.sharding.format.left_out import oddity, sentence, usual_features
+from epistream.sharding.format.left_out import oddity, usual_features
+from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.names import made_names
-from epistream.sharding.layouts.registry import looked_for, scan_source
+from epistream.sharding.layouts.registry import looked_for
 from epistream.sharding.opening.other_files import OtherFile
-from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.pack.outputs import OF_VIDEO, applied_options, outputs_of
+from epistream.sharding.pack.outputs import OF_VIDEO
 from epistream.sharding.pictures.codecs import WRITTEN
-from epistream.units import count_text
+from epistream.sharding.selecting.columns import flat_attributes
 
 _log = logging.getLogger(__name__)
 # Only what a layout knows is bgr; rgb may be no more than an assumption.
@@ -37,7 +38,8 @@ _COLOURS_DIFFER = (
 class ScannedEpisode:
     """An episode as the plan needs it: a few hundred bytes, for a million of them fit into memory.
 
-    `refused` are features that it could have had, by name, each with the reason why not.
+    `refused` are features that it could have had, by name, each with the reason why not; `told` is what it says of
+    itself, where the job chooses by that.
     """
 
     group: str
@@ -47,13 +49,27 @@ class ScannedEpisode:
     estimated_bytes: int
     features: tuple[Feature, ...]
     refused: tuple[tuple[str, str], ...] = ()
+    told: "ToldOfEpisode | None" = None
+
+
+class ToldOfEpisode(NamedTuple):
+    """What an episode of a source says of itself: its instructions, and its attributes as selections know them."""
+
+    tasks: tuple[str, ...]
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(cls, episode: SourceEpisode, options: PackOptions) -> "ToldOfEpisode | None":
+        """Of an episode; None where the job does not choose by it."""
+        return cls(episode.tasks, flat_attributes(episode.attributes)) if options.asks_of_episodes else None
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """A file as the job found it, and the others that it reads from.
 
-    `name` is what the dataset calls it: its path below the job's root.
+    `name` is what the dataset calls it: its path below the job's root. `path` can be a URL: then times and inodes are
+    0, and `version` is what its server tells.
     """
 
     path: str
@@ -63,6 +79,7 @@ class SourceFile:
     mtime_ns: int
     inode: int
     others: tuple[OtherFile, ...] = ()
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,40 +148,6 @@ class PackPlan:
         return sum(episode.source_bytes for shard in self.shards for episode in shard)
 
 
-def scan_file(path: str, name: str, options: PackOptions) -> ScannedFile:
-    """Look into one source file; faults of its contents are reported, not raised."""
-    scan = scan_source(path, options.layout, PackChoice(options), allow_outside=options.allow_outside_files)
-    episodes: list[ScannedEpisode] = []
-    faults = list(scan.faults)
-    left_out: list[str] = []
-    applied: frozenset[str] = frozenset()
-    for episode in scan.episodes:
-        try:
-            outputs = outputs_of(episode, options)
-        except LayoutError as error:
-            faults.append(f"{path}: {sentence(error)}")
-            continue
-        left_out += [item.removeprefix(episode.group.rstrip("/")) for item in episode.left_out]
-        applied |= applied_options(episode, outputs, options)
-        episodes.append(
-            ScannedEpisode(
-                group=episode.group,
-                length=episode.length,
-                split=episode.split,
-                source_bytes=sum(output.source.num_bytes for output in outputs),
-                estimated_bytes=sum(output.estimated_bytes for output in outputs),
-                features=tuple(output.feature for output in outputs),
-                refused=tuple((one.name, f"{one.path}: {one.reason}") for one in episode.refused),
-            )
-        )
-    left_out = list(left_out_once(left_out))
-    if scan.excluded:
-        listed = ", ".join(scan.excluded[:3]) + ", ..." * (len(scan.excluded) > 3)
-        left_out.append(f"{count_text(len(scan.excluded), 'episode')} of {name}: {listed}")
-    source = SourceFile(path, name, scan.layout, scan.num_bytes, scan.mtime_ns, scan.inode, scan.others)
-    return ScannedFile(source, tuple(episodes), tuple(faults), tuple(left_out), applied)
-
-
 def left_out_once(paths: Iterable[str]) -> tuple[str, ...]:
     """What was left out of many episodes, each path once and with the reason of the first of them."""
     first: dict[str, str] = {}
@@ -184,6 +167,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
 
     Raises:
         PackError: If no episode can be packed.
+        FormatError: If the episodes are to join a dataset of other features.
     """
     faults = [fault for scan in scans for fault in scan.faults]
     # Episodes from other processes each bring features of their own; equal ones are made one, to save memory.
@@ -201,6 +185,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
         )
     votes = Counter(episode.features for _, episode in pairs)
     features = dict(usual_features((_by_name(mine), count) for mine, count in votes.items()))
+    features = dict(options.chosen_features(map(_by_name, votes), features))
     oddities = {mine: oddity(_by_name(mine), features) for mine in votes}
     for mine, odd in oddities.items():
         features = with_longest_groups(features, _by_name(mine)) if odd is None else features
@@ -215,7 +200,7 @@ def make_plan(scans: Sequence[ScannedFile], options: PackOptions) -> PackPlan:
             faults.append(f"{scans[index].source.path}: {episode.group}: {odd}.{hint}")
     _tell_made_names(features.values(), options)
     _check_applied(frozenset().union(*(scan.applied for scan in scans)), features, options)
-    splits, names = _assign_splits(kept, options)
+    splits, names = _assign_splits(scans, kept, options)
     planned = [
         PlannedEpisode(number, index, episode.group, episode.length, split, episode.source_bytes)
         for number, ((index, episode), split) in enumerate(zip(kept, names, strict=True))
@@ -230,7 +215,9 @@ def identity(scans: Sequence[ScannedFile], options: PackOptions, versions: dict[
     sources = [(scan.source.path, scan.source.num_bytes, scan.source.mtime_ns, len(scan.episodes)) for scan in scans]
     others = [vars(other) for scan in scans for other in scan.source.others]
     sets = [(scan.source.digest, scan.source.files) for scan in scans if isinstance(scan.source, SetFile)]
-    said = [sources, others, sets] if sets else [sources, others] if others else sources
+    said: Any = [sources, others, sets] if sets else [sources, others] if others else sources
+    if versions_of_files := [scan.source.version for scan in scans if scan.source.version]:
+        said = [said, versions_of_files]
     parts: dict[str, Any] = {"sources": said, "options": options.deciding(), "versions": versions}
     return {
         name: xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()
@@ -291,11 +278,14 @@ def _check_video(applied: frozenset[str], options: PackOptions) -> None:
 
 
 def _assign_splits(
-    kept: Sequence[tuple[int, ScannedEpisode]], options: PackOptions
+    scans: Sequence[ScannedFile], kept: Sequence[tuple[int, ScannedEpisode]], options: PackOptions
 ) -> tuple[tuple[str, ...], list[str]]:
     """The names of the splits, and the split of each episode."""
     if options.division is not None:
-        names = options.division.names(len(kept))
+        of_files = [(scans[number].source, episode) for number, episode in kept]
+        names = options.division.names(
+            [identity_of(file.name, one.group, one.length, file.num_bytes) for file, one in of_files]
+        )
     elif any(episode.split for _, episode in kept):
         # A file without masks among files with them is training data.
         names = [episode.split or "train" for _, episode in kept]

@@ -11,8 +11,8 @@ from epistream.hints import in_short
 from epistream.sharding.files.storage import join
 from epistream.sharding.format.division import Division
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.manifest import Manifest
 from epistream.sharding.format.statistics import NotFinite
+from epistream.sharding.manifest.manifest import Manifest
 from epistream.sharding.pack.plan import ScannedFile, SetFile, left_out_of
 from epistream.sharding.pictures.fidelity import Fidelity
 from epistream.shown_urls import shown
@@ -55,6 +55,7 @@ class PackReport:
         fidelity: camera -> what lossy encoding cost it, for those that were encoded as JPEG; empty if not `is_new`.
         notes: What came out otherwise than one may expect of the options.
         is_new: False if the dataset had been complete before, so that nothing was packed (with ``resume``).
+        is_published: False of a task of an array, which counts its own shards and has no fingerprint.
     """
 
     url: str
@@ -76,6 +77,7 @@ class PackReport:
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     is_new: bool = True
+    is_published: bool = True
 
     def __repr__(self) -> str:
         """The most telling, in a line or two."""

@@ -1,12 +1,12 @@
 """One task of a packing job: reads the episodes of one shard from their sources and writes it."""
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from epistream.errors import EpistreamError, FormatError, LayoutError, SourceError
 from epistream.file_systems import local_path
@@ -15,12 +15,16 @@ from epistream.sharding.files.storage import Options
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.feature_sets import describe_difference
 from epistream.sharding.format.features import Feature
+from epistream.sharding.format.index import ShardIndex
 from epistream.sharding.format.left_out import sentence
-from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, count_not_finite, merge_all, summarize
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all
 from epistream.sharding.layouts.base import SourceEpisode
 from epistream.sharding.layouts.reading import open_source, read_array
 from epistream.sharding.layouts.registry import described, layout_by_name
-from epistream.sharding.opening.source_bytes import BytesInMemory
+from epistream.sharding.manifest.episode_records import EpisodeRecords
+from epistream.sharding.manifest.manifest_builder import ShardSummary
+from epistream.sharding.manifest.record_making import Counted, RecordRules, count_episode
+from epistream.sharding.opening.source_bytes import BlocksOfFile, SourceBytes
 from epistream.sharding.pack.choice import PackChoice
 from epistream.sharding.pack.encoding import FrameSource, Hdf5Frames
 from epistream.sharding.pack.lerobot_episode import read_episode
@@ -29,8 +33,8 @@ from epistream.sharding.pack.options import PackOptions
 from epistream.sharding.pack.outputs import Output, outputs_of
 from epistream.sharding.pack.plan import PlannedEpisode, SetFile, SourceFile
 from epistream.sharding.pack.source_reader import SourceReader, check_unchanged, hash_source
-from epistream.sharding.pack.workspace import upload
 from epistream.sharding.pictures.fidelity import Fidelity
+from epistream.sharding.tar.shard_store import upload
 from epistream.sharding.tar.shard_writer import ShardWriter
 from epistream.sharding.tasks.pulse import Pulse
 
@@ -41,42 +45,46 @@ class ShardTask:
 
     Args:
         name: File name of the tar.
-        folder: Where it is written.
-        url: Where it is published, if that is not the folder.
+        url: The folder of the dataset. A remote one gets what was made in a temporary folder of the process.
         episodes: What goes into it.
         sources: Source files by `PlannedEpisode.source_index`.
         unhashed: Of these, those that no earlier task reads: their checksums are made here.
         features: Of every episode.
         options: Of the job.
+        rules: What is kept of each of its episodes.
         storage_options: For `url`.
         source_options: For sources that are remote.
+        must_keep: Whether another process waits for the result beside the shard, whatever comes of it.
     """
 
     name: str
-    folder: str
     url: str
     episodes: tuple[PlannedEpisode, ...]
     sources: Mapping[int, SourceFile]
     unhashed: frozenset[int]
     features: Mapping[str, Feature]
     options: PackOptions
+    rules: RecordRules
     storage_options: Options = None
     source_options: Options = None
+    must_keep: bool = False
 
 
 @dataclass
 class ShardResult:
-    """What became of a task. If one of its episodes was good, it `is_packed`, and its index is in the folder.
+    """What became of a task: small, for it may come from another machine.
 
-    `checksums` are those of the task's `unhashed` sources, by their index; a file that cannot be read has none. `key`
-    is that of `kept_results`, empty if nothing is kept.
+    `shard` is None if none of its episodes was good. `checksums` are those of the task's `unhashed` sources, by their
+    index; a file that cannot be read has none. `key` is that of `kept_results`, empty if nothing is kept. `records` are
+    those of its episodes until `shard` has them.
     """
 
-    is_packed: bool = False
+    shard: ShardSummary | None = None
     key: str = ""
     checksums: dict[int, str] = field(default_factory=dict)
     statistics: dict[str, Summary] = field(default_factory=dict)
     not_finite: dict[str, NotFinite] = field(default_factory=dict)
+    records: list[EpisodeRecords] = field(default_factory=list)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -88,9 +96,21 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
         PackError: If the disk is full, or the job was stopped; nothing of the shard is left then.
         SourceChangedError: If a source is not the file that was scanned.
     """
+    folder = local_path(task.url)
+    if folder is not None:
+        return _pack_into(folder, task, pulse)
+    with tempfile.TemporaryDirectory(prefix="epistream-pack-", ignore_cleanup_errors=True) as temporary:
+        result = _pack_into(Path(temporary), task, pulse)
+        # A reader of the store that sees the tar shall find its index.
+        for name in (index_name(task.name), task.name) if result.shard else ():
+            upload(Path(temporary) / name, task.url, task.storage_options)
+    return result
+
+
+def _pack_into(folder: Path, task: ShardTask, pulse: Pulse) -> ShardResult:
     result = ShardResult()
     done_bytes = 0
-    with ShardWriter(Path(task.folder), task.name, task.features) as writer:
+    with ShardWriter(folder, task.name, task.features) as writer:
         for episode in task.episodes:
             try:
                 _pack_episode(task, writer, episode, result, pulse)
@@ -104,12 +124,9 @@ def pack_shard(task: ShardTask, pulse: Pulse) -> ShardResult:
             pulse.add(episodes=1, num_bytes=done_bytes - pulse.num_bytes)
         if not writer.num_episodes:
             return result
-        writer.finish()
-    if local_path(task.url) is None:
-        for name in (index_name(task.name), task.name):
-            upload(Path(task.folder) / name, task.url, task.storage_options)
-        (Path(task.folder) / task.name).unlink()
-    result.is_packed = True
+        index = writer.finish()
+    records, result.records = EpisodeRecords.join(result.records), []
+    result.shard = ShardSummary.of(ShardIndex.parse(index, index_name(task.name)), index, records)
     return result
 
 
@@ -120,32 +137,57 @@ def _pack_episode(
     if isinstance(source, SetFile):
         _pack_of_set(task, writer, planned, source, result, pulse)
         return
-    reader: SourceReader = pulse.kept.setdefault("sources", SourceReader())
+    reader: SourceReader = pulse.kept.setdefault("sources", SourceReader(task.source_options))
+    if local_path(source.path) is None:
+        _pack_remote(task, writer, planned, reader, result, pulse)
+        return
     check_unchanged(source)
     if planned.source_index in task.unhashed and planned.source_index not in result.checksums:
         result.checksums[planned.source_index] = reader.read(source, pulse)
     content = reader.content(source)
     try:
-        _copy_episode(task, writer, planned, content, result, pulse)
+        _copy_episode(task, writer, planned, (source.path, content), result, pulse)
     except EpistreamError:
         if content is None or not content.names_others:
             raise
-        _copy_episode(task, writer, planned, None, result, pulse)
+        _copy_episode(task, writer, planned, (source.path, None), result, pulse)
     if content is None or content.names_others:
         check_unchanged(source)
+
+
+def _pack_remote(
+    task: ShardTask,
+    writer: ShardWriter,
+    planned: PlannedEpisode,
+    reader: SourceReader,
+    result: ShardResult,
+    pulse: Pulse,
+) -> None:
+    """Write one episode of a remote file, from a copy."""
+    source = task.sources[planned.source_index]
+    path, checksum = reader.bring(source, pulse)
+    if planned.source_index in task.unhashed:
+        result.checksums[planned.source_index] = checksum
+    content = reader.content(source)
+    try:
+        with content if isinstance(content, BlocksOfFile) else contextlib.nullcontext():
+            _copy_episode(task, writer, planned, (str(path), content), result, pulse)
+    except (LayoutError, FormatError, SourceError) as error:
+        raise type(error)(str(error).replace(str(path), source.path)) from error
 
 
 def _copy_episode(
     task: ShardTask,
     writer: ShardWriter,
     planned: PlannedEpisode,
-    content: BytesInMemory | None,
+    where: tuple[str, SourceBytes | None],
     result: ShardResult,
     pulse: Pulse,
 ) -> None:
-    """Write one episode, read from `content` or else from its file."""
+    """Write one episode, read from a file, or the bytes of it that are in memory."""
     source = task.sources[planned.source_index]
-    with open_source(source.path, content, allow_outside=task.options.allow_outside_files) as file:
+    path, content = where
+    with open_source(path, content, allow_outside=task.options.allow_outside_files) as file:
         layout = layout_by_name(task.options.layout or source.layout)
         episode = described(layout, file, planned.group, PackChoice(task.options))
         outputs = {output.feature.name: output for output in outputs_of(episode, task.options)}
@@ -167,9 +209,10 @@ def _copy_episode(
             if output.feature.kind == "frames"
         }
         frames = {name: _watched(camera, content) for name, camera in cameras.items()}
-        _refuse_others(content, source.path)
-        writer.add(_meta(episode, planned, source), arrays, frames)
-    _count(result, arrays, cameras)
+        _refuse_others(content, path)
+        meta = _meta(episode, planned, source)
+        writer.add(meta, arrays, frames)
+    _count(result, count_episode(arrays, meta, task.rules), cameras)
 
 
 def _pack_of_set(
@@ -213,7 +256,7 @@ def _pack_of_set(
     else:
         found.check_unchanged()
     writer.add(meta, arrays, frames)
-    _count(result, arrays, cameras)
+    _count(result, count_episode(arrays, meta, task.rules), cameras)
 
 
 def _and_then(frames: Iterator[Any], look: Callable[[], None]) -> Iterator[Any]:
@@ -231,22 +274,23 @@ def _refuse_others_than_planned(outputs: Mapping[str, Output], wanted: Mapping[s
             raise FormatError(f"{where}: {name}: groups of {feature.group_steps}, wanted {wanted[name].group_steps}.")
 
 
-def _count(result: ShardResult, arrays: Mapping[str, NDArray[Any]], cameras: Mapping[str, FrameSource]) -> None:
+def _count(result: ShardResult, counted: Counted, cameras: Mapping[str, FrameSource]) -> None:
     """Add what came of an episode that was written."""
-    result.statistics = merge_all((result.statistics, {name: summarize(values) for name, values in arrays.items()}))
-    result.not_finite = add_counts((result.not_finite, count_not_finite(arrays)))
+    result.statistics = merge_all((result.statistics, counted.statistics))
+    result.not_finite = add_counts((result.not_finite, counted.not_finite))
+    result.records.append(counted.records)
     for name, camera in cameras.items():
         if camera.fidelity.num_frames:
             result.fidelity.setdefault(name, Fidelity()).add(camera.fidelity)
 
 
-def _watched(camera: FrameSource, content: BytesInMemory | None) -> Iterator[Any]:
+def _watched(camera: FrameSource, content: SourceBytes | None) -> Iterator[Any]:
     """The frames of `camera` as the writer wants them, until the job is stopped."""
     yield from camera.frames()
     _refuse_others(content, camera.output.source.path)
 
 
-def _refuse_others(content: BytesInMemory | None, where: str) -> None:
+def _refuse_others(content: SourceBytes | None, where: str) -> None:
     """Some versions of HDF5 give the fill value for what a virtual dataset has in a file that they cannot open."""
     if content is not None and content.names_others:
         raise SourceError(f"{where}: is in another file, wanted it to be read there.")

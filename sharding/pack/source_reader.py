@@ -9,8 +9,10 @@ import xxhash
 from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import AnyPath, find_sources
+from epistream.sharding.files.remote_hdf5 import RemoteCopy
+from epistream.sharding.files.storage import Options
 from epistream.sharding.opening.other_files import check_unchanged as check_others
-from epistream.sharding.opening.source_bytes import BytesInMemory
+from epistream.sharding.opening.source_bytes import BlocksOfFile, BytesInMemory, SourceBytes
 from epistream.sharding.pack.plan import SourceFile
 from epistream.sharding.tar.index_tar import index_tar
 from epistream.sharding.tasks.pulse import Pulse
@@ -40,26 +42,57 @@ def find_hdf5(sources: AnyPath | Sequence[AnyPath]) -> list[Path]:
 
 
 class SourceReader:
-    """Holds the bytes of the file that a process read last, since most files are packed right after."""
+    """Holds the bytes of the file that a process read last, since most files are packed right after.
 
-    def __init__(self) -> None:
-        self._path = ""
+    Of a remote file, a copy: one at a time, without a name.
+
+    Args:
+        access: What opens remote files.
+    """
+
+    def __init__(self, access: Options = None) -> None:
+        self._access = access
+        self._path, self._checksum = "", ""
         self._content: BytesInMemory | None = None
+        self._copy: RemoteCopy | None = None
+
+    def bring(self, source: SourceFile, pulse: Pulse) -> tuple[Path, str]:
+        """Where this process reads a remote file from, until it brings another, and its XXH3-128.
+
+        Raises:
+            SourceError: If it cannot be brought.
+            SourceChangedError: If it is not the file that was scanned.
+        """
+        if self._copy is None or self._path != source.path:
+            self._forget()
+            self._copy = RemoteCopy(source.path, source.version, source.num_bytes, self._access)
+            self._checksum = self._read(source, self._copy.path, pulse)
+            self._path = source.path
+        return self._copy.path, self._checksum
+
+    def _forget(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+        self._path, self._content, self._copy = "", None, None  # before there is memory for another
 
     def read(self, source: SourceFile, pulse: Pulse) -> str:
-        """XXH3-128 of a source file, whose bytes `content` then has, if it is small enough.
+        """XXH3-128 of a local source file, whose bytes `content` then has, if it is small enough.
 
         Raises:
             SourceError: If it cannot be read.
             SourceChangedError: If it is not the file that was scanned.
         """
-        self._path, self._content = "", None  # before there is memory for another
+        self._forget()
+        self._checksum = self._read(source, Path(source.path), pulse)
+        return self._checksum
+
+    def _read(self, source: SourceFile, path: Path, pulse: Pulse) -> str:
         is_whole = source.num_bytes <= WHOLE_BYTES
         piece_bytes = source.num_bytes if is_whole else _READ_BYTES
         hasher = xxhash.xxh3_128()
         data, done = b"", 0
         try:
-            with Path(source.path).open("rb", buffering=0) as file:
+            with path.open("rb", buffering=0) as file:
                 while done < source.num_bytes:
                     data = file.read(min(source.num_bytes - done, piece_bytes))
                     if not data:
@@ -71,14 +104,17 @@ class SourceReader:
             raise SourceError(
                 f"{source.path}: cannot be read ({error.strerror or error}), wanted its checksum."
             ) from error
-        check_unchanged(source, done)
+        if local_path(source.path) is not None:
+            check_unchanged(source, done)
         if is_whole and len(data) == done:  # else it came in pieces
             self._path, self._content = source.path, BytesInMemory(data)
         return hasher.hexdigest()
 
-    def content(self, source: SourceFile) -> BytesInMemory | None:
+    def content(self, source: SourceFile) -> SourceBytes | None:
         """The bytes of `source`, if they are at hand; None also if HDF5 found other files named in them."""
-        content = self._content if self._path == source.path else None
+        content: SourceBytes | None = self._content if self._path == source.path else None
+        if content is None and self._copy is not None and self._path == source.path:
+            return BlocksOfFile(self._copy.path)
         return None if content is None or content.names_others else content
 
 

@@ -5,18 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from epistream.access import Access
+from epistream.access import Access, split_secrets
 from epistream.errors import OptionError, SourceError
 from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import AnyPath, given_twice, matches, names_below_root
 from epistream.sharding.files.names import LEROBOT_INFO
+from epistream.sharding.files.remote_hdf5 import find_remote, names_of_urls
 from epistream.sharding.files.sources import Folder, LeRobotSet, resolve_access
 from epistream.sharding.files.storage import Options, is_there, join
-from epistream.sharding.format.manifest_file import FILE_NAME
 from epistream.sharding.lerobot_meta.hub import pinned
+from epistream.sharding.manifest.manifest_file import FILE_NAME
 from epistream.sharding.pack.lerobot_scan import DataFile, data_files, scan_data_file
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.pack.plan import ScannedFile, scan_file
+from epistream.sharding.pack.plan import ScannedFile
+from epistream.sharding.pack.scan import scan_file
 from epistream.sharding.pack.source_reader import find_hdf5
 from epistream.sharding.tasks.pulse import Pulse
 from epistream.working_folder import absolute
@@ -24,7 +26,7 @@ from epistream.working_folder import absolute
 
 @dataclass(frozen=True)
 class Hdf5File:
-    """An HDF5 file that is to be looked into, and what the dataset calls it."""
+    """An HDF5 file that is to be looked into, of a path or URL, and what the dataset calls it."""
 
     path: str
     name: str
@@ -56,7 +58,7 @@ def find_files(
 
     Raises:
         OptionError: If nothing is given, something is given twice, or an option is not for such sources.
-        SourceError: If a folder or glob gives no files, one is a tar, or HDF5 files are beside LeRobot data sets.
+        SourceError: If a folder or pattern gives no files, one is a tar, or HDF5 files are beside LeRobot data sets.
     """
     given = [os.fspath(one) for one in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     access = Access.of(storage_options)
@@ -72,6 +74,8 @@ def find_files(
             access = access.having(opens.secrets)
         roots += found
         others += [] if found else [one]
+    if not roots and any(local_path(one) is None for one in given):
+        return _remote_files(given, access)
     if not roots:
         paths = find_hdf5(sources)
         names = names_below_root(paths)
@@ -88,11 +92,28 @@ def find_files(
     return Sources([file for root, prefix in named for file in data_files(root, prefix, options, access)], access)
 
 
+def _remote_files(given: Sequence[str], access: Access) -> Sources:
+    """HDF5 files of which some are remote."""
+    paths: list[str] = []
+    for one in given:
+        if local_path(one) is None:
+            found, opens = find_remote(one, access)
+            access = access.having(opens.secrets)
+            paths += found
+        else:
+            paths += map(str, find_hdf5([one]))
+    twice = given_twice(paths)
+    if twice:
+        raise OptionError(f"{twice[0]}: given twice (also as {twice[1]}), wanted each file once.")
+    named = zip(paths, names_of_urls(paths), strict=True)
+    return Sources([Hdf5File(path, name) for path, name in named], access)
+
+
 def look_into(task: tuple[Hdf5File | DataFile, PackOptions, Access], pulse: Pulse) -> ScannedFile:
     """Look into one file; faults of its contents are reported, not raised."""
     file, options, access = task
     if isinstance(file, Hdf5File):
-        scan = scan_file(file.path, file.name, options)
+        scan = scan_file(file.path, file.name, options, access)
     else:
         scan = scan_data_file(file, options, access, pulse)
     pulse.add()
@@ -119,6 +140,8 @@ def _sets_at(source: str) -> list[str]:
 
 def _remote_sets(url: str, access: Access) -> tuple[list[str], Access]:
     """Those that a URL or pattern of URLs names, and what opens them."""
+    if any(sign in split_secrets(url)[0] for sign in "*["):
+        return [], access  # HDF5 files are found by it
     parts, opens = resolve_access(url, access)
     sets = []
     for part in parts:

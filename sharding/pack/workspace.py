@@ -1,14 +1,11 @@
 """The folder or URL that a packing job writes to: locked, cleaned, and never looking finished before it is."""
 
 import contextlib
-import json
 import logging
 import re
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from epistream.access import Access
 from epistream.errors import (
@@ -16,32 +13,35 @@ from epistream.errors import (
     DeadlineError,
     EpistreamError,
     FormatError,
-    OptionError,
     PackError,
     WorkerError,
 )
-from epistream.file_systems import ask, limit_of, local_path, open_file_system
-from epistream.sharding.files.locks import locked
+from epistream.file_systems import local_path
+from epistream.sharding.files.locks import locked, shared_lock
 from epistream.sharding.files.names import index_name
 from epistream.sharding.files.sources import folder_access
 from epistream.sharding.files.storage import Options, is_there, join, list_names, remove_quietly
-from epistream.sharding.format.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
+from epistream.sharding.manifest.manifest_file import FILE_NAME, TABLES_NAME, read_manifest
+from epistream.sharding.pack.job_note import JOB_FILE, JobNote, read_note, write_note
 from epistream.sharding.pack.options import PackOptions
-from epistream.sharding.tar.tar_writer import write_error
+from epistream.sharding.tar.shard_store import Store
 from epistream.working_folder import absolute
 
 _log = logging.getLogger(__name__)
 
-JOB_FILE = ".pack-job.json"
 LOCK_FILE = ".pack.lock"
 # What a job leaves for the one that resumes it: its scans, the results of shards, and the statistics of the first ones.
 # Names of files that no reader and no glob takes for a shard begin with a dot.
 SCANS_FILE = ".pack-scans"
 STATISTICS_FILE = ".pack-statistics"
+# Held by the task of an array that looks into the sources for all of them.
+SCAN_LOCK_FILE = ".pack-scans.lock"
+_SCAN_TIMEOUT_S = 3600.0
 _OURS = re.compile(r"(shard-(?:r\d+-)?)\d{6,}\.(?:tar|index)")
-_KEPT = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:result|statistics)|\.pack-(?:scans|statistics)")
-_ATOMIC = f"{_KEPT.pattern}|{TABLES_NAME.pattern}|{re.escape(FILE_NAME)}"  # temporary names have a process' number
-_TEMPORARY = re.compile(rf"\.shard-(?:r\d+-)?\d{{6,}}\.(?:tar|index)\.tmp|\.(?:{_ATOMIC})\.\d+\.tmp")
+_KEPT = re.compile(r"\.shard-(?:r\d+-)?\d{6,}\.(?:result|statistics)|\.pack-(?:scans(?:\.lock)?|statistics)")
+# As `temporary_name` makes them.
+_WRITTEN = f"{_OURS.pattern}|{_KEPT.pattern}|{TABLES_NAME.pattern}|{re.escape(FILE_NAME)}|{re.escape(JOB_FILE)}"
+_TEMPORARY = re.compile(rf"\.(?:{_WRITTEN})(?:\.\d+)?\.tmp")
 
 
 def kept_name(shard_name: str, what: str) -> str:
@@ -65,10 +65,13 @@ class Workspace:
     url: str
     options: PackOptions
     storage_options: Access
-    folder: Path = field(init=False)
+    store: Store = field(init=False)
     prefix: str = field(init=False, default="shard-")
     _held: contextlib.ExitStack = field(init=False)
     _names: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.url, self.storage_options)
 
     @classmethod
     def at(cls, url: str, options: PackOptions, storage_options: Options) -> "Workspace":
@@ -83,7 +86,11 @@ class Workspace:
     @property
     def is_remote(self) -> bool:
         """Whether shards are made in a temporary folder and uploaded."""
-        return local_path(self.url) is None
+        return self._local is None
+
+    @property
+    def _local(self) -> Path | None:
+        return local_path(self.url)
 
     @property
     def was_complete(self) -> bool:
@@ -93,22 +100,15 @@ class Workspace:
         """
         if FILE_NAME not in self._names or JOB_FILE not in self._names:
             return FILE_NAME in self._names
-        job = self._read_job()
-        return job is not None and job["prefix"] in self._published_prefixes()
+        job = self._note()
+        return job is not None and job.prefix in self._published_prefixes()
 
     def __enter__(self) -> "Workspace":
-        local = local_path(self.url)
         with contextlib.ExitStack() as held:
-            if local is None:
-                if self.options.resume:
-                    raise OptionError(f"{self.url}: resume works on local folders only. Use overwrite.")
-                temporary = tempfile.TemporaryDirectory(prefix="epistream-pack-", ignore_cleanup_errors=True)
-                self.folder = Path(held.enter_context(temporary))
-            else:
-                absolute(local)  # where that cannot be told, nothing can be made
-                self.folder = local
-                self._make_folder(held)
-                self._take_lock(held)
+            if self._local is not None:
+                absolute(self._local)  # where that cannot be told, nothing can be made
+                self._make_folder(self._local, held)
+                self._take_lock(self._local / LOCK_FILE, held)
             self._names = set(list_names(self.url, self.storage_options) or ())
             self._refuse_what_is_there()
             self._held = held.pop_all()
@@ -123,28 +123,56 @@ class Workspace:
         Raises:
             PackError: If it was of other sources or options.
         """
-        if self.is_remote:
-            self._choose_prefix()
-            return False
-        job = self._read_job()
-        self._remove_local(_TEMPORARY)
-        if self.options.resume and job is not None:
-            changed = [name for name, value in identity.items() if job["identity"].get(name) != value]
-            if changed:
-                raise PackError(
-                    f"{self.url}: the unfinished job there had other {' and '.join(changed)}, wanted the same to "
-                    "resume. Give them as before, or begin again with --overwrite."
-                )
-            self.prefix = job["prefix"]
+        job = self._note()
+        if self.options.num_tasks is not None:
+            self._join(job, identity)
             return True
-        if job is not None and job["prefix"] not in self._published_prefixes():
+        self._remove(_TEMPORARY)
+        if job is not None and (self.options.resume or self.options.publish):
+            job.refuse_other(identity, None, self.url)
+            self.prefix = job.prefix
+            return True
+        if self.options.publish:
+            raise PackError(
+                f"{self.url}: no task of a packing job was there, wanted shards to publish. Run the tasks first: "
+                "--task-index 0 and so on, with --num-tasks."
+            )
+        if job is not None and job.prefix not in self._published_prefixes():
             # An interrupted job may have got as far as its manifest: then its shards are the dataset.
-            self._remove_shards(job["prefix"])
-        self._remove_local(_KEPT)
-        self._names = set(list_names(self.url) or ())
+            self._remove_shards(job.prefix)
+        self._remove(_KEPT)
+        self._names = set(list_names(self.url, self.storage_options) or ())
         self._choose_prefix()
-        self._write_job({"identity": dict(identity), "prefix": self.prefix})
+        write_note(self.store, JobNote(dict(identity), self.prefix))
         return False
+
+    def _join(self, job: JobNote | None, identity: Mapping[str, str]) -> None:
+        """Be one of the tasks of an array: the first one leaves a note, and all others find it."""
+        if job is None:
+            self._choose_prefix()
+            job = write_note(self.store, JobNote(dict(identity), self.prefix, self.options.num_tasks))
+        job.refuse_other(identity, self.options.num_tasks, self.url)
+        self.prefix = job.prefix
+
+    @contextlib.contextmanager
+    def scanning(self) -> Iterator[bool]:
+        """While the sources are looked into, which the first task of an array does for all; whether it may be done.
+
+        Raises:
+            DeadlineError: If another task has not done it in an hour.
+        """
+        is_array = self.options.num_tasks is not None
+        if not is_array or self._local is None or FILE_NAME in self._names:
+            yield self.has_job and (self.options.resume or self.options.publish or is_array)
+            return
+        try:
+            with locked(self._local / SCAN_LOCK_FILE, _SCAN_TIMEOUT_S):
+                yield True
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"{self.url}: another task of this job has looked into the sources for {_SCAN_TIMEOUT_S:.0f} s, wanted "
+                "what it finds. Check the file system that holds them."
+            ) from error
 
     def shard_name(self, number: int) -> str:
         """File name of a shard of this job."""
@@ -153,19 +181,20 @@ class Workspace:
     def abandon(self, *, keep_complete: bool) -> None:
         """Take everything of this job away again; with `keep_complete` only what is not complete.
 
-        An error can come after the manifest is in place: then the shards are a dataset's, and nothing is removed.
+        An error can come after the manifest is in place: then the shards are a dataset's, and nothing is removed. What
+        tasks of an array leave is theirs together.
         """
-        if not self.is_remote:
-            self._remove_local(_TEMPORARY)
-        if self.prefix in self._published_prefixes() or (keep_complete and not self.is_remote):
+        if self.options.num_tasks is not None:
             return
-        if not self.is_remote:
-            self._remove_local(_KEPT)
+        self._remove(_TEMPORARY)
+        if self.prefix in self._published_prefixes() or keep_complete:
+            return
+        self._remove(_KEPT)
         self._remove_shards(self.prefix)
         for name in list_names(self.url, self.storage_options) or ():
             if TABLES_NAME.fullmatch(name) and name not in self._names:
                 remove_quietly(join(self.url, name), self.storage_options)
-        (self.folder / JOB_FILE).unlink(missing_ok=True)
+        remove_quietly(join(self.url, JOB_FILE), self.storage_options)
 
     @property
     def has_job(self) -> bool:
@@ -175,51 +204,56 @@ class Workspace:
     def conclude(self, shard_names: Iterable[str]) -> None:
         """After the manifest is published: remove what an older dataset or an interrupted job left."""
         current = {name for shard in shard_names for name in (shard, index_name(shard))}
-        if FILE_NAME in self._names or not self.is_remote:
-            for name in sorted(self._names - current):
-                if _OURS.fullmatch(name):
-                    remove_quietly(join(self.url, name), self.storage_options)
-        if not self.is_remote:
-            self._remove_local(_KEPT)
+        for name in sorted(self._names - current):
+            if _OURS.fullmatch(name):
+                remove_quietly(join(self.url, name), self.storage_options)
+        # Of attempts that were killed on other machines: no task runs any more.
+        self._remove(_TEMPORARY)
+        self._remove(_KEPT)
         # Last: as long as it is there, whoever resumes comes back here.
-        (self.folder / JOB_FILE).unlink(missing_ok=True)
+        remove_quietly(join(self.url, JOB_FILE), self.storage_options)
 
-    def _make_folder(self, held: contextlib.ExitStack) -> None:
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+    def _make_folder(self, folder: Path, held: contextlib.ExitStack) -> None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PackError(
-                f"{self.folder}: cannot be made ({error.strerror}), wanted a folder. Choose another."
-            ) from error
+            raise PackError(f"{folder}: cannot be made ({error.strerror}), wanted a folder. Choose another.") from error
         held.callback(_remove_empty, missing)
 
-    def _take_lock(self, held: contextlib.ExitStack) -> None:
-        path = self.folder / LOCK_FILE
+    def _take_lock(self, path: Path, held: contextlib.ExitStack) -> None:
+        is_shared = self.options.num_tasks is not None
         try:
-            held.enter_context(locked(path, 0.0))
+            held.enter_context(shared_lock(path) if is_shared else locked(path, 0.0))
         except TimeoutError as error:
             raise PackError(
                 f"{self.url}: another packing job writes there, wanted it alone. Wait for it to end."
             ) from error
         except OSError as error:
             raise PackError(f"{path}: cannot be written ({error.strerror}). Check room and permissions.") from error
-        # Removed while the lock is held: who opened it meanwhile notices that it is nobody's any more.
-        held.callback(path.unlink, missing_ok=True)
+        if not is_shared:
+            # Removed while the lock is held: who opened it meanwhile notices that it is nobody's any more.
+            held.callback(path.unlink, missing_ok=True)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether what is there is meant."""
+        options = self.options
+        return options.overwrite or options.resume or options.publish or options.num_tasks is not None
 
     def _refuse_what_is_there(self) -> None:
         """What is in the folder already must be meant: a dataset, an unfinished job, or tars of somebody else."""
         has_dataset = is_there(join(self.url, FILE_NAME), self.storage_options)
         if has_dataset:
             self._names.add(FILE_NAME)
-            if not self.options.overwrite and not self.options.resume:
+            if not self._goes_on:
                 raise DatasetExistsError(
                     f"{self.url}: holds a dataset already. Choose another folder, or replace it with --overwrite."
                 )
             return
         shards = sorted(name for name in self._names if _OURS.fullmatch(name))
         if JOB_FILE in self._names:
-            if not self.options.overwrite and not self.options.resume:
+            if not self._goes_on:
                 raise DatasetExistsError(
                     f"{self.url}: holds an unfinished packing job with {len(shards) // 2} complete shards. "
                     "Finish it with --resume, or begin again with --overwrite."
@@ -237,27 +271,6 @@ class Workspace:
             number += 1
             self.prefix = f"shard-r{number}-"
 
-    def _write_job(self, job: Mapping[str, Any]) -> None:
-        path = self.folder / JOB_FILE
-        temporary = self.folder / f"{JOB_FILE}.tmp"
-        try:
-            temporary.write_text(json.dumps(job))
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise write_error(path, 0, error) from error
-
-    def _read_job(self) -> dict[str, Any] | None:
-        with contextlib.suppress(OSError, ValueError):
-            job = json.loads((self.folder / JOB_FILE).read_bytes())
-            if (
-                isinstance(job, dict)
-                and isinstance(job.get("identity"), dict)
-                and _OURS.fullmatch(f"{job.get('prefix')}000000.tar")
-            ):
-                return job
-        return None
-
     def _published_prefixes(self) -> set[str]:
         """Prefixes of the shards of the dataset that is there; all, if its manifest cannot be understood."""
         if not is_there(join(self.url, FILE_NAME), self.storage_options):
@@ -273,10 +286,14 @@ class Workspace:
             if _prefixes([name]) == {prefix}:
                 remove_quietly(join(self.url, name), self.storage_options)
 
-    def _remove_local(self, pattern: re.Pattern[str]) -> None:
-        for name in list_names(self.url) or ():
-            if pattern.fullmatch(name) or name == f"{JOB_FILE}.tmp":
-                (self.folder / name).unlink(missing_ok=True)
+    def _remove(self, pattern: re.Pattern[str]) -> None:
+        for name in list_names(self.url, self.storage_options) or ():
+            if pattern.fullmatch(name):
+                remove_quietly(join(self.url, name), self.storage_options)
+
+    def _note(self) -> JobNote | None:
+        job = read_note(self.store)
+        return job if job is not None and _OURS.fullmatch(f"{job.prefix}000000.tar") else None
 
 
 def can_be_resumed(error: BaseException) -> bool:
@@ -294,23 +311,3 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def _prefixes(names: Iterable[str]) -> set[str]:
     """What shards and indexes of packing jobs begin with, of those among some files."""
     return {match[1] for name in names if (match := _OURS.fullmatch(name))}
-
-
-def upload(path: Path, url: str, storage_options: Options) -> None:
-    """Copy a finished file into the folder `url`; object stores show it when it is whole.
-
-    Raises:
-        PackError: If it cannot be written.
-    """
-    target = join(url, path.name)
-    try:
-        file_system, remote = open_file_system(target, storage_options)
-        ask(file_system, "makedirs", remote.rsplit("/", 1)[0], exist_ok=True)
-        ask(file_system, "put_file", str(path), remote, limit_s=limit_of(path.stat().st_size))
-    except EpistreamError:
-        raise
-    except Exception as error:  # each file system of fsspec has errors of its own
-        raise PackError(
-            f"{target}: {type(error).__name__}: {error}, wanted to upload {path.stat().st_size:,} bytes. "
-            "Check access and storage_options."
-        ) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from epistream.sharding.pictures.video import VideoStream
 
 # A rate is no stranger than 30000/1001.
 _MOST_DENOMINATOR = 1001
+
+
+def _attempt() -> str:
+    """A number that no other writer of the same file has, on this machine or another."""
+    return f"{os.getpid()}{secrets.randbelow(1_000_000):06d}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +92,7 @@ def write_mp4(
     """
     target = Path(path)
     _refuse_others(clips, where)
-    file = _File(target.with_name(f".{target.name}.{os.getpid()}.tmp") if publishes else target, target)
+    file = _File(target.with_name(f".{target.name}.{_attempt()}.tmp") if publishes else target, target)
     try:
         starts = _write(file, clips, where)
         if publishes:

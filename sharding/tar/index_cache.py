@@ -12,8 +12,8 @@ from epistream.plain_files import refuse_other_than_plain
 from epistream.sharding.files.pruning import mark_used
 from epistream.sharding.files.user_cache import DEADLINE_S, default_folder, make_once
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_builder import ManifestBuilder
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_builder import ManifestBuilder
 from epistream.sharding.tar.index_tar import index_tar
 
 _log = logging.getLogger(__name__)

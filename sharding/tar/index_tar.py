@@ -90,7 +90,7 @@ def index_tar(path: Path, hasher: ShardHasher | None = None) -> ShardIndex:
         array_offset={a: np.array([e.array_offset[a] for e in episodes], np.uint64) for a in arrays},
         frame_offset={c: np.concatenate([e.frame_offset[c] for e in episodes]) for c in cameras},
         frame_size={c: np.concatenate([e.frame_size[c] for e in episodes]) for c in cameras},
-        episodes=[replace(episode.meta, attributes={}, depth={}) for episode in episodes],
+        episodes=[replace(episode.meta, depth={}) for episode in episodes],
         block_checksums=hasher.block_checksums,
         videos=join_videos(
             {c: [(e.videos[c].stream, e.videos[c].back) for e in episodes] for c in cameras if c in episodes[0].videos}

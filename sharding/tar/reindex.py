@@ -3,14 +3,16 @@
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import natsort
 
 from epistream.access import Access
-from epistream.errors import DatasetExistsError, OptionError, SourceError
+from epistream.errors import DatasetExistsError, FormatError, OptionError, SourceError
+from epistream.sharding.episodes.shard_statistics import counted_in
 from epistream.sharding.files.folder_hint import COMPRESSED
 from epistream.sharding.files.foreign import foreign_folder
 from epistream.sharding.files.names import index_name, is_compressed_tar
@@ -26,15 +28,18 @@ from epistream.sharding.files.storage import (
     remove_quietly,
     write_atomic,
 )
-from epistream.sharding.format.dataset_statistics import MoreStatistics
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest import Manifest
-from epistream.sharding.format.manifest_builder import ManifestBuilder
-from epistream.sharding.format.manifest_file import FILE_NAME, read_manifest, write_manifest
-from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all, to_plain
+from epistream.sharding.format.statistics import NotFinite, Summary, add_counts, merge_all, plain_statistics
+from epistream.sharding.manifest.dataset_statistics import MoreStatistics
+from epistream.sharding.manifest.episode_records import EpisodeRecords
+from epistream.sharding.manifest.groups import ONE_GROUP
+from epistream.sharding.manifest.manifest import Manifest
+from epistream.sharding.manifest.manifest_builder import ManifestBuilder
+from epistream.sharding.manifest.manifest_file import FILE_NAME, KEPT_NAME, read_manifest
+from epistream.sharding.manifest.manifest_writing import write_manifest
+from epistream.sharding.manifest.record_making import Counted, RecordRules
 from epistream.sharding.tar.index_tar import index_tar
-from epistream.sharding.tar.shard_statistics import not_finite_in, statistics_of
 from epistream.sharding.tar.sidecars import NEIGHBOURS, Neighbour, ShardMembers, read_members, sidecars
 from epistream.sharding.tar.step_draft import complete, draft_of
 from epistream.sharding.tar.step_mapping import StepMapping
@@ -104,6 +109,8 @@ def reindex(
             f"{join(url, FILE_NAME)}: exists. Replace it with --overwrite, write other sidecars with --emit, or check "
             f"the dataset: epistream verify {shlex.quote(url)}"
         )
+    if has_manifest and options.overwrite:
+        _refuse_edited(url, storage_options)
     if has_manifest and not options.overwrite:
         if options.steps is not None:
             raise DatasetExistsError(
@@ -121,6 +128,24 @@ def reindex(
                 advance(name)
         return Reindexed(url, None, _emit(url, options, members, storage_options))
     return _write_all(url, names, options, storage_options, advance)
+
+
+def _refuse_edited(url: str, storage_options: Options) -> None:
+    """Indexes know nothing of edits: what was removed would be back, and what was added gone."""
+    if not any(KEPT_NAME.fullmatch(name) for name in list_names(url, storage_options) or ()):
+        return
+    advice = f"Undo all edits (epistream edit log {shlex.quote(url)}, then edit undo --to the first)"
+    try:
+        manifest = read_manifest(url, storage_options)
+        first = next(iter(manifest.history), None)
+        if manifest.groups == ONE_GROUP and (first is None or first.fingerprint == manifest.fingerprint):
+            return  # all edits are undone
+    except FormatError:
+        advice = f"Put a copy of the last of its manifest-*.json in the place of the torn {FILE_NAME}"
+    raise DatasetExistsError(
+        f"{url}: a dataset that was edited since it was packed, wanted one that was not: what was removed would come "
+        f"back. {advice}, or copy its tars to another folder and index them there."
+    )
 
 
 def _tars(source: AnySource, storage_options: Options) -> tuple[str, tuple[str, ...], Access]:
@@ -158,6 +183,41 @@ def draft_mapping(source: AnySource, storage_options: Options = None) -> StepMap
         return draft_of(path)
 
 
+@dataclass
+class _Sums:
+    """What is known of the values of tars so far: by split, in all, and of each episode of a tar.
+
+    `rules` are those of the first tar, as if all others had as many episodes.
+    """
+
+    num_tars: int
+    rules: RecordRules | None = None
+    statistics: dict[str, list[dict[str, Summary]]] = field(default_factory=dict)
+    not_finite: dict[str, NotFinite] = field(default_factory=dict)
+    records: dict[str, EpisodeRecords] = field(default_factory=dict)
+
+    def take(self, path: Path, index: ShardIndex) -> None:
+        """Add those of one tar."""
+        counted = self._count(path, index)
+        self.statistics.setdefault(index.episodes[0].split, []).append(merge_all(one.statistics for one in counted))
+        self.not_finite = add_counts((self.not_finite, *(one.not_finite for one in counted)))
+
+    def take_again(self, path: Path, index: ShardIndex) -> None:
+        """See what is known of each episode, after some went from tar to tar, or their values have other types."""
+        self._count(path, index)
+
+    def _count(self, path: Path, index: ShardIndex) -> list[Counted]:
+        self.rules = self.rules or RecordRules.of(index.features, self.num_tars * index.num_episodes)
+        counted = list(counted_in(path, index, self.rules))
+        self.records[path.name] = EpisodeRecords.join([one.records for one in counted])
+        return counted
+
+    def plain(self, split: str) -> tuple[dict[str, dict[str, Any]], MoreStatistics]:
+        """Statistics of one split, and what else is known."""
+        summaries = merge_all(self.statistics[split])
+        return plain_statistics(summaries), MoreStatistics.of(summaries, self.not_finite)
+
+
 def _write_all(
     url: str,
     names: Sequence[str],
@@ -165,14 +225,12 @@ def _write_all(
     storage_options: Options,
     advance: Callable[[str], None] | None,
 ) -> Reindexed:
-    statistics: dict[str, list[dict[str, Summary]]] = {}
-    not_finite: dict[str, NotFinite] = {}
     members: list[ShardMembers] = []
     pieces: dict[str, Sequence[Piece]] = {}
     mapping = options.steps
     if mapping:
         names = [name for name in names if name != JOINED]
-    builder = ManifestBuilder()
+    builder, sums = ManifestBuilder(), _Sums(len(names))
     with tempfile.TemporaryDirectory(prefix="epistream-") as made_in:
         folder = Path(made_in)
         for name in names:
@@ -184,8 +242,7 @@ def _write_all(
                 else:
                     index = index_tar(path)
                 split = index.episodes[0].split
-                statistics.setdefault(split, []).append(statistics_of(path, index))
-                not_finite = add_counts((not_finite, not_finite_in(path, index)))
+                sums.take(path, index)
                 if options.emit:
                     members.append(read_members(path, split))
             (folder / index_name(name)).write_bytes(index.to_bytes())
@@ -196,15 +253,16 @@ def _write_all(
             names = settle(folder, pieces, read)
         for name in names:
             data = (folder / index_name(name)).read_bytes()
-            builder.add_shard(ShardIndex.parse(data, index_name(name)), data)
+            index = ShardIndex.parse(data, index_name(name))
+            if mapping:
+                sums.take_again(folder / name, index)
+            builder.add_shard(index, data, sums.records[name])
         provenance = {}
         if mapping:
             provenance["steps"] = {"mapping": mapping.plain(), "copied": [name for name in pieces if name not in names]}
         manifest = builder.build(renumber=True, provenance=provenance)
         split = "train" if "train" in manifest.splits else manifest.splits[0]
-        summaries = merge_all(statistics[split])
-        plain = {name: to_plain(summary) for name, summary in summaries.items()}
-        more = MoreStatistics.of(summaries, not_finite)
+        plain, more = sums.plain(split)
         manifest = replace(manifest, statistics=plain, statistics_split=split, more=more)
         made = [folder / JOINED] if JOINED in names and mapping else []
         made += [folder / index_name(name) for name in names]

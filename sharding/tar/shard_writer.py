@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, PackError
-from epistream.sharding.files.names import index_name
+from epistream.sharding.files.names import index_name, temporary_name
 from epistream.sharding.format.episode_meta import EpisodeMeta, step_task_of
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
@@ -35,7 +35,7 @@ class ShardWriter:
     """Takes episodes one after the other, then publishes tar and index under their names, whole or not at all.
 
     Until `finish` both exist under temporary names that begin with a dot, which no reader and no glob takes for a
-    shard. A context manager: leaving it without `finish` removes them.
+    shard, and no other writer has. A context manager: leaving it without `finish` removes them.
 
     Args:
         folder: An existing local folder.
@@ -47,7 +47,7 @@ class ShardWriter:
         self.name = name
         self.features = dict(features)
         self._path = folder / name
-        self._temporary = folder / f".{name}.tmp"
+        self._temporary = folder / temporary_name(name)
         self._episodes: list[EpisodeMeta] = []
         self._array_offset: dict[str, list[int]] = {n: [] for n, f in self.features.items() if f.kind == "array"}
         self._frame_offset: dict[str, list[int]] = {n: [] for n, f in self.features.items() if f.kind == "frames"}
@@ -93,21 +93,25 @@ class ShardWriter:
             raise
         self._episodes.append(meta)
 
-    def finish(self) -> None:
+    def finish(self) -> bytes:
         """Publish the shard: index first, then the tar, each by a rename after its bytes are on disk.
+
+        Returns:
+            The bytes of the index.
 
         Raises:
             PackError: If the disk is full or fails.
         """
         index_path = self._path.with_name(index_name(self.name))
-        index_temporary = index_path.with_name(f".{index_path.name}.tmp")
+        index_temporary = index_path.with_name(temporary_name(index_path.name))
         try:
             self._tar.finish()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+            data = self._index().to_bytes()
             with index_temporary.open("wb") as file:
-                file.write(self._index().to_bytes())
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -118,6 +122,7 @@ class ShardWriter:
             raise
         index_temporary.replace(index_path)
         self._temporary.replace(self._path)
+        return data
 
     def abort(self) -> None:
         """Remove what was written; harmless after `finish`."""

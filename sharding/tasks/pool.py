@@ -25,9 +25,7 @@ _STOP_S = 60.0
 
 
 class TaskPool:
-    """Some processes for the tasks of one job, started when they are first needed.
-
-    A context manager: leaving it stops whatever still runs and waits for it, so that afterwards nothing writes.
+    """Some processes of this machine for the tasks of one job: the local `Engine`.
 
     Args:
         workers: Processes; with 1 everything runs in the calling process.
@@ -91,25 +89,8 @@ class TaskPool:
             DeadlineError: If nothing moved for 15 minutes.
         """
         if self._workers == 1 or len(tasks) < min_parallel:
-            return self._map_in_this_process(function, tasks, on_tick)
+            return map_in_this_process(function, tasks, on_tick, self._kept)
         return self._map_in_processes(function, tasks, on_tick)
-
-    def _map_in_this_process(
-        self, function: Callable[[Task, Pulse], Result], tasks: Sequence[Task], on_tick: Callable[[int, int], None]
-    ) -> Iterator[Result]:
-        counters = np.zeros((2, Counters.NUM_COLUMNS), np.int64)
-        last = time.monotonic()
-        kept = dict(self._kept)
-
-        def tick() -> None:
-            nonlocal last
-            if time.monotonic() - last > _TICK_S:
-                last = time.monotonic()
-                on_tick(*counters[1, :2].tolist())
-
-        for task in tasks:
-            yield function(task, Pulse(counters, 1, kept, tick))
-        on_tick(*counters[1, :2].tolist())
 
     def _map_in_processes(
         self, function: Callable[[Task, Pulse], Result], tasks: Sequence[Task], on_tick: Callable[[int, int], None]
@@ -174,3 +155,25 @@ class TaskPool:
         finally:
             self._idle.put(process)
         return result
+
+
+def map_in_this_process(
+    function: Callable[[Task, Pulse], Result],
+    tasks: Sequence[Task],
+    on_tick: Callable[[int, int], None],
+    kept: Mapping[str, Any],
+) -> Iterator[Result]:
+    """Run the tasks one after the other, where nothing else has to be started."""
+    counters = np.zeros((2, Counters.NUM_COLUMNS), np.int64)
+    last = time.monotonic()
+    kept_here = dict(kept)
+
+    def tick() -> None:
+        nonlocal last
+        if time.monotonic() - last > _TICK_S:
+            last = time.monotonic()
+            on_tick(*counters[1, :2].tolist())
+
+    for task in tasks:
+        yield function(task, Pulse(counters, 1, kept_here, tick))
+    on_tick(*counters[1, :2].tolist())

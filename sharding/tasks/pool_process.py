@@ -2,7 +2,6 @@
 
 import signal
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from epistream.errors import WorkerError
 from epistream.processes import end_with_parent, how_it_ended
+from epistream.sharding.tasks.answers import answer, failure, result_of
 from epistream.sharding.tasks.pulse import Counters, Pulse
 
 # Pipes and sentinels tell of a death at once, unless a process that was forked later holds copies of them.
@@ -80,12 +80,10 @@ class PoolProcess:
                     break
             if not self._pipe.poll():
                 raise EOFError
-            result, error, told = self._pipe.recv()
+            data = self._pipe.recv_bytes()
         except (EOFError, OSError):
             raise WorkerError(self._obituary()) from None
-        if error is not None:
-            raise error from WorkerError(told)
-        return result
+        return result_of(data)
 
     @staticmethod
     def end_all(processes: "Sequence[PoolProcess]") -> None:
@@ -124,17 +122,9 @@ def _serve(pipe: Connection, counters: Counters, kept: dict[str, Any], name: str
 
 
 def _answer(question: bytes, counters: Counters, kept: dict[str, Any], name: str) -> Any:
-    """The pickled result of a task; else its error, and the traceback as text."""
+    """The answer to a question as `PoolProcess.run` sends it."""
     try:
         function, task, row = ForkingPickler.loads(question)
-        return ForkingPickler.dumps((function(task, Pulse(counters.rows, row, kept)), None, ""))
-    except Exception as error:  # whatever it is, the job must hear of it
-        return ForkingPickler.dumps((None, _sendable(error), f"in {name}: {traceback.format_exc()}"))
-
-
-def _sendable(error: Exception) -> Exception:
-    """An error as it is, if it survives the way to another process; any other in words."""
-    with suppress(Exception):
-        ForkingPickler.loads(ForkingPickler.dumps(error))
-        return error
-    return WorkerError(f"{type(error).__name__}: {error}")
+    except Exception as error:  # as of a task whose module cannot be imported here
+        return failure(error, name)
+    return answer(function, task, Pulse(counters.rows, row, kept), name)

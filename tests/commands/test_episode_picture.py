@@ -10,7 +10,7 @@ from PIL import Image
 
 import epistream as es
 from epistream.commands import cli
-from epistream.commands.episode_picture import episode_picture
+from epistream.commands.episode_views import episode_picture
 from epistream.errors import OptionError
 from epistream.sharding.check.curves import MOST_DIMS, Span, draw_curves
 from epistream.sharding.dataset import open_dataset

@@ -58,12 +58,20 @@ def test_export_command_passes_every_option_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr("epistream.commands.export.export_lerobot", call)
     words = "--fps 12.5 --task grasp --reencode --codec h264 --crf 20 --gop 3 --preset fast --data-files-size-in-mb 7 "
-    words += "--video-files-size-in-mb 9 --layout robomimic --workers 3"
+    words += "--video-files-size-in-mb 9 --layout robomimic --workers 3 --episodes 0:9"
     assert isinstance(export("in", "out", *words.split()).exception, Enough)
     assert seen.pop("places") == ("in", "out")
     assert callable(seen.pop("progress"))
     assert seen == {
-        **{"version": "3.0", "split": None, "fps": 12.5, "task": "grasp", "pictures": None, "reencode": True},
+        **{
+            "version": "3.0",
+            "split": None,
+            "episodes": "0:9",
+            "fps": 12.5,
+            "task": "grasp",
+            "pictures": None,
+            "reencode": True,
+        },
         **{"upright": True},
         **{"codec": "h264", "crf": 20, "gop": 3, "preset": "fast", "chunks_size": 1000, "workers": 3},
         **{"data_files_size_in_mb": 7.0, "video_files_size_in_mb": 9.0, "layout": "robomimic"},

@@ -16,7 +16,7 @@ from epistream.errors import DatasetExistsError, FormatError, OptionError, Sourc
 from epistream.sharding.check.verify import verify
 from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format.manifest_file import read_manifest
+from epistream.sharding.manifest.manifest_file import read_manifest
 from epistream.sharding.tar.reindex import ReindexOptions, draft_mapping, reindex
 
 

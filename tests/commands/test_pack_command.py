@@ -65,13 +65,14 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
     line = (
         "a b out --layout aloha --codec png --quality 80 --crf 23 --gop 8 --preset fast "
         "--shard-size 1MiB --camera top --camera wrist --drop x.* "
-        "--rename top=front --color-order rgb --image-size 320x240 --fps 30 --val-fraction 0.1 --split-seed 7 "
-        '--workers 3 --resume --skip-bad --allow-outside-files --storage-options {"s3":{"anon":true}}'
+        "--rename top=front --color-order rgb --image-size 320x240 --fps 30 --episodes 0:9 --val-fraction 0.1 "
+        '--split-seed 7 --workers 3 --resume --skip-bad --allow-outside-files --storage-options {"s3":{"anon":true}}'
     )
     CliRunner().invoke(command, line.split())
     seen.pop("progress")
     assert seen == {
         "sources": ("a", "b"),
+        **{"engine": "local", "address": None, "task_index": None, "num_tasks": None, "publish": False},
         "out": "out",
         "layout": "aloha",
         "codec": "png",
@@ -87,6 +88,7 @@ def test_pack_command_passes_every_option_on(tmp_path, monkeypatch):
         "force_color_order": False,
         "image_size": (320, 240),
         "fps": 30.0,
+        "episodes": "0:9",
         "val_fraction": 0.1,
         "split_seed": 7,
         "workers": 3,

@@ -12,7 +12,7 @@ from handmade import HEIGHT, WIDTH, encoded, members, npy, picture, publish, wri
 from PIL import Image
 
 from epistream.commands import cli
-from epistream.commands.episode_picture import episode_picture
+from epistream.commands.episode_views import episode_picture
 from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.check.verify import verify
@@ -87,7 +87,8 @@ def test_inspect_tables_show_features_splits_and_tasks_without_markup_from_outsi
 
 
 def test_inspect_shows_statistics_with_gaps_and_many_dimensions(tmp_path):
-    from epistream.sharding.format.manifest_file import read_manifest, write_manifest
+    from epistream.sharding.manifest.manifest_file import read_manifest
+    from epistream.sharding.manifest.manifest_writing import write_manifest
 
     folder = write_dataset(tmp_path / "ds")
     manifest = read_manifest(str(folder))
@@ -112,7 +113,8 @@ def terminal(monkeypatch):
 
 
 def test_inspect_in_80_columns_folds_no_feature_and_cuts_no_number(folder, terminal):
-    from epistream.sharding.format.manifest_file import read_manifest, write_manifest
+    from epistream.sharding.manifest.manifest_file import read_manifest
+    from epistream.sharding.manifest.manifest_writing import write_manifest
 
     columns = ("mean", "std", "min", "q01", "q99", "max")
     values = {"count": 12} | {name: [-0.000123 - number] * 3 for number, name in enumerate(columns)}

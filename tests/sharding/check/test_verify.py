@@ -12,7 +12,8 @@ from epistream.sharding.check.verify import verify
 from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest_file import read_manifest, write_manifest
+from epistream.sharding.manifest.manifest_file import read_manifest
+from epistream.sharding.manifest.manifest_writing import write_manifest
 
 CAMERA = "observation.images.top"
 

@@ -16,8 +16,8 @@ from epistream.sharding.check.verify_shard import VerifyOptions
 from epistream.sharding.dataset import open_dataset
 from epistream.sharding.format.checksums import hash_file
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.manifest_builder import ManifestBuilder
-from epistream.sharding.format.manifest_file import write_manifest
+from epistream.sharding.manifest.manifest_builder import ManifestBuilder
+from epistream.sharding.manifest.manifest_writing import write_manifest
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.tar.reindex import reindex
 

@@ -9,7 +9,7 @@ from web.serving import LoopbackServer, running
 
 from epistream.errors import SourceError
 from epistream.sharding.files.storage import read_bytes
-from epistream.sharding.format.manifest_file import read_manifest
+from epistream.sharding.manifest.manifest_file import read_manifest
 
 BOMB = gzip.compress(bytes(80 << 20))
 

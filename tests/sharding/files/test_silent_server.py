@@ -11,7 +11,7 @@ from epistream import file_systems
 from epistream.errors import EpistreamError, PackError, SourceError
 from epistream.sharding.files.storage import local_copy, read_bytes, read_range, write_atomic
 from epistream.sharding.hdf5.file import open_hdf5
-from epistream.sharding.pack.workspace import upload
+from epistream.sharding.tar.shard_store import upload
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from epistream.sharding.hdf5 import kept as hdf5_kept
 from epistream.sharding.hdf5 import scan as hdf5_scan
 from epistream.sharding.hdf5.chunks import find_stored
 from epistream.sharding.hdf5.dataset import open_hdf5_files
-from epistream.sharding.hdf5.index import Extents, Hdf5Index
+from epistream.sharding.hdf5.index import Extents, Hdf5Index, attributes_in
 from epistream.sharding.hdf5.kept import keep_indexes
 from epistream.sharding.hdf5.scan import index_hdf5
 
@@ -86,6 +86,7 @@ def test_index_as_a_file_reads_back_the_same(tmp_path):
     (index,) = index_hdf5(str(path))
     data = index.to_bytes()
     back = Hdf5Index.parse(data, "x.index")
+    assert attributes_in(data, "x.index") == list(index.attributes)
     assert back.to_bytes() == data
     assert [(rows.path, rows.stored is None) for rows in back.extents.made] == [
         ("/observations/images/top", False),

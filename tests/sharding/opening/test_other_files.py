@@ -347,7 +347,8 @@ def test_remote_file_that_reads_from_others_is_an_error_and_never_this_machine_s
 def test_resumed_job_looks_at_the_option_and_at_the_other_files(tmp_path):
     from epistream.sharding.pack.kept_scans import if_unchanged
     from epistream.sharding.pack.options import PackOptions
-    from epistream.sharding.pack.plan import identity, scan_file
+    from epistream.sharding.pack.plan import identity
+    from epistream.sharding.pack.scan import scan_file
 
     other = tmp_path / "away" / "raw"
     path = episode(tmp_path / "in" / "e.hdf5", "external storage", other)

@@ -125,7 +125,7 @@ def test_episodes_say_where_they_come_from_and_of_which_robot(tmp_path):
 
 
 def manifest_sources(folder):
-    from epistream.sharding.format.manifest_file import read_manifest
+    from epistream.sharding.manifest.manifest_file import read_manifest
 
     return list(read_manifest(str(folder)).sources)
 

@@ -14,7 +14,7 @@ from hdf5_files import aloha_jpeg, aloha_raw, contents, episodes, manifest, robo
 
 from epistream.errors import DatasetExistsError, OptionError, PackError, SourceChangedError, SourceError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format import manifest_file
+from epistream.sharding.manifest import manifest_writing
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.pack.report import PackProgress
 from epistream.sharding.pack.workspace import JOB_FILE, LOCK_FILE
@@ -309,14 +309,14 @@ def test_pack_error_between_tables_and_manifest_leaves_the_old_dataset_alone(tmp
     path = aloha_raw(tmp_path / "a.hdf5")
     pack(path, tmp_path / "out")
     before = contents(tmp_path / "out")
-    real = manifest_file.write_atomic
+    real = manifest_writing.write_atomic
 
     def fail_at_the_end(url, data, options=None):
         if url.endswith("dataset.json"):
             raise SourceError("dataset.json: no room")
         real(url, data, options)
 
-    monkeypatch.setattr(manifest_file, "write_atomic", fail_at_the_end)
+    monkeypatch.setattr(manifest_writing, "write_atomic", fail_at_the_end)
     with pytest.raises(SourceError, match="no room"):
         pack(path, tmp_path / "out", overwrite=True, codec="raw")
     assert contents(tmp_path / "out") == before
@@ -324,7 +324,7 @@ def test_pack_error_between_tables_and_manifest_leaves_the_old_dataset_alone(tmp
 
 def test_pack_error_after_the_manifest_is_in_place_leaves_the_dataset_whole(tmp_path, monkeypatch):
     path = aloha_raw(tmp_path / "a.hdf5")
-    real = manifest_file.write_manifest
+    real = manifest_writing.write_manifest
 
     def fail_after(*arguments):
         real(*arguments)

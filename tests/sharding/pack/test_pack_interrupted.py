@@ -176,7 +176,7 @@ def test_pack_killed_leaves_no_dataset_and_no_process_and_resumes_to_the_same_by
 def test_pack_worker_killed_is_a_named_error_and_resumes(tmp_path):
     slow_sources(tmp_path / "in")
     process = run_pack(tmp_path / "in", tmp_path / "out", *ARGUMENTS)
-    wait_until(lambda: list((tmp_path / "out").glob(".shard-*.tar.tmp")), process)
+    wait_until(lambda: list((tmp_path / "out").glob(".shard-*.tar.*.tmp")), process)
     children = psutil.Process(process.pid).children(recursive=True)
     workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     workers[0].send_signal(signal.SIGKILL)

@@ -35,7 +35,7 @@ def checksums(out):
 
 
 def open_sources(out):
-    from epistream.sharding.format.manifest_file import read_manifest
+    from epistream.sharding.manifest.manifest_file import read_manifest
 
     return read_manifest(str(out)).sources
 
