@@ -44,6 +44,14 @@ class PackError(EpistreamError, RuntimeError):
     """A packing job that could not finish; nothing was published."""
 
 
+class EditError(EpistreamError, ValueError):
+    """An edit that cannot be made of a dataset; it is as it was."""
+
+
+class EditConflictError(EditError):
+    """An edit of a dataset that somebody else edited meanwhile; it is as they left it."""
+
+
 class FetchError(EpistreamError, OSError):
     """Bytes that could not be fetched from a URL within the retries and the deadline."""
 

@@ -15,7 +15,7 @@ from epistream.loader.reading.batch_layout import BatchLayout
 from epistream.loader.reading.instructions import first_task
 from epistream.loader.reading.reader import BatchWindows, EpisodeReader, ReaderOptions
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 
 class RandomAccess:

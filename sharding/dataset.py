@@ -16,8 +16,8 @@ from epistream.sharding.files.storage import is_there, join
 from epistream.sharding.format.division import Division
 from epistream.sharding.format.episode_meta import NO_SPLIT
 from epistream.sharding.format.left_out import open_good
-from epistream.sharding.format.manifest_file import FILE_NAME, find_manifest, read_manifest
-from epistream.sharding.format.opened_dataset import Dataset, concatenate, dataset_of
+from epistream.sharding.manifest.manifest_file import FILE_NAME, find_manifest, read_manifest
+from epistream.sharding.manifest.opened_dataset import Dataset, concatenate, dataset_of
 from epistream.working_folder import absolute
 
 if TYPE_CHECKING:  # the layouts read h5py, which shards do without
@@ -39,7 +39,8 @@ def open_dataset(
     """Open a dataset without reading any of its shards.
 
     Args:
-        source: A folder or URL with a ``dataset.json``; tars as a brace pattern (``s3://b/shard-{000000..000003}.tar``)
+        source: A folder or URL with a ``dataset.json``, with ``@`` and a fingerprint behind it as it was before it was
+            edited (see ``docs/datasets.md``); tars as a brace pattern (``s3://b/shard-{000000..000003}.tar``)
             or, local ones, as a glob; or a list of these, whose episodes follow each other. Tars in the folder of a
             dataset are that part of it. Local tars without one are indexed once, in the user's cache folder. HDF5
             files, folders and globs of them likewise: they are read where they are, see ``docs/hdf5.md``; and so are
@@ -135,7 +136,8 @@ def _names(part: Part) -> list[str]:
         return [_absolute(file) for file in part.files]
     if isinstance(part, Tars):
         return [join(_absolute(part.url), name) for name in part.names]
-    return [_absolute(part.url)]
+    at = f"@{part.fingerprint}" if isinstance(part, Folder) and part.fingerprint else ""
+    return [f"{_absolute(part.url)}{at}"]
 
 
 def _open_hdf5(
@@ -185,7 +187,7 @@ def _open(part: Folder | Tars, options: Access) -> Dataset | _FoundSet:
     """Shards, or the LeRobot data set that a remote folder turns out to be."""
     url = _absolute(part.url)
     if isinstance(part, Folder):
-        found = find_manifest(url, options)
+        found = find_manifest(url, options, part.fingerprint)
         if found is None and local_path(url) is None:
             from epistream.sharding.lerobot_meta.hub import pinned
             from epistream.sharding.lerobot_meta.meta_files import look_on_web
@@ -200,7 +202,9 @@ def _open(part: Folder | Tars, options: Access) -> Dataset | _FoundSet:
         raise SourceError(f"{join(url, twice[0])}: given twice, wanted each tar once. Correct the pattern.")
     if is_there(join(url, FILE_NAME), options):
         manifest = read_manifest(url, options)
-        position = {name: shard for shard, name in enumerate(manifest.columns.names)}
+        own = [not group.url for group in manifest.groups]
+        groups = manifest.columns.group_of.tolist()
+        position = {name: shard for shard, name in enumerate(manifest.columns.names) if own[groups[shard]]}
         missing = [name for name in part.names if name not in position]
         if missing:
             raise SourceError(

@@ -13,6 +13,8 @@ _HELP = {
     "bench": "Measure windows/s on a dataset, beside the bound of this machine.",
     "cache": "List, clear, resize and warm the node's shard cache.",
     "config": "Show a configuration: every key, its value, and where it comes from.",
+    "doctor": "Look for what is wrong with episodes: cameras, values, motion, time, copies.",
+    "edit": "Add, remove, correct and divide episodes; join datasets; undo.",
     "export": "Write a dataset as a LeRobot data set.",
     "index": "Write indexes and a manifest for tar shards that have none.",
     "inspect": "Show what a dataset holds.",

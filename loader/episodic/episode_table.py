@@ -12,8 +12,8 @@ from epistream.errors import OptionError
 from epistream.file_systems import local_path
 from epistream.sharding.files.hdf5_sources import find_sources
 from epistream.sharding.files.names import LEROBOT_INFO
-from epistream.sharding.format.manifest_file import FILE_NAME
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.manifest_file import FILE_NAME
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.working_folder import absolute
 
 AnyPath = str | os.PathLike[str]

@@ -17,8 +17,8 @@ import h5py
 from epistream.errors import LayoutError, OptionError
 from epistream.lru import SharedLru
 from epistream.sharding.files.names import is_episode_url, is_tar
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.hdf5.file import open_hdf5
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 _NAMES = {"gripper_position": "gripper_pos", "target_position": "target pos"}
 # Some 100 kB each.

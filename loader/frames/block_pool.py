@@ -19,7 +19,7 @@ from epistream.loader.frames.keeping import DecodedStats
 from epistream.loader.frames.pooled_frames import PooledFrames
 from epistream.loader.shards.open_shards import OpenShard
 from epistream.loader.shards.shard_entry import data_version
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 logger = logging.getLogger(__name__)
 

@@ -300,7 +300,9 @@ class DecodedFrames:
         began_s = self._clock()
         kept = self._chunks.open(
             key,
-            lambda: Entry(opened.source.parts, f"decoded rows {number} {self._content}", group=self._group),
+            lambda: Entry(
+                opened.source.parts, f"decoded rows {number} {self._content}{opened.naming}", group=self._group
+            ),
             shapes,
             begin if may_make else None,
             may_evict=self._room.may_evict,

@@ -161,8 +161,9 @@ def _compressed(job: ReadJob) -> list[Feature]:
 @contextmanager
 def _opened(job: ReadJob, shard: int) -> Iterator[tuple[Blob, ShardIndex]]:
     with job.cache.open(shard_entry(job.dataset, shard)) as entry:
-        blob = entry.blobs[1]
-        yield entry.blobs[0], ShardIndex.parse(bytes(blob.read(0, blob.size)), job.dataset.index_url[shard])
+        blob, dataset = entry.blobs[1], job.dataset
+        index = ShardIndex.parse(bytes(blob.read(0, blob.size)), dataset.index_url[shard])
+        yield entry.blobs[0], index.called(dataset.names_in(shard))
 
 
 def _batch_pieces(job: ReadJob, windows: BatchWindows) -> Iterator[Piece]:

@@ -168,11 +168,12 @@ class Comparison:
     def _read(self, camera: Feature, shown: Feature, episode: int, steps: NDArray[np.int64]) -> Frames:
         """Frames (N, H, W, 3) as they are streamed; what that takes is what is stored costs."""
         dataset = self.job.dataset
-        source = shard_entry(dataset, int(dataset.episode_shard[episode]))
+        shard = int(dataset.episode_shard[episode])
+        source = shard_entry(dataset, shard)
         sums = self.stored.setdefault(camera.name, _Measured())
         frames = np.full((len(steps), *shown.shape), 0, np.uint8)
         with closing(self.job.cache.open(source)) as entry:
-            index = read_index(entry.blobs[1], source)
+            index = read_index(entry.blobs[1], source, dataset.names_in(shard))
             rows = steps + int(index.first_row[dataset.episode_in_shard[episode]])
             sizes = index.frame_size.get(camera.name)
             sums.num_bytes += camera.step_bytes * len(rows) if sizes is None else int(sizes[rows].sum())

@@ -76,7 +76,9 @@ class ArrayTables:
                 tar.read_each(starts, [episode.view(np.uint8).data for episode in episodes])
 
         def entry() -> Entry:
-            return self._entries.get(opened.number, lambda: Entry(opened.source.parts, self._content))
+            return self._entries.get(
+                opened.number, lambda: Entry(opened.source.parts, f"{self._content}{opened.naming}")
+            )
 
         shapes = {name: (dtype, (index.num_rows,)) for name, dtype in self._row_dtypes.items()}
         return self._tables.open(opened.number, entry, shapes, fill, may_evict=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from epistream.cache.ahead_board import AheadBoard, number_of
 from epistream.loader.shards.shard_entry import shard_entry
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 # Longest wait of a batch: then it is read piece by piece, so that batches keep coming.
 _MOST_S = 30.0

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.loader.order.random_integers import Purpose, stream
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 Instruction = Literal["first", "random", "all"]
 

@@ -34,7 +34,7 @@ from epistream.loader.reading.instructions import Instruction, first_task, rando
 from epistream.loader.reading.reader import BatchWindows, ReaderOptions
 from epistream.loader.shards.shard_entry import entries_at_once, place_of, shard_entry
 from epistream.sharding.format.features import Feature
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 OnBad = Literal["raise", "skip"]
 

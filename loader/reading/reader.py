@@ -26,7 +26,8 @@ from epistream.loader.shards.open_shards import OpenShard, OpenShards
 from epistream.sharding.format.episode_meta import ALL_TASKS
 from epistream.sharding.format.features import Feature
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.manifest_columns import TASKS_EDITED
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 Int64 = NDArray[np.int64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -242,6 +243,9 @@ class EpisodeReader:
         """Give windows (R,) of a shard the instruction of their step, where a shard knows it."""
         if index.step_task is not None:
             place = index.step_task[index.first_row[windows.episode_in_shard[rows]] + windows.step[rows]]
+            if self._dataset.columns.episode_edits is not None:  # new instructions are of all steps
+                is_edited = self._dataset.columns.episode_edits[windows.episode_index[rows]] & TASKS_EDITED
+                place = np.where(is_edited, ALL_TASKS, place)
             rows, place = rows[place != ALL_TASKS], place[place != ALL_TASKS]
             out["task_index"][rows] = nth_task(self._dataset, windows.episode_index[rows], place)
 

@@ -29,12 +29,14 @@ class ColdShard:
         source: what it is.
         entry: it, opened directly.
         is_kept: whether a reader keeps it for later batches; else it is closed after this one.
+        names: what the dataset calls its features otherwise.
     """
 
     number: int
     source: Entry
     entry: OpenEntry
     is_kept: bool
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ class ColdReads:
         cold = wanted.cold
         tar, index_blob = cold.entry.blobs
         if index is None:
-            index = read_index(index_blob, cold.source)
+            index = read_index(index_blob, cold.source, cold.names)
         if not tar.has_ranges:
             return index, []
         if len(index.block_checksums):  # pieces of files as they are have none

@@ -20,12 +20,12 @@ from epistream.sharding.files.names import is_episode_url
 from epistream.sharding.files.storage import join
 from epistream.sharding.files.user_cache import Claim
 from epistream.sharding.format.checksums import checksum
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.lerobot.dataset import episode_source
 from epistream.sharding.lerobot.episode import SetSource
 from epistream.sharding.lerobot.index import EpisodeIndex, Places
 from epistream.sharding.lerobot.kept import are_current, give_up, keep_episode, look_ahead
 from epistream.sharding.lerobot.seen import opening
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 # What readers of the first batches bring over a network at least: a group of two frames takes 5 to 20 KB.
 _BLOCK_BYTES = 64 << 10

@@ -1,5 +1,6 @@
 """The shards that a reader holds open between its batches, because mapping them afresh costs page faults."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from epistream.loader.shards.cold_start import ColdShard
 from epistream.loader.shards.shard_entry import entries_at_once, read_index, shard_entry
 from epistream.lru import Lru
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 
 @dataclass(eq=False)
@@ -36,6 +37,11 @@ class OpenShard:
     def tar(self) -> Blob:
         """Its bytes."""
         return self.entry.blobs[0]
+
+    @property
+    def naming(self) -> str:
+        """For keys of arrays that are made of it: what the dataset calls features otherwise than the shard."""
+        return json.dumps(sorted(self.index.renamed.items())) if self.index.renamed else ""
 
 
 class OpenShards:
@@ -87,12 +93,13 @@ class OpenShards:
         # The cache is asked anew for each batch where it keeps the source: somebody fills it, or there is room then.
         keep = entry.tier != "direct" or (wait and not self._cache.keeps(source))
         if entry.blobs[0].has_ranges or not keep:
-            opened = ColdShard(shard, source, entry, keep)
+            opened = ColdShard(shard, source, entry, keep, self._dataset.names_in(shard))
         else:
             try:
                 blob = entry.blobs[1]
                 told = source.parts[1].checksum
-                index = read_index(blob, source, validate=shard not in self._checked or self._checked[shard] != told)
+                is_new = shard not in self._checked or self._checked[shard] != told
+                index = read_index(blob, source, self._dataset.names_in(shard), validate=is_new)
                 blob.close()  # what was read of a file stays, without a descriptor
             except BaseException:
                 entry.close()

@@ -1,6 +1,6 @@
 """A shard as the cache keeps it: which files, how large, with which checksums; and its index, read out of that."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from epistream.cache.source.blob import Blob
 from epistream.cache.source.entry import Entry, Part
@@ -9,7 +9,7 @@ from epistream.file_systems import local_path
 from epistream.sharding.files.names import is_episode_url, is_tar
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.index import ShardIndex
-from epistream.sharding.format.opened_dataset import Dataset
+from epistream.sharding.manifest.opened_dataset import Dataset
 
 
 def shard_entry(dataset: Dataset, shard: int) -> Entry:
@@ -81,12 +81,13 @@ def data_version(dataset: Dataset) -> str:
     return checksum(" ".join([dataset.fingerprint, *dataset.index_checksum]).encode())
 
 
-def read_index(blob: Blob, source: Entry, *, validate: bool = True) -> ShardIndex:
+def read_index(blob: Blob, source: Entry, names: Mapping[str, str], *, validate: bool = True) -> ShardIndex:
     """The index of a shard, from the second part of its entry; compared with the manifest's checksum, if that has one.
 
     Args:
         blob: The part, opened.
         source: The entry.
+        names: What the dataset calls features otherwise, as `Dataset.names_in` says.
         validate: False if it was looked at before: it is only viewed then.
 
     Raises:
@@ -106,4 +107,4 @@ def read_index(blob: Blob, source: Entry, *, validate: bool = True) -> ShardInde
             f"{part.url}: checksum {found}, wanted {part.checksum}, which the manifest has for it. "
             + (again if is_tar(source.parts[0].url) else "Open the dataset again: it is made anew.")
         )
-    return index
+    return index.called(names)

@@ -12,7 +12,8 @@ from web.faulty_server import serve
 from epistream.bodies import RetryOptions
 from epistream.errors import FormatError, OptionError, SourceError
 from epistream.sharding.dataset import open_dataset
-from epistream.sharding.format.manifest_file import read_manifest, write_manifest
+from epistream.sharding.manifest.manifest_file import read_manifest
+from epistream.sharding.manifest.manifest_writing import write_manifest
 
 
 @pytest.fixture
