@@ -1,0 +1,1 @@
+"""What is wrong with episodes: read, measured, and compared with each other."""

@@ -1,0 +1,1 @@
+"""The rules by which measurements are judged: one module for each kind."""
