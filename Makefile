@@ -128,7 +128,7 @@ soak: $(STAMP)
 
 # Every trainer x ranks x workers x ways to resume, the windows of each rank beside the reference's; a table at the end.
 grid: $(STAMP)
-	$(VENV)/bin/python -m pytest tests/trainers/test_grid.py -m "not soak" $(if $(TRAINER),-k "$(TRAINER)")
+	$(VENV)/bin/python -m pytest tests/trainers/test_grid.py tests/trainers/test_lightning.py -m "not soak" $(if $(TRAINER),-k "$(TRAINER)")
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

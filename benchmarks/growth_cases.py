@@ -189,9 +189,9 @@ def open_dataset(url: str, warm: str) -> Figures:
 
 def write_manifest(like: str, out: str, episodes: int) -> Figures:
     """Write the manifest of a dataset of so many episodes, a source file each, without its shards."""
-    from epistream.sharding.format.manifest import Manifest
-    from epistream.sharding.format.manifest_columns import ManifestColumns, default_ranges
-    from epistream.sharding.format.manifest_file import write_manifest as write_manifest_file
+    from epistream.sharding.manifest.manifest import Manifest
+    from epistream.sharding.manifest.manifest_columns import ManifestColumns, default_ranges
+    from epistream.sharding.manifest.manifest_writing import write_manifest as write_manifest_file
 
     random = np.random.default_rng(1)
     length = random.integers(100, 300, episodes)
@@ -222,9 +222,9 @@ def write_manifest(like: str, out: str, episodes: int) -> Figures:
     }
     Path(out).mkdir(parents=True)
     try:
-        from epistream.sharding.format.sources import Source, Sources
+        from epistream.sharding.manifest.sources import Source, Sources
     except ImportError:  # manifests of version 1
-        from epistream.sharding.format.manifest import Source
+        from epistream.sharding.manifest.manifest import Source
 
         sources = tuple(Source(*file) for file in files)
         write_manifest_file(Manifest(**common, sources=sources, episode_source=np.arange(episodes)), out)

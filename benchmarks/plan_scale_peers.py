@@ -53,13 +53,13 @@ class Epistream:
 
     def load(self) -> None:
         from epistream import EpisodeStream, StreamingLoader, Window  # noqa: F401 - loaded when first named
-        from epistream.sharding.format import manifest_file  # noqa: F401 - loaded by the first dataset that is opened
+        from epistream.sharding.manifest import manifest_file  # noqa: F401 - loaded by the first dataset that is opened
 
     def write(self, folder: Path, num_samples: int) -> None:
         from epistream.sharding.format.features import Feature
-        from epistream.sharding.format.manifest import Manifest
-        from epistream.sharding.format.manifest_columns import ManifestColumns
-        from epistream.sharding.format.manifest_file import write_manifest
+        from epistream.sharding.manifest.manifest import Manifest
+        from epistream.sharding.manifest.manifest_columns import ManifestColumns
+        from epistream.sharding.manifest.manifest_writing import write_manifest
 
         num_shards, num_episodes = num_samples // _SAMPLES_PER_SHARD, num_samples // _STEPS_PER_EPISODE
         per_shard = _SAMPLES_PER_SHARD // _STEPS_PER_EPISODE

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from epistream.cache.options import CacheOptions
     from epistream.configs.compat import DatasetOptimizer, auto_optimize_dataset, create_optimized_dataloader
     from epistream.configs.config import Config, load_config
+    from epistream.loader.doctor.doctor import doctor
     from epistream.loader.episodic.dataset import OptimizedEpisodicDataset
     from epistream.loader.exporting.lerobot import export_lerobot
     from epistream.loader.loader import StreamingLoader
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from epistream.loader.samples.window_mean import WindowMean
     from epistream.loader.stream import EpisodeStream
     from epistream.sharding.dataset import open_dataset
-    from epistream.sharding.format.opened_dataset import Dataset
+    from epistream.sharding.edit import functions as edit
+    from epistream.sharding.manifest.opened_dataset import Dataset
     from epistream.sharding.pack.pack import pack
 
 _HOME = {
@@ -41,7 +43,7 @@ _HOME = {
     "ActionDelta": "epistream.loader.samples.action_delta",
     "CacheOptions": "epistream.cache.options",
     "Config": "epistream.configs.config",
-    "Dataset": "epistream.sharding.format.opened_dataset",
+    "Dataset": "epistream.sharding.manifest.opened_dataset",
     "DatasetOptimizer": "epistream.configs.compat",
     "DiffusionPolicyFormat": "epistream.loader.samples.formats.diffusion_policy",
     "EpisodeStream": "epistream.loader.stream",
@@ -61,12 +63,17 @@ _HOME = {
     "auto_optimize_dataset": "epistream.configs.compat",
     "create_optimized_dataloader": "epistream.configs.compat",
     "delta_statistics": "epistream.loader.samples.action_delta",
+    "edit": "epistream.sharding.edit.functions",
+    "doctor": "epistream.loader.doctor.doctor",
     "export_lerobot": "epistream.loader.exporting.lerobot",
     "load_config": "epistream.configs.config",
     "open_dataset": "epistream.sharding.dataset",
     "pack": "epistream.sharding.pack.pack",
     "window_in_seconds": "epistream.loader.samples.delta_timestamps",
 }
+
+# Names that are modules, of functions that read best behind it: ``epistream.edit.remove(...)``.
+_MODULES = frozenset({"edit"})
 
 __all__ = [
     "ActFormat",
@@ -95,6 +102,8 @@ __all__ = [
     "auto_optimize_dataset",
     "create_optimized_dataloader",
     "delta_statistics",
+    "doctor",
+    "edit",
     "export_lerobot",
     "load_config",
     "open_dataset",
@@ -106,7 +115,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'epistream' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    home = import_module(_HOME[name])
+    value = home if name in _MODULES else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -73,9 +73,11 @@ def check_state(job: ReadJob, state: Mapping[str, Any]) -> Place:
         ours = _short(ours)
     different = list(_differences(saved, ours))
     if different:
+        was = saved.get("dataset")
+        edited = f" If the dataset was edited since, stream URL@{was:.8}." if isinstance(was, str) else ""
         raise StateError(
             f"state: {'; '.join(different)}. Make the stream with the saved values, or start a new run without this "
-            "state."
+            f"state.{edited if was != ours.get('dataset') else ''}"
         )
     epoch = read_number(state, "epoch", MOST_EPOCHS)
     position = read_number(state, "position", job.num_windows)

@@ -13,8 +13,22 @@ from epistream import errors
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Blocks of pages that have few.
-FEWEST = {"video": 3, "quality": 1}
-GUIDES = ("concepts", "trainers", "troubleshooting", "hdf5", "lerobot", "video", "quality")
+FEWEST = {"video": 3, "quality": 1, "doctor": 5, "cluster": 4}
+GUIDES = (
+    *(
+        "concepts",
+        "trainers",
+        "troubleshooting",
+        "hdf5",
+        "lerobot",
+        "selecting",
+        "datasets",
+        "doctor",
+        "video",
+        "cluster",
+    ),
+    "quality",
+)
 
 # Runs the blocks of the page that it is given and compares what each prints with the text block behind it.
 RUNNER = """

@@ -26,26 +26,76 @@ SHARDING = {
     "sharding.files": set(),
     "sharding.pictures": set(),
     "sharding.format": {"sharding.files", "sharding.pictures"},
+    "sharding.manifest": {"sharding.files", "sharding.format", "sharding.pictures"},
+    "sharding.episodes": {"sharding.files", "sharding.format", "sharding.manifest"},
     "sharding.opening": set(),
+    "sharding.selecting": {"sharding.files"},
     "sharding.layouts": {"sharding.files", "sharding.format", "sharding.opening", "sharding.pictures"},
-    "sharding.tar": {"sharding.files", "sharding.format", "sharding.pictures"},
-    "sharding.tasks": set(),
-    "sharding.pack": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.opening", "sharding.pictures"}
-    | {"sharding.lerobot", "sharding.lerobot_meta", "sharding.tar", "sharding.tasks"},
-    "sharding.hdf5": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.opening", "sharding.pictures"},
-    "sharding.lerobot_meta": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures"},
-    "sharding.lerobot": {"sharding.files", "sharding.format", "sharding.lerobot_meta", "sharding.pictures"},
-    "sharding.lerobot_out": {"sharding.files", "sharding.pictures", "sharding.tasks"},
-    "sharding": {"sharding.files", "sharding.format", "sharding.layouts", "sharding.pictures", "sharding.tar"}
-    | {"sharding.hdf5", "sharding.lerobot", "sharding.lerobot_meta"},
-    "sharding.check": {
+    "sharding.tar": {
+        "sharding.episodes",
         "sharding.files",
         "sharding.format",
+        "sharding.manifest",
+        "sharding.pictures",
+    },
+    "sharding.tasks": set(),
+    "sharding.pack": {
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.layouts",
+        "sharding.opening",
+        "sharding.pictures",
+    }
+    | {"sharding.hdf5", "sharding.lerobot", "sharding.lerobot_meta", "sharding.selecting", "sharding.tar"}
+    | {"sharding.tasks"},
+    "sharding.hdf5": {
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.layouts",
+        "sharding.opening",
+        "sharding.pictures",
+        "sharding.selecting",
+    },
+    "sharding.lerobot_meta": {
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.layouts",
+        "sharding.pictures",
+    },
+    "sharding.lerobot": {
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.lerobot_meta",
+        "sharding.pictures",
+    },
+    "sharding.lerobot_out": {"sharding.files", "sharding.pictures", "sharding.tasks"},
+    "sharding": {
+        "sharding.episodes",
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.layouts",
+        "sharding.pictures",
+        "sharding.tar",
+    }
+    | {"sharding.hdf5", "sharding.lerobot", "sharding.lerobot_meta", "sharding.selecting"},
+    "sharding.edit": {"sharding.files", "sharding.format", "sharding.manifest", "sharding.pack", "sharding.selecting"}
+    | {"sharding", "sharding.episodes", "sharding.tar", "sharding.tasks"},
+    "sharding.check": {
+        "sharding.episodes",
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
         "sharding.layouts",
         "sharding.lerobot",
         "sharding.opening",
         "sharding.pictures",
         "sharding.tar",
+        "sharding.tasks",
     },
 }
 CACHE = {
@@ -54,22 +104,58 @@ CACHE = {
     "cache": {"cache.source", "cache.store"},
 }
 LOADER = {
-    "loader.order": {"sharding.format"},
+    "loader.order": {"sharding.format", "sharding.manifest"},
     "loader.shards": {"cache", "cache.source", *SHARDING} - {"sharding.pack", "sharding.check"},
-    "loader.frames": {"loader.order", "loader.shards", "cache", "cache.source", "sharding.format", "sharding.pictures"},
-    "loader.reading": {"loader.order", "loader.shards", "loader.frames", "cache", "cache.source", "sharding.format"},
+    "loader.frames": {
+        "loader.order",
+        "loader.shards",
+        "cache",
+        "cache.source",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.pictures",
+    },
+    "loader.reading": {
+        "loader.order",
+        "loader.shards",
+        "loader.frames",
+        "cache",
+        "cache.source",
+        "sharding.format",
+        "sharding.manifest",
+    },
     "loader.workers": {"loader.order", "loader.shards", "loader.frames", "loader.reading", "cache"},
     "loader.exporting": {"loader.frames", "loader.reading", "loader.shards", "cache", "cache.source", *SHARDING},
-    "loader.samples.formats": {"loader.order", "sharding.format"},
-    "loader.samples": {"loader.order", "loader.frames", "loader.reading", "loader.samples.formats", "sharding.format"},
+    "loader.doctor.facts": {"sharding.format", "sharding.manifest"},
+    "loader.doctor.checks": {"loader.doctor.facts", "sharding.format", "sharding.manifest"},
+    "loader.doctor": {"loader.doctor.checks", "loader.doctor.facts", "loader.exporting", "loader.frames"}
+    | {"loader.shards", "cache", "cache.source", *SHARDING},
+    "loader.samples.formats": {"loader.order", "sharding.format", "sharding.manifest"},
+    "loader.samples": {
+        "loader.order",
+        "loader.frames",
+        "loader.reading",
+        "loader.samples.formats",
+        "sharding.format",
+        "sharding.manifest",
+    },
     "loader.monitoring": {"loader.frames", "loader.workers", "cache", "cache.store"},
     "loader": {"loader.order", "loader.frames", "loader.reading", "loader.workers", "loader.samples", "cache"}
-    | {"loader.monitoring", "sharding", "sharding.format"},
+    | {"loader.monitoring", "sharding", "sharding.format", "sharding.manifest", "sharding.selecting"},
     "loader.episodic": {"loader.order", "loader.frames", "loader.reading", "loader.samples", "loader.samples.formats"}
-    | {"loader", "cache", "loader.monitoring", "sharding", "sharding.files", "sharding.format", "sharding.hdf5"},
+    | {
+        "loader",
+        "cache",
+        "loader.monitoring",
+        "sharding",
+        "sharding.files",
+        "sharding.format",
+        "sharding.manifest",
+        "sharding.hdf5",
+    },
     "loader.measuring": {"loader.order", "loader.shards", "loader.frames", "loader.reading", "loader.monitoring"}
     | {"loader", "cache", "cache.source"}
-    | {"sharding.format", "sharding.pictures"},
+    | {"sharding.format", "sharding.manifest", "sharding.pictures"},
 }
 ROOMS_BELOW_CONFIGS = {*SHARDING, *CACHE, *LOADER}
 MAY_IMPORT = {
@@ -87,6 +173,7 @@ FOREIGN = {
     "loader.order": {"torch"},
     "loader.shards": {"torch"},
     "loader.frames": {"torch"},
+    "loader.doctor": {"torch"},
     "loader.reading": {"torch"},
     "loader.workers": {"torch"},
 }
@@ -195,7 +282,7 @@ def test_no_sub_packages_import_each_other_in_a_circle():
     assert circles(MAY_IMPORT) == []
 
 
-@pytest.mark.parametrize(("room", "most"), [("sharding", 6), ("cache", 5), ("loader", 8)])
+@pytest.mark.parametrize(("room", "most"), [("sharding", 7), ("cache", 5), ("loader", 8)])
 def test_chain_of_sub_packages_in_a_room_is_no_longer_than(room, most):
     def depth(name: str) -> int:
         below = [other for other in MAY_IMPORT[name] if f"{other}.".startswith(f"{room}.")]
@@ -272,6 +359,8 @@ def test_exported_names_are_these():
         "auto_optimize_dataset",
         "create_optimized_dataloader",
         "delta_statistics",
+        "doctor",
+        "edit",
         "export_lerobot",
         "load_config",
         "open_dataset",

@@ -64,6 +64,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "on_bad": (["raise", "skip"], ["pass", True]),
         "layout": (["robomimic", None], [3, True]),
         "allow_outside_files": FLAG,
+        "episodes": (["0:100", "length < 5", 3, [0, -1], None], ["length <", "", [], 0.5, ["a"]]),
         "repetitions": ([[1, 0], None], [3]),
         "order": ([es.OrderOptions(), None], [3, {}]),
         "cache": (["auto", "shm", "disk", "off", es.CacheOptions()], ["ram", 3]),
@@ -133,9 +134,10 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "force_color_order": FLAG,
         "image_size": ([[1, 16384], None], [*SIDES, [1, 16385]]),
         "fps": ([0.1, 50, None], [0, -1, 1e6, float("nan"), True]),
+        "episodes": (["0:100", "success", [0, 3], None], ["length <", "", []]),
         "val_fraction": ([0.1, 0.999, None], [0, 1, -0.1, True]),
         "split_seed": ([0, 1 << 63], [-1, (1 << 63) + 1, 0.0]),
-        "workers": ([1, 1024], [0, 1025, 1.0]),
+        "workers": ([1, 1024, None], [0, 1025, 1.0]),
         "resume": FLAG,
         "overwrite": FLAG,
         "skip_bad": FLAG,
@@ -155,6 +157,7 @@ TABLE: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     Choice: {
         "features": ([("action",), ["observation.*"], None], [{"action": 1}]),
         "split": (["val", None], [["val"], True]),
+        "episodes": (["0:100", "success", None], ["length <", ""]),
         "fps": ([0.1, 50, None], [0, -1, 1e6, float("nan"), True]),
         "task": (["", "grasp"], [["grasp"], True]),
         "pictures": (["video", "image", None], ["png", True]),
@@ -229,7 +232,12 @@ def refused(make: Any) -> bool:
 
 
 def test_table_has_every_option_of_every_class():
-    elsewhere = {es.StreamingLoader: {"stream", "monitor", "on_device"}}
+    elsewhere = {
+        es.StreamingLoader: {"stream", "monitor", "on_device"},
+        # Which go together, or not.
+        PackOptions: {"engine", "address", "task_index", "num_tasks", "publish"},
+        ExportOptions: {"engine", "address"},
+    }
     for owner, options in TABLE.items():
         assert set(options) | elsewhere.get(owner, set()) == set(options_of(owner))
 
@@ -320,7 +328,7 @@ def test_commands_have_the_defaults_of_the_classes(stopped):
     for command in ("pack in out", "tune in", "bench in", "export lerobot in out"):
         assert isinstance(CliRunner().invoke(cli, command.split()).exception, Enough)
     packing, tuning, measuring, exporting = stopped
-    assert dataclasses.replace(packing, workers=1) == PackOptions()
+    assert dataclasses.replace(packing, workers=None) == PackOptions()
     assert tuning == TuneOptions()
     assert exporting == ExportOptions()
     assert dataclasses.replace(measuring, parallel=2) == BenchOptions()
@@ -331,7 +339,7 @@ def test_help_of_a_command_says_what_the_class_says():
     assert "--codec [jpeg|png|raw|webp|h264] Of cameras; as recorded, or jpeg, if not given. --quality" in text
     assert "--quality INTEGER Of JPEG, 1 to 100. [default: 95] --crf INTEGER" in text
     assert "--shard-size SIZE Target bytes of a shard. [64 KiB to 512 GiB] [default: 128MiB] --camera" in text
-    assert "--workers INTEGER Processes. [1 to 1024] [default: (one a core)] --resume" in text
+    assert "--workers INTEGER Tasks at once. [1 to 1024] [default: (one a core)] --engine" in text
 
 
 @pytest.mark.parametrize("owner", TABLE)
@@ -478,3 +486,19 @@ def test_option_classes_do_not_import_pydantic():
     modules = ("epistream.cache.options", "epistream.loader.order.plan", "epistream.sharding.pack.options")
     code = f"import sys, {', '.join(modules)}; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"engine": "slurm"}, "engine: 'slurm', wanted one of local, ray"),
+        ({"address": "auto"}, r"address: 'auto', which is of Ray's cluster. Give engine ray"),
+        ({"engine": "ray", "address": ""}, "address: empty, wanted auto"),
+        ({"task_index": 0}, "task_index: 0, num_tasks: None, wanted both"),
+        ({"task_index": 5, "num_tasks": 5}, "task_index: 5, wanted 0 to 4, of 5 tasks"),
+        ({"publish": True, "resume": True}, "publish: with a task, resume or overwrite, wanted alone"),
+    ],
+)
+def test_options_of_engines_and_arrays_that_do_not_go_together_are_refused(said, message):
+    with pytest.raises(OptionError, match=message):
+        PackOptions(**said)

@@ -31,7 +31,7 @@ from epistream.working_folder import absolute
 
 if TYPE_CHECKING:
     from epistream.cache.source.entry import Entry
-    from epistream.sharding.format.opened_dataset import Dataset
+    from epistream.sharding.manifest.opened_dataset import Dataset
 
 directory_option = click.option(
     "--directory",

@@ -11,13 +11,21 @@ import numpy as np
 from rich.table import Table
 
 from epistream.commands.layouts import with_draft
-from epistream.commands.sources import FEATURE_HELP, division_options, layout_options, open_source, reach_option
+from epistream.commands.sources import (
+    FEATURE_HELP,
+    division_options,
+    layout_options,
+    open_source,
+    reach_option,
+    wanted_layout,
+)
 from epistream.commands.tables import fits, new_list, new_table, print_table
 from epistream.errors import LayoutError, OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
+from epistream.sharding.dataset_facts import facts_of
 from epistream.sharding.format.feature_sets import choose_features
-from epistream.sharding.format.opened_dataset import Dataset
 from epistream.sharding.format.statistics import NotFinite
+from epistream.sharding.manifest.opened_dataset import Dataset
 from epistream.units import size_text
 
 _MOST_TASKS = 20
@@ -28,6 +36,7 @@ _MOST_DIMENSIONS = 16
 @click.argument("source", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--episode", type=click.IntRange(0), metavar="N", help="Look at this episode, counted from 0.")
+@click.option("--episodes", metavar="WHICH", help="List these, such as '0:100', 'length < 50' or '@FILE'; ':' is all.")
 @click.option(
     "--image",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -42,6 +51,7 @@ def command(
     source: tuple[str, ...],
     as_json: bool,
     episode: int | None,
+    episodes: str | None,
     image: Path | None,
     columns: int,
     features: tuple[str, ...],
@@ -52,10 +62,19 @@ def command(
     SOURCE is a dataset's folder or URL, tars by a brace pattern or glob, HDF5 files, or a LeRobot data set.
     """
     wanted = features or None
+    if episodes is not None and (episode is not None or image is not None):
+        raise OptionError("--episodes: with --episode or --image, wanted one of them: it lists episodes.")
     try:
         dataset = open_source(source, **reached, features=wanted)
     except LayoutError as error:
         raise with_draft(error, source, reached["options_json"], reached["allow_outside_files"]) from error
+    if episodes is not None:
+        from epistream.commands.episode_views import list_episodes
+
+        layout = wanted_layout(reached["layout"], reached["layout_file"])
+        known = facts_of(dataset, layout=layout, allow_outside_files=reached["allow_outside_files"])
+        list_episodes(dataset, known, episodes, as_json=as_json)
+        return
     if image is not None:
         _write_image(dataset, 0 if episode is None else episode, image, columns, wanted)
         return
@@ -73,7 +92,7 @@ def command(
 
 
 def _write_image(dataset: Dataset, episode: int, path: Path, columns: int, features: tuple[str, ...] | None) -> None:
-    from epistream.commands.episode_picture import episode_picture
+    from epistream.commands.episode_views import episode_picture
 
     sheet = episode_picture(dataset, episode, columns, features)
     try:
@@ -208,7 +227,7 @@ def _statistics(name: str, values: dict[str, Any], *, is_estimated: bool) -> Tab
         table.add_column(key, justify="right")
     flat = {key: np.ravel(np.array(values[key], dtype=object)) for key in columns}
     if is_estimated:
-        table.caption, table.caption_justify = "q01 and q99 are estimates: some parts have no sketch of them", "left"
+        table.caption, table.caption_justify = "quantiles are estimates: some parts have no sketch of them", "left"
     num_dims = len(flat["mean"])
     for dim in range(min(num_dims, _MOST_DIMENSIONS)):
         numbers = ("-" if flat[key][dim] is None else f"{flat[key][dim]:.4g}" for key in columns)

@@ -15,8 +15,8 @@ from epistream.sharding.layouts.registry import LAYOUTS, layout_by_name
 from epistream.sharding.pack.options import PackOptions
 
 if TYPE_CHECKING:
-    from epistream.sharding.format.opened_dataset import Dataset
     from epistream.sharding.layouts.mapping import MappingLayout
+    from epistream.sharding.manifest.opened_dataset import Dataset
 
 FEATURE_HELP = (
     "Only this feature, or those of a pattern such as 'action*'. Repeatable; of unlike sources, what they share."

@@ -27,14 +27,14 @@ def new_list() -> Table:
 
 def fits(table: Table) -> bool:
     """Whether nothing of a table will be folded."""
-    console = _console()
+    console = report_console()
     unbounded = console.options.update(max_width=10_000)  # else a table says what it would be folded to
     return console.measure(table, options=unbounded).maximum <= console.width
 
 
 def print_table(table: Table) -> None:
     """Print a table no wider than the window, a title after an empty line."""
-    console = _console()
+    console = report_console()
     if table.title:
         console.print()
     console.print(table)
@@ -60,7 +60,8 @@ def quiet(*loggers: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _console() -> Console:
+def report_console() -> Console:
+    """What reports are printed with: as wide as the window, 200 columns where there is none."""
     console = Console(highlight=False)
     # A file or pipe has no width: nothing may be cut or folded there.
     return console if console.is_terminal else Console(highlight=False, width=200)

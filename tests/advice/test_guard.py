@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 
 # Of other programs and libraries, by who has them.
 FOREIGN = {
+    "Ray": ["--head"],
     "Docker": ["--shm-size", "--memory"],
     "Slurm": ["--mem", "--cpus-per-task"],
     "tar": ["--transform", "--sparse", "--dereference", "--hard-dereference", "--concatenate", "--file"],
@@ -20,7 +21,8 @@ FOREIGN = {
         *("per_device_train_batch_size=", "per_device_eval_batch_size="),
     ],
 }
-# What looks like an argument and is none: the kernel's own text, attributes of files, examples of values.
+# What looks like advice and is none: the kernel's own text, attributes of files, examples of values, and what the
+# history of a dataset calls the edits that were made.
 NO_ADVICE = {
     "cache/store/memory.py": ["avg10="],
     "cache/source/remote.py": ["size="],
@@ -32,6 +34,9 @@ NO_ADVICE = {
     "epistream/commands/pack.py": ["cam_high="],
     "epistream/commands/plan.py": ["nodes=", "global_batch="],
     "configs/tuned_yaml.py": ["epistream tune"],
+    "sharding/edit/compacting.py": ["--prune"],
+    "sharding/edit/history_edits.py": ["--to"],
+    "sharding/edit/operations.py": ["--episodes", "--replace", "--split-seed", "--val-fraction"],
 }
 # Whose advice is taken by tests that stand elsewhere.
 ELSEWHERE = {
@@ -50,8 +55,8 @@ ELSEWHERE = {
     "loader/frames/keeping.py": "tests/loader",
     "loader/workers/pool.py": "tests/loader",
     "sharding/files/storage.py": "tests/sharding/check/test_verify.py",
-    "sharding/format/dataset_statistics.py": "tests/advice/test_values.py",
-    "sharding/format/sources.py": "tests/sharding/format/test_sources.py",
+    "sharding/manifest/dataset_statistics.py": "tests/advice/test_values.py",
+    "sharding/manifest/sources.py": "tests/sharding/manifest/test_sources.py",
     "sharding/layouts/reading.py": "tests/loader",
     "epistream/commands/verify.py": "tests/loader/lerobot",
     "loader/exporting/choice.py": "tests/loader/exporting",

@@ -109,8 +109,8 @@ def test_index_that_inspect_cannot_use_write_it_again(shards, tmp_path, harm):
     follow(said(lambda: ShardIndex.parse(whole[:-8], "i"), FormatError), shards)
 
 
-@taken("sharding/format/manifest.py", "epistream index", "--overwrite")
-@taken("sharding/format/manifest_file.py", "epistream index", "--overwrite")
+@taken("sharding/manifest/manifest.py", "epistream index", "--overwrite")
+@taken("sharding/manifest/manifest_arrays.py", "epistream index", "--overwrite")
 @pytest.mark.parametrize(
     "harm",
     [

@@ -90,8 +90,8 @@ def write_dataset(folder, lengths=((5, 3), (4,)), codec="jpeg", metas=None):
 
 def publish(folder, indexes):
     """Write the manifest of {name: (index, its bytes)}."""
-    from epistream.sharding.format.manifest_builder import ManifestBuilder
-    from epistream.sharding.format.manifest_file import write_manifest
+    from epistream.sharding.manifest.manifest_builder import ManifestBuilder
+    from epistream.sharding.manifest.manifest_writing import write_manifest
 
     builder = ManifestBuilder(next(iter(indexes.values()))[0].features, None)
     for index, data in indexes.values():

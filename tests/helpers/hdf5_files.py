@@ -153,11 +153,12 @@ def manifest(folder):
 
 
 def tables(folder):
-    """Names of the binary files that belong to the manifest of a folder: those it names, and its sketches."""
+    """Names of the binary files that belong to the manifest of a folder: those it names, its sketches and records."""
     said = manifest(folder)
     key = json.dumps([said["fingerprint"], said["statistics"]["features"]], sort_keys=True)
     sketches = f"statistics-{xxhash.xxh3_128_hexdigest(key.encode())[:8]}.tables"
-    return {said["tables"]["file"], said["sources"]["file"], sketches}
+    records = {one["file"] for one in said.get("episodes", ())}
+    return {said["tables"]["file"], said["sources"]["file"], sketches, *records}
 
 
 def contents(folder):

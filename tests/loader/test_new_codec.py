@@ -10,7 +10,7 @@ import pytest
 from hdf5_files import aloha_raw, members
 
 import epistream as es
-from epistream.commands.episode_picture import episode_picture
+from epistream.commands.episode_views import episode_picture
 from epistream.errors import FormatError, OptionError, PackError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.check.verify import verify

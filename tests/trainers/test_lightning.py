@@ -91,6 +91,11 @@ CHECKED = {
 }
 
 
+# What 'make grid' runs beside: cases that take long and differ from their neighbours in little.
+REST = pytest.mark.grid
+LONG = {"after an epoch", "twice an epoch, steps", "twice an epoch"}
+
+
 def resume_from_each(run, folder, hooks, every):
     """A run with checkpoints, from each of which another one must go on as it did."""
     whole = run.fit_and_save(folder, hooks, every)
@@ -111,7 +116,7 @@ def test_run_with_workers_goes_on_from_each_checkpoint(workers, loader_of, tmp_p
     resume_from_each(run, tmp_path, (STEP, EPOCH), 9)
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=REST if one in LONG else ()) for one in CHECKED])
 def test_run_with_validation_goes_on_from_each_checkpoint(name, loader_of, tmp_path):
     hooks, every, how, settings = CHECKED[name]
     check = partial(loader_of, batch_size=20, shuffle=False)
@@ -150,7 +155,9 @@ def test_epochs_with_a_remainder_go_on_from_each_checkpoint(remainder, loader_of
     resume_from_each(Run(partial(loader_of, batch_size=10, remainder=remainder)), tmp_path, (STEP, EPOCH), 5)
 
 
-@pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
+@pytest.mark.parametrize(
+    "mode", ["min_size", *(pytest.param(one, marks=REST) for one in ("max_size", "max_size_cycle"))]
+)
 def test_two_loaders_of_unequal_length_go_on_from_each_checkpoint(mode, loader_of, tmp_path):
     def make():
         return CombinedLoader({"long": loader_of(), "short": loader_of(batch_size=20, seed=5)}, mode)
@@ -252,7 +259,9 @@ def assert_broken_epoch_is_made_whole(first, rest, global_batch):
     assert len(seen) == at + sum(lengths)
 
 
-@pytest.mark.parametrize("sizes", [(8, 16), (16, 8), (8, 24), (24, 8), (16, 24)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(8, 16), (24, 8), *(pytest.param(one, marks=REST) for one in ((16, 8), (8, 24), (16, 24)))], ids=str
+)
 @pytest.mark.parametrize("settings", [{}, {"max_steps": 1000}], ids=["epochs", "steps"])
 def test_resume_with_another_batch_size_gives_every_window_of_the_broken_epoch_once(
     sizes, settings, loader_of, tmp_path, caplog

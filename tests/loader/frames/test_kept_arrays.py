@@ -70,7 +70,7 @@ def test_tables_of_a_thousand_shards_without_room_cost_a_try_and_a_look_each():
     for _ in range(20):
         tables.begin_batch()
         for number in range(1000):
-            opened = SimpleNamespace(number=number, tar=tar, index=index, source=entry_of(number))
+            opened = SimpleNamespace(naming="", number=number, tar=tar, index=index, source=entry_of(number))
             assert tables.take(opened) == {}
     assert len(cache.tried) == 1
     assert len(cache.looked) <= 1000 * 3  # more only if this took seconds
