@@ -18,13 +18,14 @@ from epistream.sharding.pack.report import PackProgress
 
 
 def make_episodes(folder: Path, num_episodes: int) -> None:
-    """Files of an episode each, 200 steps without pictures."""
+    """ALOHA files of an episode each: 200 steps with a camera of 8 x 8 pixels."""
     random = np.random.default_rng(0)
     for number in range(num_episodes):
         with h5py.File(folder / f"episode_{number}.hdf5", "w") as file:
             file.attrs["sim"] = True
             for name in ("observations/qpos", "observations/qvel", "action"):
                 file[name] = random.normal(size=(200, 14)).astype(np.float32)
+            file["observations/images/top"] = np.zeros((200, 8, 8, 3), np.uint8)
 
 
 def measure(folder: Path, out: Path, engine: str) -> tuple[float, float]:
