@@ -99,6 +99,7 @@ def test_engine_task_that_ends_its_process_is_told_as_that(engine, task):
         list(running.map(tasks.fail, [task, task]))
 
 
+@pytest.mark.alone  # tasks that have not ended after some seconds are killed
 def test_engine_interrupted_ends_its_tasks_before_it_is_left(engine, tmp_path):
     def interrupt(num_episodes, num_bytes):
         if all((tmp_path / f"{number}-began").exists() for number in range(2)):
