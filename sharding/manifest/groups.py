@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from epistream.access import chain_of
 from epistream.errors import FormatError
 from epistream.file_systems import local_path, protocol_of
 from epistream.sharding.files.storage import join
@@ -104,11 +105,24 @@ def _refuse_strange_folder(folder: str, url: str, where: str) -> None:
         raise FormatError(f"{where}: shards in {folder!r:.120}, wanted a folder of its own, a whole path or a URL.")
     if local_path(url) is not None:
         return
-    if is_local or protocol_of(folder) != protocol_of(url):
+    ours, theirs = chain_of(folder), chain_of(url)
+    # Of a chained URL every link must be alike: simplecache::file:///etc is no simplecache::s3://bucket/x.
+    if is_local or list(map(protocol_of, ours)) != list(map(protocol_of, theirs)):
         raise FormatError(
             f"{where}: shards in {folder!r:.120}, wanted {protocol_of(url)} URLs as its own. Merge there with "
             "'epistream edit merge --copy', or give it shards of its own where it was made "
             "('epistream edit compact') and copy that."
         )
-    if protocol_of(url) in ("http", "https") and urlsplit(folder).netloc != urlsplit(url).netloc:
+    if any(
+        protocol_of(there) in ("http", "https") and _server_of(here) != _server_of(there)
+        for here, there in zip(ours, theirs, strict=True)
+    ):
         raise FormatError(f"{where}: shards in {folder!r:.120}, wanted the server of the dataset.")
+
+
+def _server_of(url: str) -> str | None:
+    """The server of a URL; None where programs may read it differently: a backslash, or what is no address."""
+    try:
+        return None if "\\" in url else urlsplit(url).netloc
+    except ValueError:
+        return None

@@ -142,7 +142,12 @@ def find_manifest(url: str, options: Options = None, fingerprint: str = "") -> M
         name = document.tables.file
         tables = read_bytes(join(url, name), options, size=document.tables.bytes)
         if tables is not None:
-            return _build(document, tables, url, options)
+            found = _build(document, tables, url, options)
+            if not found.fingerprint.startswith(fingerprint):
+                raise FormatError(
+                    f"{join(url, file)}: of fingerprint {found.fingerprint}, wanted {fingerprint}. Copy it again."
+                )
+            return found
         _log.debug("%s names %s, which is not there (attempt %d)", join(url, file), name, attempt)
     raise FormatError(f"{join(url, name)}: no such file, {file} wants it. {_REMEDY}")
 
