@@ -73,20 +73,22 @@ def trimmed(manifest: Manifest, keep: Mapping[int, tuple[int, int]]) -> Manifest
     """
     columns = manifest.columns
     offsets, ranges = columns.valid_ranges
-    lists = np.split(ranges, offsets[1:-1])
-    for episode, (start, stop) in keep.items():
-        cut = np.clip(lists[episode], start, stop)
-        lists[episode] = cut[cut[:, 0] < cut[:, 1]]
-        if not len(lists[episode]):
-            raise EditError(
-                f"episode {episode}: no step of its {columns.episode_length[episode]:,} would be left in "
-                f"[{start}, {stop}), wanted one. Remove it instead."
-            )
-    new = np.concatenate(lists)
-    episodes = np.zeros(columns.num_episodes, np.bool_)
-    episodes[list(keep)] = True
-    counts = np.array([len(one) for one in lists], np.int64)
     _, whole = default_ranges(columns.episode_length)
+    rows, bounds = np.array(list(keep), np.int64), whole.copy()
+    bounds[rows] = np.array(list(keep.values()), np.int64).reshape(-1, 2)
+    episode_of = np.repeat(np.arange(columns.num_episodes), np.diff(offsets))
+    cut = np.clip(ranges, bounds[episode_of, :1], bounds[episode_of, 1:])
+    is_left = cut[:, 0] < cut[:, 1]
+    new, counts = cut[is_left], np.bincount(episode_of[is_left], minlength=columns.num_episodes)
+    empty = next((row for row in keep if not counts[row]), None)
+    if empty is not None:
+        start, stop = keep[empty]
+        raise EditError(
+            f"episode {empty}: no step of its {columns.episode_length[empty]:,} would be left in "
+            f"[{start}, {stop}), wanted one. Remove it instead."
+        )
+    episodes = np.zeros(columns.num_episodes, np.bool_)
+    episodes[rows] = True
     is_default = len(new) == len(whole) and (counts == 1).all() and np.array_equal(new, whole)
     columns = replace(
         columns, range_offsets=None if is_default else offsets_of(counts), ranges=None if is_default else new

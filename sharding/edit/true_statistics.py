@@ -31,7 +31,10 @@ def with_statistics(revision: Revision, manifest: Manifest, made_anew: Rows | No
         missing |= made_anew
     if missing.any():
         rows = np.flatnonzero(missing)
-        made = records_from_shards(dataset_of(manifest, revision.url, revision.access), rows)
+        # Their attributes are what they were: only values are read.
+        is_known = bool((record_of[rows] >= 0).all())
+        described = records.table.described.select(record_of[rows]) if is_known else None
+        made = records_from_shards(dataset_of(manifest, revision.url, revision.access), rows, described=described)
         record_of[rows] = len(records) + np.arange(len(rows))
         records = records.and_more(made)
     is_plain = np.array_equal(record_of, np.arange(len(records)))

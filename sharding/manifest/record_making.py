@@ -71,7 +71,7 @@ def count_episode(arrays: Mapping[str, NDArray[Any]], meta: EpisodeMeta, rules: 
     not_finite = count_not_finite(valid)
     num_steps = meta.length if meta.valid_ranges is None else sum(stop - start for start, stop in meta.valid_ranges)
     num_points = min(num_steps, rules.num_points)
-    identity = f"{meta.source}\n{meta.source_path}\n{meta.length}"
+    identity = identity_in_records(meta)
     features = {}
     for name, one in statistics.items():
         if name in rules.features:
@@ -82,6 +82,11 @@ def count_episode(arrays: Mapping[str, NDArray[Any]], meta: EpisodeMeta, rules: 
         np.array([num_steps]), np.array([num_points]), features, Texts.of([text], "attributes", REMEDY)
     )
     return Counted(statistics, not_finite, records)
+
+
+def identity_in_records(meta: EpisodeMeta) -> str:
+    """What the points of an episode are chosen by: the same in every process, and after every edit."""
+    return f"{meta.source}\n{meta.source_path}\n{meta.length}"
 
 
 def valid_steps(values: NDArray[Any], ranges: Sequence[tuple[int, int]] | None) -> NDArray[Any]:

@@ -28,10 +28,14 @@ def take_points(values: NDArray[Any], num_points: int, identity: str) -> Float:
     flat = flattened(values)
     points = np.sort(np.where(np.isfinite(flat), flat, np.nan), axis=0)  # NaN comes last
     if num_points < len(points):
-        first = xxhash.xxh3_64_intdigest(identity.encode(errors="surrogateescape")) / (1 << 64)
-        ranks = ((first + np.arange(num_points)) * (len(points) / num_points)).astype(np.int64)
+        ranks = ((first_share(identity) + np.arange(num_points)) * (len(points) / num_points)).astype(np.int64)
         points = points[np.minimum(ranks, len(points) - 1)]
     return smallest(points)
+
+
+def first_share(identity: str) -> float:
+    """The u of an episode, from [0, 1): where its points begin."""
+    return xxhash.xxh3_64_intdigest(identity.encode(errors="surrogateescape")) / (1 << 64)
 
 
 def sketch_of(points: Float, weights: NDArray[np.float32], num_steps: int) -> Sketch:

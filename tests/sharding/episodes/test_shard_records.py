@@ -7,11 +7,13 @@ import h5py
 import numpy as np
 import pytest
 from hdf5_files import aloha_raw, robomimic
+from same_records import assert_same_records
 from web.faulty_server import put_folder, serve
 
 import epistream as es
 from epistream.errors import EpistreamError, FormatError
 from epistream.sharding.episodes.shard_records import records_from_shards
+from epistream.sharding.format.texts import Texts
 from epistream.sharding.pack.pack import pack
 from epistream.sharding.tasks.pool import TaskPool
 
@@ -30,7 +32,7 @@ def folder(tmp_path_factory):
 def test_records_of_shards_are_those_of_packing(folder):
     dataset = es.open_dataset(folder / "out")
     found = records_from_shards(dataset, np.arange(3))
-    assert found.to_bytes() == dataset.episode_records.to_bytes()
+    assert_same_records(found, dataset.episode_records)
     assert found.attributes(0)
 
 
@@ -70,7 +72,7 @@ def test_arrays_that_lie_apart_are_read_one_by_one(tmp_path, monkeypatch):
     with serve() as server:
         remote = es.open_dataset(put_folder(server, tmp_path / "out"))
         found = records_from_shards(remote, np.array([0]))
-    assert found.to_bytes() == es.open_dataset(tmp_path / "out").episode_records.to_bytes()
+    assert_same_records(found, es.open_dataset(tmp_path / "out").episode_records)
 
 
 def test_index_or_tar_of_others_is_refused(tmp_path):
@@ -106,4 +108,32 @@ def test_dataset_of_an_earlier_release_gets_records_that_hold_its_attributes(fol
     dataset = es.open_dataset(tmp_path / "old")
     assert dataset.episode_records is None
     found = records_from_shards(dataset, np.arange(3))
-    assert found.to_bytes() == es.open_dataset(folder / "out").episode_records.to_bytes()
+    assert_same_records(found, es.open_dataset(folder / "out").episode_records)
+
+
+def test_batches_of_any_size_give_the_same_records(folder, monkeypatch):
+    dataset = es.open_dataset(folder / "out")
+    wanted = records_from_shards(dataset, np.arange(3)).to_bytes()
+    monkeypatch.setattr("epistream.sharding.episodes.shard_records._BATCH_BYTES", 1)
+    assert records_from_shards(dataset, np.arange(3)).to_bytes() == wanted
+
+
+def test_episode_without_a_valid_step_has_a_record_of_none(folder):
+    dataset = es.open_dataset(folder / "out")
+    columns = replace(dataset.columns, range_offsets=np.array([0, 1, 1, 2]), ranges=np.array([[0, 40], [0, 20]]))
+    found = records_from_shards(replace(dataset, columns=columns), np.arange(3))
+    assert found.num_steps.tolist() == [40, 0, 20]
+    assert found.num_points.tolist() == [40, 0, 20]
+    assert (found.features["action"].minimum[1] == np.inf).all()
+
+
+def test_attributes_that_are_known_are_not_read_again(folder, monkeypatch):
+    dataset = es.open_dataset(folder / "out")
+    known = Texts.of(['{"a":1}', "", '{"a":3}'], "attributes")
+
+    def refuse(*_):
+        raise AssertionError("read")
+
+    monkeypatch.setattr("epistream.sharding.episodes.shard_records.packed_attributes", refuse)
+    found = records_from_shards(dataset, np.array([2, 0, 1]), described=known)
+    assert list(found.described) == list(known)
