@@ -22,17 +22,29 @@ import epistream as es
 _QUALITY = 95
 
 
-def jpeg_files(source: Path, folder: Path, count: int) -> list[Path]:
-    """Copies of the recordings, as many as asked for."""
+def jpeg_files(source: Path, folder: Path, count: int, steps: int) -> list[Path]:
+    """The recordings over and over to so many steps, each picture a chunk of its own as recorders write them."""
     found = sorted(source.glob("*.hdf5"))
-    made = [folder / f"episode_{number}.hdf5" for number in range(count)]
-    for number, path in enumerate(made):
-        shutil.copyfile(found[number % len(found)], path)
+    made = []
+    for number in range(count):
+        made.append(folder / f"episode_{number}.hdf5")
+        if number >= len(found):
+            shutil.copyfile(made[number % len(found)], made[-1])
+            continue
+        with h5py.File(found[number]) as old, h5py.File(made[-1], "w") as new:
+            new.attrs.update(old.attrs)
+            rows = np.arange(steps) % len(old["action"])
+            new["compress_len"] = old["compress_len"][:][:, rows]
+            for name in ("observations/qpos", "observations/qvel", "action"):
+                new[name] = old[name][:][rows]
+            for camera, frames in old["observations/images"].items():
+                name = f"observations/images/{camera}"
+                new.create_dataset(name, data=frames[:][rows], chunks=(1, frames.shape[1]))
     return made
 
 
-def raw_files(source: Path, folder: Path, count: int, steps: int) -> list[Path]:
-    """The first steps of them with cameras as arrays."""
+def raw_files(source: Path, folder: Path, count: int) -> list[Path]:
+    """The recordings with cameras as arrays."""
     found = sorted(source.glob("*.hdf5"))
     made = []
     for number in range(count):
@@ -40,9 +52,9 @@ def raw_files(source: Path, folder: Path, count: int, steps: int) -> list[Path]:
         with h5py.File(found[number % len(found)]) as old, h5py.File(made[-1], "w") as new:
             new.attrs["sim"] = True
             for name in ("observations/qpos", "observations/qvel", "action"):
-                new[name] = old[name][:steps]
+                new[name] = old[name][:]
             for camera, rows in old["observations/images"].items():
-                frames = np.stack([simplejpeg.decode_jpeg(row.tobytes(), "RGB") for row in rows[:steps]])
+                frames = np.stack([simplejpeg.decode_jpeg(row.tobytes(), "RGB") for row in rows])
                 new.create_dataset(f"observations/images/{camera}", data=frames)
     return made
 
@@ -85,7 +97,7 @@ def bare(function: Callable[[tuple[Path, Path]], None], files: Sequence[Path], o
 def packed(files: Sequence[Path], out: Path, workers: int) -> float:
     """Seconds of packing them, its processes' start and the manifest included."""
     began = time.perf_counter()
-    es.pack(files, out, workers=workers, shard_size="16MiB")
+    es.pack(files, out, workers=workers, shard_size="128MiB")
     return time.perf_counter() - began
 
 
@@ -93,9 +105,9 @@ def main() -> None:
     """Interleave both, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=32)
-    parser.add_argument("--raw-episodes", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--raw-episodes", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made_in:
@@ -103,10 +115,10 @@ def main() -> None:
         (folder / "jpeg").mkdir()
         (folder / "raw").mkdir()
         cases = {
-            "read and copy": (copy_bare, jpeg_files(options.source, folder / "jpeg", options.episodes)),
+            "read and copy": (copy_bare, jpeg_files(options.source, folder / "jpeg", options.episodes, options.steps)),
             "read and encode": (
                 encode_bare,
-                raw_files(options.source, folder / "raw", options.raw_episodes, options.steps),
+                raw_files(options.source, folder / "raw", options.raw_episodes),
             ),
         }
         print(f"{'what':<18}{'workers':>8}{'MB':>8}{'bare s':>9}{'pack s':>9}{'of the bound':>14}")

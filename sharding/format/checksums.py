@@ -27,7 +27,7 @@ class ShardHasher:
         self._block = xxhash.xxh3_64()
         self._blocks: list[int] = []
 
-    def update(self, data: memoryview | bytes) -> None:
+    def update(self, data: memoryview | bytes | bytearray) -> None:
         """Take the next bytes, of any length."""
         view = memoryview(data).cast("B")
         self._whole.update(view)

@@ -36,7 +36,7 @@ def true_end(row: bytes, announced: Sequence[int], where: str) -> int:
     if last < len(END_MARKER):
         what = "only zeros" if not any(row) else "no JPEG end marker (FF D9)"
         raise LayoutError(f"{where}: {len(row):,} bytes with {what}, wanted a whole JPEG: the frame was cut off")
-    if last in announced or not any(row[last:]):
+    if last in announced or not row[last:].strip(b"\0"):
         return last
     ends = [end for end in announced if row[max(0, end - 2) : end] == END_MARKER]
     return max(ends, default=last)

@@ -14,6 +14,7 @@ from epistream.plain_files import not_a_plain_file
 from epistream.sharding.files.foreign import foreign_file
 from epistream.sharding.layouts.base import Field
 from epistream.sharding.layouts.jpeg_rows import row_bytes, true_end
+from epistream.sharding.layouts.stored_rows import stored_rows
 from epistream.sharding.layouts.values import dataset, first_line, small_value
 from epistream.sharding.opening.file_objects import open_through
 from epistream.sharding.opening.other_files import other_files
@@ -79,15 +80,23 @@ def read_array(file: h5py.File, field: Field, length: int) -> NDArray[Any]:
     return np.ascontiguousarray(values, np.dtype(field.feature.dtype).newbyteorder("<"))
 
 
-def read_jpegs(file: h5py.File, field: Field, length: int) -> Iterator[bytes]:
+def read_jpegs(file: h5py.File, field: Field, length: int, content: SourceBytes | None = None) -> Iterator[bytes]:
     """The JPEG files of a camera, verbatim, without padding.
+
+    Args:
+        file: The source.
+        field: The camera.
+        length: Of the episode.
+        content: The bytes of the source, if they are at hand.
 
     Raises:
         LayoutError: At a frame that is cut off, is no JPEG or has another size than the first.
     """
     announced = _announced_lengths(file, field)
     num_channels = field.feature.shape[2]
-    for step, row in _rows(dataset(file, field.path), field.first_row, length):
+    found = dataset(file, field.path)
+    stored = stored_rows(found, content, field.first_row, length)
+    for step, row in _rows(found, field.first_row, length) if stored is None else enumerate(stored):
         where = f"{field.path}, step {step}"
         data = row_bytes(row)
         candidates = () if announced is None or step >= announced.shape[1] else announced[:, step].tolist()

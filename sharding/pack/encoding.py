@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from epistream.errors import LayoutError
 from epistream.sharding.format.features import codec_of
 from epistream.sharding.layouts.reading import read_frames, read_jpegs
+from epistream.sharding.opening.source_bytes import SourceBytes
 from epistream.sharding.pack.outputs import Output
 from epistream.sharding.pictures.codec import Codec
 from epistream.sharding.pictures.codecs import CODECS
@@ -31,15 +32,23 @@ class RecordedFrames(Protocol):
 
 @dataclass(frozen=True)
 class Hdf5Frames:
-    """Those of an open HDF5 file; `output` says what is to be made of which field, `length` how many there are."""
+    """Those of an open HDF5 file.
+
+    Args:
+        file: The file.
+        output: What is to be made of which field.
+        length: How many there are.
+        content: The bytes of the file, if they are at hand.
+    """
 
     file: h5py.File
     output: Output
     length: int
+    content: SourceBytes | None = None
 
     def stored(self) -> Iterator[bytes]:
         """As `RecordedFrames.stored`."""
-        return read_jpegs(self.file, self.output.source, self.length)
+        return read_jpegs(self.file, self.output.source, self.length, self.content)
 
     def arrays(self) -> Iterator[NDArray[Any]]:
         """As `RecordedFrames.arrays`."""
@@ -52,7 +61,7 @@ class Hdf5Frames:
         channels = self.output.feature.jpeg_channels or source.feature.jpeg_channels
         codec = codec_of(replace(source.feature, jpeg_channels=channels))
         frame = np.empty(codec.shape, codec.dtype)
-        for step, data in enumerate(read_jpegs(self.file, source, self.length)):
+        for step, data in enumerate(read_jpegs(self.file, source, self.length, self.content)):
             try:
                 codec.decode_into(data, frame, f"{source.path}, step {step}")
             except ValueError as error:

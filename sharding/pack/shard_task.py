@@ -198,7 +198,7 @@ def _copy_episode(
         }
         cameras = {
             name: FrameSource(
-                Hdf5Frames(file, output, episode.length),
+                Hdf5Frames(file, output, episode.length, content),
                 output,
                 episode.length,
                 task.options.quality,

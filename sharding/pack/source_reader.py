@@ -54,6 +54,7 @@ class SourceReader:
         self._access = access
         self._path, self._checksum = "", ""
         self._content: BytesInMemory | None = None
+        self._buffer = bytearray()  # kept from file to file: the system takes as long to give new memory as to read
         self._copy: RemoteCopy | None = None
 
     def bring(self, source: SourceFile, pulse: Pulse) -> tuple[Path, str]:
@@ -88,17 +89,22 @@ class SourceReader:
 
     def _read(self, source: SourceFile, path: Path, pulse: Pulse) -> str:
         is_whole = source.num_bytes <= WHOLE_BYTES
-        piece_bytes = source.num_bytes if is_whole else _READ_BYTES
+        room = source.num_bytes if is_whole else _READ_BYTES
+        if len(self._buffer) < room:
+            self._buffer = bytearray()  # before there is memory for another
+            self._buffer = bytearray(room)
+        view = memoryview(self._buffer)[:room]
         hasher = xxhash.xxh3_128()
-        data, done = b"", 0
+        done = 0
         try:
             with path.open("rb", buffering=0) as file:
                 while done < source.num_bytes:
-                    data = file.read(min(source.num_bytes - done, piece_bytes))
-                    if not data:
+                    piece = view[done if is_whole else 0 :]
+                    count = file.readinto(piece[: source.num_bytes - done])
+                    if not count:
                         break
-                    hasher.update(data)
-                    done += len(data)
+                    hasher.update(piece[:count])
+                    done += count
                     pulse.add()
         except OSError as error:
             raise SourceError(
@@ -106,8 +112,8 @@ class SourceReader:
             ) from error
         if local_path(source.path) is not None:
             check_unchanged(source, done)
-        if is_whole and len(data) == done:  # else it came in pieces
-            self._path, self._content = source.path, BytesInMemory(data)
+        if is_whole and done == source.num_bytes:
+            self._path, self._content = source.path, BytesInMemory(view)
         return hasher.hexdigest()
 
     def content(self, source: SourceFile) -> SourceBytes | None:

@@ -10,6 +10,8 @@ from epistream.sharding.format.checksums import ShardHasher
 # USTAR's size field is eleven octal digits.
 MAX_MEMBER_BYTES = 8**11 - 1
 _MAX_NAME_BYTES = 100
+# Held back before they are checked and written at once: pictures are small, and each comes with a header and padding.
+_HELD_BYTES = 1 << 20
 
 
 def _template() -> bytes:
@@ -65,6 +67,8 @@ def write_error(path: str | Path, num_bytes: int, error: OSError) -> PackError:
 class TarWriter:
     """USTAR, regular files only, one fixed owner and time: the same members give the same bytes.
 
+    The file has all of them after `finish`.
+
     Args:
         file: Binary, at position 0, writable; also readable and seekable if `roll_back` is to be used. The caller
             closes it.
@@ -74,14 +78,15 @@ class TarWriter:
         self.hasher = ShardHasher()
         self._file = file
         self._where = str(getattr(file, "name", "tar"))
+        self._held = bytearray()
         self._names: set[str] = set()
         self._open_bytes = 0
         self._padding = 0
 
     @property
     def num_bytes(self) -> int:
-        """Bytes written so far."""
-        return self.hasher.num_bytes
+        """Bytes of the tar so far."""
+        return self.hasher.num_bytes + len(self._held)
 
     def add(self, name: str, data: bytes | memoryview) -> int:
         """Write a whole member; returns the offset of its payload."""
@@ -120,6 +125,7 @@ class TarWriter:
 
     def roll_back(self, num_bytes: int) -> None:
         """Take all but the first `num_bytes` out again. Reads the file once more; for the rare bad episode."""
+        self._release()
         self._file.flush()
         self._file.seek(num_bytes)
         self._file.truncate()
@@ -135,10 +141,23 @@ class TarWriter:
         if self._open_bytes:
             raise ValueError(f"the last member still lacks {self._open_bytes:,} bytes")
         self._put(bytes(2 * tarfile.BLOCKSIZE))
+        self._release()
 
     def _put(self, data: bytes | memoryview) -> None:
+        if len(self._held) + len(data) > _HELD_BYTES:
+            self._release()
+        if len(data) > _HELD_BYTES:
+            self._give(data)
+        else:
+            self._held += data
+
+    def _release(self) -> None:
+        held, self._held = self._held, bytearray()
+        self._give(held)
+
+    def _give(self, data: bytes | bytearray | memoryview) -> None:
         try:
             self._file.write(data)
         except OSError as error:
-            raise write_error(self._where, self.num_bytes, error) from error
+            raise write_error(self._where, self.hasher.num_bytes, error) from error
         self.hasher.update(data)

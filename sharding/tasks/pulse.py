@@ -78,6 +78,9 @@ class Pulse:
         """
         if self._stopped[0]:
             raise PackError("stopped because another part of the job failed.")
-        self._row += (episodes, num_bytes, 1)
+        row = self._row  # three numbers take a sixth of the time that adding an array of them does
+        row[0] += episodes
+        row[1] += num_bytes
+        row[2] += 1
         self.num_bytes += num_bytes
         self._on_change()

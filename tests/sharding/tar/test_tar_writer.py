@@ -133,3 +133,4 @@ def test_full_disk_is_a_pack_error_that_names_the_file():
         writer = TarWriter(file)
         with pytest.raises(PackError, match=r"/dev/full: cannot write after 0 bytes \(No space left on device\)"):
             writer.add("ep-0.a.npy", b"1")
+            writer.finish()
