@@ -24,6 +24,8 @@ def stored_rows(
     """
     if not isinstance(content, BytesInMemory) or found.dtype != np.uint8 or found.ndim != 2:
         return None
+    if not hasattr(found.id, "chunk_iter"):  # h5py that was built with HDF5 1.12
+        return None
     row_bytes, settings = found.shape[1], found.id.get_create_plist()
     if found.chunks != (1, row_bytes) or settings.get_nfilters() or found.file.userblock_size:
         return None

@@ -18,6 +18,7 @@ from epistream.sharding.format.videos import join_videos
 from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.pictures.video import VideoStream
 from epistream.sharding.pictures.video_file import WholeVideo
+from epistream.sharding.tar.early_sync import EarlySync
 from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 
@@ -62,6 +63,7 @@ class ShardWriter:
         }
         self._file = self._temporary.open("w+b", buffering=_BUFFER_BYTES)
         self._tar = TarWriter(self._file)
+        self._sync = EarlySync(self._file)
 
     @property
     def num_episodes(self) -> int:
@@ -92,6 +94,10 @@ class ShardWriter:
             self._forget(num_bytes)
             raise
         self._episodes.append(meta)
+        try:
+            self._sync.grown(self._tar.num_bytes)
+        except OSError as error:
+            raise write_error(self._path, num_bytes, error) from error
 
     def finish(self) -> bytes:
         """Publish the shard: index first, then the tar, each by a rename after its bytes are on disk.
@@ -107,6 +113,7 @@ class ShardWriter:
         try:
             self._tar.finish()
             self._file.flush()
+            self._sync.end()
             os.fsync(self._file.fileno())
             self._file.close()
             data = self._index().to_bytes()
@@ -127,6 +134,8 @@ class ShardWriter:
     def abort(self) -> None:
         """Remove what was written; harmless after `finish`."""
         # A buffer that cannot be flushed means a full disk, and the file goes anyway.
+        with contextlib.suppress(OSError):
+            self._sync.end()
         with contextlib.suppress(OSError):
             self._file.close()
         self._temporary.unlink(missing_ok=True)

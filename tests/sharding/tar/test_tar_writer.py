@@ -131,6 +131,6 @@ def test_member_beyond_ustar_is_refused():
 def test_full_disk_is_a_pack_error_that_names_the_file():
     with Path("/dev/full").open("wb", buffering=0) as file:
         writer = TarWriter(file)
+        writer.add("ep-0.a.npy", b"1")
         with pytest.raises(PackError, match=r"/dev/full: cannot write after 0 bytes \(No space left on device\)"):
-            writer.add("ep-0.a.npy", b"1")
             writer.finish()
