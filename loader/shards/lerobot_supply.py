@@ -32,6 +32,8 @@ _BLOCK_BYTES = 64 << 10
 # Indexes that are made at a time: of what is at hand, and where each waits for the network most of the time. Threads
 # leave memory behind, and stand in each other's way.
 _AT_ONCE, _AT_ONCE_WAITING = 2, 16
+# How often an index is made again: whoever removes it oftener wants the folder empty.
+_MOST_REMOVALS = 8
 # Indexes that are claimed at a time: each holds a file open.
 _MOST_CLAIMS = 64
 
@@ -53,9 +55,10 @@ def episode_entry(dataset: Dataset, shard: int, claimed: Claim | None = None) ->
     if known is not None and known.options is dataset.storage_options and known.holds(source):
         return known.entry
     kept = keep_episode(source, episode, claimed)
-    index = Part(kept.path, kept.num_bytes, kept.checksum, supply=KeptFile(kept.path))
+    kept_index = KeptIndex(url, kept.path, kept.checksum, dataset.storage_options)
+    index = Part(kept.path, kept.num_bytes, kept.checksum, supply=kept_index)
     is_costly = bool(kept.index.places.columns)
-    supply = EpisodeSupply(source.root, kept.path, kept.checksum, dataset.storage_options, is_costly)
+    supply = EpisodeSupply(source.root, kept_index, is_costly)
     # The index names the versions of the files that it was made of: its checksum stands for all.
     packed = Part(
         dataset.shard_url[shard],
@@ -162,25 +165,27 @@ _MOST_PLACES = 128
 
 
 @dataclass(frozen=True)
-class KeptFile:
-    """Offers a kept index to the cache, see `epistream.cache.source.blob.Supply`: mapped, so that ranks share it.
+class KeptIndex:
+    """The index of an episode, kept in the user's cache; offered to the cache as `epistream.cache.source.blob.Supply`.
 
-    It is ours, and only ever replaced or removed as a whole: its mapping stays good.
+    Whoever keeps that folder small may remove it at any time: it is made again then.
+
+    Args:
+        url: As `Dataset.index_url` has it.
+        path: Where it is kept.
+        checksum: Of that file: if the data files of the episode change, it is made anew.
+        storage_options: For fsspec, if the data set is remote.
     """
 
+    url: str
     path: str
+    checksum: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     is_costly: bool = field(default=False, init=False)
 
     def open(self) -> Blob:
-        """As `Supply.open`."""
-        try:
-            with Path(self.path).open("rb") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise SourceError(
-                f"{self.path}: {error}, wanted the index of an episode. Open the dataset again: it is made anew."
-            ) from error
-        return MappedBlob(memoryview(mapping), self.path)
+        """As `Supply.open`: mapped, so that ranks share it. Only ever replaced or removed as a whole."""
+        return MappedBlob(memoryview(self.read()), self.path)
 
     def pieces(self) -> None:
         """As `Supply.pieces`: it is read as a whole."""
@@ -190,6 +195,42 @@ class KeptFile:
         """As `Supply.local_ranges`: none, it was written just now or is small."""
         return ()
 
+    def read(self) -> mmap.mmap:
+        """Its bytes, mapped.
+
+        Raises:
+            SourceError: If it is gone and cannot be made again, or cannot be read.
+            SourceChangedError: If it would be another one now.
+            FormatError, FetchError, CacheError, DeadlineError: As `keep_episode`.
+        """
+        for _ in range(_MOST_REMOVALS):
+            try:
+                with Path(self.path).open("rb") as file:
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except FileNotFoundError:
+                self._make_again()
+            except (OSError, ValueError) as error:
+                raise SourceError(
+                    f"{self.path}: {error}, wanted the index of an episode. Open the dataset again: it is made anew."
+                ) from error
+        raise SourceError(
+            f"{self.path}: removed {_MOST_REMOVALS} times while it was wanted. End what empties the folder, or name "
+            "another cache with XDG_CACHE_HOME."
+        )
+
+    def _make_again(self) -> None:
+        source, episode = episode_source(self.url, self.storage_options)
+        kept = keep_episode(source, episode)
+        if (kept.path, kept.checksum) != (self.path, self.checksum):
+            raise _changed(self.path)
+
+
+def _changed(path: str) -> SourceChangedError:
+    return SourceChangedError(
+        f"{path}: the index of other files than those that were looked at: one was replaced or written to. Open the "
+        "dataset again."
+    )
+
 
 @dataclass(frozen=True)
 class EpisodeSupply:
@@ -197,21 +238,22 @@ class EpisodeSupply:
 
     Args:
         root: Of the data set.
-        index_path: Where the index of the episode is kept.
-        checksum: Of that file: if its data files change, it is made anew.
-        storage_options: For fsspec, if the data set is remote.
+        index: Of the episode.
         is_costly: Whether pictures have to be taken out of Parquet files.
     """
 
     root: str
-    index_path: str
-    checksum: str
-    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    index: KeptIndex
     is_costly: bool = False
+
+    @property
+    def storage_options(self) -> Mapping[str, Any]:
+        """For fsspec, if the data set is remote."""
+        return self.index.storage_options
 
     def open(self) -> Blob:
         """As `Supply.open`."""
-        return packed_blob(self.root, self._places(), self.storage_options, Path(self.index_path).parent)
+        return packed_blob(self.root, self._places(), self.storage_options, Path(self.index.path).parent)
 
     def pieces(self) -> Pieces | None:
         """As `Supply.pieces`."""
@@ -222,22 +264,13 @@ class EpisodeSupply:
         return () if self.is_costly else ranges_of(pieces_of(self.root, self._places()))
 
     def _places(self) -> Places:
-        known = _places.get((self.index_path, self.checksum))
+        known = _places.get((self.index.path, self.index.checksum))
         if known is not None and local_path(self.root) is None:  # of those every answer is compared with its version
             return known
-        try:
-            data = Path(self.index_path).read_bytes()
-        except OSError as error:
-            raise SourceError(
-                f"{self.index_path}: {error.strerror}, wanted the index of an episode. Open the dataset again: it is "
-                "made anew."
-            ) from error
-        if checksum(data) != self.checksum:
-            raise SourceChangedError(
-                f"{self.index_path}: the index of other files than those that were looked at: one was replaced "
-                "or written to. Open the dataset again."
-            )
-        return EpisodeIndex.parse(data, self.index_path).places
+        data = bytes(self.index.read())
+        if checksum(data) != self.index.checksum:
+            raise _changed(self.index.path)
+        return EpisodeIndex.parse(data, self.index.path).places
 
 
 def packed_blob(root: str, places: Places, storage_options: Mapping[str, Any], folder: Path) -> Blob:

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import pickle
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import fsspec
@@ -15,7 +19,7 @@ from robots.reading import all_steps, replace_file, rewrite, steps_seen, stream_
 from video.clips import counted, number_of
 
 import epistream as es
-from epistream.errors import FormatError, SourceChangedError
+from epistream.errors import FormatError, SourceChangedError, SourceError
 from epistream.loader.shards.shard_entry import shard_entry
 from epistream.sharding.files.user_cache import default_folder
 from epistream.sharding.lerobot.dataset import episode_source
@@ -161,6 +165,40 @@ def test_indexes_that_are_removed_between_epochs_are_made_again(num_workers, tmp
             assert steps_seen(loader, spec) == all_steps(spec)
             for path in default_folder().glob("*.index"):
                 path.unlink()
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_index_that_is_removed_after_its_entry_was_made_is_made_again(part, tmp_path):
+    root = RobotSet("v3.0", (5, 3), BOTH).write(tmp_path / "set")
+    dataset = es.open_dataset(root)
+    entry = shard_entry(dataset, 1)
+    wanted = bytes(entry.parts[part].supply.open().read(0, entry.parts[part].size))
+    for path in default_folder().glob("*.index"):
+        path.unlink()
+    again = pickle.loads(pickle.dumps(entry.parts[part].supply))  # as in a worker, which has not made it
+    assert bytes(again.open().read(0, entry.parts[part].size)) == wanted
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_index_that_would_be_another_when_it_is_made_again_is_refused(part, tmp_path):
+    spec = RobotSet("v3.0", (5, 3), BOTH)
+    dataset = es.open_dataset(spec.write(tmp_path / "set"))
+    supply = replace(shard_entry(dataset, 1).parts[part].supply)
+    for path in default_folder().glob("*.index"):
+        path.unlink()
+    for path in (tmp_path / "set" / "data").rglob("*.parquet"):
+        os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceChangedError, match="Open the dataset again"):
+        supply.open()
+
+
+def test_index_that_is_removed_again_and_again_ends_in_an_error(tmp_path, monkeypatch):
+    dataset = es.open_dataset(RobotSet("v3.0", (5, 3), BOTH).write(tmp_path / "set"))
+    index = shard_entry(dataset, 1).parts[1].supply
+    Path(index.path).unlink()
+    monkeypatch.setattr(type(index), "_make_again", lambda self: None)
+    with pytest.raises(SourceError, match="removed 8 times while it was wanted.*XDG_CACHE_HOME"):
+        index.open()
 
 
 def test_files_are_opened_with_what_the_last_to_open_the_set_gave(tmp_path):
