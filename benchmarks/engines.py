@@ -37,7 +37,7 @@ def measure(folder: Path, out: Path, engine: str) -> tuple[float, float]:
             seen.append(time.perf_counter())
 
     began = time.perf_counter()
-    es.pack(folder, out, workers=2, engine=engine, shard_size="256KiB", progress=progress)
+    es.pack(folder, out, workers=2, engine=engine, shard_size="8MiB", progress=progress)
     whole = time.perf_counter() - began
     shutil.rmtree(out)
     return whole, seen[-1] - seen[0]

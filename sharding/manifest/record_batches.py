@@ -83,7 +83,7 @@ def _moments(values: NDArray[Any], num_steps: Int64, points: Float | None) -> Fe
         low, high, safe = (np.where(finite, flat, other) for other in (np.inf, -np.inf, 0.0))
 
     def distance_from(places: Float) -> Float:
-        distance = safe - runs.spread(places)
+        distance: Float = safe - runs.spread(places)
         if not has_all:
             distance[~finite] = 0.0
         return distance

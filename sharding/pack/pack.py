@@ -1,5 +1,6 @@
 """Packs episodes into a dataset: scan, plan, one task a shard, then the manifest."""
 
+import itertools
 import logging
 import time
 from collections import Counter
@@ -51,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 # Opening a file takes some 5 ms, starting the processes a second.
 _MIN_PARALLEL_SCANS = 64
+# Files that one task opens at the most: with Ray a task takes some 10 ms by itself.
+_MOST_FILES_A_SCAN = 16
 # How often in a job the statistics so far are kept: a job that resumes reads them once, and those of few shards.
 _NUM_SUMS = 16
 
@@ -172,12 +175,18 @@ class _Job:
         missing = [number for number, scan in enumerate(found) if scan is None]
         # Processes choose nothing, and a list of episodes may be long.
         options = self._options if self._options.asks_of_episodes else replace(self._options, episodes=None)
-        tasks = [(files[number], options, access) for number in missing]
-        scanned = self._engine.map(look_into, tasks, min_parallel=_MIN_PARALLEL_SCANS)
-        for number_done, (number, scan) in enumerate(zip(missing, scanned, strict=True), 1):
+        each = min(_MOST_FILES_A_SCAN, len(missing) // _MIN_PARALLEL_SCANS + 1)
+        tasks = [
+            ([files[number] for number in missing[start : start + each]], options, access)
+            for start in range(0, len(missing), each)
+        ]
+        is_parallel = len(missing) >= _MIN_PARALLEL_SCANS
+        scanned = self._engine.map(look_into, tasks, min_parallel=2 if is_parallel else len(tasks) + 1)
+        scans = itertools.chain.from_iterable(scanned)
+        for number_done, (number, scan) in enumerate(zip(missing, scans, strict=True), 1):
             found[number] = scan
             num_faults += len(scan.faults)
-            self._tell(PackProgress("scanning", number_done, len(tasks), num_faults=num_faults))
+            self._tell(PackProgress("scanning", number_done, len(missing), num_faults=num_faults))
         return [scan for scan in found if scan is not None]
 
     def _stop_at_faults(self, *, any_good: bool) -> None:

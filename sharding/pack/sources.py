@@ -109,15 +109,17 @@ def _remote_files(given: Sequence[str], access: Access) -> Sources:
     return Sources([Hdf5File(path, name) for path, name in named], access)
 
 
-def look_into(task: tuple[Hdf5File | DataFile, PackOptions, Access], pulse: Pulse) -> ScannedFile:
-    """Look into one file; faults of its contents are reported, not raised."""
-    file, options, access = task
-    if isinstance(file, Hdf5File):
-        scan = scan_file(file.path, file.name, options, access)
-    else:
-        scan = scan_data_file(file, options, access, pulse)
-    pulse.add()
-    return scan
+def look_into(task: tuple[Sequence[Hdf5File | DataFile], PackOptions, Access], pulse: Pulse) -> list[ScannedFile]:
+    """Look into some files; faults of their contents are reported, not raised."""
+    files, options, access = task
+    scans = []
+    for file in files:
+        if isinstance(file, Hdf5File):
+            scans.append(scan_file(file.path, file.name, options, access))
+        else:
+            scans.append(scan_data_file(file, options, access, pulse))
+        pulse.add()
+    return scans
 
 
 def _sets_at(source: str) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epistream.errors import FormatError, LayoutError, PackError
+from epistream.sharding.files.early_sync import EarlySync
 from epistream.sharding.files.names import index_name, temporary_name
 from epistream.sharding.format.episode_meta import EpisodeMeta, step_task_of
 from epistream.sharding.format.features import Feature
@@ -18,7 +19,6 @@ from epistream.sharding.format.videos import join_videos
 from epistream.sharding.pictures.codecs import CODECS
 from epistream.sharding.pictures.video import VideoStream
 from epistream.sharding.pictures.video_file import WholeVideo
-from epistream.sharding.tar.early_sync import EarlySync
 from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 

@@ -197,7 +197,7 @@ def test_index_that_is_removed_again_and_again_ends_in_an_error(tmp_path, monkey
     index = shard_entry(dataset, 1).parts[1].supply
     Path(index.path).unlink()
     monkeypatch.setattr(type(index), "_make_again", lambda self: None)
-    with pytest.raises(SourceError, match="removed 8 times while it was wanted.*XDG_CACHE_HOME"):
+    with pytest.raises(SourceError, match=r"removed 8 times while it was wanted.*XDG_CACHE_HOME"):
         index.open()
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+from editing.same_records import assert_same_records
 from hdf5_files import aloha_raw, robomimic
-from same_records import assert_same_records
 from web.faulty_server import put_folder, serve
 
 import epistream as es

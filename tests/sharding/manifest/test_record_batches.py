@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from editing.same_records import assert_same_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_records import assert_same_records
 
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature

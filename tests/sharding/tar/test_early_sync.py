@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from epistream.errors import PackError
+from epistream.sharding.files import early_sync
 from epistream.sharding.format.episode_meta import EpisodeMeta
 from epistream.sharding.format.features import Feature
-from epistream.sharding.tar import early_sync
 from epistream.sharding.tar.shard_writer import ShardWriter
 
 CAMERA = Feature(
