@@ -83,12 +83,18 @@ def trim(
         unknown = next((number for number in keep if not 0 <= number < len(length)), None)
         if unknown is not None:
             raise OptionError(f"{revision.url}: episode {unknown}, wanted one of {len(length):,}.")
+        keep = {row: slice(*map(_at_least_0, one)).indices(int(length[row]))[:2] for row, one in keep.items()}
         if bounds is not None:
             rows = np.flatnonzero(chosen(revision, episodes))
             keep = {row: bounds.indices(int(length[row]))[:2] for row in rows.tolist()}
         before = _num_valid(revision.manifest)
         cut = trimmed(revision.manifest, keep)
         left = before - _num_valid(cut)
+        if not left:
+            raise EditError(
+                f"{revision.url}: no step is cut off, these episodes have no others already. Nothing was done. Steps "
+                "that were cut come back with 'epistream edit undo'."
+            )
         what = f"{counted(len(keep), len(length))} trimmed by {count_text(left, 'step')}"
         rows_of = np.zeros(len(length), np.bool_)
         rows_of[list(keep)] = True
@@ -187,6 +193,11 @@ def split(
     """
     if (name is None) == (val_fraction is None):
         raise OptionError("split: give either the name of a split, or val_fraction.")
+    if name is not None and split_seed:
+        raise OptionError(
+            f"split {name!r} with split_seed {split_seed}: a seed chooses nothing where episodes are named, wanted it "
+            "with val_fraction."
+        )
     if name is not None and (not name or not name.isprintable()):
         raise OptionError(f"split {name!r}: wanted a name, for example val.")
     division = None if val_fraction is None else Division(val_fraction, split_seed)
@@ -296,6 +307,10 @@ def _identities(revision: Revision) -> list[str]:
     num_bytes = [int(sources.table.num_bytes[link]) if link >= 0 else 0 for link in links.tolist()]
     names, paths = ([text or "" for text in facts.column(name).of_each()] for name in ("source", "path"))
     return [identity_of(*one) for one in zip(names, paths, columns.episode_length.tolist(), num_bytes, strict=True)]
+
+
+def _at_least_0(step: int) -> int:
+    return max(0, step)
 
 
 def _num_valid(manifest: Manifest) -> int:

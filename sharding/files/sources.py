@@ -7,10 +7,12 @@ import itertools
 import math
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
@@ -23,6 +25,7 @@ from epistream.sharding.files.foreign import is_hdf5
 from epistream.sharding.files.hdf5_sources import find_sources, matches
 from epistream.sharding.files.names import HDF5_SUFFIXES, LEROBOT_INFO, is_tar
 from epistream.sharding.files.storage import parent_and_name
+from epistream.units import count_text
 from epistream.working_folder import absolute
 
 AnySource = str | os.PathLike[str]
@@ -36,6 +39,7 @@ _BESIDE = (".index", ".tables")
 
 # A dataset as it was before an edit. On a hub ``owner/name@revision`` is another thing.
 _AT_FINGERPRINT = re.compile(r"(?P<url>(?!hf://(?:datasets/)?[^/]+/[^/]+$).+[^/@]/?)@(?P<fingerprint>[0-9a-f]{8,32})/?")
+_FEW_DIGITS = re.compile("[0-9a-f]{1,7}")
 
 # By far enough of a meta/info.json to find the first key in.
 _HEAD_BYTES = 1 << 16
@@ -178,10 +182,22 @@ def _part(url: str) -> Part:
 
 
 def folder_of(url: str) -> Folder:
-    """The folder of a dataset that is named by its own name, by its ``dataset.json``, or as it was, with ``@``."""
+    """The folder of a dataset that is named by its own name, by its ``dataset.json``, or as it was, with ``@``.
+
+    Raises:
+        OptionError: If too few digits of a fingerprint are given.
+    """
     folder, path = url.removesuffix(f"/{_MANIFEST}"), local_path(url)
     match = None if path is not None and path.exists() else _AT_FINGERPRINT.fullmatch(folder)
-    return Folder(match["url"], match["fingerprint"]) if match else Folder(folder)
+    if match:
+        return Folder(match["url"], match["fingerprint"])
+    dataset, _, digits = folder.rpartition("@")
+    if _FEW_DIGITS.fullmatch(digits) and path is not None and not path.exists() and Path(dataset, _MANIFEST).exists():
+        raise OptionError(
+            f"{folder}: {count_text(len(digits), 'digit')} of a fingerprint, wanted the first 8 or more. See them: "
+            f"epistream edit log {shlex.quote(dataset)}"
+        )
+    return Folder(folder)
 
 
 def _join(parts: list[Part]) -> list[Part]:

@@ -214,6 +214,8 @@ class Name:
         told = ", ".join(known[:_MOST_NAMES]) + ", ..." * (len(known) > _MOST_NAMES)
         there = f"Attributes are {told}; other names {', '.join(NAMES)}." if known else f"Names are {', '.join(NAMES)}."
         meant = did_you_mean(self.name, [*NAMES, *known])
+        if self.name.endswith((".json", ".txt")):
+            meant = f"A file that lists episodes is given as @{self.name}."
         raise self.place.error(
             f"no episode of {called(facts)} has an attribute of this name. {f'{meant} ' if meant else ''}{there}"
         )

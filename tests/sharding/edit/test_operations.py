@@ -22,7 +22,7 @@ from editing.small import (
 )
 
 import epistream as es
-from epistream.errors import EditError, OptionError
+from epistream.errors import EditError, OptionError, SourceError
 from epistream.sharding.selecting.selection_file import ListedEpisode, write_selection
 
 
@@ -160,6 +160,40 @@ def test_edit_that_changes_nothing_is_refused_and_leaves_no_file(url):
     with pytest.raises(EditError, match="it is so already"):
         es.edit.rename(url, {ACTION: ACTION})
     assert sorted(path.name for path in Path(url).iterdir()) == before
+
+
+def test_trim_that_cuts_nothing_says_how_steps_come_back(url):
+    es.edit.trim(url, (2, None), "0")
+    with pytest.raises(EditError, match=r"no step is cut off.*come back with 'epistream edit undo'"):
+        es.edit.trim(url, (1, None), "0")
+
+
+def test_ranges_beyond_the_episode_are_those_of_its_steps(url):
+    es.edit.trim(url, ranges={0: (2, 10**30), 1: (-(10**30), 3)})
+    found = es.open_dataset(url).columns
+    assert found.ranges_of(0).tolist() == [[2, found.episode_length[0]]]
+    assert found.ranges_of(1).tolist() == [[0, 3]]
+
+
+def test_seed_beside_the_name_of_a_split_is_refused(url):
+    with pytest.raises(OptionError, match="split 'val' with split_seed 3: a seed chooses nothing"):
+        es.edit.split(url, "val", "0", split_seed=3)
+
+
+def test_file_of_episodes_without_its_sign_is_explained(url):
+    with pytest.raises(OptionError, match=r"A file that lists episodes is given as @bad\.json\."):
+        es.edit.remove(url, "bad.json")
+
+
+@pytest.mark.parametrize("digits", ["b", "be2c", "be2cabc"])
+def test_fingerprint_of_too_few_digits_is_refused(url, digits):
+    with pytest.raises(OptionError, match=rf"@{digits}: {len(digits)} digits? of a fingerprint, wanted the first 8"):
+        es.open_dataset(f"{url}@{digits}")
+
+
+def test_state_that_is_gone_says_what_drops_them(url):
+    with pytest.raises(SourceError, match=r"no manifest of a fingerprint that begins so.*compact --prune"):
+        es.open_dataset(f"{url}@deadbeef")
 
 
 def test_edits_of_one_kind_after_another_give_what_packing_the_rest_gives(files, url, tmp_path):
