@@ -245,7 +245,7 @@ def log(dataset: str, as_json: bool, options_json: str | None) -> None:
     for edit in reversed(history):
         when = edit.when.replace("T", " ").removesuffix("+00:00")
         gone = "" if opens is None or edit.fingerprint in opens else " (not kept)"
-        table.add_row(f"{edit.fingerprint[:_SHOWN]}{gone}", when, edit.what, edit.command)
+        table.add_row(f"{edit.fingerprint[:_SHOWN]}{gone}", *map(_printable, (when, edit.what, edit.command)))
     print_table(table)
 
 
@@ -256,6 +256,11 @@ def log(dataset: str, as_json: bool, options_json: str | None) -> None:
 def undo(dataset: str, fingerprint: str | None, options_json: str | None) -> None:
     """Make DATASET what it was before its last edit. That is an edit, too: it can be undone with --to."""
     _print(edits.undo(dataset, fingerprint, storage_options=storage_options(options_json)))
+
+
+def _printable(text: str) -> str:
+    """Without what would move the cursor: a history may come from anybody."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _pairs(texts: Sequence[str], where: str) -> dict[str, str]:

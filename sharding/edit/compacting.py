@@ -25,6 +25,7 @@ from epistream.sharding.manifest.manifest import Manifest
 from epistream.sharding.manifest.manifest_builder import ManifestBuilder
 from epistream.sharding.manifest.manifest_columns import RANGES_EDITED, TASKS_EDITED
 from epistream.sharding.manifest.opened_dataset import Dataset
+from epistream.sharding.manifest.stored_records import Records
 from epistream.sharding.tasks.engine import EngineOptions, make_engine
 from epistream.units import count_text, parse_size, size_text
 
@@ -111,13 +112,16 @@ def _copied(revision: Revision, shard_bytes: int, options: EngineOptions, progre
         for task, data in zip(tasks, made, strict=True):
             builder.add_shard(ShardIndex.parse(data, index_name(task.name)), data)
     built = builder.build()
-    columns = replace(built.columns, episode_record=manifest.columns.episode_record)
+    # Records of episodes that are gone, or of other steps, go too.
+    records = manifest.records.of_episodes(manifest.columns.record_of)
+    columns = replace(built.columns, episode_record=manifest.columns.episode_record if records is None else None)
     whole = replace(
         manifest,
         features=built.features,
         columns=columns,
         tasks=built.tasks,
         groups=ONE_GROUP,
+        records=manifest.records if records is None else Records.of(records),
         provenance=noted(manifest),
     )
     return with_statistics(revision, whole)

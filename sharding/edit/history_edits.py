@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from epistream.errors import EditError, SourceError
+from epistream.errors import EditError, OptionError, SourceError
 from epistream.sharding.edit.revision import EditReport, Revision
 from epistream.sharding.files.hdf5_sources import AnyPath
 from epistream.sharding.files.storage import Options, list_names
@@ -90,6 +90,8 @@ def _last_done(history: list[Edit]) -> str:
 
 def _position(revision: Revision, history: list[Edit], fingerprint: str) -> int:
     """The last entry of the history with a fingerprint that begins so."""
+    if not isinstance(fingerprint, str):
+        raise OptionError(f"undo: {fingerprint!r:.80}, wanted the first digits of a fingerprint.")
     found = [number for number, edit in enumerate(history) if edit.fingerprint.startswith(fingerprint.lower())]
     if len({history[number].fingerprint for number in found}) != 1 or not fingerprint:
         what = "several fingerprints begin so" if found else "no such fingerprint in its history"

@@ -75,15 +75,15 @@ def trim(
     """
     if (steps is None) == (ranges is None) or (ranges is not None and episodes is not None):
         raise OptionError("trim: give either steps, for some or all episodes, or ranges, for each by its number.")
-    bounds = slice(*steps) if isinstance(steps, tuple) else steps
+    bounds = None if steps is None else _bounds(steps)
+    given = {} if ranges is None else _ranges(ranges)
 
     def change(revision: Revision) -> Change:
         length = revision.manifest.columns.episode_length
-        keep = dict(ranges or {})
-        unknown = next((number for number in keep if not 0 <= number < len(length)), None)
+        unknown = next((number for number in given if not 0 <= number < len(length)), None)
         if unknown is not None:
             raise OptionError(f"{revision.url}: episode {unknown}, wanted one of {len(length):,}.")
-        keep = {row: slice(*map(_at_least_0, one)).indices(int(length[row]))[:2] for row, one in keep.items()}
+        keep = {row: slice(*one).indices(int(length[row]))[:2] for row, one in given.items()}
         if bounds is not None:
             rows = np.flatnonzero(chosen(revision, episodes))
             keep = {row: bounds.indices(int(length[row]))[:2] for row in rows.tolist()}
@@ -309,8 +309,36 @@ def _identities(revision: Revision) -> list[str]:
     return [identity_of(*one) for one in zip(names, paths, columns.episode_length.tolist(), num_bytes, strict=True)]
 
 
-def _at_least_0(step: int) -> int:
-    return max(0, step)
+def _bounds(steps: slice | tuple[int | None, int | None]) -> slice:
+    """The steps that `trim` was given.
+
+    Raises:
+        OptionError: If they are no slice of all steps between two.
+    """
+    found = (steps.start, steps.stop) if isinstance(steps, slice) and steps.step in (None, 1) else steps
+    if not isinstance(found, tuple) or len(found) != 2 or not all(one is None or _is_step(one) for one in found):
+        raise OptionError(
+            f"trim: steps {steps!r:.80}, wanted the first that stays and the one behind the last: (10, -5)."
+        )
+    return slice(*found)
+
+
+def _ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Those that `trim` was given by episode, none below 0.
+
+    Raises:
+        OptionError: If they are anything else.
+    """
+    for number, one in ranges.items():
+        if not _is_step(number) or not isinstance(one, tuple | list) or len(one) != 2 or not all(map(_is_step, one)):
+            raise OptionError(
+                f"trim: ranges {number!r:.80}: {one!r:.80}, wanted an episode's steps [start, stop): 0: (5, 90)."
+            )
+    return {int(number): (max(0, int(start)), max(0, int(stop))) for number, (start, stop) in ranges.items()}
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _num_valid(manifest: Manifest) -> int:

@@ -114,8 +114,10 @@ class _Pruning:
         self._num_files, self._num_bytes = self._num_files + 1, self._num_bytes + size
 
     def _remove_folder(self, url: str) -> None:
-        """Remove a folder of an edit, unless that is still packing into it."""
+        """Remove what edits made in a folder of theirs, unless one is still packing into it, or it is elsewhere."""
         path = local_path(url)
+        if path is not None and path.is_symlink():  # made by no edit
+            return
         with contextlib.ExitStack() as stack:
             if path is not None:
                 try:
@@ -125,7 +127,7 @@ class _Pruning:
             # First what says that it is complete: whoever adds the same again would take it for that.
             names = list_names(url, self._access) or []
             for name in sorted(names, key=lambda name: name != FILE_NAME):
-                if name != PACK_LOCK:
+                if name == FILE_NAME or _is_ours(name):
                     self._remove(join(url, name))
         if path is not None:
             with contextlib.suppress(OSError):

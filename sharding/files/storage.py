@@ -172,10 +172,12 @@ def remove_quietly(url: str, options: Options = None) -> None:
 
 
 def remove_folder(url: str, options: Options = None) -> None:
-    """Remove a folder of files that nothing refers to, with those; failing to is harmless."""
+    """Remove a folder of files that nothing refers to, with those, and no link; failing to is harmless."""
+    path = local_path(url)
+    if path is not None and path.is_symlink():
+        return
     for name in list_names(url, options) or ():
         remove_quietly(join(url, name), options)
-    path = local_path(url)
     if path is not None:
         with contextlib.suppress(OSError):
             path.rmdir()

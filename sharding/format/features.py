@@ -130,7 +130,7 @@ def _frames_problems(feature: Feature) -> Iterator[str]:
     if codec.has_channel_order and feature.shape[2] == 3 and feature.jpeg_channels is None:
         yield f"no jpeg_channels, wanted rgb or bgr: a {codec.name.upper()} does not say which array its writer had"
     if feature.rotate not in (0, 180):
-        yield f"rotate {feature.rotate!r}, wanted 0 or 180"
+        yield f"rotate {feature.rotate!r:.80}, wanted 0 or 180"
     known, is_video = feature.group_steps, codec.storage == "video"
     if is_video != (known is not None) or (known is not None and (type(known) is not int or not 0 < known < 1 << 31)):
         wanted = "the steps of a group" if is_video else "none: these are single pictures"

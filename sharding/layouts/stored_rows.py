@@ -29,15 +29,19 @@ def stored_rows(
     row_bytes, settings = found.shape[1], found.id.get_create_plist()
     if found.chunks != (1, row_bytes) or settings.get_nfilters() or found.file.userblock_size:
         return None
-    starts = np.full(len(found), -1, np.int64)
+    starts: list[int] = []
+    num_chunks = 0
 
     def take(chunk: h5py.h5d.StoreInfo) -> None:
-        if chunk.size == row_bytes and chunk.filter_mask == 0 and chunk.byte_offset is not None:
-            starts[chunk.chunk_offset[0]] = chunk.byte_offset
+        nonlocal num_chunks
+        num_chunks += 1
+        is_inside = chunk.byte_offset is not None and 0 <= chunk.byte_offset <= content.num_bytes - row_bytes
+        is_next = chunk.chunk_offset == (len(starts), 0)
+        if is_inside and is_next and chunk.size == row_bytes and chunk.filter_mask == 0:
+            starts.append(chunk.byte_offset)
 
     found.id.chunk_iter(take)
-    wanted = starts[first_row : first_row + length]
-    # A row that was never written has no chunk; what lies behind the end of the file was cut off, as HDF5 says best.
-    if len(wanted) < length or wanted.min(initial=0) < 0 or wanted.max(initial=0) + row_bytes > content.num_bytes:
+    # A row that was never written has no chunk. What is odd in any way is damaged or cut off: HDF5 says best how.
+    if not len(starts) == num_chunks == len(found) or first_row + length > len(found):
         return None
-    return (content.piece(start, row_bytes) for start in wanted.tolist())
+    return (content.piece(start, row_bytes) for start in starts[first_row : first_row + length])

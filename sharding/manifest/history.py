@@ -1,6 +1,7 @@
 """What was done to a dataset since it was packed: a line for each edit, beside the manifest."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import overload
@@ -12,6 +13,7 @@ from epistream.sharding.format.tables import parse_tables, write_tables
 from epistream.sharding.format.texts import Texts
 
 KIND = "epistream.dataset-history"
+_FINGERPRINT = re.compile("[0-9a-f]{32}")
 REMEDY = "Nothing that is streamed needs it; 'epistream edit' does. Copy it again."
 
 
@@ -105,6 +107,8 @@ def _parsed(line: str) -> Edit:
         {name: value[name] for name in Edit.__dataclass_fields__ if name in value} if isinstance(value, dict) else {}
     )
     kinds = {name: int if name == "before" else str for name in Edit.__dataclass_fields__}
-    if "fingerprint" not in known or any(type(each) is not kinds[name] for name, each in known.items()):
+    if not _FINGERPRINT.fullmatch(str(known.get("fingerprint"))) or any(
+        type(each) is not kinds[name] for name, each in known.items()
+    ):
         raise FormatError(f"history: {line!r:.120}, wanted an edit with its fingerprint. {REMEDY}")
     return Edit(**known)

@@ -52,6 +52,8 @@ KIND = "epistream.dataset-tables"
 TABLES_NAME = re.compile(r"(?:dataset|sources|statistics|history|episodes)-[0-9a-f]{8}(?:[0-9a-f]{8})?\.tables")
 # What ``dataset.json`` was and is, under the fingerprint, of datasets that were edited.
 KEPT_NAME = re.compile(r"manifest-[0-9a-f]{32}\.json")
+# Episodes, edits and records are fewer; Python takes no length beyond 2**63.
+_MOST_COUNTED = 1 << 48
 # Features, statistics and provenance: what grows with the episodes is in the tables, whose sizes it tells.
 MOST_BYTES = 64 << 20
 
@@ -65,15 +67,15 @@ class _Tables(pydantic.BaseModel):
 
 
 class _Sources(_Tables):
-    count: int = pydantic.Field(ge=1)
+    count: int = pydantic.Field(ge=1, le=_MOST_COUNTED)
 
 
 class _History(_Tables):
-    count: int = pydantic.Field(ge=1)
+    count: int = pydantic.Field(ge=1, le=_MOST_COUNTED)
 
 
 class _Episodes(_Tables):
-    count: int = pydantic.Field(ge=1)
+    count: int = pydantic.Field(ge=1, le=_MOST_COUNTED)
     renamed: dict[str, str] = {}
 
 
@@ -229,7 +231,8 @@ def _compare(data: bytes, about: _Tables, where: str, remedy: str) -> None:
     digest = checksum(data)
     if len(data) != about.bytes or digest != about.checksum:
         raise FormatError(
-            f"{where}: {len(data)} bytes with checksum {digest}, wanted {about.bytes} with {about.checksum}. {remedy}"
+            f"{where}: {len(data)} bytes with checksum {digest}, wanted {about.bytes} with {about.checksum:.40}. "
+            f"{remedy}"
         )
 
 

@@ -1,11 +1,14 @@
 """Writing a manifest: its tables first, each under the name of its checksum, and ``dataset.json`` last."""
 
+import contextlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from epistream.errors import FormatError
 from epistream.sharding.files.storage import Options, join, list_names, remove_folder, remove_quietly, write_atomic
 from epistream.sharding.format.checksums import checksum
 from epistream.sharding.format.tables import Names, write_tables
@@ -105,8 +108,30 @@ def manifest_files(manifest: Manifest, url: str = "") -> ManifestFiles:
         document["history"] = {**beside("history", manifest.history.to_bytes()), "count": len(manifest.history)}
     if manifest.more.not_finite:
         document["not_finite"] = {name: counts.to_dict() for name, counts in manifest.more.not_finite.items()}
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    return ManifestFiles(_fold_numbers(text).encode(), files)
+    return ManifestFiles(_as_json(document), files)
+
+
+def _as_json(document: Mapping[str, Any]) -> bytes:
+    """The file.
+
+    Raises:
+        FormatError: If it holds what no JSON file can: what others wrote is kept as it is, and may be anything.
+    """
+
+    def written(value: Any) -> bytes:
+        return _fold_numbers(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)).encode()
+
+    try:
+        return written(document)
+    except ValueError as error:
+        for name, value in document.items():
+            with contextlib.suppress(ValueError):
+                written(value)
+                continue
+            raise FormatError(
+                f"{FILE_NAME}: {name}: {error}, wanted numbers and texts that JSON can hold. Correct it by hand."
+            ) from error
+        raise
 
 
 def _describe(what: str, data: bytes) -> dict[str, Any]:
@@ -116,9 +141,10 @@ def _describe(what: str, data: bytes) -> dict[str, Any]:
 
 
 def _fold_numbers(text: str) -> str:
-    """Lists of numbers on one line: a shape or a mean is read across, not down."""
+    """Lists of numbers on one line: a shape or a mean is read across, not down. Texts may hold what looks like one."""
     number = r"-?\d[\d.eE+-]*|null"
-    return re.sub(rf"\[\s+((?:(?:{number}),\s+)*(?:{number}))\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    text_or_list = rf'"(?:[^"\\]|\\.)*"|\[\s+((?:(?:{number}),\s+)*(?:{number}))\s+\]'
+    return re.sub(text_or_list, lambda m: m[0] if m[1] is None else f"[{' '.join(m[1].split())}]", text)
 
 
 def _pack_tables(manifest: Manifest) -> bytes:
