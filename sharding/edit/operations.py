@@ -93,7 +93,7 @@ def trim(
         if not left:
             raise EditError(
                 f"{revision.url}: no step is cut off, these episodes have no others already. Nothing was done. Steps "
-                "that were cut come back with 'epistream edit undo'."
+                "that were cut come back by undoing that."
             )
         what = f"{counted(len(keep), len(length))} trimmed by {count_text(left, 'step')}"
         rows_of = np.zeros(len(length), np.bool_)

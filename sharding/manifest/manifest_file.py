@@ -199,7 +199,7 @@ def _file_of(fingerprint: str, url: str, options: Options) -> str:
     what = f"{len(found)} manifests" if found else "no manifest"
     raise SourceError(
         f"{url}@{fingerprint}: {what} of a fingerprint that begins so is kept there, wanted one. "
-        f"'epistream edit compact --prune' drops them. See those that are: epistream edit log {shlex.quote(url)}"
+        f"A prune drops them. See those that are: epistream edit log {shlex.quote(url)}"
     )
 
 

@@ -152,6 +152,14 @@ def test_fingerprint_that_is_not_kept_take_one_of_the_log(url):
     assert numbers(f"{url}@{line.split()[0]}") == whole(0, 1, 2)
 
 
+@taken("sharding/files/sources.py", "epistream edit log")
+def test_fingerprint_of_four_digits_take_more_of_the_log(url):
+    done("remove", url, "0")
+    follow(said(lambda: es.open_dataset(f"{url}@0123"), OptionError))
+    [line] = [one for one in done("log", url).splitlines() if "packed by" in one]
+    assert numbers(f"{url}@{line.split()[0]}") == whole(0, 1, 2)
+
+
 @taken("sharding/edit/revision.py", "epistream edit undo", "--to")
 def test_edit_of_what_was_before_undo_to_it_first(url):
     done("remove", url, "0")

@@ -58,7 +58,7 @@ def test_export_command_passes_every_option_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr("epistream.commands.export.export_lerobot", call)
     words = "--fps 12.5 --task grasp --reencode --codec h264 --crf 20 --gop 3 --preset fast --data-files-size-in-mb 7 "
-    words += "--video-files-size-in-mb 9 --layout robomimic --workers 3 --episodes 0:9"
+    words += "--video-files-size-in-mb 9 --layout robomimic --workers 3 --episodes 0:9 --engine ray --address auto"
     assert isinstance(export("in", "out", *words.split()).exception, Enough)
     assert seen.pop("places") == ("in", "out")
     assert callable(seen.pop("progress"))
@@ -72,7 +72,9 @@ def test_export_command_passes_every_option_on(tmp_path, monkeypatch):
             "pictures": None,
             "reencode": True,
         },
-        **{"upright": True},
+        "upright": True,
+        "engine": "ray",
+        "address": "auto",
         **{"codec": "h264", "crf": 20, "gop": 3, "preset": "fast", "chunks_size": 1000, "workers": 3},
         **{"data_files_size_in_mb": 7.0, "video_files_size_in_mb": 9.0, "layout": "robomimic"},
         **{"storage_options": seen["storage_options"], "features": None},
