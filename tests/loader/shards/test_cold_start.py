@@ -243,7 +243,7 @@ def test_index_without_checksums_of_blocks_tells_what_to_bring_and_not_how_to_ch
     tar = Unchecked(int(dataset.shard_bytes[0]))
     reads = ColdReads({"action": dataset.features["action"]}, max_indexes=2)
     reads._indexes.put(source.key, replace(index, block_checksums=index.block_checksums[:0]))
-    cold = ColdShard(0, source, OpenEntry((tar, None), "direct", None), is_kept=False)
+    cold = ColdShard(0, source, OpenEntry((tar, None), "direct", None), is_kept=False, names={})
     zeros = np.zeros(1, np.int64)
     reads.bring([Wanted(cold, zeros, zeros, {"action": zeros[None]})])
     assert tar.wanted == index.array_offset["action"][:1].tolist()
