@@ -10,6 +10,7 @@ from rich.text import Text
 
 from epistream.access import placed_link
 from epistream.cache.admin import EntryRow
+from epistream.commands.tables import printable
 from epistream.sharding.files.names import is_tar
 from epistream.units import size_text
 
@@ -118,9 +119,9 @@ def _is_set(rows: Sequence[EntryRow]) -> bool:
 
 
 def _alone(row: EntryRow) -> str:
-    name = _readable(row.url) or row.key
+    name = printable(row.url) or row.key
     if row.is_made:
-        return f"decoded frames of {_readable(row.url) or 'group'} ({row.key})"
+        return f"decoded frames of {printable(row.url) or 'group'} ({row.key})"
     return name
 
 
@@ -142,7 +143,7 @@ def _place(rows: Sequence[EntryRow]) -> str:
     """The folder that entries are from, or the one above all of theirs; "" where none of them tells."""
     folders = sorted({_folder(row.url) for row in rows if row.url})
     if len(folders) < 2:
-        return _readable(folders[0]) if folders else ""
+        return printable(folders[0]) if folders else ""
     pairs = zip(folders[0].split("/"), folders[-1].split("/"), strict=False)
     common: list[str] = []
     for one, other in pairs:
@@ -152,14 +153,9 @@ def _place(rows: Sequence[EntryRow]) -> str:
     # Of URLs, a protocol and a host are no folder.
     least = 4 if "://" in folders[0] else 2
     if len(common) >= least:
-        return _readable("/".join(common))
-    return f"{_readable(folders[0])} and {len(folders) - 1} more"
+        return printable("/".join(common))
+    return f"{printable(folders[0])} and {len(folders) - 1} more"
 
 
 def _folder(url: str) -> str:
     return url.rpartition("/")[0] or url
-
-
-def _readable(text: str) -> str:
-    """A name without what would move the cursor or end the line."""
-    return "".join(each if each.isprintable() else "?" for each in text)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
-from epistream.commands.tables import StageBar, new_table, print_table, quiet, report_console
+from epistream.commands.tables import StageBar, new_table, print_table, printable, quiet, report_console
 from epistream.loader.doctor.checks.check import LEVELS, Finding, Level
 from epistream.loader.doctor.checks.registry import CHECKS
 from epistream.loader.doctor.doctor import Diagnosis, doctor
@@ -170,7 +170,7 @@ def _place(group: Sequence[Finding]) -> str:
     where += [place.feature] if place.feature else []
     text = f"{', '.join(where)}: {place.text}" if where else place.text
     keep = f"; keep {place.keep[0]}:{place.keep[1]}" if place.keep else ""
-    return "".join(sign if sign.isprintable() else " " for sign in f"{text}{keep}")
+    return printable(f"{text}{keep}", " ")
 
 
 def _more(rest: Sequence[Finding]) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from epistream.commands.parameters import option
 from epistream.commands.sources import layout_options, reach_option, storage_options, wanted_layout
-from epistream.commands.tables import StageBar, new_table, print_table
+from epistream.commands.tables import StageBar, new_table, print_table, printable
 from epistream.errors import OptionError
 from epistream.sharding.edit import functions as edits
 from epistream.sharding.edit.history_edits import kept
@@ -245,7 +245,9 @@ def log(dataset: str, as_json: bool, options_json: str | None) -> None:
     for edit in reversed(history):
         when = edit.when.replace("T", " ").removesuffix("+00:00")
         gone = "" if opens is None or edit.fingerprint in opens else " (not kept)"
-        table.add_row(f"{edit.fingerprint[:_SHOWN]}{gone}", *map(_printable, (when, edit.what, edit.command)))
+        table.add_row(
+            f"{edit.fingerprint[:_SHOWN]}{gone}", *(printable(text) for text in (when, edit.what, edit.command))
+        )
     print_table(table)
 
 
@@ -256,11 +258,6 @@ def log(dataset: str, as_json: bool, options_json: str | None) -> None:
 def undo(dataset: str, fingerprint: str | None, options_json: str | None) -> None:
     """Make DATASET what it was before its last edit. That is an edit, too: it can be undone with --to."""
     _print(edits.undo(dataset, fingerprint, storage_options=storage_options(options_json)))
-
-
-def _printable(text: str) -> str:
-    """Without what would move the cursor: a history may come from anybody."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _pairs(texts: Sequence[str], where: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from epistream.commands.sources import (
     reach_option,
     wanted_layout,
 )
-from epistream.commands.tables import fits, new_list, new_table, print_table
+from epistream.commands.tables import fits, new_list, new_table, print_table, printable
 from epistream.errors import LayoutError, OptionError, SourceError
 from epistream.sharding.check.inspect import EpisodeFrames, describe
 from epistream.sharding.dataset_facts import facts_of
@@ -169,7 +169,7 @@ def _plain(text: str) -> str:
     """Text from outside, without control characters and without rich's markup."""
     from rich.markup import escape
 
-    return escape("".join(sign if sign.isprintable() else " " for sign in text))
+    return escape(printable(text, " "))
 
 
 def _features(features: list[dict[str, Any]]) -> Table:

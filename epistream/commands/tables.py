@@ -12,6 +12,11 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from rich.table import Table
 
 
+def printable(text: str, instead: str = "?") -> str:
+    """Text from outside without what would move the cursor or end the line."""
+    return "".join(sign if sign.isprintable() else instead for sign in text)
+
+
 def new_table(title: str | None = None) -> Table:
     """A table without lines between columns, which a narrow window has no room for."""
     return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
