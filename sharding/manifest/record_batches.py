@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epistream.sharding.format.ragged import Int64, offsets_of, positions_of
+from epistream.sharding.format.ragged import Int64, offsets_of
 from epistream.sharding.format.statistics import MAX_QUANTILE_DIMS, flattened
 from epistream.sharding.format.texts import Texts
 from epistream.sharding.manifest.episode_records import EpisodeRecords
 from epistream.sharding.manifest.record_columns import FeatureRecords, Float, smallest
 from epistream.sharding.manifest.record_making import RecordRules
-from epistream.sharding.manifest.record_points import first_share
+from epistream.sharding.manifest.record_points import first_shares, points_of_runs
 
 
 def count_episodes(
@@ -33,13 +33,13 @@ def count_episodes(
         rules: Of the job.
     """
     num_points = np.minimum(num_steps, rules.num_points)
-    firsts = np.array([first_share(one) for one in identities])
+    firsts = first_shares(identities)
     features = {}
     for name, array in values.items():
         if name in rules.features:
             points = None
             if prod(array.shape[1:]) <= MAX_QUANTILE_DIMS:
-                points = _points(array, num_steps, num_points, firsts)
+                points = points_of_runs(array, num_steps, num_points, firsts)
             features[name] = _moments(array, num_steps, points)
     return EpisodeRecords(num_steps, num_points, features, described)
 
@@ -110,24 +110,3 @@ def _not_finite(flat: Float, finite: NDArray[np.bool_], runs: _Runs) -> Int64:
     inf = (~finite).sum(axis=1) - nan
     found: Int64 = runs.reduce(np.add, np.stack([nan, inf, nan + inf > 0], axis=1).astype(np.int64), 0)
     return found
-
-
-def _points(values: NDArray[Any], num_steps: Int64, num_points: Int64, firsts: NDArray[np.float64]) -> Float:
-    """The points of each episode, see `record_points.take_points`: episodes of one length are sorted at once."""
-    flat = values.reshape(len(values), prod(values.shape[1:])) if values.dtype == np.float32 else flattened(values)
-    flat = np.where(np.isfinite(flat), flat, np.nan)
-    offsets, point_offsets = offsets_of(num_steps), offsets_of(num_points)
-    points = np.empty((int(point_offsets[-1]), flat.shape[1]), flat.dtype)
-    by_length = np.argsort(num_steps, kind="stable")
-    for rows in np.split(by_length, np.flatnonzero(np.diff(num_steps[by_length])) + 1):
-        if not len(rows) or not num_steps[rows[0]]:
-            continue
-        length, wanted = int(num_steps[rows[0]]), int(num_points[rows[0]])
-        block = flat[positions_of(offsets, rows)].reshape(len(rows), length, -1)
-        lines = np.ascontiguousarray(block.transpose(0, 2, 1))  # sorting along the last axis takes a third of the time
-        lines.sort(axis=2)  # NaN comes last
-        if wanted < length:
-            ranks = ((firsts[rows, None] + np.arange(wanted)) * (length / wanted)).astype(np.int64)
-            lines = np.take_along_axis(lines, np.minimum(ranks, length - 1)[:, None, :], axis=2)
-        points[positions_of(point_offsets, rows)] = lines.transpose(0, 2, 1).reshape(len(rows) * wanted, -1)
-    return smallest(points)

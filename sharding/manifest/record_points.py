@@ -6,13 +6,14 @@ without drift in either direction, so that the errors of many episodes cancel. W
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from epistream.sharding.format.ragged import Int64
+from epistream.sharding.format.ragged import Int64, offsets_of, positions_of
 from epistream.sharding.format.statistics import MAX_POINTS, Sketch, flattened
 from epistream.sharding.manifest.record_columns import Float, smallest
 
@@ -25,17 +26,52 @@ def take_points(values: NDArray[Any], num_points: int, identity: str) -> Float:
         num_points: K, at most n.
         identity: Of the episode.
     """
-    flat = flattened(values)
-    points = np.sort(np.where(np.isfinite(flat), flat, np.nan), axis=0)  # NaN comes last
-    if num_points < len(points):
-        ranks = ((first_share(identity) + np.arange(num_points)) * (len(points) / num_points)).astype(np.int64)
-        points = points[np.minimum(ranks, len(points) - 1)]
+    return smallest(_of_one_length(_with_nan(values)[None], num_points, first_shares([identity]))[0])
+
+
+def points_of_runs(values: NDArray[Any], num_steps: Int64, num_points: Int64, firsts: NDArray[np.float64]) -> Float:
+    """The points of some episodes, one after the other; episodes of one length are sorted at once.
+
+    Args:
+        values: (S, ...) the steps of all, one episode after the other.
+        num_steps: (R,) of each.
+        num_points: (R,) K of each, at most its steps, the same for episodes of one length.
+        firsts: (R,) as `first_shares` gives them.
+    """
+    flat = _with_nan(values)
+    offsets, point_offsets = offsets_of(num_steps), offsets_of(num_points)
+    points = np.empty((int(point_offsets[-1]), flat.shape[1]), flat.dtype)
+    by_length = np.argsort(num_steps, kind="stable")
+    for rows in np.split(by_length, np.flatnonzero(np.diff(num_steps[by_length])) + 1):
+        if len(rows) and num_steps[rows[0]]:
+            block = flat[positions_of(offsets, rows)].reshape(len(rows), int(num_steps[rows[0]]), -1)
+            found = _of_one_length(block, int(num_points[rows[0]]), firsts[rows])
+            points[positions_of(point_offsets, rows)] = found.reshape(-1, flat.shape[1])
     return smallest(points)
 
 
-def first_share(identity: str) -> float:
-    """The u of an episode, from [0, 1): where its points begin."""
-    return xxhash.xxh3_64_intdigest(identity.encode(errors="surrogateescape")) / (1 << 64)
+def _with_nan(values: NDArray[Any]) -> Float:
+    """(S, D) of (S, ...), NaN for what is not finite."""
+    flat = values.reshape(len(values), prod(values.shape[1:])) if values.dtype == np.float32 else flattened(values)
+    return np.where(np.isfinite(flat), flat, np.nan)
+
+
+def _of_one_length(block: Float, num_points: int, firsts: NDArray[np.float64]) -> Float:
+    """The points (R, K, D) of R episodes of n steps, (R, n, D)."""
+    length = block.shape[1]
+    lines = np.ascontiguousarray(block.transpose(0, 2, 1))  # a sort along the last axis takes a third
+    lines.sort(axis=2)  # NaN comes last
+    if num_points < length:
+        ranks = ((firsts[:, None] + np.arange(num_points)) * (length / num_points)).astype(np.int64)
+        lines = np.take_along_axis(lines, np.minimum(ranks, length - 1)[:, None, :], axis=2)
+    points: Float = lines.transpose(0, 2, 1)
+    return points
+
+
+def first_shares(identities: Sequence[str]) -> NDArray[np.float64]:
+    """The u (R,) of each episode, from [0, 1): where its points begin."""
+    digests = [xxhash.xxh3_64_intdigest(one.encode(errors="surrogateescape")) for one in identities]
+    return np.array(digests, np.float64) / (1 << 64)
 
 
 def sketch_of(points: Float, weights: NDArray[np.float32], num_steps: int) -> Sketch:
