@@ -2,6 +2,7 @@
 
 import io
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ _BLOCK_BYTES = 64 << 10
 _MAX_BLOCKS = 16
 
 
-class SourceBytes:
+class SourceBytes(ABC):
     """A file object for h5py over the bytes of one file. Not shared between threads.
 
     HDF5 opens what a link or a virtual dataset names through the same object, and would take this file for that one.
@@ -45,6 +46,7 @@ class SourceBytes:
 
     def flush(self) -> None:
         """As of a file; nothing is ever written."""
+        return
 
     def readinto(self, buffer: Any) -> int:
         """As of a file.
@@ -70,9 +72,9 @@ class SourceBytes:
             self.names_others = True
             raise io.UnsupportedOperation("it is in another file, which this one names")
 
+    @abstractmethod
     def _copy(self, out: memoryview, start: int) -> None:
         """Fill `out` from a byte of the file on."""
-        raise NotImplementedError
 
 
 class BytesInMemory(SourceBytes):
