@@ -22,8 +22,6 @@ from epistream.sharding.pictures.video_file import WholeVideo
 from epistream.sharding.tar.npy import npy_header
 from epistream.sharding.tar.tar_writer import MAX_MEMBER_BYTES, TarWriter, write_error
 
-_BUFFER_BYTES = 1 << 20
-
 Frames = Iterable[Any]
 
 
@@ -61,7 +59,7 @@ class ShardWriter:
             "array": self._add_pixels,
             "video": self._add_video,
         }
-        self._file = self._temporary.open("w+b", buffering=_BUFFER_BYTES)
+        self._file = self._temporary.open("w+b")
         self._tar = TarWriter(self._file)
         self._sync = EarlySync(self._file)
 
