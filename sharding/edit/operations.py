@@ -83,10 +83,10 @@ def trim(
         unknown = next((number for number in given if not 0 <= number < len(length)), None)
         if unknown is not None:
             raise OptionError(f"{revision.url}: episode {unknown}, wanted one of {len(length):,}.")
-        keep = {row: slice(*one).indices(int(length[row]))[:2] for row, one in given.items()}
+        slices = given
         if bounds is not None:
-            rows = np.flatnonzero(chosen(revision, episodes))
-            keep = {row: bounds.indices(int(length[row]))[:2] for row in rows.tolist()}
+            slices = dict.fromkeys(np.flatnonzero(chosen(revision, episodes)).tolist(), bounds)
+        keep = {row: one.indices(int(length[row]))[:2] for row, one in slices.items()}
         before = _num_valid(revision.manifest)
         cut = trimmed(revision.manifest, keep)
         left = before - _num_valid(cut)
@@ -323,7 +323,7 @@ def _bounds(steps: slice | tuple[int | None, int | None]) -> slice:
     return slice(*found)
 
 
-def _ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+def _ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, slice]:
     """Those that `trim` was given by episode, none below 0.
 
     Raises:
@@ -334,7 +334,7 @@ def _ranges(ranges: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]
             raise OptionError(
                 f"trim: ranges {number!r:.80}: {one!r:.80}, wanted an episode's steps [start, stop): 0: (5, 90)."
             )
-    return {int(number): (max(0, int(start)), max(0, int(stop))) for number, (start, stop) in ranges.items()}
+    return {int(number): slice(max(0, int(start)), max(0, int(stop))) for number, (start, stop) in ranges.items()}
 
 
 def _is_step(value: object) -> bool:

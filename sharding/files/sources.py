@@ -192,7 +192,8 @@ def folder_of(url: str) -> Folder:
     if match:
         return Folder(match["url"], match["fingerprint"])
     dataset, _, digits = folder.rpartition("@")
-    if _FEW_DIGITS.fullmatch(digits) and path is not None and not path.exists() and Path(dataset, _MANIFEST).exists():
+    is_short = bool(dataset) and _FEW_DIGITS.fullmatch(digits)
+    if is_short and path is not None and not path.exists() and Path(dataset, _MANIFEST).exists():
         raise OptionError(
             f"{folder}: {count_text(len(digits), 'digit')} of a fingerprint, wanted the first 8 or more. See them: "
             f"epistream edit log {shlex.quote(dataset)}"
