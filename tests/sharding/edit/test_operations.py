@@ -191,6 +191,12 @@ def test_fingerprint_of_too_few_digits_is_refused(url, digits):
         es.open_dataset(f"{url}@{digits}")
 
 
+def test_name_without_a_sign_is_no_fingerprint(url, monkeypatch):
+    monkeypatch.chdir(url)
+    with pytest.raises(SourceError, match="no such file"):
+        es.open_dataset("cafe")
+
+
 def test_state_that_is_gone_says_what_drops_them(url):
     with pytest.raises(SourceError, match=r"no manifest of a fingerprint that begins so.*A prune drops them"):
         es.open_dataset(f"{url}@deadbeef")
